@@ -1,0 +1,8 @@
+"""The launcher: every part of a stack on one machine, started in order, kept alive, taken down without a trace."""
+
+from __future__ import annotations
+
+from infra.launcher.failure import LaunchFailed
+from infra.launcher.stack import PartStatus, Stack
+
+__all__ = ["LaunchFailed", "PartStatus", "Stack"]

@@ -1,0 +1,118 @@
+"""The parts of a stack: what each runs, what it needs first, how it shows that it works."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from events.settings import Settings
+from infra.launcher import jvm, raynode
+from infra.launcher.places import ROOT, Places
+from infra.launcher.probes import ExitProbe, HttpProbe, KafkaProbe, Probe
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    command: tuple[str, ...]
+    """Empty: not a process of its own, but brought up by others (the gateway runs inside Ray)."""
+    probe: Probe
+    after: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    before: Callable[[], None] | None = None
+    """Done by the launcher each time before it starts the part."""
+    healthy_s_max: float = 60.0
+    """How long a start may take on a slow, busy machine; a healthy one needs a tenth."""
+    stop_s_max: int = 10
+    crashed_within_s: int = 5
+    """A part that ends sooner than this after its start is restarted with growing pauses, later ones at once."""
+
+    @property
+    def once(self) -> bool:
+        return isinstance(self.probe, ExitProbe)
+
+
+INFRASTRUCTURE = ("kafka", "registry", "clickhouse", "ray")
+
+
+def parts_of(settings: Settings, places: Places) -> dict[str, Part]:
+    """All parts of this stack by name, in an order in which each comes after what it needs."""
+    own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings)]
+    return {part.name: part for part in [kafka(settings, places), registry(settings, places), ray(settings, places), *own]}
+
+
+def module(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name, *arguments)
+
+
+def healthz(settings: Settings, port: int) -> HttpProbe:
+    return HttpProbe(f"http://{settings.host}:{port}/healthz")
+
+
+def kafka(settings: Settings, places: Places) -> Part:
+    return Part(
+        name="kafka",
+        command=jvm.kafka_command(places),
+        probe=KafkaProbe(settings.host, settings.kafka_port),
+        ports=(settings.kafka_port, settings.kafka_controller_port),
+        before=lambda: jvm.prepare_kafka(settings, places),
+        stop_s_max=20,
+    )
+
+
+def registry(settings: Settings, places: Places) -> Part:
+    return Part(
+        name="registry",
+        command=jvm.registry_command(),
+        probe=HttpProbe(f"http://{settings.host}:{settings.registry_port}/apis/ccompat/v7/subjects"),
+        ports=(settings.registry_port, settings.registry_management_port),
+        environment=jvm.registry_environment(settings, places),
+        before=lambda: jvm.prepare_registry(places),
+    )
+
+
+def ray(settings: Settings, places: Places) -> Part:
+    return Part(
+        name="ray",
+        command=module("infra.launcher.raynode"),
+        probe=HttpProbe(f"{settings.ray_dashboard}/api/version", token_file=str(places.ray_token)),
+        ports=raynode.fixed_ports(settings),
+        environment=raynode.environment(settings, places),
+        healthy_s_max=90.0,
+        stop_s_max=15,
+    )
+
+
+def clickhouse(settings: Settings) -> Part:
+    port = settings.clickhouse_port
+    return Part("clickhouse", module("projections.engine"), HttpProbe(f"http://{settings.host}:{port}/ping"), ports=(port,), stop_s_max=20)
+
+
+def prepare() -> Part:
+    return Part("prepare", module("cli.prepare"), ExitProbe(), after=("kafka", "registry", "clickhouse"))
+
+
+def processes(settings: Settings) -> list[Part]:
+    """This project's own processes: they need the topics, the schemas and the tables that `prepare` has made."""
+
+    def own(name: str, command: tuple[str, ...], port: int, *also_after: str) -> Part:
+        return Part(name, command, healthz(settings, port), after=("prepare", *also_after), ports=(port,), environment={"PYTHONPATH": str(ROOT)})
+
+    workers = (
+        own(f"worker-{index}", module("projections.worker", "--index", str(index)), settings.worker_health_port(index))
+        for index in range(settings.workers)
+    )
+    return [
+        own("commands", module("commands.api"), settings.command_port),
+        own("relay", module("commands.relay"), settings.relay_health_port),
+        *workers,
+        own("queries", module("projections.api"), settings.query_port),
+        own("biller", module("projections.biller"), settings.biller_health_port),
+        own("controller", module("serving.controller"), settings.controller_health_port, "ray"),
+    ]
+
+
+def gateway(settings: Settings) -> Part:
+    return Part("gateway", (), healthz(settings, settings.gateway_port), after=("controller",), ports=(settings.gateway_port,), healthy_s_max=90.0)

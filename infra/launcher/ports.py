@@ -1,0 +1,51 @@
+"""Ports of a stack: whether one is free, and a whole block that nobody else is about to take."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from events.settings import PORTS_PER_STACK
+from infra.launcher.failure import LaunchFailed
+from infra.launcher.places import SHORT
+
+BLOCKS = range(26_000, 32_600, PORTS_PER_STACK)
+"""Above the default stacks, below where the kernel takes the ports of outgoing connections from."""
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now. Connections of an earlier one that only linger do not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def free_block(host: str = "127.0.0.1") -> Iterator[int]:
+    """The base port of a free block, ours until the context ends: of two test runs that look at once, one looks further."""
+    for base in random.sample(BLOCKS, len(BLOCKS)):
+        with (SHORT / f"mm-{os.getuid()}-block-{base}.lock").open("w") as lock:
+            if locked(lock.fileno()) and all(is_free(host, base + offset) for offset in range(PORTS_PER_STACK)):
+                try:
+                    yield base
+                finally:
+                    Path(lock.name).unlink(missing_ok=True)
+                return
+    raise LaunchFailed("no-free-block", f"no {PORTS_PER_STACK} free ports in a row", remedy="end stacks that are not needed any more")
+
+
+def locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

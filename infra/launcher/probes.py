@@ -1,0 +1,95 @@
+"""Whether a part does its work: one question over the network, answered within a second or taken as no."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from typing import assert_never, cast
+
+import httpx
+import orjson
+
+ANSWER_S_MAX = 2.0
+"""A healthy part answers in milliseconds; on a machine that is just starting everything, in a second."""
+
+
+@dataclass(frozen=True)
+class HttpProbe:
+    """Healthy when GET answers 200; a JSON body may tell the lag and a reason."""
+
+    url: str
+    token_file: str = ""
+
+
+@dataclass(frozen=True)
+class KafkaProbe:
+    """Healthy when the broker answers ApiVersions: a bound port alone only means that the JVM has started."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class ExitProbe:
+    """A part that runs once: healthy when it has ended with 0."""
+
+
+Probe = HttpProbe | KafkaProbe | ExitProbe
+
+
+@dataclass(frozen=True)
+class Health:
+    ok: bool
+    detail: str = ""
+    lag: int | None = None
+
+
+def ask(probe: Probe) -> Health:
+    match probe:
+        case HttpProbe():
+            return ask_http(probe)
+        case KafkaProbe():
+            return ask_kafka(probe)
+        case ExitProbe():
+            return Health(ok=True)
+        case _:
+            assert_never(probe)
+
+
+def ask_http(probe: HttpProbe) -> Health:
+    headers: dict[str, str] = {}
+    try:
+        if probe.token_file:
+            with open(probe.token_file, encoding="ascii") as file:
+                headers["Authorization"] = f"Bearer {file.read().strip()}"
+        with httpx.Client(timeout=ANSWER_S_MAX, trust_env=False) as client:
+            answer = client.get(probe.url, headers=headers)
+    except (OSError, httpx.HTTPError) as failure:
+        return Health(ok=False, detail=f"{probe.url}: {failure or type(failure).__name__}")
+    said = document_of(answer)
+    lag = said.get("lag")
+    ok = answer.status_code == 200
+    detail = "" if ok else f"HTTP {answer.status_code} {said.get('detail') or said.get('status') or ''}".strip()
+    return Health(ok=ok, detail=detail, lag=lag if isinstance(lag, int) else None)
+
+
+def document_of(answer: httpx.Response) -> dict[str, object]:
+    """The health document of one of our parts; other parts answer what they like."""
+    try:
+        document = orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        return {}
+    return cast("dict[str, object]", document) if isinstance(document, dict) else {}
+
+
+def ask_kafka(probe: KafkaProbe) -> Health:
+    client = b"modelmarket"
+    request = struct.pack(">hhih", 18, 0, 1, len(client)) + client  # ApiVersions v0, correlation id 1
+    try:
+        with socket.create_connection((probe.host, probe.port), timeout=ANSWER_S_MAX) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            answer = connection.recv(10)
+    except OSError as failure:
+        return Health(ok=False, detail=f"{probe.host}:{probe.port}: {failure}")
+    return Health(ok=len(answer) == 10 and answer[8:] == b"\0\0", detail="" if answer else "the broker closed the connection")

@@ -1,0 +1,140 @@
+"""The processes of a stack as the kernel sees them: found by their mark, weighed, ended by id, never by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from infra.launcher.places import MARK_VARIABLE
+
+KILL_S_MAX = 10.0
+"""A killed process is gone at once unless the kernel holds it; past this it is reported instead of waited for."""
+
+
+def marked(mark: str, *also: str) -> set[int]:
+    """Ids of all processes that carry this stack's mark, and of all that descend from one; never this process or its ancestors.
+
+    `also` narrows it to those with further `NAME=value` pairs in their environment."""
+    wanted = {pair.encode() for pair in (f"{MARK_VARIABLE}={mark}", *also)}
+    children: dict[int, list[int]] = {}
+    found: set[int] = set()
+    for pid in pids():
+        parent = parent_of(pid)
+        if parent is not None:
+            children.setdefault(parent, []).append(pid)
+        if wanted <= set(environment_of(pid).split(b"\0")):
+            found.add(pid)
+    unseen = list(found)
+    while unseen:
+        for child in children.get(unseen.pop(), []):
+            if child not in found:
+                found.add(child)
+                unseen.append(child)
+    return found - ancestry(os.getpid())
+
+
+def pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def environment_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it ended, or belongs to somebody else
+        return b""
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def parent_of(pid: int) -> int | None:
+    """None for a process that is gone or already dead and only waits to be collected."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if after_name[0] == "Z" else int(after_name[1])
+
+
+def ancestry(pid: int) -> set[int]:
+    line: set[int] = set()
+    current: int | None = pid
+    while current and current not in line:
+        line.add(current)
+        current = parent_of(current)
+    return line
+
+
+def alive(pid: int) -> bool:
+    return parent_of(pid) is not None
+
+
+def tree(root: int) -> set[int]:
+    """A process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for pid in pids():
+        parent = parent_of(pid)
+        if parent is not None:
+            children.setdefault(parent, []).append(pid)
+    found, unseen = {root}, [root]
+    while unseen:
+        for child in children.get(unseen.pop(), []):
+            if child not in found:
+                found.add(child)
+                unseen.append(child)
+    return found
+
+
+def pss_bytes(processes: Iterable[int]) -> int:
+    """Memory of several processes, shared pages counted once: the kernel splits them among their users."""
+    return sum(pss_of(pid) for pid in processes)
+
+
+def pss_of(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def end_all(mark: str, *also: str, gently_s: float) -> set[int]:
+    """End what carries the mark: ask first, then kill. Repeats, since a dying parent may still start a child. Returns survivors."""
+    asked: set[int] = set()
+    gently_until = time.monotonic() + gently_s
+    give_up = gently_until + KILL_S_MAX
+    while (left := {pid for pid in marked(mark, *also) if alive(pid)}) and time.monotonic() < give_up:
+        if time.monotonic() < gently_until:
+            send(left - asked, signal.SIGTERM)
+            asked |= left
+        else:
+            send(left, signal.SIGKILL)
+        time.sleep(0.05)
+    return left
+
+
+def send(processes: Iterable[int], what: signal.Signals) -> None:
+    for pid in processes:
+        try:
+            os.kill(pid, what)
+        except ProcessLookupError:
+            continue
+
+
+def holder_of(port: int) -> str:
+    """Who listens on a TCP port, in words for a person."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+            return f"process {connection.pid} ({command_of(connection.pid)[:80]})" if connection.pid else "a process of another user"
+    return "a process that does not listen"

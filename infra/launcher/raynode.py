@@ -1,0 +1,97 @@
+"""The Ray head of a stack: every port inside the stack's block, its session in the stack's own short folder.
+
+Run as a program it clears what an earlier head of the same stack left, then becomes `ray start --block`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+from events.settings import Settings
+from infra.launcher.places import ROOT, Places, places_of
+from infra.launcher.processes import end_all
+
+PART_VARIABLE = "MODELMARKET_PART"
+
+# Offsets from the base port. Health ports of the Faust workers are between, see events/settings.py.
+GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS, HAPROXY_METRICS, HAPROXY_STATS = 20, 22, 23, 24, 25, 26, 27, 28, 29
+WORKERS = range(110, 155)
+REPLICA_HTTP = range(155, 195)
+REPLICA_GRPC = range(195, 200)
+
+
+def fixed_ports(settings: Settings) -> tuple[int, ...]:
+    """Ports that must be free before the head starts; workers and replicas choose among theirs."""
+    own = (GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS, HAPROXY_METRICS, HAPROXY_STATS)
+    return (settings.ray_dashboard_port, *(settings.port(offset) for offset in own))
+
+
+def command(settings: Settings, places: Places, python: str) -> tuple[str, ...]:
+    ports = {
+        "port": GCS,
+        "dashboard-port": settings.ray_dashboard_port - settings.base_port,
+        "dashboard-agent-listen-port": AGENT,
+        "dashboard-agent-grpc-port": AGENT_GRPC,
+        "runtime-env-agent-port": RUNTIME_ENV,
+        "node-manager-port": NODE_MANAGER,
+        "object-manager-port": OBJECT_MANAGER,
+        "metrics-export-port": METRICS,
+        "min-worker-port": WORKERS.start,
+        "max-worker-port": WORKERS.stop - 1,
+    }
+    return (
+        *(python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        f"--node-ip-address={settings.host}",
+        f"--dashboard-host={settings.host}",
+        "--include-dashboard=true",
+        f"--temp-dir={places.ray}",
+        f"--num-cpus={settings.ray_node_cpus}",
+        f"--object-store-memory={256 << 20}",
+        *(f"--{name}={settings.port(offset)}" for name, offset in ports.items()),
+    )
+
+
+def environment(settings: Settings, places: Places) -> dict[str, str]:
+    """What `ray start` and every process below it needs; the defaults of most of these are shared by all stacks of a machine."""
+    haproxy = places.short / "haproxy"
+    return {
+        PART_VARIABLE: "ray",
+        "PYTHONPATH": str(ROOT),
+        # Ray rewrites its processes' titles; without this their environment, and so the stack's mark, is overwritten by it.
+        "SPT_NOENV": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(places.ray_token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # An update waits this long for each replica it drains (default 30).
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(settings.port(REPLICA_HTTP.start)),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(settings.port(REPLICA_HTTP.stop - 1)),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(settings.port(REPLICA_GRPC.start)),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(settings.port(REPLICA_GRPC.stop - 1)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.port(HAPROXY_METRICS)),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.port(HAPROXY_STATS)),
+        # An old HAProxy lives on for its open streams; a long generation may run for minutes.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
+    }
+
+
+def main() -> None:
+    settings = Settings()
+    places = places_of(settings)
+    end_all(places.mark, f"{PART_VARIABLE}=ray", gently_s=0)
+    shutil.rmtree(places.ray, ignore_errors=True)
+    os.execv(sys.executable, command(settings, places, sys.executable))
+
+
+if __name__ == "__main__":
+    main()

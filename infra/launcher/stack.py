@@ -1,0 +1,333 @@
+"""One local stack: bring its parts up in order, say how they are, take them down without a trace."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from events.settings import PORTS_PER_STACK, Settings
+from infra.launcher import processes
+from infra.launcher.failure import LaunchFailed
+from infra.launcher.parts import Part, parts_of
+from infra.launcher.places import places_of
+from infra.launcher.ports import is_free
+from infra.launcher.probes import Health, ask
+from infra.launcher.supervision import Supervised, Supervisor, fingerprint, stack_environment
+
+POLL_S = 0.1
+CRASHES_MAX = 3
+"""A part that ends so often while it is waited for will not come up by waiting longer."""
+LEFT_OVER_S_MAX = 3.0
+"""How long what an earlier, killed stack left may take to end by itself."""
+LOG_TAIL_LINES = 15
+
+Progress = Callable[[str, str], None]
+"""Told (part, what happened) as it happens, from several threads."""
+
+
+def silent(part: str, what: str) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    name: str
+    state: str
+    """stopped, starting, healthy, unhealthy, restarting, stopping, failed, done."""
+    detail: str
+    pid: int
+    pss_bytes: int
+    uptime_s: int
+    lag: int | None
+
+    @property
+    def healthy(self) -> bool:
+        return self.state in ("healthy", "done")
+
+
+class Stack:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.places = places_of(settings)
+        self.parts = parts_of(settings, self.places)
+        self.supervisor = Supervisor(self.places)
+
+    # --- up
+
+    def up(self, parts: Iterable[str] | None = None, *, progress: Progress = silent) -> bool:
+        """Bring the named parts (or all) up and wait until each is healthy; False when all were already.
+
+        Of a named part's needs only those that are named too are waited for. On failure what has started stays up for a look;
+        `down` ends it.
+        """
+        wanted = self.wanted(parts)
+        with self.alone():
+            if self.supervisor.pid() is None:
+                self.launch_supervisor(progress)
+            else:
+                self.check_same_settings()
+                if all(self.part_status(name).healthy for name in wanted):
+                    return False
+            self.start_in_order(wanted, progress)
+        return True
+
+    def wanted(self, parts: Iterable[str] | None) -> dict[str, Part]:
+        if parts is None:
+            return self.parts
+        names = set(parts)
+        unknown = names - self.parts.keys()
+        if unknown:
+            known = ", ".join(self.parts)
+            raise LaunchFailed("unknown-part", f"there is no part {', '.join(sorted(unknown))}", remedy=f"the parts are: {known}")
+        return {name: part for name, part in self.parts.items() if name in names}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One `up` or `down` of a stack at a time; the lock goes with the process that holds it."""
+        self.places.folder.mkdir(parents=True, exist_ok=True)
+        with (self.places.folder / "launcher.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def launch_supervisor(self, progress: Progress) -> None:
+        """A fresh supervisor, after what a killed one may have left is gone."""
+        left = processes.end_all(self.places.mark, gently_s=LEFT_OVER_S_MAX)
+        if left:
+            raise LaunchFailed("left-over", f"processes of an earlier start do not end: {sorted(left)}", remedy="end them by their ids")
+        for folder in (self.places.logs, self.places.run):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.make_short_folder()
+        environment = self.environment()
+        self.supervisor.launch(self.parts.values(), environment)
+        self.fingerprint_file.write_text(fingerprint(self.parts.values(), environment, self.places))
+        progress("supervisor", "started")
+
+    def make_short_folder(self) -> None:
+        """Sockets live in a folder below /tmp that nobody else may have made for us."""
+        short = self.places.short
+        shutil.rmtree(short, ignore_errors=True)
+        try:
+            short.mkdir(mode=0o700)
+        except FileExistsError:
+            raise LaunchFailed("folder-taken", f"{short} belongs to somebody else", remedy="remove it, or use another data folder") from None
+        (short / "haproxy").mkdir()
+
+    @property
+    def fingerprint_file(self) -> Path:
+        return self.places.run / "fingerprint"
+
+    def check_same_settings(self) -> None:
+        now = fingerprint(self.parts.values(), self.environment(), self.places)
+        if not self.fingerprint_file.exists() or self.fingerprint_file.read_text() != now:
+            raise LaunchFailed("settings-changed", "the stack runs with other settings than these", remedy="run `modelmarket down` first")
+
+    def environment(self) -> dict[str, str]:
+        given_token = self.settings.ray_auth_token.get_secret_value()
+        given_key = self.settings.admin_key.get_secret_value()
+        if given_token:
+            write_secret(self.places.ray_token, given_token)
+        minted = {
+            "MODELMARKET_RAY_AUTH_TOKEN": given_token or minted_secret(self.places.ray_token, secrets.token_hex(32)),
+            "MODELMARKET_ADMIN_KEY": given_key or minted_secret(self.places.admin_key, f"mk_{secrets.token_urlsafe(32)}"),
+        }
+        return stack_environment(self.settings, self.places, minted)
+
+    def start_in_order(self, wanted: dict[str, Part], progress: Progress) -> None:
+        """Each part starts when what it comes after is healthy; those that need nothing of each other start together."""
+        cancelled = threading.Event()
+        waiting, running, healthy = dict(wanted), dict[Future[None], str](), set[str]()
+        with ThreadPoolExecutor(max_workers=len(wanted) or 1, thread_name_prefix="start") as pool:
+            try:
+                while waiting or running:
+                    for part in [part for part in waiting.values() if all(need in healthy or need not in wanted for need in part.after)]:
+                        del waiting[part.name]
+                        running[pool.submit(self.start_part, part, progress, cancelled)] = part.name
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        healthy.add(running.pop(future))
+                        future.result()
+            finally:
+                cancelled.set()
+
+    def start_part(self, part: Part, progress: Progress, cancelled: threading.Event) -> None:
+        began = time.monotonic()
+        if self.part_status(part.name).healthy:
+            progress(part.name, "already healthy")
+            return
+        if part.command:
+            if not self.supervised(part.name).pid:
+                self.check_ports(part)
+                if part.before:
+                    part.before()
+            self.supervisor.start(part.name)
+        progress(part.name, "starting")
+        self.wait_until_healthy(part, part.healthy_s_max, cancelled)
+        progress(part.name, f"{'done' if part.once else 'healthy'} after {time.monotonic() - began:.1f} s")
+
+    def check_ports(self, part: Part) -> None:
+        for port in part.ports:
+            if not is_free(self.settings.host, port):
+                raise LaunchFailed(
+                    "port-taken",
+                    f"port {port}, which {part.name} needs, is taken by {processes.holder_of(port)}",
+                    part=part.name,
+                    remedy=f"end it, or choose another block of {PORTS_PER_STACK} ports: MODELMARKET_BASE_PORT (now {self.settings.base_port})",
+                )
+
+    # --- health
+
+    def wait_healthy(self, part: str, timeout_s: float | None = None) -> None:
+        """Return when the part is healthy; LaunchFailed after `timeout_s` (default: what a start of it may take)."""
+        wanted = self.parts[part]
+        self.wait_until_healthy(wanted, wanted.healthy_s_max if timeout_s is None else timeout_s, threading.Event())
+
+    def wait_until_healthy(self, part: Part, timeout_s: float, cancelled: threading.Event) -> None:
+        deadline = time.monotonic() + timeout_s
+        starts: set[int] = set()
+        while True:
+            health = self.health(part, starts)
+            if health.ok:
+                return
+            if cancelled.is_set():
+                raise LaunchFailed("cancelled", f"{part.name} was still starting when another part failed", part=part.name)
+            if len(starts) > CRASHES_MAX:
+                raise self.failed(part, "part-crashes", f"{part.name} ended {len(starts) - 1} times while starting")
+            if time.monotonic() > deadline:
+                raise self.failed(part, "part-not-healthy", f"{part.name} is not healthy after {timeout_s:.0f} s ({health.detail})")
+            time.sleep(POLL_S)
+
+    def health(self, part: Part, starts: set[int]) -> Health:
+        """Asks the part only while its process runs, so that nobody else's answer on its port counts."""
+        if not part.command:
+            return ask(part.probe)
+        process = self.supervised(part.name)
+        if process.started:
+            starts.add(process.started)
+        if part.once:
+            if process.state == "EXITED" and process.exit_status != 0:
+                raise self.failed(part, "part-failed", f"{part.name} ended with {process.exit_status}")
+            return Health(ok=process.state == "EXITED", detail=process.state.lower())
+        if process.state == "FATAL":
+            raise self.failed(part, "part-failed", f"{part.name} could not be started")
+        return ask(part.probe) if process.pid else Health(ok=False, detail=process.state.lower())
+
+    def failed(self, part: Part, code: str, message: str) -> LaunchFailed:
+        tail = "\n".join(self.tail(part.name, LOG_TAIL_LINES))
+        return LaunchFailed(code, message, part=part.name, remedy=f"read its log: {self.places.log(part.name)}", log_tail=tail)
+
+    def tail(self, part: str, lines: int) -> list[str]:
+        try:
+            with self.places.log(part).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
+                return file.read().decode(errors="replace").splitlines()[-lines:]
+        except FileNotFoundError:
+            return []
+
+    def supervised(self, part: str) -> Supervised:
+        return self.supervisor.known()[part]
+
+    # --- what is there
+
+    def pid(self, part: str) -> int | None:
+        """The main process of a part; None while it has none."""
+        if self.supervisor.pid() is None:
+            return None
+        return self.supervised(part).pid or None
+
+    def kill9(self, part: str) -> int:
+        """Kill the main process of a part as a crash would, and say which it was."""
+        pid = self.pid(part)
+        if pid is None:
+            raise LaunchFailed("not-running", f"{part} has no process to kill", part=part)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def status(self) -> list[PartStatus]:
+        with ThreadPoolExecutor(max_workers=len(self.parts)) as pool:
+            return list(pool.map(self.part_status, self.parts))
+
+    def part_status(self, name: str) -> PartStatus:
+        part = self.parts[name]
+        if self.supervisor.pid() is None:
+            return PartStatus(name, "stopped", "the supervisor does not run", 0, 0, 0, None)
+        if not part.command:
+            health = ask(part.probe)
+            alone = not any(self.supervised(need).pid for need in part.after)
+            return PartStatus(name, "healthy" if health.ok else "stopped" if alone else "unhealthy", health.detail, 0, 0, 0, health.lag)
+        process = self.supervised(name)
+        health = ask(part.probe) if process.pid and not part.once else Health(ok=False)
+        memory = processes.pss_bytes(processes.tree(process.pid)) if process.pid else 0
+        return PartStatus(name, state_of(part, process, health), health.detail, process.pid, memory, process.uptime_s, health.lag)
+
+    # --- down
+
+    def down(self, *, progress: Progress = silent) -> bool:
+        """End every process of this stack; False when there was none. The data stays."""
+        with self.alone():
+            found = processes.marked(self.places.mark)
+            if self.supervisor.pid() is not None:
+                self.stop_in_order(progress)
+            left = processes.end_all(self.places.mark, gently_s=LEFT_OVER_S_MAX)
+            if left:
+                raise LaunchFailed("will-not-end", f"these processes of the stack do not end: {sorted(left)}", remedy="end them by their ids")
+            shutil.rmtree(self.places.short, ignore_errors=True)
+        return bool(found)
+
+    def stop_in_order(self, progress: Progress) -> None:
+        """What is needed by others stops after them; those that need nothing of each other stop together."""
+        remaining = {name: part for name, part in self.parts.items() if part.command}
+        while remaining:
+            needed = {need for part in remaining.values() for need in part.after}
+            last = [part for part in remaining.values() if part.name not in needed]
+            for part in last:
+                self.supervisor.stop(part.name)
+            deadline = time.monotonic() + max(part.stop_s_max for part in last) + 5
+            while (known := self.supervisor.known()) and any(known[part.name].pid for part in last) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            for part in last:
+                progress(part.name, "stopped")
+                del remaining[part.name]
+        self.supervisor.shutdown()
+
+
+def state_of(part: Part, process: Supervised, health: Health) -> str:
+    match process.state:
+        case "EXITED" if part.once:
+            return "done" if process.exit_status == 0 else "failed"
+        case "RUNNING" | "STARTING" if part.once:
+            return "starting"
+        case "RUNNING" | "STARTING" if health.ok:
+            return "healthy"
+        case "RUNNING" | "STARTING":
+            return "starting" if process.uptime_s < part.healthy_s_max else "unhealthy"
+        case "BACKOFF":
+            return "restarting"
+        case "STOPPED" | "STOPPING" as state:
+            return state.lower()
+        case _:
+            return "failed"
+
+
+def minted_secret(path: Path, fresh: str) -> str:
+    """The secret in the file; at the first start the fresh one, which only the owner may read."""
+    if not path.exists():
+        write_secret(path, fresh)
+    return path.read_text().strip()
+
+
+def write_secret(path: Path, secret: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secret)
+    partial.rename(path)

@@ -1,0 +1,220 @@
+"""The supervisor that keeps the parts alive: its configuration, its start, and its XML-RPC interface on a unix socket."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from events.settings import Settings
+from infra.launcher.failure import LaunchFailed
+from infra.launcher.parts import Part
+from infra.launcher.places import MARK_VARIABLE, ROOT, Places
+
+ANSWER_S_MAX = 10.0
+START_S_MAX = 15.0
+LOG_BYTES_MAX = 16 << 20
+LOG_BACKUPS = 2
+"""A part keeps at most 48 MiB of log."""
+RESTARTS_MAX = 200
+"""Pauses grow by a second each time: a part that never starts is tried for hours, and rarely in the end."""
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A part as the supervisor sees it."""
+
+    name: str
+    state: str
+    pid: int
+    started: int
+    now: int
+    exit_status: int
+
+    @property
+    def uptime_s(self) -> int:
+        return self.now - self.started if self.pid else 0
+
+
+# --- configuration
+
+
+def configuration(parts: Iterable[Part], places: Places) -> str:
+    head = f"""\
+[supervisord]
+nodaemon=true
+logfile={places.log("supervisor")}
+logfile_maxbytes=4MB
+logfile_backups=1
+pidfile={places.run / "supervisord.pid"}
+childlogdir={places.logs}
+directory={ROOT}
+minfds=4096
+user=root
+
+[unix_http_server]
+file={places.supervisor_socket}
+chmod=0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+"""
+    if os.getuid() != 0:
+        head = head.replace("user=root\n", "")
+    return "\n".join([head, *(section(part, places) for part in parts if part.command)])
+
+
+def section(part: Part, places: Places) -> str:
+    environment = ",".join(f'{name}="{escaped(value)}"' for name, value in part.environment.items())
+    return f"""\
+[program:{part.name}]
+command={" ".join(quoted(word) for word in part.command)}
+environment={environment}
+autostart=false
+autorestart={"false" if part.once else "true"}
+startsecs={0 if part.once else part.crashed_within_s}
+startretries={0 if part.once else RESTARTS_MAX}
+stopwaitsecs={part.stop_s_max}
+stopasgroup=true
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={places.log(part.name)}
+stdout_logfile_maxbytes={LOG_BYTES_MAX}
+stdout_logfile_backups={LOG_BACKUPS}
+"""
+
+
+def escaped(value: str) -> str:
+    return value.replace("%", "%%").replace('"', '\\"')
+
+
+def quoted(word: str) -> str:
+    """The supervisor splits commands like a shell and expands `%(name)s`."""
+    safe = word.replace("%", "%%")
+    return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def stack_environment(settings: Settings, places: Places, secrets: Mapping[str, str]) -> dict[str, str]:
+    """What every process of the stack inherits: this stack's settings and mark, and of the caller's environment nothing that means us."""
+    # Not a setting that is read, but what children get from their parent (PATH, HOME, locale).
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MODELMARKET_", "RAY_", "SUPERVISOR_"))}
+    direct = ",".join(filter(None, [inherited.get("NO_PROXY", inherited.get("no_proxy", "")), settings.host, "localhost"]))
+    return {
+        **inherited,
+        **settings_environment(settings),
+        **secrets,
+        "MODELMARKET_DATA": str(places.folder),
+        MARK_VARIABLE: places.mark,
+        "NO_PROXY": direct,
+        "no_proxy": direct,
+        "TZ": "UTC",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The settings that differ from their default, as the environment variables that say so."""
+    chosen = settings.model_dump(exclude_defaults=True)
+    return {f"MODELMARKET_{name.upper()}": plain(value) for name, value in chosen.items()}
+
+
+def plain(value: object) -> str:
+    reveal = getattr(value, "get_secret_value", None)
+    return str(reveal() if callable(reveal) else value)
+
+
+# --- the running supervisor
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=ANSWER_S_MAX)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(ANSWER_S_MAX)
+        self.sock.connect(self.path)
+
+
+class UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def make_connection(self, host: object) -> http.client.HTTPConnection:
+        return UnixConnection(self.path)
+
+
+class Supervisor:
+    def __init__(self, places: Places) -> None:
+        self.places = places
+
+    def call(self, method: str, *arguments: object) -> object:
+        proxy = xmlrpc.client.ServerProxy("http://localhost", transport=UnixTransport(str(self.places.supervisor_socket)))
+        with proxy:
+            return getattr(proxy.supervisor, method)(*arguments)
+
+    def pid(self) -> int | None:
+        """None when it does not run: no socket, or nobody behind it."""
+        try:
+            return cast("int", self.call("getPID"))
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            return None
+
+    def launch(self, parts: Iterable[Part], environment: Mapping[str, str]) -> None:
+        """Start the supervisor itself, with every part known and none started. It outlives this process and its terminal."""
+        self.places.supervisor_config.write_text(configuration(parts, self.places))
+        self.places.supervisor_socket.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self.places.supervisor_config)]
+        errors = self.places.log("supervisor-errors")
+        with errors.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output
+            )
+        deadline = time.monotonic() + START_S_MAX
+        while self.pid() != process.pid:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise LaunchFailed("supervisor-failed", "the supervisor did not start", log_tail=errors.read_text(errors="replace")[-2000:])
+            time.sleep(0.05)
+
+    def start(self, name: str) -> None:
+        """Ask for a start, without waiting for it. A part that runs already, or is about to, is left as it is."""
+        try:
+            self.call("startProcess", name, False)
+        except xmlrpc.client.Fault as fault:
+            if "ALREADY_STARTED" not in fault.faultString:
+                raise
+
+    def stop(self, name: str) -> None:
+        try:
+            self.call("stopProcess", name, False)
+        except xmlrpc.client.Fault as fault:
+            if "NOT_RUNNING" not in fault.faultString:
+                raise
+
+    def shutdown(self) -> None:
+        self.call("shutdown")
+
+    def known(self) -> dict[str, Supervised]:
+        rows = cast("list[dict[str, object]]", self.call("getAllProcessInfo"))
+        return {row.name: row for row in map(supervised, rows)}
+
+
+def supervised(row: Mapping[str, object]) -> Supervised:
+    number = {name: cast("int", row[name]) for name in ("pid", "start", "now", "exitstatus")}
+    return Supervised(str(row["name"]), str(row["statename"]), number["pid"], number["start"], number["now"], number["exitstatus"])
+
+
+def fingerprint(parts: Iterable[Part], environment: Mapping[str, str], places: Places) -> str:
+    """Changes when a running stack was started with other settings, other parts or other code paths than are asked for now."""
+    ours = sorted((name, value) for name, value in environment.items() if name.startswith("MODELMARKET_"))
+    return hashlib.sha256(repr((ours, configuration(parts, places))).encode()).hexdigest()
