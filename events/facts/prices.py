@@ -1,0 +1,43 @@
+"""What things cost: price books and their versions. Topic `prices`, key = book."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from events.fact import DEFAULT_CURRENCY, BookId, Count, Decided, Micros, Part, UserId
+
+Meter = Literal[
+    "calls",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "bytes_in",
+    "bytes_out",
+    "images",
+    "media_us",
+    "gpu_us",
+    "cpu_us",
+]
+
+
+class Price(Part):
+    """`amount_micros` of the book's currency per `per_units` of a meter, pro rata. Model `*` is any model without its own price."""
+
+    model: str
+    meter: Meter
+    amount_micros: Count
+    per_units: Annotated[int, Field(ge=1)] = 1
+
+
+class PriceBookPublished(Decided):
+    """From `effective_from` on, usage is priced by this version, until the next one's."""
+
+    book: BookId
+    book_version: Annotated[int, Field(ge=1)]
+    currency: str = DEFAULT_CURRENCY
+    effective_from: Micros
+    prices: tuple[Price, ...]
+    by: UserId

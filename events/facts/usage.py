@@ -1,0 +1,111 @@
+"""What was used: one settled fact per execution, with every billable quantity on it. Topic `usage`, key = tenant.
+
+Whether an execution is billed, and which of several with one `invocation_key`, is a dated rule in `rating/`, not a field here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from events.fact import Count, Duration, KeyId, Metered, ModelId, ModelVersion, TenantId, UserId
+
+Outcome = Literal["succeeded", "client_error", "failed", "timed_out", "aborted"]
+
+
+class InvocationSettled(Metered):
+    """One execution ended. Acknowledged by the log before the caller has the answer (K12).
+
+    `invocation_key` is SHA-256 over tenant, Idempotency-Key, operation and body; empty without a key (K11). The dimensions
+    are those of the API key when the call came in. `slice_id`, `price_version` and `reserved_micros` freeze the budget
+    cost at reservation (K22); empty or 0 where no budget was asked.
+    """
+
+    invocation_key: bytes = b""
+    sub_account: str = ""
+    department: str = ""
+    team: str = ""
+    project: str = ""
+    key_id: KeyId
+    user: UserId
+    region: str
+    labels: dict[str, str] = {}
+    provider: TenantId
+    model: ModelId
+    model_version: ModelVersion
+    deployment: str
+    replica: str = ""
+    route: str = ""
+    operation: str
+    attempt: Count = 1
+    outcome: Outcome
+    status: Count
+    error_code: str = ""
+    streamed: bool = False
+    shadow: bool = False
+    cached: bool = False
+    calls: Count = 1
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    cached_tokens: Count = 0
+    reasoning_tokens: Count = 0
+    bytes_in: Count = 0
+    bytes_out: Count = 0
+    images: Count = 0
+    media_us: Duration = 0
+    gpu_us: Duration = 0
+    cpu_us: Duration = 0
+    queue_us: Duration = 0
+    ttft_us: Duration = 0
+    latency_us: Duration = 0
+    batch_size: Count = 1
+    slice_id: str = ""
+    price_version: Count = 0
+    reserved_micros: Count = 0
+
+
+class InvocationOpened(Metered):
+    """A streamed execution is about to deliver its first byte; it owes a settled fact (K12)."""
+
+    invocation_key: bytes = b""
+    key_id: KeyId
+    user: UserId
+    provider: TenantId
+    model: ModelId
+    model_version: ModelVersion
+    operation: str
+    input_tokens: Count = 0
+    output_tokens_max: Count = 0
+    slice_id: str = ""
+    price_version: Count = 0
+    reserved_micros: Count = 0
+
+
+class InvocationAbandoned(Metered):
+    """The producer of an opened execution died before it settled; `opened` is that fact's event_id. A later settled fact supersedes it."""
+
+    opened: str
+    model: ModelId
+    model_version: ModelVersion
+    reason: str
+
+
+class InvocationVoided(Metered):
+    """The answer of the settled fact `voided` never reached its caller, who was told 503: it is not billed."""
+
+    voided: str
+    model: ModelId
+    model_version: ModelVersion
+    reason: str
+
+
+class InvocationRefused(Metered):
+    """`count` calls were refused with this code within one second. Never billed. Tenant `-` when no key was recognised."""
+
+    key_id: KeyId
+    user: UserId
+    region: str
+    model: ModelId
+    operation: str
+    status: Count
+    error_code: str
+    count: Count

@@ -1,0 +1,167 @@
+"""Every setting of every process, in one place: read from `MODELMARKET_*` in the environment, with defaults for one laptop.
+
+A stack is a name, a data folder and a block of ports, so two stacks run side by side. What is left empty is derived from
+those three; production sets it (see `infra/docker-compose.yml`). Nothing else in the code reads the environment.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PORTS_PER_STACK = 200
+"""Ports a stack may use, counted from `base_port`: the named ones below, then Ray's workers from +100 on."""
+
+StackName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="MODELMARKET_", extra="ignore", frozen=True)
+
+    # --- which stack this is
+    stack: StackName = "local"
+    data: Path = Field(default=Path(".modelmarket/local"), description="Folder of everything this stack writes.")
+    base_port: Port = Field(default=18000, le=65535 - PORTS_PER_STACK)
+    host: str = Field(default="127.0.0.1", description="Address every part binds to and is looked for at.")
+
+    # --- where the parts are; empty = this stack's own part on loopback
+    kafka_bootstrap: str = ""
+    kafka_security_protocol: str = "PLAINTEXT"
+    kafka_sasl_mechanism: str = ""
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: SecretStr = SecretStr("")
+    kafka_ca_file: str = ""
+    kafka_replication: int = Field(default=1, ge=1, le=7, description="Replication factor of new topics.")
+    kafka_min_insync: int = Field(default=1, ge=1, le=7)
+    registry_url: str = Field(default="", description="Confluent-compatible schema registry, path included.")
+    registry_user: str = ""
+    registry_password: SecretStr = SecretStr("")
+    store_url: str = Field(default="", description="Event store: sqlite:///FILE or postgresql://user@host:port/db")
+    store_password: SecretStr = SecretStr("")
+    clickhouse_url: str = Field(default="", description="ClickHouse HTTP endpoint.")
+    clickhouse_database: str = "default"
+    clickhouse_user: str = "default"
+    clickhouse_password: SecretStr = SecretStr("")
+    artifacts_url: str = Field(default="", description="Artifact store: file:///FOLDER or s3://bucket/prefix")
+    s3_endpoint: str = ""
+    s3_region: str = "us-east-1"
+    s3_access_key: str = ""
+    s3_secret_key: SecretStr = SecretStr("")
+    command_url: str = Field(default="", description="Where the biller posts finished bills.")
+    gateway_url: str = Field(default="", description="Where callers find the gateway.")
+    ray_dashboard_url: str = Field(default="", description="Ray's REST address; the controller applies Serve's configuration there.")
+    ray_auth_token: SecretStr = SecretStr("")
+
+    # --- who may do what at the start
+    admin_key: SecretStr = Field(default=SecretStr(""), description="The first admin's API key; empty = minted into the data folder.")
+
+    # --- sizes and bounds
+    workers: int = Field(default=1, ge=1, le=64, description="Faust workers the launcher starts.")
+    gateways_per_node: int = Field(default=1, ge=1, le=16)
+    ray_node_cpus: int = Field(default=16, ge=1, description="Logical CPUs of a Ray node; a replica reserves a tenth by default.")
+    artifact_bytes_max: int = Field(default=512 << 20, ge=1, description="Largest upload the command API takes.")
+    infer_bytes_max: int = Field(default=4 << 20, ge=1024, description="Largest inference request the gateway takes.")
+    staleness_s_max: float = Field(default=60.0, gt=0, description="Age of the newest heartbeat past which the gateway answers 503.")
+    acknowledge_s_max: float = Field(default=5.0, gt=0, description="How long an answer waits for its usage fact to be durable.")
+    region: str = Field(default="local", description="Region written on every usage fact of this edge.")
+
+    # --- places derived from the above
+    def port(self, offset: int) -> int:
+        return self.base_port + offset
+
+    @property
+    def gateway_port(self) -> int:
+        return self.port(0)
+
+    @property
+    def command_port(self) -> int:
+        return self.port(1)
+
+    @property
+    def query_port(self) -> int:
+        return self.port(2)
+
+    @property
+    def clickhouse_port(self) -> int:
+        return self.port(3)
+
+    @property
+    def registry_port(self) -> int:
+        return self.port(4)
+
+    @property
+    def registry_management_port(self) -> int:
+        return self.port(5)
+
+    @property
+    def kafka_port(self) -> int:
+        return self.port(6)
+
+    @property
+    def kafka_controller_port(self) -> int:
+        return self.port(7)
+
+    @property
+    def relay_health_port(self) -> int:
+        return self.port(8)
+
+    @property
+    def controller_health_port(self) -> int:
+        return self.port(9)
+
+    @property
+    def biller_health_port(self) -> int:
+        return self.port(10)
+
+    @property
+    def ray_dashboard_port(self) -> int:
+        return self.port(21)
+
+    def worker_health_port(self, index: int) -> int:
+        """Health of Faust worker `index`, 0 …: +40 on."""
+        return self.port(40 + index)
+
+    @cached_property
+    def folder(self) -> Path:
+        return self.data.expanduser().resolve()
+
+    @property
+    def kafka(self) -> str:
+        return self.kafka_bootstrap or f"{self.host}:{self.kafka_port}"
+
+    @property
+    def registry(self) -> str:
+        return self.registry_url or f"http://{self.host}:{self.registry_port}/apis/ccompat/v7"
+
+    @property
+    def store(self) -> str:
+        return self.store_url or f"sqlite:///{self.folder / 'store' / 'events.sqlite'}"
+
+    @property
+    def clickhouse(self) -> str:
+        return self.clickhouse_url or f"http://{self.host}:{self.clickhouse_port}"
+
+    @property
+    def artifacts(self) -> str:
+        return self.artifacts_url or f"file://{self.folder / 'artifacts'}"
+
+    @property
+    def commands(self) -> str:
+        return self.command_url or f"http://{self.host}:{self.command_port}"
+
+    @property
+    def queries(self) -> str:
+        return f"http://{self.host}:{self.query_port}"
+
+    @property
+    def gateway(self) -> str:
+        return self.gateway_url or f"http://{self.host}:{self.gateway_port}"
+
+    @property
+    def ray_dashboard(self) -> str:
+        return self.ray_dashboard_url or f"http://{self.host}:{self.ray_dashboard_port}"
