@@ -44,6 +44,8 @@ class BillCutFixed(Decided):
     cuts: tuple[Cut, ...]
     until: Micros
     decided_position: Count
+    producers_offset: Count = 0
+    """Records of `producers` at or past this offset say nothing about this bill."""
     rating_version: Count
     price_book: BookId
     currency: str = DEFAULT_CURRENCY
@@ -52,7 +54,9 @@ class BillCutFixed(Decided):
 
 
 class BillIssued(Decided):
-    """The bill is out: these lines are owed, and nothing of it changes. Counts are of the facts below the cut.
+    """The bill is out: these lines are owed, and nothing of it changes. `facts_claimed` is the difference to the bill before;
+    the other counts are of all the tenant's records below the cut, so that the claims of bills 1 to n and the counts of bill n
+    add up to every record. `digest` is of the canonical bytes in `rating/bill.py`.
 
     `merkle_root` and `checkpoint` (K23) stay empty until checkpoints are signed.
     """
@@ -70,6 +74,10 @@ class BillIssued(Decided):
     facts_copied: Count
     facts_duplicate: Count
     facts_voided: Count
+    facts_unbilled: Count = 0
+    facts_conflicting: Count = 0
+    facts_retimed: Count = 0
+    facts_missing: Count = 0
     producers_open: Count
     merkle_root: bytes = b""
     checkpoint: str = ""

@@ -1,0 +1,311 @@
+"""Keeps an in-memory fold of decided topics: in the store's own order, complete up to the newest heartbeat, and never further (K4, K5).
+
+The relay writes several topics and partitions; each has its own chain. A heartbeat says how far every chain was at one moment.
+Once all of them are seen that far, everything up to the heartbeat's position is applied in position order: rules that need two
+topics always see a state that existed. Observed facts of the same topics are applied right after the decided fact before them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from events.catalogue import TOPICS
+from events.chain import STALLED_S_MAX, STORE_OPENED, TYPE, Chain, Heartbeat, Verdict, place_of
+from events.fact import Coordinate
+from events.log import LogMismatch, LogUnavailable, Reader, Record
+from events.settings import Settings
+from events.wire import Codec, Undecodable
+
+logger = logging.getLogger(__name__)
+
+FRESH_S_MAX = 5.0
+SNAPSHOT_S = 60.0
+HEARTBEATS_KEPT = 10_000
+"""Heartbeats waiting for their records: at 20 a second eight minutes; older ones are dropped, the newest is what counts."""
+HEARTBEAT = ("heartbeats", 0)
+TP = tuple[str, int]
+
+
+class Fold(Protocol):
+    """What a follower feeds. All calls come from its one thread."""
+
+    code_version: str
+    """Changes whenever an old snapshot would no longer be this code's state."""
+
+    def apply(self, name: str, body: dict[str, Any], at: Coordinate) -> None: ...
+
+    def dump(self) -> bytes: ...
+
+    def load(self, state: bytes) -> None: ...
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One partition: its chain, what waits for its predecessor, and since when."""
+
+    chain: Chain
+    next_offset: int
+    waiting: deque[Record]
+    stalled_at: float | None = None
+
+
+_Due = tuple[int, int, int, Coordinate, str, dict[str, Any]]
+"""(position, 0 decided | 1 observed, offset, coordinate, fact name, body): sorts into the order of application."""
+
+
+class Follower:
+    """Runs the fold in a thread. `alarm(subject, message)` is called once when a chain has stalled for 30 s."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        log_id: str,
+        topics: Sequence[str],
+        fold: Fold,
+        *,
+        name: str,
+        snapshot: Path | None = None,
+        alarm: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self._settings, self._codec, self._log_id, self._fold = settings, codec, log_id, fold
+        self._topics, self._name, self._snapshot = tuple(topics), name, snapshot
+        self._alarm = alarm or (lambda subject, message: logger.error("%s: %s", subject, message))
+        self._lanes: dict[TP, _Lane] = {(t, p): _Lane(Chain(), 0, deque()) for t in topics for p in range(TOPICS[t].partitions)}
+        self._due: list[_Due] = []
+        self._beats: deque[tuple[Heartbeat, int]] = deque(maxlen=HEARTBEATS_KEPT)
+        self._position = 0
+        self._fresh_ms = 0
+        self._captured: dict[TP, int] = {}
+        self._caught_up = False
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self.failure: BaseException | None = None
+        self.unreadable = 0
+        self._snapped = time.monotonic()
+        self._thread = threading.Thread(target=self._run_guarded, name=f"follow-{name}", daemon=True)
+
+    # --- what others ask
+
+    @property
+    def position(self) -> int:
+        """Every decided fact up to here is applied."""
+        return self._position
+
+    @property
+    def caught_up(self) -> bool:
+        """Past the ends captured at start. Says nothing about the age."""
+        return self._caught_up
+
+    @property
+    def store(self) -> str:
+        """The newest store seen on any partition; empty before the first."""
+        return max((lane.chain for lane in self._lanes.values()), key=lambda c: c.position).store
+
+    def age_s(self) -> float:
+        """Age of the newest heartbeat whose records are all applied; the clock of the broker's append time."""
+        return max(0.0, time.time() - self._fresh_ms / 1000) if self._fresh_ms else float("inf")
+
+    @property
+    def ready(self) -> bool:
+        return self._caught_up and self.failure is None and self.age_s() <= FRESH_S_MAX
+
+    @property
+    def lag(self) -> int:
+        """Records read and not yet applied."""
+        return len(self._due) + sum(len(lane.waiting) for lane in self._lanes.values())
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def wait_caught_up(self, timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while not self._ready.wait(0.05):
+            if self.failure is not None:
+                raise self.failure
+            if time.monotonic() > end:
+                return False
+        return True
+
+    # --- the thread
+
+    def _run_guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as e:  # the owner asks for `failure`; a fold that stopped must never look alive
+            logger.exception("fold %s stopped", self._name)
+            self.failure = e
+
+    def _run(self) -> None:
+        reader = Reader(self._settings, f"follow-{self._name}")
+        try:
+            self._restore()
+            self._captured = self._ends(reader)
+            beats_from = max(0, self._captured.pop(HEARTBEAT) - 50)
+            for tp, lane in self._lanes.items():
+                if lane.next_offset > self._captured[tp]:
+                    raise LogMismatch(f"{tp[0]}/{tp[1]} ends at {self._captured[tp]}, before the {lane.next_offset} this fold has seen: another log")
+            reader.assign({**{tp: lane.next_offset for tp, lane in self._lanes.items()}, HEARTBEAT: beats_from})
+            while not self._stop.is_set():
+                for record in reader.poll(5000, 0.1):
+                    self._take(record)
+                self._apply_fresh()
+                self._watch_stalls()
+                self._maybe_snapshot()
+        finally:
+            reader.close()
+
+    def _ends(self, reader: Reader) -> dict[TP, int]:
+        while True:
+            try:
+                return reader.end_offsets(*self._topics, HEARTBEAT[0])
+            except LogUnavailable as e:
+                if self._stop.wait(0.5):
+                    raise
+                logger.warning("waiting for Kafka: %s", e)
+
+    def _take(self, record: Record) -> None:
+        tp = (record.topic, record.partition)
+        if tp == HEARTBEAT:
+            beat = Heartbeat.from_json(record.value)
+            if beat is not None:
+                self._beats.append((beat, record.time_ms))
+            return
+        lane = self._lanes[tp]
+        lane.next_offset = record.offset + 1
+        lane.waiting.append(record)
+        while lane.waiting and self._try(lane, lane.waiting[0]):
+            lane.waiting.popleft()
+            lane.stalled_at = None
+        if lane.waiting and len(lane.waiting) > 1:
+            self._overtake(lane)
+        if lane.waiting and lane.stalled_at is None:
+            lane.stalled_at = time.monotonic()
+
+    def _overtake(self, lane: _Lane) -> None:
+        """A record that waits for a later one in the same partition (two relays crossed): take whatever fits, in any order."""
+        progress = True
+        while progress:
+            progress = False
+            for record in list(lane.waiting):
+                if self._try(lane, record):
+                    lane.waiting.remove(record)
+                    lane.stalled_at, progress = None, True
+
+    def _try(self, lane: _Lane, record: Record) -> bool:
+        """True when the record is dealt with: taken, a copy, an observed fact, or garbage that is no part of the chain."""
+        place = place_of(record.headers)
+        if place is None:
+            try:
+                name, body = self._codec.decode(record.value)
+            except Undecodable as e:
+                self.unreadable += 1
+                logger.warning("skipped an unreadable record without a place in the chain at %s: %s", record.coordinate, e)
+                return True
+            self._due.append((lane.chain.position, 1, record.offset, record.coordinate, name, body))
+            return True
+        name = body = None
+        opened: tuple[str, int] | None = None
+        if record.headers.get(TYPE) == STORE_OPENED.encode():
+            name, body = self._codec.decode(record.value)
+            opened = (str(body["previous_store"]), int(body["previous_position"]))
+        match lane.chain.judge(place, opened):
+            case Verdict.COPY:
+                return True
+            case Verdict.WAITS:
+                return False
+            case Verdict.NEXT:
+                if name is None or body is None:
+                    name, body = self._codec.decode(record.value)  # Undecodable stops the fold: it skips nothing
+                lane.chain.take(place)
+                self._due.append((place.position, 0, record.offset, record.coordinate, name, body))
+                return True
+
+    def _apply_fresh(self) -> None:
+        """Applies everything up to the newest heartbeat whose records have all been seen."""
+        newest: tuple[Heartbeat, int] | None = None
+        while self._beats and self._seen(self._beats[0][0]):
+            newest = self._beats.popleft()
+        if newest is None:
+            return
+        beat, at_ms = newest
+        due = sorted((d for d in self._due if d[0] <= beat.position), key=lambda d: d[:4])
+        for _, _, _, at, name, body in due:
+            self._fold.apply(name, body, at)
+        if due:
+            self._due = [d for d in self._due if d[0] > beat.position]
+        self._position, self._fresh_ms = max(self._position, beat.position), at_ms
+        if not self._caught_up and all(self._lanes[tp].next_offset >= end and not self._lanes[tp].waiting for tp, end in self._captured.items()):
+            self._caught_up = not self._due
+            if self._caught_up:
+                self._ready.set()
+
+    def _seen(self, beat: Heartbeat) -> bool:
+        for (topic, partition), lane in self._lanes.items():
+            position = beat.sent.get(f"{topic}/{partition}", 0)
+            if lane.chain.position < position or (position and lane.chain.store != beat.store):
+                return False
+        return True
+
+    def _watch_stalls(self) -> None:
+        for (topic, partition), lane in self._lanes.items():
+            if lane.stalled_at is not None and time.monotonic() - lane.stalled_at > STALLED_S_MAX:
+                lane.stalled_at = float("inf")  # said once; cleared when the chain goes on
+                first = place_of(lane.waiting[0].headers)
+                self._alarm(
+                    f"{topic}/{partition}",
+                    f"fold {self._name} waits at position {lane.chain.position} of store {lane.chain.store}; the next record is {first}",
+                )
+
+    # --- snapshots
+
+    def _maybe_snapshot(self) -> None:
+        if self._snapshot is None or time.monotonic() - self._snapped < SNAPSHOT_S or self.lag or not self._caught_up:
+            return
+        self._snapped = time.monotonic()
+        self.save()
+
+    def save(self) -> None:
+        """Writes the snapshot now. Only from the follower's thread or after `stop`, and only when nothing waits."""
+        assert self._snapshot is not None and not self.lag
+        lanes = {f"{t}/{p}": [lane.next_offset, lane.chain.store, lane.chain.position, lane.chain.spares] for (t, p), lane in self._lanes.items()}
+        head = {"code": self._fold.code_version, "log_id": self._log_id, "position": self._position, "fresh_ms": self._fresh_ms, "lanes": lanes}
+        self._snapshot.parent.mkdir(parents=True, exist_ok=True)
+        part = self._snapshot.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as f:
+            f.write(json.dumps(head).encode() + b"\n" + self._fold.dump())
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(self._snapshot)
+
+    def _restore(self) -> None:
+        """Takes the snapshot if it is of this log and this code; a broken or foreign one is ignored, the log has it all."""
+        if self._snapshot is None or not self._snapshot.exists():
+            return
+        try:
+            head_line, _, state = self._snapshot.read_bytes().partition(b"\n")
+            head = json.loads(head_line)
+            if head["code"] != self._fold.code_version or head["log_id"] != self._log_id or set(head["lanes"]) != {f"{t}/{p}" for t, p in self._lanes}:
+                logger.info("snapshot of %s is of other code or another log: folding from the start", self._name)
+                return
+            self._fold.load(state)
+            for (t, p), lane in self._lanes.items():
+                offset, store, position, spares = head["lanes"][f"{t}/{p}"]
+                lane.next_offset, lane.chain = int(offset), Chain(str(store), int(position), dict(spares))
+            self._position = int(head["position"])
+        except (ValueError, KeyError, TypeError, OSError) as e:
+            logger.warning("snapshot of %s is unreadable (%s): folding from the start", self._name, e)
