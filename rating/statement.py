@@ -1,0 +1,199 @@
+"""What a tenant owes for all facts below a cut and before an instant: one line per model, meter and price (K20)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+from events.facts.prices import Meter
+from rating.book import METERS, BookVersion, Price, PriceBook, cost_micros
+from rating.rules import RATING_VERSION, FirstSeen, Judge, UsageRecord, effective_us
+
+
+class Bucket(NamedTuple):
+    """Usage that is priced alike: `bounds_passed` says which version of the book was in force (`PriceBook.nth`)."""
+
+    model: str
+    model_version: str
+    provider: str
+    bounds_passed: int
+
+
+class LineKey(NamedTuple):
+    """What makes a line of a statement one line. A held line has no price: its amount is unknown, it is shown and not charged."""
+
+    model: str
+    model_version: str
+    provider: str
+    meter: Meter
+    book_version: int
+    amount_per_micros: int
+    per_units: int
+    held: bool
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of every record of the tenant below the cut; the first seven add up to all of them."""
+
+    claimed: int = 0
+    """Billed, and their time is before `until`."""
+    carried: int = 0
+    """Billed on a later bill: their time is not before `until`."""
+    copied: int = 0
+    conflicting: int = 0
+    duplicate: int = 0
+    voided: int = 0
+    unbilled: int = 0
+    retimed: int = 0
+    """Of claimed and carried: those whose own time was impossible, so that their append time held."""
+    missing: int = 0
+    """Sequence numbers below an epoch's newest that are not below the cut: holes a producer still owes (K13)."""
+
+    @property
+    def records(self) -> int:
+        return self.claimed + self.carried + self.copied + self.conflicting + self.duplicate + self.voided + self.unbilled
+
+    def add(self, other: Counts) -> None:
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+@dataclass(slots=True)
+class Statement:
+    """Quantities per line. Amounts are derived, so that they are rounded in one place only."""
+
+    quantities: dict[LineKey, int] = field(default_factory=dict[LineKey, int])
+    counts: Counts = field(default_factory=Counts)
+    epochs: frozenset[str] = frozenset()
+    """The producer epochs that wrote the tenant's counted records below the cut."""
+
+    def amount_micros(self, line: LineKey) -> int:
+        """What the line costs as a whole; 0 where it is held, with the quantity shown beside it."""
+        if line.held:
+            return 0
+        return cost_micros(self.quantities.get(line, 0), Price(line.amount_per_micros, line.per_units))
+
+    @property
+    def total_micros(self) -> int:
+        return sum(self.amount_micros(line) for line in self.quantities)
+
+
+class Line(NamedTuple):
+    """A line of a bill: how far quantity and amount moved between two statements. Either may be negative: a correction."""
+
+    key: LineKey
+    quantity: int
+    amount_micros: int
+
+
+Usage = dict[Bucket, tuple[int, ...]]
+"""Summed quantities, in the order of METERS, per bucket."""
+
+
+def rate(usage: Mapping[Bucket, tuple[int, ...]], book: PriceBook) -> dict[LineKey, int]:
+    """Prices each summed meter. A meter nobody used makes no line; a used meter without a price makes a held one, never a zero."""
+    lines: dict[LineKey, int] = defaultdict(int)
+    for bucket, quantities in usage.items():
+        version = book.nth(bucket.bounds_passed)
+        for meter, quantity in zip(METERS, quantities, strict=True):
+            if quantity:
+                lines[_line(bucket, meter, version)] += quantity
+    return dict(lines)
+
+
+def _line(bucket: Bucket, meter: Meter, version: BookVersion | None) -> LineKey:
+    number = version.number if version else 0
+    price = version.price(bucket.model, meter) if version else None
+    amount, units, held = (price.amount_micros, price.per_units, False) if price else (0, 1, True)
+    return LineKey(bucket.model, bucket.model_version, bucket.provider, meter, number, amount, units, held)
+
+
+def difference(now: Statement, before: Statement) -> tuple[Line, ...]:
+    """The lines of a bill. Lines that did not move are left out; the order is the lines' own, so that every biller says it alike."""
+    lines: list[Line] = []
+    for key in sorted(now.quantities.keys() | before.quantities.keys()):
+        quantity = now.quantities.get(key, 0) - before.quantities.get(key, 0)
+        amount = now.amount_micros(key) - before.amount_micros(key)
+        if quantity or amount:
+            lines.append(Line(key, quantity, amount))
+    return tuple(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """Which facts a statement knows: those below `cuts` (partition → offset; one not named is cut at 0), claimed before `until` (µs)."""
+
+    cuts: Mapping[int, int]
+    until: int
+    rating_version: int = RATING_VERSION
+
+    def __post_init__(self) -> None:
+        if self.rating_version != RATING_VERSION:
+            raise UnknownRatingVersion(f"rating version {self.rating_version} is not known to this program; newest is {RATING_VERSION}")
+
+    def knows(self, partition: int, offset: int) -> bool:
+        return offset < self.cuts.get(partition, 0)
+
+
+class UnknownRatingVersion(Exception):
+    """The bill was cut under rules this program does not have."""
+
+
+class StatementBuilder:
+    """Builds one statement from a tenant's records, given one by one in log order. `voided`: see `Judge`."""
+
+    def __init__(self, cutoff: Cutoff, book: PriceBook, voided: frozenset[str]) -> None:
+        self._cutoff, self._book = cutoff, book
+        self._judge, self._seen = Judge(voided), FirstSeen()
+        self._counts = Counts()
+        self._usage: dict[Bucket, list[int]] = {}
+        self._epochs: dict[str, list[int]] = {}  # epoch -> [records counted, newest sequence]
+
+    def take(self, record: UsageRecord) -> None:
+        if not self._cutoff.knows(record.partition, record.offset):
+            return
+        repeated = self._seen.verdict(record.event_id, record.sha256)
+        if repeated:
+            self._count(repeated)
+            return
+        chain = self._epochs.setdefault(record.epoch, [0, 0])
+        chain[0], chain[1] = chain[0] + 1, max(chain[1], record.sequence)
+        verdict = self._judge.verdict(record)
+        if verdict == "billed":
+            self.bill(record)
+        else:
+            self._count(verdict)
+
+    def bill(self, record: UsageRecord) -> None:
+        """Claims a billed record, or carries it to a later bill."""
+        effective = effective_us(record.occurred_at, record.append_us)
+        self._counts.retimed += effective != record.occurred_at
+        if effective >= self._cutoff.until:
+            self._counts.carried += 1
+            return
+        self._counts.claimed += 1
+        passed = sum(bound <= effective for bound in self._book.bounds)
+        bucket = Bucket(record.model, record.model_version, record.provider, passed)
+        sums = self._usage.setdefault(bucket, [0] * len(METERS))
+        for i, quantity in enumerate(record.quantities):
+            sums[i] += quantity
+
+    def _count(self, verdict: str) -> None:
+        setattr(self._counts, verdict, getattr(self._counts, verdict) + 1)
+
+    def statement(self) -> Statement:
+        self._counts.missing = sum(newest - counted for counted, newest in self._epochs.values())
+        usage = {bucket: tuple(sums) for bucket, sums in self._usage.items()}
+        return Statement(rate(usage, self._book), self._counts, frozenset(self._epochs))
+
+
+def statement_of(records: Iterable[UsageRecord], cutoff: Cutoff, book: PriceBook) -> Statement:
+    """The statement over records already in memory, in any order: they are put in the order of the log first."""
+    below = sorted((r for r in records if cutoff.knows(r.partition, r.offset)), key=lambda r: (r.partition, r.offset))
+    builder = StatementBuilder(cutoff, book, frozenset(r.voided for r in below if r.voided))
+    for record in below:
+        builder.take(record)
+    return builder.statement()
