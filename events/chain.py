@@ -55,14 +55,15 @@ class Chain:
     """Earlier stores of this partition and where they ended, to tell a copy from a stranger."""
 
     def judge(self, place: Place, opened: tuple[str, int] | None = None) -> Verdict:
-        """`opened` = (previous_store, previous_position) of a StoreOpened, which alone may change the store."""
+        """`opened` = (previous_store, previous_position) of a StoreOpened, which alone may change the store. Positions go on growing
+        across stores, so that one number orders the whole log."""
         if place.store == self.store:
             if place.position <= self.position:
                 return Verdict.COPY
             return Verdict.NEXT if place.previous == self.position else Verdict.WAITS
         if place.store in self.spares and place.position <= self.spares[place.store]:
             return Verdict.COPY
-        if opened is not None and opened == (self.store, self.position) and place.previous == 0:
+        if opened is not None and opened == (self.store, self.position) and place.previous == 0 and place.position > self.position:
             return Verdict.NEXT
         return Verdict.WAITS
 

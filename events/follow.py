@@ -237,12 +237,12 @@ class Follower:
 
     def _apply_fresh(self) -> None:
         """Applies everything up to the newest heartbeat whose records have all been seen."""
-        newest: tuple[Heartbeat, int] | None = None
-        while self._beats and self._seen(self._beats[0][0]):
-            newest = self._beats.popleft()
-        if newest is None:
+        found = next((i for i in range(len(self._beats) - 1, -1, -1) if self._seen(self._beats[i][0])), None)
+        if found is None:
             return
-        beat, at_ms = newest
+        for _ in range(found):  # older ones say nothing more
+            self._beats.popleft()
+        beat, at_ms = self._beats.popleft()
         due = sorted((d for d in self._due if d[0] <= beat.position), key=lambda d: d[:4])
         for _, _, _, at, name, body in due:
             self._fold.apply(name, body, at)

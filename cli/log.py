@@ -1,0 +1,153 @@
+"""`modelmarket log`, `topics` and `schemas`: look at the log as it is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from events.catalogue import TOPICS
+from events.fact import Coordinate
+from events.examples import add_examples, undecodable_examples
+from events.log import Reader, Record, Writer, apply_topics, topic_drift
+from events.registry import Registry, folder_drift, open_codec, publish, read_schemas, write_folder
+from events.settings import Settings
+from events.wire import Codec, SchemaBook, Undecodable, todays_schemas
+
+log = typer.Typer(help="Read the log.", no_args_is_help=True)
+topics = typer.Typer(help="The topics of the catalogue.", no_args_is_help=True)
+schemas = typer.Typer(help="Schemas of the facts: class, file, registry and log agree.", no_args_is_help=True)
+console = Console()
+QUIET_S = 0.5
+"""Without --follow, reading ends at the end offsets captured at the start."""
+
+
+@log.command("tail")
+def tail(
+    topic: Annotated[str, typer.Argument(help="One of: " + ", ".join(TOPICS))],
+    count: Annotated[int, typer.Option("-n", help="How many of the newest records to begin with, per partition.", min=0)] = 10,
+    follow: Annotated[bool, typer.Option("-f", help="Go on as records come, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Prints decoded facts with their coordinate, oldest first."""
+    if topic not in TOPICS:
+        raise typer.BadParameter(f"{topic!r} is no topic; there are {', '.join(TOPICS)}")
+    reader = Reader(Settings(), "tail")
+    book, _ = read_schemas(reader)
+    codec = Codec(book)
+    for record in itertools.chain(sorted(_newest(reader, topic, count), key=lambda r: (r.time_ms, r.partition, r.offset)), _coming(reader, topic) if follow else ()):
+        _show(record, codec, as_json)
+
+
+def _newest(reader: Reader, topic: str, count: int) -> Iterator[Record]:
+    start = {p: max(low, high - count) for (_, p), (low, high) in reader.bounds(topic).items()}
+    yield from reader.read(topic, start)
+
+
+def _coming(reader: Reader, topic: str) -> Iterator[Record]:
+    reader.assign(reader.end_offsets(topic))
+    while True:
+        yield from reader.poll(timeout_s=QUIET_S)
+
+
+def decoded(record: Record, codec: Codec) -> tuple[str, dict[str, Any]]:
+    """(name, body) of a record, or what is wrong with it."""
+    if record.topic == "heartbeats":
+        return "Heartbeat", json.loads(record.value or b"{}")
+    try:
+        return codec.decode(record.value)
+    except Undecodable as e:
+        return "unreadable", {"code": e.code, "reason": e.reason, "bytes": len(record.value or b"")}
+
+
+def _show(record: Record, codec: Codec, as_json: bool) -> None:
+    name, body = decoded(record, codec)
+    at = Coordinate(record.topic, record.partition, record.offset)
+    if as_json:
+        console.print_json(json.dumps({"at": str(at), "time_ms": record.time_ms, "fact": name, "body": body}, default=_hex), indent=None)
+        return
+    when = datetime.fromtimestamp(record.time_ms / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    rest = {k: v for k, v in body.items() if k not in ("event_id", "occurred_at", "producer", "causation_id", "correlation_id") and v not in ("", {}, [], 0, b"")}
+    text = json.dumps(rest, default=_hex, ensure_ascii=False)
+    style = "red" if name == "unreadable" else "bold"
+    console.print(f"[dim]{when} {at}[/] [{style}]{name}[/] ", end="")
+    console.print(text, markup=False, highlight=False)
+
+
+def _hex(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+@topics.command("apply")
+def topics_apply() -> None:
+    """Creates missing topics and reports every difference from the catalogue; exit 1 when there is one."""
+    settings = Settings()
+    for name in apply_topics(settings):
+        console.print(f"created {name}")
+    drift = topic_drift(settings)
+    for line in drift:
+        console.print(f"[red]drift[/] {line}")
+    if drift:
+        raise typer.Exit(1)
+    console.print(f"{len(TOPICS)} topics as the catalogue says")
+
+
+@topics.command("list")
+def topics_list() -> None:
+    """The catalogue's table."""
+    table = Table("topic", "partitions", "retention", "kind", "written by", "key")
+    for t in TOPICS.values():
+        table.add_row(t.name, str(t.partitions), "for ever" if t.retention_ms < 0 else f"{t.retention_ms // 3_600_000} h", t.kind, t.owner, t.key)
+    console.print(table)
+
+
+@schemas.command("generate")
+def schemas_generate() -> None:
+    """Writes schemas/<topic>/<fact>.avsc from the classes, and keeps an example of each new one."""
+    for path in write_folder() + add_examples():
+        console.print(f"wrote {path.parent.name}/{path.name}")
+
+
+@schemas.command("publish")
+def schemas_publish() -> None:
+    """Registers today's schemas and records new ids on the log."""
+    settings = Settings()
+    writer, reader = Writer(settings, "schemas"), Reader(settings, "schemas")
+    for subject in publish(settings, writer, reader):
+        console.print(f"published {subject}")
+    writer.close()
+
+
+@schemas.command("check")
+def schemas_check(
+    offline: Annotated[bool, typer.Option(help="Only class, file and examples; no registry, no log.")] = False,
+) -> None:
+    """Fails when class, file, registry and log differ, or an old example does not decode."""
+    drift = folder_drift() + undecodable_examples()
+    if not offline:
+        drift += _online_drift()
+    for line in drift:
+        console.print(f"[red]drift[/] {line}")
+    if drift:
+        raise typer.Exit(1)
+    console.print(f"{len(todays_schemas())} schemas agree" + (" (class, file, examples)" if offline else " (class, file, examples, registry, log)"))
+
+
+def _online_drift() -> list[str]:
+    settings = Settings()
+    reader, registry, drift = Reader(settings, "schemas-check"), Registry(settings), list[str]()
+    book: SchemaBook = open_codec(settings, reader)[0].book
+    for subject, definition in todays_schemas().items():
+        schema = book.current.get(subject)
+        if schema is None:
+            drift.append(f"{subject}: today's class is not on the log; run `modelmarket schemas publish`")
+        elif (there := registry.schema(subject, schema.schema_id)) is None or json.loads(there) != json.loads(definition):
+            drift.append(f"{subject}: id {schema.schema_id} at the registry is another schema")
+    return drift
+

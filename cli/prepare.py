@@ -1,0 +1,49 @@
+"""Makes an empty stack ready for facts: topics, schemas on registry and log, tables. Safe to run again; the launcher runs it at every start."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from events.health import start_logging
+from events.log import LogUnavailable, Reader, Writer, apply_topics, check_partitions
+from events.registry import RegistryUnavailable, publish
+from events.settings import Settings
+from projections.tables import apply_tables
+
+logger = logging.getLogger(__name__)
+PREPARE_S_MAX = 60.0
+
+
+def prepare(settings: Settings) -> None:
+    """Raises LogUnavailable, RegistryUnavailable when a part stays away, LogMismatch or Incompatible when it is the wrong one."""
+    made = apply_topics(settings)
+    check_partitions(settings)
+    writer, reader = Writer(settings, "prepare"), Reader(settings, "prepare")
+    try:
+        subjects = publish(settings, writer, reader)
+    finally:
+        writer.close()
+        reader.close()
+    tables = apply_tables(settings)
+    logger.info("prepared", extra={"topics": made, "schemas": len(subjects), "tables": tables})
+
+
+def main() -> int:
+    start_logging("prepare")
+    settings, end = Settings(), time.monotonic() + PREPARE_S_MAX
+    while True:
+        try:
+            prepare(settings)
+            return 0
+        except (LogUnavailable, RegistryUnavailable) as e:
+            if time.monotonic() > end:
+                logger.error("gave up after %s s: %s", PREPARE_S_MAX, e)
+                return 1
+            logger.warning("not yet: %s", e)
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
