@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from events.catalogue import TOPICS
-from events.fact import Coordinate
 from events.examples import add_examples, undecodable_examples
+from events.fact import Coordinate
 from events.log import Reader, Record, Writer, apply_topics, topic_drift
 from events.registry import Registry, folder_drift, open_codec, publish, read_schemas, write_folder
 from events.settings import Settings
@@ -41,7 +41,9 @@ def tail(
     reader = Reader(Settings(), "tail")
     book, _ = read_schemas(reader)
     codec = Codec(book)
-    for record in itertools.chain(sorted(_newest(reader, topic, count), key=lambda r: (r.time_ms, r.partition, r.offset)), _coming(reader, topic) if follow else ()):
+    for record in itertools.chain(
+        sorted(_newest(reader, topic, count), key=lambda r: (r.time_ms, r.partition, r.offset)), _coming(reader, topic) if follow else ()
+    ):
         _show(record, codec, as_json)
 
 
@@ -73,7 +75,11 @@ def _show(record: Record, codec: Codec, as_json: bool) -> None:
         console.print_json(json.dumps({"at": str(at), "time_ms": record.time_ms, "fact": name, "body": body}, default=_hex), indent=None)
         return
     when = datetime.fromtimestamp(record.time_ms / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
-    rest = {k: v for k, v in body.items() if k not in ("event_id", "occurred_at", "producer", "causation_id", "correlation_id") and v not in ("", {}, [], 0, b"")}
+    rest = {
+        k: v
+        for k, v in body.items()
+        if k not in ("event_id", "occurred_at", "producer", "causation_id", "correlation_id") and v not in ("", {}, [], 0, b"")
+    }
     text = json.dumps(rest, default=_hex, ensure_ascii=False)
     style = "red" if name == "unreadable" else "bold"
     console.print(f"[dim]{when} {at}[/] [{style}]{name}[/] ", end="")
@@ -103,7 +109,9 @@ def topics_list() -> None:
     """The catalogue's table."""
     table = Table("topic", "partitions", "retention", "kind", "written by", "key")
     for t in TOPICS.values():
-        table.add_row(t.name, str(t.partitions), "for ever" if t.retention_ms < 0 else f"{t.retention_ms // 3_600_000} h", t.kind, t.owner, t.key)
+        table.add_row(
+            t.name, str(t.partitions), "for ever" if t.retention_ms < 0 else f"{t.retention_ms // 3_600_000} h", t.kind, t.owner, t.key
+        )
     console.print(table)
 
 
@@ -136,7 +144,9 @@ def schemas_check(
         console.print(f"[red]drift[/] {line}")
     if drift:
         raise typer.Exit(1)
-    console.print(f"{len(todays_schemas())} schemas agree" + (" (class, file, examples)" if offline else " (class, file, examples, registry, log)"))
+    console.print(
+        f"{len(todays_schemas())} schemas agree" + (" (class, file, examples)" if offline else " (class, file, examples, registry, log)")
+    )
 
 
 def _online_drift() -> list[str]:
@@ -150,4 +160,3 @@ def _online_drift() -> list[str]:
         elif (there := registry.schema(subject, schema.schema_id)) is None or json.loads(there) != json.loads(definition):
             drift.append(f"{subject}: id {schema.schema_id} at the registry is another schema")
     return drift
-

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.store import LocalStore, S3Store, from_url
+from obstore.store import LocalStore, S3Store
 
 from events.fact import TenantId
 from events.settings import Settings
@@ -73,12 +73,10 @@ def _open(settings: Settings) -> Any:
     url = settings.artifacts
     if url.startswith("file://"):
         return LocalStore(url.removeprefix("file://"), mkdir=True)
-    config: dict[str, Any] = {"region": settings.s3_region}
+    config: Any = {"region": settings.s3_region}
     if settings.s3_endpoint:
         config |= {"endpoint": settings.s3_endpoint, "virtual_hosted_style_request": False}
     if settings.s3_access_key:
         config |= {"access_key_id": settings.s3_access_key, "secret_access_key": settings.s3_secret_key.get_secret_value()}
     options: Any = {"allow_http": settings.s3_endpoint.startswith("http://"), "timeout": "60s"}
-    store = from_url(url, config=config, client_options=options)
-    assert isinstance(store, S3Store)
-    return store
+    return S3Store.from_url(url, config=config, client_options=options)

@@ -105,7 +105,10 @@ _ENTRIES: tuple[FactEntry, ...] = (
             usage.InvocationRefused,
         )
     ),
-    *(FactEntry(cls, "producers", "producer") for cls in (producers.ProducerOpened, producers.ProducerClosed, producers.ProducerWrittenOff)),
+    *(
+        FactEntry(cls, "producers", "producer")
+        for cls in (producers.ProducerOpened, producers.ProducerClosed, producers.ProducerWrittenOff)
+    ),
     *(FactEntry(cls, "bills", "tenant") for cls in (bills.BillCutFixed, bills.BillIssued)),
     *(FactEntry(cls, "alerts", "subject") for cls in (alerts.AlertRaised, alerts.AlertResolved)),
     FactEntry(log.LogCreated, "schemas", "log_id"),

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, cast
 
 POSITION, PREVIOUS, STORE, TYPE = "position", "previous", "store", "ce_type"
 STORE_OPENED = "StoreOpened"
@@ -90,7 +89,7 @@ class Heartbeat:
     def from_json(cls, value: bytes | None) -> Heartbeat | None:
         """None when this is not a heartbeat."""
         try:
-            loaded = cast(Any, json.loads(value or b""))
+            loaded = json.loads(value or b"")
             return cls(str(loaded["store"]), int(loaded["position"]), {str(k): int(v) for k, v in loaded["sent"].items()})
         except (ValueError, KeyError, TypeError, AttributeError):
             return None

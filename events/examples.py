@@ -31,7 +31,9 @@ def undecodable_examples(folder: Path = SCHEMA_FOLDER) -> list[str]:
         topic, name = path.parent.parent.name, path.name.split(".")[0]
         covered.add((topic, name))
         drift += [f"{topic}/examples/{path.name}: {why}" for why in _read(path, topic, name)]
-    drift += [f"{e.topic}/{e.name} has no example; run `modelmarket schemas generate`" for e in entries() if (e.topic, e.name) not in covered]
+    drift += [
+        f"{e.topic}/{e.name} has no example; run `modelmarket schemas generate`" for e in entries() if (e.topic, e.name) not in covered
+    ]
     return drift
 
 

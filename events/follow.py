@@ -79,7 +79,7 @@ class Follower:
     ) -> None:
         self._settings, self._codec, self._log_id, self._fold = settings, codec, log_id, fold
         self._topics, self._name, self._snapshot = tuple(topics), name, snapshot
-        self._alarm = alarm or (lambda subject, message: logger.error("%s: %s", subject, message))
+        self._alarm = alarm or _log_alarm
         self._lanes: dict[TP, _Lane] = {(t, p): _Lane(Chain(), 0, deque()) for t in topics for p in range(TOPICS[t].partitions)}
         self._due: list[_Due] = []
         self._beats: deque[tuple[Heartbeat, int]] = deque(maxlen=HEARTBEATS_KEPT)
@@ -158,7 +158,9 @@ class Follower:
             beats_from = max(0, self._captured.pop(HEARTBEAT) - 50)
             for tp, lane in self._lanes.items():
                 if lane.next_offset > self._captured[tp]:
-                    raise LogMismatch(f"{tp[0]}/{tp[1]} ends at {self._captured[tp]}, before the {lane.next_offset} this fold has seen: another log")
+                    raise LogMismatch(
+                        f"{tp[0]}/{tp[1]} ends at {self._captured[tp]}, before the {lane.next_offset} this fold has seen: another log"
+                    )
             reader.assign({**{tp: lane.next_offset for tp, lane in self._lanes.items()}, HEARTBEAT: beats_from})
             while not self._stop.is_set():
                 for record in reader.poll(5000, 0.1):
@@ -249,7 +251,9 @@ class Follower:
         if due:
             self._due = [d for d in self._due if d[0] > beat.position]
         self._position, self._fresh_ms = max(self._position, beat.position), at_ms
-        if not self._caught_up and all(self._lanes[tp].next_offset >= end and not self._lanes[tp].waiting for tp, end in self._captured.items()):
+        if not self._caught_up and all(
+            self._lanes[tp].next_offset >= end and not self._lanes[tp].waiting for tp, end in self._captured.items()
+        ):
             self._caught_up = not self._due
             if self._caught_up:
                 self._ready.set()
@@ -282,8 +286,16 @@ class Follower:
     def save(self) -> None:
         """Writes the snapshot now. Only from the follower's thread or after `stop`, and only when nothing waits."""
         assert self._snapshot is not None and not self.lag
-        lanes = {f"{t}/{p}": [lane.next_offset, lane.chain.store, lane.chain.position, lane.chain.spares] for (t, p), lane in self._lanes.items()}
-        head = {"code": self._fold.code_version, "log_id": self._log_id, "position": self._position, "fresh_ms": self._fresh_ms, "lanes": lanes}
+        lanes = {
+            f"{t}/{p}": [lane.next_offset, lane.chain.store, lane.chain.position, lane.chain.spares] for (t, p), lane in self._lanes.items()
+        }
+        head = {
+            "code": self._fold.code_version,
+            "log_id": self._log_id,
+            "position": self._position,
+            "fresh_ms": self._fresh_ms,
+            "lanes": lanes,
+        }
         self._snapshot.parent.mkdir(parents=True, exist_ok=True)
         part = self._snapshot.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as f:
@@ -299,7 +311,11 @@ class Follower:
         try:
             head_line, _, state = self._snapshot.read_bytes().partition(b"\n")
             head = json.loads(head_line)
-            if head["code"] != self._fold.code_version or head["log_id"] != self._log_id or set(head["lanes"]) != {f"{t}/{p}" for t, p in self._lanes}:
+            if (
+                head["code"] != self._fold.code_version
+                or head["log_id"] != self._log_id
+                or set(head["lanes"]) != {f"{t}/{p}" for t, p in self._lanes}
+            ):
                 logger.info("snapshot of %s is of other code or another log: folding from the start", self._name)
                 return
             self._fold.load(state)
@@ -309,3 +325,7 @@ class Follower:
             self._position = int(head["position"])
         except (ValueError, KeyError, TypeError, OSError) as e:
             logger.warning("snapshot of %s is unreadable (%s): folding from the start", self._name, e)
+
+
+def _log_alarm(subject: str, message: str) -> None:
+    logger.error("%s: %s", subject, message)

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import confluent_kafka as ck
-from confluent_kafka.admin import AdminClient, ConfigResource, ConfigSource, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigSource,  # pyright: ignore[reportPrivateImportUsage]
+    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
+    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from events.catalogue import TOPICS, Topic
 from events.fact import Coordinate
@@ -145,10 +151,12 @@ class Writer:
                 self.fatal = self.fatal or LogBroken(f"{topic}: {error}")
                 delivered(None, self.fatal)
 
-        where = {} if partition is None else {"partition": partition}
+        where: dict[str, Any] = {} if partition is None else {"partition": partition}
         self._waiting[ticket] = time.monotonic()
         try:
-            self._producer.produce(topic, key=key, value=value, headers=list(headers.items()) if headers else None, on_delivery=on_delivery, **where)  # type: ignore[arg-type]
+            self._producer.produce(
+                topic, key=key, value=value, headers=list(headers.items()) if headers else None, on_delivery=on_delivery, **where
+            )  # type: ignore[arg-type]
         except BufferError as e:
             self._waiting.pop(ticket, None)
             raise LogFull(f"{QUEUE_RECORDS_MAX} records wait for Kafka") from e
@@ -253,7 +261,9 @@ class Reader:
                 return record
         raise LogUnavailable(f"{topic}/{partition}/{offset} did not come within {timeout_s} s")
 
-    def read(self, topic: str, start: Mapping[int, int] | None = None, end: Mapping[int, int] | None = None, timeout_s: float = 60) -> Iterable[Record]:
+    def read(
+        self, topic: str, start: Mapping[int, int] | None = None, end: Mapping[int, int] | None = None, timeout_s: float = 60
+    ) -> Iterable[Record]:
         """Every record of a topic below `end` (default: its end now). Raises LogUnavailable when nothing comes for `timeout_s`."""
         bounds = self.bounds(topic)
         left: dict[int, int] = {}
@@ -316,9 +326,14 @@ def apply_topics(settings: Settings) -> list[str]:
     admin = AdminClient(client_config(settings))
     there = _existing(admin)
     missing = [t for t in TOPICS.values() if t.name not in there]
-    made = admin.create_topics(
-        [NewTopic(t.name, t.partitions, settings.kafka_replication, config=_topic_config(t, settings)) for t in missing], operation_timeout=CALL_S_MAX
-    ) if missing else {}
+    made = (
+        admin.create_topics(
+            [NewTopic(t.name, t.partitions, settings.kafka_replication, config=_topic_config(t, settings)) for t in missing],
+            operation_timeout=CALL_S_MAX,
+        )
+        if missing
+        else {}
+    )
     for name, future in made.items():
         try:
             future.result(CALL_S_MAX)
@@ -356,7 +371,11 @@ def topic_drift(settings: Settings) -> list[str]:
 def check_partitions(settings: Settings) -> None:
     """Refuses a log whose topics are missing or have another number of partitions: folding it would be wrong (K1)."""
     there = _existing(AdminClient(client_config(settings)))
-    wrong = [f"{t.name} has {there.get(t.name, 'no')} partitions, not {t.partitions}" for t in TOPICS.values() if there.get(t.name) != t.partitions]
+    wrong = [
+        f"{t.name} has {there.get(t.name, 'no')} partitions, not {t.partitions}"
+        for t in TOPICS.values()
+        if there.get(t.name) != t.partitions
+    ]
     if wrong:
         raise LogMismatch("; ".join(wrong) + "; run `modelmarket topics apply` on a new log, or connect to the right one")
 

@@ -97,7 +97,9 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
     if log_id is None:
         log_id = str(uuid.uuid4())
         partitions = {t.name: t.partitions for t in TOPICS.values()}
-        created = LogCreated(event_id=new_id(), occurred_at=now_us(), producer="prepare", log_id=log_id, partitioner=PARTITIONER, partitions=partitions)
+        created = LogCreated(
+            event_id=new_id(), occurred_at=now_us(), producer="prepare", log_id=log_id, partitioner=PARTITIONER, partitions=partitions
+        )
         _append(writer, codec, created, log_id)
     for subject in new:
         schema = codec_book.current[subject]
@@ -184,7 +186,9 @@ def _compare(registry: Registry, schema: Schema) -> None:
     there = registry.schema(schema.subject, schema.schema_id)
     if there is None or json.loads(there) != json.loads(schema.definition):
         was = "does not know it" if there is None else "has another schema under it"
-        raise LogMismatch(f"schema id {schema.schema_id} ({schema.subject}) is on the log but the registry {was}: this is not this log's registry")
+        raise LogMismatch(
+            f"schema id {schema.schema_id} ({schema.subject}) is on the log but the registry {was}: this is not this log's registry"
+        )
 
 
 # --- the folder schemas/

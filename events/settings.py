@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     ray_node_cpus: int = Field(default=16, ge=1, description="Logical CPUs of a Ray node; a replica reserves a tenth by default.")
     artifact_bytes_max: int = Field(default=512 << 20, ge=1, description="Largest upload the command API takes.")
     infer_bytes_max: int = Field(default=4 << 20, ge=1024, description="Largest inference request the gateway takes.")
-    worker_session_s: float = Field(default=6.0, ge=1, description="How long the group waits for a silent Faust worker before others take over.")
+    worker_session_s: float = Field(
+        default=6.0, ge=1, description="How long the group waits for a silent Faust worker before others take over."
+    )
     chunk_rows_max: int = Field(default=50_000, ge=1, description="Most records one insert carries.")
     chunk_wait_s: float = Field(default=0.15, ge=0, description="Longest a record waits for others before it is inserted.")
     staleness_s_max: float = Field(default=60.0, gt=0, description="Age of the newest heartbeat past which the gateway answers 503.")
