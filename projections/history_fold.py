@@ -1,0 +1,196 @@
+"""What a model, a deployment, a tenant, a price book or a tenant's bills look like after a fact: the whole document, folded purely.
+
+A document is plain JSON: instants are µs UTC, hashes hex. `evolve` never changes the document it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Document = dict[str, Any]
+Body = Mapping[str, Any]
+Evolve = Callable[[Document, Body], Document]
+
+
+class Misplaced(Exception):
+    """This fact is not one that its topic carries: nobody of ours wrote it there."""
+
+
+def evolve(topic: str, document: Document, fact: str, body: Body) -> Document:
+    """The document of the fact's key after it. Raises Misplaced for a fact the topic does not carry."""
+    step = STEPS.get(topic, {}).get(fact)
+    if step is None:
+        raise Misplaced(f"{fact} does not belong on {topic}")
+    return step(document, body)
+
+
+def plain(value: Any) -> Any:
+    """A decoded body as JSON can hold it: bytes become hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def _with(document: Document, *path: str, **changes: Any) -> Document:
+    """A copy in which the object at `path` (made where missing) has these members."""
+    if not path:
+        return {**document, **changes}
+    first, *rest = path
+    return {**document, first: _with(document.get(first) or {}, *rest, **changes)}
+
+
+def _pick(body: Body, *names: str) -> Document:
+    return {name: plain(body[name]) for name in names}
+
+
+# --- models: basic data, versions with their reviews, retirement
+
+
+def _registered(_: Document, b: Body) -> Document:
+    names = ("model", "tenant", "domain", "team", "name", "scenario", "task", "owner", "description", "tags", "compliance")
+    return {**_pick(b, *names), "registered_at": b["occurred_at"], "versions": {}, "retired": None}
+
+
+def _version_added(d: Document, b: Body) -> Document:
+    more = _pick(b, "model_version", "technical", "artifact", "artifact_bytes", "release_notes", "lineage", "by")
+    return _with(d, "versions", b["model_version"], **more, status="draft", added_at=b["occurred_at"], reviews={})
+
+
+def _submitted(d: Document, b: Body) -> Document:
+    return _with(d, "versions", b["model_version"], status="pending_review", submitted_at=b["occurred_at"], submitted_by=b["by"], reviews={})
+
+
+def _reviewed(d: Document, b: Body) -> Document:
+    said = {**_pick(b, "verdict", "by", "comment"), "at": b["occurred_at"]}
+    d = _with(d, "versions", b["model_version"], "reviews", **{b["review"]: said})
+    return d if b["verdict"] == "approved" else _with(d, "versions", b["model_version"], status="draft")
+
+
+def _approved(d: Document, b: Body) -> Document:
+    return _with(d, "versions", b["model_version"], status="approved", approved_at=b["occurred_at"], **_pick(b, "business_by", "security_by"))
+
+
+def _retired(d: Document, b: Body) -> Document:
+    return _with(d, retired={**_pick(b, "reason", "successor", "by"), "at": b["occurred_at"]})
+
+
+# --- deployments: which versions run, how far each is, who takes which share of the calls
+
+
+def _loads(d: Document, b: Body, version: str) -> Document:
+    """A version is asked for: whatever was seen of it before is over."""
+    more = {**_pick(b, "artifact", "spec", "by"), "status": "loading", "requested_at": b["occurred_at"], "replicas": 0, "error": ""}
+    return _with(_with(d, model=b["model"]), "versions", version, **more)
+
+
+def _deployed(d: Document, b: Body) -> Document:
+    version = b["model_version"]
+    return _with(_loads(d, b, version), tenant=b["tenant"], live=version, candidate="", weights={version: 100})
+
+
+def _rollout_started(d: Document, b: Body) -> Document:
+    d = _with(_loads(d, b, b["to_version"]), candidate=b["to_version"])
+    return _shared(d, b["from_version"], b["to_version"], b["weight_percent"])
+
+
+def _rollout_advanced(d: Document, b: Body) -> Document:
+    return _shared(d, d.get("live", ""), b["to_version"], b["weight_percent"])
+
+
+def _shared(d: Document, live: str, candidate: str, percent: int) -> Document:
+    return _with(d, weights={live: 100 - percent, candidate: percent} if live else {candidate: percent})
+
+
+def _promoted(d: Document, b: Body) -> Document:
+    return _with(d, live=b["to_version"], candidate="", weights={b["to_version"]: 100})
+
+
+def _rolled_back(d: Document, b: Body) -> Document:
+    last = {**_pick(b, "from_version", "to_version", "reason", "by"), "at": b["occurred_at"]}
+    return _with(d, live=b["to_version"], candidate="", weights={b["to_version"]: 100}, rolled_back=last)
+
+
+def _undeployed(d: Document, b: Body) -> Document:
+    version = b["model_version"]
+    d = _with(d, "versions", version, status="undeployed", replicas=0, undeployed_at=b["occurred_at"], reason=b["reason"])
+    weights = {v: w for v, w in d.get("weights", {}).items() if v != version}
+    gone = {name: "" for name in ("live", "candidate") if d.get(name) == version}
+    return _with(d, weights=weights, **gone)
+
+
+def _ready(d: Document, b: Body) -> Document:
+    return _with(d, "versions", b["model_version"], status="ready", ready_at=b["occurred_at"], error="", **_pick(b, "replicas", "load_us"))
+
+
+def _failed(d: Document, b: Body) -> Document:
+    return _with(d, "versions", b["model_version"], status="failed", failed_at=b["occurred_at"], error=f"{b['error_code']}: {b['message']}")
+
+
+def _route_applied(d: Document, b: Body) -> Document:
+    """By gateway name, not by epoch: a gateway that came back replaces its former self, so the document stays small."""
+    return _with(d, "routes", b["gateway"], **_pick(b, "epoch", "position", "weights"), at=b["occurred_at"])
+
+
+# --- accounts: a tenant and its keys, hashes only
+
+
+def _tenant_created(_: Document, b: Body) -> Document:
+    return {**_pick(b, "tenant", "display_name", "price_book", "currency", "timezone", "by"), "created_at": b["occurred_at"], "keys": {}}
+
+
+def _key_issued(d: Document, b: Body) -> Document:
+    names = ("key_id", "key_sha256", "user", "scopes", "sub_account", "department", "team", "project", "labels", "expires_at", "by")
+    return _with(d, "keys", b["key_id"], **_pick(b, *names), issued_at=b["occurred_at"], revoked_at=None)
+
+
+def _key_revoked(d: Document, b: Body) -> Document:
+    return _with(d, "keys", b["key_id"], revoked_at=b["occurred_at"], revoked_because=b["reason"])
+
+
+# --- prices and bills
+
+
+def _published(d: Document, b: Body) -> Document:
+    said = {**_pick(b, "book_version", "currency", "effective_from", "prices", "by"), "published_at": b["occurred_at"]}
+    return _with(_with(d, book=b["book"], currency=b["currency"]), "versions", str(b["book_version"]), **said)
+
+
+def _cut_fixed(d: Document, b: Body) -> Document:
+    return _with(d, tenant=b["tenant"], cut=_pick(b, "number", "period", "event_id", "until", "cuts", "decided_position"))
+
+
+def _issued(d: Document, b: Body) -> Document:
+    said = {**_pick(b, "number", "period", "digest", "currency", "total_micros"), "issued_at": b["occurred_at"], "lines": len(b["lines"])}
+    return _with(d, tenant=b["tenant"], issued=said)
+
+
+STEPS: dict[str, dict[str, Evolve]] = {
+    "models": {
+        "ModelRegistered": _registered,
+        "ModelVersionAdded": _version_added,
+        "ModelVersionSubmitted": _submitted,
+        "ModelVersionReviewed": _reviewed,
+        "ModelVersionApproved": _approved,
+        "ModelRetired": _retired,
+    },
+    "deployments": {
+        "VersionDeployed": _deployed,
+        "RolloutStarted": _rollout_started,
+        "RolloutAdvanced": _rollout_advanced,
+        "RolloutPromoted": _promoted,
+        "RolledBack": _rolled_back,
+        "VersionUndeployed": _undeployed,
+        "VersionReady": _ready,
+        "VersionFailed": _failed,
+        "RouteApplied": _route_applied,
+    },
+    "accounts": {"TenantCreated": _tenant_created, "ApiKeyIssued": _key_issued, "ApiKeyRevoked": _key_revoked},
+    "prices": {"PriceBookPublished": _published},
+    "bills": {"BillCutFixed": _cut_fixed, "BillIssued": _issued},
+}
+"""topic → fact → step. `tests/unit/test_catalog.py` fails when the catalogue of facts has one that is missing here."""
