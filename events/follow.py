@@ -41,7 +41,9 @@ class Fold(Protocol):
     code_version: str
     """Changes whenever an old snapshot would no longer be this code's state."""
 
-    def apply(self, name: str, body: dict[str, Any], at: Coordinate) -> None: ...
+    def apply(self, name: str, body: dict[str, Any], at: Coordinate) -> None:
+        """`body["position"]` of a decided fact is its place in the store; observed ones say what their writer knew."""
+        ...
 
     def dump(self) -> bytes: ...
 
@@ -246,8 +248,8 @@ class Follower:
             self._beats.popleft()
         beat, at_ms = self._beats.popleft()
         due = sorted((d for d in self._due if d[0] <= beat.position), key=lambda d: d[:4])
-        for _, _, _, at, name, body in due:
-            self._fold.apply(name, body, at)
+        for position, observed, _, at, name, body in due:
+            self._fold.apply(name, body if observed else body | {"position": position}, at)
         if due:
             self._due = [d for d in self._due if d[0] > beat.position]
         self._position, self._fresh_ms = max(self._position, beat.position), at_ms

@@ -89,6 +89,8 @@ class Writer:
 
     def __init__(self, settings: Settings, client_id: str, *, linger_ms: float = 1, extra: Mapping[str, Any] | None = None) -> None:
         self.fatal: Exception | None = None
+        self.away = False
+        """No broker could be reached; until something is delivered or `probe` finds one."""
         self._waiting: dict[int, float] = {}  # ticket → when it was appended, oldest first
         self._ticket = 0
         self._after_deliveries: Callable[[], None] | None = None
@@ -144,6 +146,7 @@ class Writer:
         def on_delivery(error: ck.KafkaError | None, message: ck.Message) -> None:
             self._waiting.pop(ticket, None)
             if error is None:
+                self.away = False
                 partition_, offset = message.partition(), message.offset()
                 assert partition_ is not None and offset is not None
                 delivered(Coordinate(topic, partition_, offset), None)
@@ -178,6 +181,15 @@ class Writer:
             return time.monotonic() - at
         return 0.0
 
+    def probe(self, timeout_s: float = 1.0) -> bool:
+        """Asks a broker for metadata: how a writer with nothing to send learns that Kafka is back."""
+        try:
+            self._producer.list_topics(timeout=timeout_s)
+        except ck.KafkaException:
+            return False
+        self.away = False
+        return True
+
     def flush(self, timeout_s: float) -> bool:
         """True when everything appended is acknowledged."""
         return self._producer.flush(timeout_s) == 0
@@ -194,6 +206,8 @@ class Writer:
                 self._after_deliveries()
 
     def _on_error(self, error: ck.KafkaError) -> None:
+        if error.code() == ck.KafkaError._ALL_BROKERS_DOWN:  # pyright: ignore[reportPrivateUsage]
+            self.away = True
         if error.fatal():
             self.fatal = self.fatal or LogBroken(str(error))
 
