@@ -62,7 +62,9 @@ def _version_added(d: Document, b: Body) -> Document:
 
 
 def _submitted(d: Document, b: Body) -> Document:
-    return _with(d, "versions", b["model_version"], status="pending_review", submitted_at=b["occurred_at"], submitted_by=b["by"], reviews={})
+    return _with(
+        d, "versions", b["model_version"], status="pending_review", submitted_at=b["occurred_at"], submitted_by=b["by"], reviews={}
+    )
 
 
 def _reviewed(d: Document, b: Body) -> Document:
@@ -72,7 +74,9 @@ def _reviewed(d: Document, b: Body) -> Document:
 
 
 def _approved(d: Document, b: Body) -> Document:
-    return _with(d, "versions", b["model_version"], status="approved", approved_at=b["occurred_at"], **_pick(b, "business_by", "security_by"))
+    return _with(
+        d, "versions", b["model_version"], status="approved", approved_at=b["occurred_at"], **_pick(b, "business_by", "security_by")
+    )
 
 
 def _retired(d: Document, b: Body) -> Document:

@@ -28,7 +28,9 @@ def book(**effective_from: int) -> PriceBook:
 BOOK = book(v1=0)
 
 
-def call(offset: int, event: str | None = None, *, at: int = NOON, append: int | None = None, key: bytes = b"", **more: object) -> UsageRecord:
+def call(
+    offset: int, event: str | None = None, *, at: int = NOON, append: int | None = None, key: bytes = b"", **more: object
+) -> UsageRecord:
     """A succeeded call; its bytes follow from what it says, as on the log."""
     event = event or f"e{offset}"
     quantities = [0] * len(METERS)
@@ -173,7 +175,12 @@ def test_one_idempotency_key_with_1000_different_bodies_is_1000_calls() -> None:
 
 
 def test_a_time_no_honest_clock_could_have_said_is_replaced_by_the_append_time() -> None:
-    for at, holds in ((NOON - LATE_US_MAX, True), (NOON - LATE_US_MAX - 1, False), (NOON + EARLY_US_MAX, True), (NOON + EARLY_US_MAX + 1, False)):
+    for at, holds in (
+        (NOON - LATE_US_MAX, True),
+        (NOON - LATE_US_MAX - 1, False),
+        (NOON + EARLY_US_MAX, True),
+        (NOON + EARLY_US_MAX + 1, False),
+    ):
         assert effective_us(at, NOON) == (at if holds else NOON)
         records = [call(0, at=at, append=NOON)]
         assert statement_of(records, everything(records), BOOK).counts.retimed == (not holds)
@@ -188,7 +195,15 @@ def test_a_hole_in_a_producers_sequence_is_counted_as_missing() -> None:
 
 
 def cut_of(number: int, cutoff: Cutoff) -> dict[str, object]:
-    pins = {"tenant": "t", "period": "2026-11", "log_id": "l", "decided_position": 0, "rating_version": 1, "price_book": "standard", "currency": "CNY"}
+    pins = {
+        "tenant": "t",
+        "period": "2026-11",
+        "log_id": "l",
+        "decided_position": 0,
+        "rating_version": 1,
+        "price_book": "standard",
+        "currency": "CNY",
+    }
     cuts = [{"partition": p, "offset": o} for p, o in cutoff.cuts.items()]
     return {**pins, "number": number, "event_id": f"cut-{number}", "cuts": cuts, "until": cutoff.until, "previous_bill_sha256": bytes(32)}
 
@@ -219,7 +234,17 @@ def logs(draw: st.DrawFn) -> list[UsageRecord]:
         event, key, at, delay, tokens, outcome, shadow, model = what
         quantities = tuple(1 if i == CALLS else tokens if i == TOKENS else 0 for i in range(len(METERS)))
         records.append(
-            call(offset * 3, f"e{event}", at=NOON + at, append=NOON + at + delay, key=key, quantities=quantities, outcome=outcome, shadow=shadow, model=model)
+            call(
+                offset * 3,
+                f"e{event}",
+                at=NOON + at,
+                append=NOON + at + delay,
+                key=key,
+                quantities=quantities,
+                outcome=outcome,
+                shadow=shadow,
+                model=model,
+            )
         )
     return records
 

@@ -1,0 +1,210 @@
+"""What a bill needs, read from Kafka alone: cuts, issued bills, prices, producers, and a tenant's usage record by record.
+
+This is the second supplier of the pure functions in `rating/`; the first is ClickHouse (`bill_table`). They share nothing else,
+which is what makes their agreement worth something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from events.catalogue import TOPICS
+from events.chain import STORE_OPENED, TYPE, Chain, Verdict, place_of
+from events.log import Reader, Record
+from events.partition import partition_of
+from events.wire import Codec, Undecodable, frame_schema_id
+from rating.bill import Bill, make_bill
+from rating.book import METERS, PriceBook, book_version
+from rating.rules import SETTLED, VOIDED, UsageRecord
+from rating.statement import Cutoff, Statement, StatementBuilder
+
+Body = Mapping[str, Any]
+
+
+class LogIncomplete(Exception):
+    """The log does not hold what a bill needs: a decided record whose predecessor is missing, or a usage record nobody can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedFact:
+    """One decided fact in the order of its partition's chain."""
+
+    name: str
+    body: Body
+    position: int
+    record: Record
+
+
+def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | None = None) -> Iterator[DecidedFact]:
+    """Each decided fact of a topic once, in its partition's order. Copies are skipped; so is what has no place in the chain.
+
+    Raises LogIncomplete where the chain has a hole at the end that was there when reading began.
+    """
+    partitions = range(TOPICS[topic].partitions)
+    skip = {p: 0 for p in partitions if partition is not None and p != partition}
+    chains = {p: Chain() for p in partitions}
+    waiting: dict[int, list[Record]] = {p: [] for p in partitions}
+    for record in reader.read(topic, end=skip):
+        if place_of(record.headers) is None:
+            continue
+        queue = waiting[record.partition]
+        queue.append(record)
+        while (due := _next(chains[record.partition], queue, codec)) is not None:
+            yield due
+    for p, queue in waiting.items():
+        if queue:
+            raise LogIncomplete(f"{topic}/{p}: {len(queue)} records wait for the successor of position {chains[p].position}")
+
+
+def _next(chain: Chain, queue: list[Record], codec: Codec) -> DecidedFact | None:
+    """Takes the first record of the queue that the chain admits; copies fall out on the way."""
+    for record in list(queue):
+        place = place_of(record.headers)
+        assert place is not None
+        opened: tuple[str, int] | None = None
+        if record.headers.get(TYPE) == STORE_OPENED.encode():
+            _, body = codec.decode(record.value)
+            opened = (str(body["previous_store"]), int(body["previous_position"]))
+        match chain.judge(place, opened):
+            case Verdict.COPY:
+                queue.remove(record)
+            case Verdict.NEXT:
+                queue.remove(record)
+                chain.take(place)
+                name, body = codec.decode(record.value)  # Undecodable: a fold of decided facts skips nothing
+                return DecidedFact(name, body, place.position, record)
+            case Verdict.WAITS:
+                continue
+    return None
+
+
+# --- prices, producers, accounts
+
+
+def price_book(facts: Iterable[DecidedFact], book: str, position: int | None = None) -> PriceBook:
+    """A book as it was decided up to a position of the store (None: all of it)."""
+    versions = (
+        f for f in facts if f.name == "PriceBookPublished" and f.body["book"] == book and (position is None or f.position <= position)
+    )
+    return PriceBook(book_version(f.body, f.position) for f in versions)
+
+
+def epochs_ended(reader: Reader, codec: Codec, below: int) -> frozenset[str]:
+    """Producer epochs closed or written off by the records of `producers` below an offset."""
+    if not below:
+        return frozenset()
+    ended: set[str] = set()
+    for record in reader.read("producers", end={0: below}):
+        try:
+            name, body = codec.decode(record.value)
+        except Undecodable:
+            continue  # somebody's stray bytes end no epoch: the bill says "open", which is the safe side
+        if name in ("ProducerClosed", "ProducerWrittenOff"):
+            ended.add(str(body["epoch"]))
+    return frozenset(ended)
+
+
+# --- usage
+
+
+def usage_record(record: Record, name: str, body: Body) -> UsageRecord:
+    """A record on `usage` as rating sees it."""
+    assert record.value is not None
+    settled = name == SETTLED
+    return UsageRecord(
+        partition=record.partition,
+        offset=record.offset,
+        append_us=record.time_ms * 1000,
+        sha256=sha256(record.value).digest(),
+        fact=name,
+        event_id=body["event_id"],
+        occurred_at=body["occurred_at"],
+        epoch=body["epoch"],
+        sequence=body["sequence"],
+        outcome=body["outcome"] if settled else "",
+        shadow=body["shadow"] if settled else False,
+        invocation_key=body["invocation_key"] if settled else b"",
+        provider=body["provider"] if settled else "",
+        model=body["model"] if settled else "",
+        model_version=body["model_version"] if settled else "",
+        quantities=tuple(body[m] for m in METERS) if settled else (),
+        voided=body["voided"] if name == VOIDED else "",
+    )
+
+
+class UsageLog:
+    """One tenant's usage on the log. All of it is in one partition, since the tenant is the key."""
+
+    def __init__(self, reader: Reader, codec: Codec, tenant: str) -> None:
+        self._reader, self._codec, self._tenant = reader, codec, tenant
+        self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
+
+    def end(self) -> int:
+        """The offset after the last record now."""
+        return self._reader.end_offsets("usage")["usage", self.partition]
+
+    def records(self, below: int) -> Iterator[UsageRecord]:
+        """The tenant's records below an offset. Raises LogIncomplete at a record that cannot be read (K9)."""
+        needle = self._tenant.encode()
+        for record in self._reader.read("usage", end=self._only(below)):
+            try:
+                frame_schema_id(record.value)
+                # An Avro string lies in the frame as its own bytes: what does not contain them is somebody else's, undecoded.
+                if needle not in (record.value or b""):
+                    continue
+                name, body = self._codec.decode(record.value)
+            except Undecodable as e:
+                raise LogIncomplete(f"{record.coordinate} cannot be read: {e}") from e
+            if body.get("tenant") == self._tenant:
+                yield usage_record(record, name, body)
+
+    def voids(self, below: int) -> list[tuple[int, str]]:
+        """(offset, voided event_id) of the tenant's voids below an offset; others are passed over by their schema id alone."""
+        ids = {i.to_bytes(4, "big") for i, s in self._codec.book.by_id.items() if s.name == VOIDED}
+        found: list[tuple[int, str]] = []
+        for record in self._reader.read("usage", end=self._only(below)):
+            if record.value and record.value[1:5] in ids:
+                _, body = self._codec.decode(record.value)
+                if body["tenant"] == self._tenant:
+                    found.append((record.offset, str(body["voided"])))
+        return found
+
+    def statements(self, asked: Sequence[tuple[Cutoff, PriceBook]]) -> list[Statement]:
+        """The statement of each cut-off, in two passes over the log: voids first, then everything once."""
+        ends = [cutoff.cuts.get(self.partition, 0) for cutoff, _ in asked]
+        below = max(ends, default=0)
+        voids = self.voids(below)
+        builders = [
+            StatementBuilder(cutoff, book, frozenset(event for offset, event in voids if offset < end))
+            for (cutoff, book), end in zip(asked, ends, strict=True)
+        ]
+        for record in self.records(below):
+            for builder in builders:
+                builder.take(record)
+        return [builder.statement() for builder in builders]
+
+    def _only(self, below: int) -> dict[int, int]:
+        return {p: below if p == self.partition else 0 for p in range(TOPICS["usage"].partitions)}
+
+
+def cutoff_of(cut: Body) -> Cutoff:
+    """The cut-off that a `BillCutFixed` pins. Raises UnknownRatingVersion."""
+    return Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"])
+
+
+def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Body]) -> list[Bill]:
+    """The bills of consecutive cuts, each against the one before. Of a series that does not begin with number 1 the first is only
+    what the second is compared with."""
+    prices = list(decided_facts(reader, codec, "prices"))
+    asked = [(cutoff_of(cut), price_book(prices, cut["price_book"], cut["decided_position"])) for cut in cuts]
+    statements = UsageLog(reader, codec, tenant).statements(asked)
+    bills: list[Bill] = []
+    for i, (cut, now) in enumerate(zip(cuts, statements, strict=True)):
+        if i == 0 and cut["number"] != 1:
+            continue
+        before = statements[i - 1] if i else Statement()
+        bills.append(make_bill(cut, now, before, epochs_ended(reader, codec, cut.get("producers_offset", 0))))
+    return bills

@@ -1,0 +1,209 @@
+"""Documents of the decided topics: folded in the chain's order, whatever arrives, and dense."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from events.catalogue import DECIDED_TOPICS, entries
+from events.chain import TYPE, Place
+from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from projections.history_fold import STEPS, evolve
+from projections.history_rows import PartitionFold
+
+MODEL = "model-vision-demo-digits"
+
+
+def codec() -> Codec:
+    book = SchemaBook()
+    for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
+        book.add(Schema.of(i, subject, definition))
+    return Codec(book)
+
+
+CODEC = codec()
+
+
+@dataclass(frozen=True)
+class Raw:
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+def base(number: int) -> dict[str, Any]:
+    return {"event_id": f"00000000-0000-0000-0000-{number:012d}", "occurred_at": 1_000_000 + number, "producer": "test"}
+
+
+def published(number: int) -> tuple[str, dict[str, Any]]:
+    body = {"book": "standard", "book_version": number, "effective_from": number, "prices": [], "by": "u"}
+    return "PriceBookPublished", {**base(number), "version": number, **body}
+
+
+def retired(number: int, reason: str) -> tuple[str, dict[str, Any]]:
+    return "ModelRetired", {**base(number), "version": number, "model": MODEL, "reason": reason, "by": "u"}
+
+
+def ready(number: int, version: str = "1.0.0") -> tuple[str, dict[str, Any]]:
+    return "VersionReady", {**base(number), "model": MODEL, "model_version": version, "replicas": number, "position": 1}
+
+
+class Log:
+    """Writes records as the relay would and hands them to a fold."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic, self.fold, self.offset = topic, PartitionFold(topic, 0, CODEC), 0
+        self.dead: list[str] = []
+
+    def put(self, said: tuple[str, dict[str, Any]] | bytes, place: Place | None = None) -> list[dict[str, Any]]:
+        value = said if isinstance(said, bytes) else CODEC.encode_dict(*said, self.topic if said[0] == "StoreOpened" else None)
+        headers = {TYPE: b"" if isinstance(said, bytes) else said[0].encode(), **(place.headers if place else {})}
+        rows, dead = self.fold.take(Raw(self.topic, 0, self.offset, 1, b"k", value), headers)
+        self.offset += 1
+        self.dead += [d.code for d in dead]
+        return rows
+
+
+def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    return [(row["kind"], row["kafka_offset"]) for row in rows]
+
+
+def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), position: int = 1) -> list[dict[str, Any]]:
+    fact = {**base(position), "version": 1, "store": store, "previous_store": previous[0], "previous_position": previous[1], "by": "relay"}
+    return log.put(("StoreOpened", fact), Place(store, position, 0))
+
+
+def test_every_fact_of_a_decided_topic_changes_some_document() -> None:
+    expected = {(e.topic, e.name) for e in entries() if e.topic in DECIDED_TOPICS and e.name != "StoreOpened"}
+    assert {(topic, fact) for topic, steps in STEPS.items() for fact in steps} == expected
+
+
+def test_each_record_leaves_a_row_and_the_state_after_it() -> None:
+    log = Log("prices")
+    assert kinds(opened(log)) == [("store", 0)]
+    rows = log.put(published(2), Place("s", 5, 1)) + log.put(published(3), Place("s", 6, 5))
+    assert kinds(rows) == [("decided", 1), ("decided", 2)]
+    assert sorted(json.loads(rows[0]["state"])["versions"]) == ["2"]
+    assert sorted(json.loads(rows[1]["state"])["versions"]) == ["2", "3"]
+    assert [row["position"] for row in rows] == [5, 6]
+
+
+def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
+    log = Log("models")
+    opened(log)
+    log.put(retired(2, "first"), Place("s", 2, 1))
+    log.put(retired(3, "second"), Place("s", 3, 2))
+    rows = log.put(retired(2, "first"), Place("s", 2, 1))
+    assert kinds(rows) == [("copy", 3)]
+    assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
+
+
+def test_a_record_waits_for_its_predecessor_even_when_that_comes_later_on_the_log() -> None:
+    log = Log("models")
+    opened(log)
+    assert log.put(retired(3, "second"), Place("s", 3, 2)) == []
+    rows = log.put(retired(2, "first"), Place("s", 2, 1))
+    assert kinds(rows) == [("decided", 2), ("decided", 1)]
+    assert [row["step"] for row in rows] == [2, 3]
+    assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
+
+
+def test_a_gap_holds_back_everything_behind_it() -> None:
+    log = Log("deployments")
+    opened(log)
+    assert (
+        log.put(
+            (
+                "RolledBack",
+                {**base(9), "version": 2, "model": MODEL, "from_version": "2.0.0", "to_version": "1.0.0", "reason": "r", "by": "u"},
+            ),
+            Place("s", 9, 7),
+        )
+        == []
+    )
+    assert log.put(ready(1)) == []
+    assert len(log.fold.waiting) == 2
+
+
+def test_a_new_store_is_followed_only_by_its_own_fact() -> None:
+    log = Log("models")
+    opened(log)
+    log.put(retired(2, "old store"), Place("s", 2, 1))
+    assert log.put(retired(2, "stranger"), Place("t", 5, 4)) == []
+    rows = opened(log, "t", ("s", 2), 3)
+    assert kinds(rows) == [("store", 3)]
+    assert log.fold.documents[MODEL]["retired"]["reason"] == "old store"
+
+
+def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
+    log = Log("deployments")
+    rows = log.put(ready(1)) + log.put(ready(2)) + log.put(ready(1))
+    assert kinds(rows) == [("observed", 0), ("observed", 1), ("copy", 2)]
+    assert log.fold.documents[MODEL]["versions"]["1.0.0"]["replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    ("stray", "code"),
+    [
+        (b"hello", "not_framed"),
+        (b"\x00\x00\x00\xff\xff...", "unknown_schema"),
+        (CODEC.encode_dict(*retired(1, "no headers")), "no_place"),
+        (CODEC.encode_dict(*ready(1)), "misplaced"),
+    ],
+)
+def test_a_stray_is_a_dead_letter_with_a_row_and_the_fold_goes_on(stray: bytes, code: str) -> None:
+    log = Log("models")
+    opened(log)
+    assert kinds(log.put(stray)) == [("dead", 1)]
+    assert log.dead == [code]
+    assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
+
+
+def test_a_decided_record_in_its_place_that_cannot_be_read_stops_the_fold() -> None:
+    log = Log("models")
+    opened(log)
+    with pytest.raises(Undecodable):
+        log.put(b"\x00\x00\x00\x00\x01", Place("s", 2, 1))
+
+
+def test_a_rollout_moves_the_weights_and_a_rollback_returns_them() -> None:
+    spec = {"replicas_min": 1}
+    to_2 = {"from_version": "1.0.0", "to_version": "2.0.0"}
+    document: dict[str, Any] = {}
+    steps: list[tuple[str, dict[str, Any], dict[str, int]]] = [
+        ("VersionDeployed", {"model_version": "1.0.0", "tenant": "t", "artifact": "a", "spec": spec, "by": "u"}, {"1.0.0": 100}),
+        ("RolloutStarted", {**to_2, "artifact": "a", "weight_percent": 20, "spec": spec, "by": "u"}, {"1.0.0": 80, "2.0.0": 20}),
+        ("RolloutAdvanced", {"to_version": "2.0.0", "weight_percent": 50, "by": "u"}, {"1.0.0": 50, "2.0.0": 50}),
+        ("RolloutPromoted", {**to_2, "by": "u"}, {"2.0.0": 100}),
+        ("RolledBack", {"from_version": "2.0.0", "to_version": "1.0.0", "reason": "errors", "by": "u"}, {"1.0.0": 100}),
+    ]  # fmt: skip
+    for number, (fact, body, weights) in enumerate(steps):
+        before = json.dumps(document)
+        changed = evolve("deployments", document, fact, {**base(number), "model": MODEL, **body})
+        assert json.dumps(document) == before, "a document is never changed in place"
+        document = changed
+        assert document["weights"] == weights
+    assert document["live"] == "1.0.0"
+    assert document["candidate"] == ""
+
+
+def test_a_rejection_returns_the_version_to_draft() -> None:
+    document: dict[str, Any] = {"versions": {}}
+    added = {"model_version": "1.0.0", "technical": {}, "artifact": "a", "artifact_bytes": 1, "release_notes": "", "lineage": {}, "by": "u"}
+    review = {"model_version": "1.0.0", "review": "business", "by": "b", "comment": ""}
+    for fact, body, status in (
+        ("ModelVersionAdded", added, "draft"),
+        ("ModelVersionSubmitted", {"model_version": "1.0.0", "by": "u"}, "pending_review"),
+        ("ModelVersionReviewed", {**review, "verdict": "approved"}, "pending_review"),
+        ("ModelVersionReviewed", {**review, "review": "security", "verdict": "rejected"}, "draft"),
+        ("ModelVersionSubmitted", {"model_version": "1.0.0", "by": "u"}, "pending_review"),
+        ("ModelVersionApproved", {"model_version": "1.0.0", "business_by": "b", "security_by": "s"}, "approved"),
+    ):
+        document = evolve("models", document, fact, {**base(1), **body})
+        assert document["versions"]["1.0.0"]["status"] == status
