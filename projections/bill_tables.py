@@ -1,0 +1,95 @@
+"""The tables of bills: running ones, recomputed while usage comes in, and issued ones, as the log has them."""
+
+from __future__ import annotations
+
+LINE_COLUMNS = (
+    "model",
+    "model_version",
+    "provider",
+    "meter",
+    "book_version",
+    "amount_per_micros",
+    "per_units",
+    "held",
+)
+
+RUNNING = """
+CREATE TABLE IF NOT EXISTS bills_running_rows (
+    tenant String,
+    period LowCardinality(String),
+    generation Int64 COMMENT 'grows with each recomputation; lines older than it are gone',
+    number Int64 COMMENT 'the bill this would become',
+    currency LowCardinality(String),
+    total_micros Int64,
+    usage_partition Int32,
+    usage_offset Int64 COMMENT 'facts at or past it are not in it yet',
+    facts Map(String, Int64)
+) ENGINE = ReplacingMergeTree(generation) ORDER BY (tenant, period)
+"""
+
+RUNNING_LINES = """
+CREATE TABLE IF NOT EXISTS bill_lines_running_rows (
+    tenant String,
+    period LowCardinality(String),
+    generation Int64,
+    model String,
+    model_version String,
+    provider String,
+    meter LowCardinality(String),
+    book_version Int64,
+    amount_per_micros Int64,
+    per_units Int64,
+    held Bool,
+    quantity Int64,
+    amount_micros Int64
+) ENGINE = ReplacingMergeTree(generation)
+ORDER BY (tenant, period, model, model_version, provider, meter, book_version, amount_per_micros, per_units, held)
+"""
+
+# A bill that was issued is fixed on the log; what runs is what the next one would say.
+BILLS = """
+CREATE OR REPLACE VIEW bills AS
+SELECT 'issued' AS status, key AS tenant,
+    JSONExtractString(body, 'period') AS period,
+    JSONExtractInt(body, 'number') AS number,
+    JSONExtractString(body, 'currency') AS currency,
+    JSONExtractInt(body, 'total_micros') AS total_micros,
+    JSONExtractString(body, 'digest') AS digest,
+    valid_from AS at,
+    mapFromArrays(arrayMap(x -> substring(x.1, 7), arrayFilter(x -> startsWith(x.1, 'facts_'), JSONExtractKeysAndValuesRaw(body) AS pairs)),
+        arrayMap(x -> toInt64OrZero(x.2), arrayFilter(x -> startsWith(x.1, 'facts_'), pairs))) AS facts,
+    JSONExtractInt(body, 'producers_open') AS producers_open
+FROM history WHERE topic = 'bills' AND fact = 'BillIssued'
+UNION ALL
+SELECT 'running', tenant, period, number, currency, total_micros, '', fromUnixTimestamp64Micro(generation), facts, 0
+FROM bills_running_rows FINAL
+"""
+
+BILL_LINES = """
+CREATE OR REPLACE VIEW bill_lines AS
+SELECT 'issued' AS status, tenant, period, number,
+    JSONExtractString(line, 'model') AS model,
+    JSONExtractString(line, 'model_version') AS model_version,
+    JSONExtractString(line, 'provider') AS provider,
+    JSONExtractString(line, 'meter') AS meter,
+    JSONExtractInt(line, 'book_version') AS book_version,
+    JSONExtractInt(line, 'amount_per_micros') AS amount_per_micros,
+    JSONExtractInt(line, 'per_units') AS per_units,
+    JSONExtractBool(line, 'held') AS held,
+    JSONExtractInt(line, 'quantity') AS quantity,
+    JSONExtractInt(line, 'amount_micros') AS amount_micros
+FROM (
+    SELECT key AS tenant, JSONExtractString(body, 'period') AS period, JSONExtractInt(body, 'number') AS number,
+        arrayJoin(JSONExtractArrayRaw(body, 'lines')) AS line
+    FROM history WHERE topic = 'bills' AND fact = 'BillIssued'
+)
+UNION ALL
+SELECT 'running', l.tenant, l.period, r.number, l.model, l.model_version, l.provider, toString(l.meter), l.book_version, l.amount_per_micros, l.per_units,
+    l.held, l.quantity, l.amount_micros
+FROM (SELECT * FROM bill_lines_running_rows FINAL) AS l
+INNER JOIN (SELECT * FROM bills_running_rows FINAL) AS r ON l.tenant = r.tenant AND l.period = r.period
+WHERE l.generation >= r.generation
+"""
+
+STATEMENTS = (RUNNING, RUNNING_LINES, BILLS, BILL_LINES)
+"""In the order in which they must be made, after those of `history_tables`; each may be run again."""
