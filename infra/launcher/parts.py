@@ -26,6 +26,8 @@ class Part:
     healthy_s_max: float = 60.0
     """How long a start may take on a slow, busy machine; a healthy one needs a tenth."""
     stop_s_max: int = 10
+    stops_its_own: bool = False
+    """Asked to end, it ends its children itself and in order; the others' children are asked together with them."""
     crashed_within_s: int = 5
     """A part that ends sooner than this after its start is restarted with growing pauses, later ones at once."""
 
@@ -76,12 +78,14 @@ def registry(settings: Settings, places: Places) -> Part:
 def ray(settings: Settings, places: Places) -> Part:
     return Part(
         name="ray",
-        command=module("infra.launcher.raynode"),
-        probe=HttpProbe(f"{settings.ray_dashboard}/api/version", token_file=str(places.ray_token)),
+        command=module("infra.launcher.rayhead"),
+        probe=HttpProbe(raynode.health_url(settings)),
         ports=raynode.fixed_ports(settings),
         environment=raynode.environment(settings, places),
+        before=lambda: raynode.write_haproxy(places),
         healthy_s_max=90.0,
         stop_s_max=15,
+        stops_its_own=True,
     )
 
 

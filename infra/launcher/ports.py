@@ -8,7 +8,6 @@ import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from events.settings import PORTS_PER_STACK
 from infra.launcher.failure import LaunchFailed
@@ -31,14 +30,13 @@ def is_free(host: str, port: int) -> bool:
 
 @contextmanager
 def free_block(host: str = "127.0.0.1") -> Iterator[int]:
-    """The base port of a free block, ours until the context ends: of two test runs that look at once, one looks further."""
+    """The base port of a free block, ours until the context ends: of two test runs that look at once, one looks further.
+
+    The lock files stay: one that is removed while another waits for it would be held by two."""
     for base in random.sample(BLOCKS, len(BLOCKS)):
         with (SHORT / f"mm-{os.getuid()}-block-{base}.lock").open("w") as lock:
             if locked(lock.fileno()) and all(is_free(host, base + offset) for offset in range(PORTS_PER_STACK)):
-                try:
-                    yield base
-                finally:
-                    Path(lock.name).unlink(missing_ok=True)
+                yield base
                 return
     raise LaunchFailed("no-free-block", f"no {PORTS_PER_STACK} free ports in a row", remedy="end stacks that are not needed any more")
 

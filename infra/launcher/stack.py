@@ -120,7 +120,6 @@ class Stack:
             short.mkdir(mode=0o700)
         except FileExistsError:
             raise LaunchFailed("folder-taken", f"{short} belongs to somebody else", remedy="remove it, or use another data folder") from None
-        (short / "haproxy").mkdir()
 
     @property
     def fingerprint_file(self) -> Path:
