@@ -38,6 +38,7 @@ def canonical(schema: dict[str, Any]) -> str:
 
 
 def _record(cls: type[BaseModel], seen: set[str]) -> dict[str, Any]:
+    outermost = not seen
     seen.add(cls.__name__)
     fields: list[dict[str, Any]] = []
     for name, info in cls.model_fields.items():
@@ -45,8 +46,9 @@ def _record(cls: type[BaseModel], seen: set[str]) -> dict[str, Any]:
         if info.default is not PydanticUndefined:
             field["default"] = _default(info.default)
         fields.append(field)
-    doc = " ".join((inspect.getdoc(cls) or "").split())
-    return {"type": "record", "name": cls.__name__, "namespace": NAMESPACE, "doc": doc, "fields": fields}
+    # Nested records inherit the namespace: registries take a repeated one away, and then text and text would differ.
+    space = {"namespace": NAMESPACE} if outermost else {}
+    return {"type": "record", "name": cls.__name__, **space, "doc": " ".join((inspect.getdoc(cls) or "").split()), "fields": fields}
 
 
 def _annotated(info: FieldInfo) -> Any:
@@ -75,7 +77,7 @@ def _type(annotation: Any, seen: set[str]) -> Schema:
     if origin is dict and args[0] is str:
         return {"type": "map", "values": _type(args[1], seen)}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"{NAMESPACE}.{annotation.__name__}" if annotation.__name__ in seen else _record(annotation, seen)
+        return annotation.__name__ if annotation.__name__ in seen else _record(annotation, seen)
     raise TypeError(f"{annotation} has no Avro type here")
 
 
@@ -86,9 +88,9 @@ def _marked(args: tuple[Any, ...], seen: set[str]) -> Schema:
         if isinstance(mark, str) and mark.startswith("fixed"):
             name = f"Fixed{mark.removeprefix('fixed')}"
             if name in seen:
-                return f"{NAMESPACE}.{name}"
+                return name
             seen.add(name)
-            return {"type": "fixed", "name": name, "namespace": NAMESPACE, "size": int(mark.removeprefix("fixed"))}
+            return {"type": "fixed", "name": name, "size": int(mark.removeprefix("fixed"))}
     return _type(args[0], seen)
 
 

@@ -6,6 +6,7 @@ waits, and whoever waits for it decides how long. Readers are told where to star
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,28 @@ QUEUE_RECORDS_MAX = 100_000
 RECORD_BYTES_MAX = 1 << 20
 CALL_S_MAX = 10.0
 """Longest a metadata or admin call may take."""
+
+CLIENT_LOG_S = 10.0
+"""While a broker is away librdkafka says so forty times a second; once in this time is enough."""
+
+
+class _Throttled(logging.Filter):
+    """Lets each kind of message through once in a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now = record.getMessage().split(" ", 1)[0], time.monotonic()
+        if now - self._said.get(kind, -CLIENT_LOG_S) < CLIENT_LOG_S:
+            return False
+        self._said[kind] = now
+        return True
+
+
+_client_log = logging.getLogger("librdkafka")
+_client_log.addFilter(_Throttled())
 
 Headers = Mapping[str, bytes]
 Delivered = Callable[[Coordinate | None, Exception | None], None]
@@ -109,7 +132,7 @@ class Writer:
         }
         if config["partitioner"] != PARTITIONER or not config["enable.idempotence"] or "transactional.id" in config:
             raise LogMismatch(f"a producer of this log is idempotent, uses {PARTITIONER} and no transactions")
-        self._producer = ck.Producer(config)
+        self._producer = ck.Producer(config, logger=_client_log)
         self._open = True
         self._thread = threading.Thread(target=self._run, name=f"log-writer-{client_id}", daemon=True)
         self._thread.start()
@@ -228,7 +251,8 @@ class Reader:
                 "fetch.wait.max.ms": 20,
                 "fetch.queue.backoff.ms": 20,
                 "queued.max.messages.kbytes": 65536,
-            }
+            },
+            logger=_client_log,
         )
 
     def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
@@ -256,13 +280,20 @@ class Reader:
         found: dict[tuple[str, int], tuple[int, int]] = {}
         for topic in topics:
             for p in range(TOPICS[topic].partitions):
-                try:
-                    low_high = self._consumer.get_watermark_offsets(ck.TopicPartition(topic, p), timeout=CALL_S_MAX, cached=False)
-                except ck.KafkaException as e:
-                    raise LogUnavailable(f"end of {topic}/{p}: {e}") from e
-                assert low_high is not None
-                found[topic, p] = low_high
+                found[topic, p] = self._watermarks(topic, p)
         return found
+
+    def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        end = time.monotonic() + CALL_S_MAX
+        while True:
+            try:
+                low_high = self._consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=CALL_S_MAX, cached=False)
+                assert low_high is not None
+                return low_high
+            except ck.KafkaException as e:  # a new topic has no leader for a moment
+                if time.monotonic() > end:
+                    raise LogUnavailable(f"end of {topic}/{partition}: {e}") from e
+                time.sleep(0.05)
 
     def record_at(self, topic: str, partition: int, offset: int, timeout_s: float = CALL_S_MAX) -> Record:
         """One record. Raises LogMismatch when the log does not have it. Ends the current assignment."""

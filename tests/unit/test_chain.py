@@ -1,0 +1,157 @@
+"""However decided records reach a fold, it applies each exactly once, in the store's order, or waits (K1, K4)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from events.chain import Chain, Heartbeat, Place, Verdict, place_of
+from events.fact import Coordinate
+from events.follow import Follower
+from events.log import Record
+from events.settings import Settings
+from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+
+
+OPENINGS = 8
+
+
+@dataclass
+class Seen:
+    code_version: str = "1"
+    names: list[str] = field(default_factory=list)
+
+    def apply(self, name: str, body: dict[str, Any], at: Coordinate) -> None:
+        if name != "StoreOpened":
+            self.names.append(body["model"] if "model" in body else body["tenant"])
+
+    def dump(self) -> bytes:
+        return "\n".join(self.names).encode()
+
+    def load(self, state: bytes) -> None:
+        self.names = state.decode().split("\n")
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    book = SchemaBook()
+    for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
+        book.add(Schema.of(schema_id, subject, definition))
+    return Codec(book)
+
+
+def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, int], list[Record]], Record]:
+    """`count` decided facts spread over two topics, chained per partition, and the heartbeat after them."""
+    lanes: dict[tuple[str, int], list[Record]] = {}
+    last: dict[tuple[str, int], int] = {}
+    base = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": ""}
+    for opening, tp in enumerate([(t, p) for t in ("models", "accounts") for p in range(4)], start=1):
+        value = codec.encode_dict("StoreOpened", base | {"store": "s", "previous_store": "", "previous_position": 0}, tp[0])
+        last[tp] = opening
+        lanes[tp] = [Record(*tp, 0, 0, b"s", value, Place("s", opening, 0).headers | {"ce_type": b"StoreOpened"})]
+    for position in range(OPENINGS + 1, OPENINGS + count + 1):
+        topic, name = rng.choice([("models", "ModelRetired"), ("accounts", "ApiKeyRevoked")])
+        tp = (topic, rng.randrange(4))
+        subject = str(position - OPENINGS)
+        value = codec.encode_dict(name, base | {"model": subject, "tenant": subject, "key_id": "k"})
+        place = Place("s", position, last.get(tp, 0))
+        last[tp] = position
+        lanes[tp].append(Record(*tp, len(lanes[tp]), 0, b"k", value, place.headers))
+    beat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), n in last.items()})
+    return lanes, Record("heartbeats", 0, 0, 1, None, beat.to_json(), {})
+
+
+def _follower(codec: Codec, fold: Seen) -> Follower:
+    return Follower(Settings(), codec, "log", ("models", "accounts"), fold, name="test")
+
+
+def _feed(follower: Follower, records: list[Record]) -> None:
+    for record in records:
+        follower._take(record)  # pyright: ignore[reportPrivateUsage]
+    follower._apply_fresh()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_thousand_relative_orders_of_the_partitions_give_one_state(codec: Codec) -> None:
+    rng = random.Random(1)
+    lanes, beat = _log(codec, 40, rng)
+    for _ in range(1000):
+        fold, queues = Seen(), {tp: list(rs) for tp, rs in lanes.items()}
+        order: list[Record] = []
+        while queues:
+            tp = rng.choice(list(queues))
+            order.append(queues[tp].pop(0))
+            if not queues[tp]:
+                del queues[tp]
+        order.insert(rng.randrange(len(order) + 1), beat)  # a heartbeat may arrive before what it speaks of
+        _feed(_follower(codec, fold), order)
+        assert fold.names == [str(n) for n in range(1, 41)]
+
+
+def test_copies_and_crossed_relays_change_nothing(codec: Codec) -> None:
+    rng = random.Random(2)
+    lanes, beat = _log(codec, 60, rng)
+    for _ in range(200):
+        fold, order = Seen(), list[Record]()
+        for records in lanes.values():
+            twice = records + [rng.choice(records) for _ in range(10)]
+            rng.shuffle(twice)
+            order += twice
+        _feed(_follower(codec, fold), [*order, beat])
+        assert fold.names == [str(n) for n in range(1, 61)]
+
+
+def test_nothing_is_applied_past_a_missing_record(codec: Codec) -> None:
+    lanes, beat = _log(codec, 30, random.Random(3))
+    tp = next(tp for tp, rs in lanes.items() if len(rs) >= 3)
+    gone = lanes[tp].pop(1)
+    follower = _follower(codec, fold := Seen())
+    _feed(follower, [r for rs in lanes.values() for r in rs] + [beat])
+    assert fold.names == []  # the heartbeat speaks of a record that is not there: the state before it stays
+    assert follower.lag > 0
+    _feed(follower, [gone, beat])
+    assert fold.names == [str(n) for n in range(1, 31)]
+
+
+def test_a_record_of_another_store_is_not_taken() -> None:
+    chain = Chain("a", 5)
+    assert chain.judge(Place("b", 6, 5)) is Verdict.WAITS
+    assert chain.judge(Place("b", 6, 0), opened=("a", 4)) is Verdict.WAITS
+    assert chain.judge(Place("b", 6, 0), opened=("a", 5)) is Verdict.NEXT
+    chain.take(Place("b", 6, 0))
+    assert chain.judge(Place("a", 5, 4)) is Verdict.COPY
+    assert chain.judge(Place("a", 7, 5)) is Verdict.WAITS
+
+
+@given(st.dictionaries(st.sampled_from(["store", "position", "previous", "x"]), st.binary(max_size=8)))
+def test_strange_headers_are_no_place(headers: dict[str, bytes]) -> None:
+    place = place_of(headers)
+    assert place is None or {"store", "position", "previous"} <= set(headers)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300)
+def test_strange_bytes_are_no_heartbeat(value: bytes) -> None:
+    assert Heartbeat.from_json(value) is None
+
+
+def test_garbage_without_a_place_is_skipped_and_counted(codec: Codec) -> None:
+    lanes, beat = _log(codec, 5, random.Random(4))
+    follower = _follower(codec, fold := Seen())
+    _feed(follower, [Record("models", 1, 99, 0, None, b"garbage", {}), *(r for rs in lanes.values() for r in rs), beat])
+    assert fold.names == ["1", "2", "3", "4", "5"]
+    assert follower.unreadable == 1
+
+
+def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:
+    lanes, _ = _log(codec, 5, random.Random(5))
+    tail = lanes["models", 1][-1]
+    place = place_of(tail.headers)
+    assert place is not None
+    bad = Record("models", 1, 99, 0, None, b"garbage", Place("s", 999, place.position).headers)
+    with pytest.raises(Undecodable, match="not_framed"):
+        _feed(_follower(codec, Seen()), [*lanes["models", 1], bad])
