@@ -1,0 +1,54 @@
+"""The local ClickHouse as its own process, for tests that kill it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from events.settings import Settings
+
+START_S_MAX = 30
+
+
+class EngineProcess:
+    def __init__(self, folder: Path, **settings: str) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = int(s.getsockname()[1])
+        self.environment = {
+            "MODELMARKET_DATA": str(folder),
+            "MODELMARKET_BASE_PORT": str(self.port - 3 if self.port - 3 <= 65335 else 60000),
+            **{f"MODELMARKET_{k.upper()}": v for k, v in settings.items()},
+        }
+        self.settings = Settings.model_validate({k.removeprefix("MODELMARKET_").lower(): v for k, v in self.environment.items()})
+        self.port = self.settings.clickhouse_port
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "projections.engine"], env={**os.environ, **self.environment}, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + START_S_MAX
+        while time.monotonic() < end:
+            assert self.process.poll() is None, "the engine ended at start"
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ping", timeout=2) as r:
+                    if r.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.05)
+        raise TimeoutError("the engine did not start")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(20)
