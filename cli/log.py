@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from events.catalogue import TOPICS
+from events.catalogue import TOPICS, entries
 from events.examples import add_examples, undecodable_examples
 from events.fact import Coordinate
 from events.log import Reader, Record, Writer, apply_topics, topic_drift
@@ -160,3 +160,12 @@ def _online_drift() -> list[str]:
         elif (there := registry.schema(subject, schema.schema_id)) is None or json.loads(there) != json.loads(definition):
             drift.append(f"{subject}: id {schema.schema_id} at the registry is another schema")
     return drift
+
+
+@schemas.command("list")
+def schemas_list() -> None:
+    """Every fact: its topic, its name and what it means."""
+    table = Table("topic", "fact", "kind", "what it means")
+    for entry in entries():
+        table.add_row(entry.topic, entry.name, entry.cls.kind, " ".join((entry.cls.__doc__ or "").split()))
+    console.print(table)

@@ -1,0 +1,149 @@
+"""The tree itself: what README, DESIGN and STYLE say of it is true."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from events import wire
+from events.catalogue import TOPICS, entries
+from events.examples import undecodable_examples
+from events.registry import folder_drift
+from events.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROOMS = ("events", "rating", "commands", "projections", "serving", "infra", "cli")
+BANNED = {"utils", "util", "helpers", "helper", "common", "base", "manager", "service", "misc"}
+MODULE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+
+
+def _tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def _modules(*rooms: str) -> list[Path]:
+    return sorted(p for room in rooms for p in (ROOT / room).rglob("*.py"))
+
+
+CODE = _modules(*ROOMS, "examples", "bench")
+
+
+def test_every_room_is_placed_in_the_import_contract() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    placed = {room.strip() for layer in config["contracts"][0]["layers"] for room in layer.split("|")}
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests", "examples", "bench"}
+    assert placed == packages == set(config["root_packages"])
+
+
+def test_the_map_in_the_readme_is_the_tree() -> None:
+    readme = (ROOT / "README.md").read_text()
+    match = re.search(r"## The map\n+```\n(.*?)```", readme, re.DOTALL)
+    assert match, "README has no map"
+    mapped = {line.split()[0].rstrip("/") for line in match.group(1).splitlines() if line and not line.startswith(" ")}
+    there = {p.relative_to(ROOT).parts[0] for p in _tracked()} - {".gitignore", ".gitattributes", ".ci"}
+    assert mapped == there
+
+
+def test_every_module_says_in_one_sentence_what_it_is() -> None:
+    silent = [str(p.relative_to(ROOT)) for p in CODE if not (ast.get_docstring(ast.parse(p.read_text())) or "").strip()]
+    assert silent == []
+
+
+def test_no_module_is_named_after_nothing() -> None:
+    assert [str(p.relative_to(ROOT)) for p in CODE if p.stem in BANNED] == []
+
+
+def test_modules_and_functions_stay_short() -> None:
+    long: list[str] = []
+    for path in CODE:
+        text = path.read_text()
+        if text.count("\n") > MODULE_LINES_MAX:
+            long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES_MAX:
+                long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {(node.end_lineno or 0) - node.lineno + 1} lines")
+    assert long == []
+
+
+def test_only_the_settings_file_reads_the_environment() -> None:
+    """`infra` builds the environment of the processes it starts; nothing else may look."""
+    readers = [
+        str(p.relative_to(ROOT))
+        for p in _modules("events", "rating", "commands", "projections", "serving", "cli")
+        if re.search(r"os\.environ|os\.getenv", p.read_text())
+    ]
+    assert readers == []
+
+
+def test_every_setting_is_described_by_use() -> None:
+    code = "\n".join(p.read_text() for p in CODE if p.name != "settings.py")
+    own = (ROOT / "events" / "settings.py").read_text()
+    unread = [
+        name for name in Settings.model_fields if not re.search(rf"\b{name}\b", code) and len(re.findall(rf"self\.{name}\b", own)) == 0
+    ]
+    assert unread == []
+
+
+def test_every_fact_has_schema_example_documentation_and_topic() -> None:
+    assert folder_drift() == []
+    assert undecodable_examples() == []
+    for entry in entries():
+        assert (entry.cls.__doc__ or "").strip(), entry.name
+        assert entry.cls.__doc__ != entry.cls.__mro__[1].__doc__, f"{entry.name} only inherits its documentation"
+        assert entry.topic in TOPICS
+
+
+def test_examples_of_the_past_are_never_edited() -> None:
+    """Each kept frame still is the Avro of the schema beside it."""
+    for path in ROOT.glob("schemas/*/examples/*.json"):
+        kept = json.loads(path.read_text())
+        book = wire.SchemaBook()
+        book.by_id[7] = wire.Schema.of(7, "x", json.dumps(kept["schema"]))
+        assert wire.Codec(book).decode_raw(bytes.fromhex(kept["frame"]))[0].name == path.name.split(".")[0]
+
+
+def test_the_rules_name_tests_that_exist() -> None:
+    rules = (ROOT / "docs" / "rules.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", rules)
+    assert len(named) >= 15
+    missing = [f"{file}::{test}" for file, test in named if not (ROOT / file).exists() or f"def {test}(" not in (ROOT / file).read_text()]
+    assert missing == []
+
+
+def test_the_lock_is_hashes_only() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert "--index" not in lock
+    pinned = [block for block in re.split(r"\n(?=[a-z0-9])", lock) if "==" in block]
+    assert len(pinned) > 100
+    assert [block.split()[0] for block in pinned if "--hash=sha256:" not in block] == []
+
+
+@pytest.mark.parametrize("pattern", [r"/root/", r"/work/", r"/home/[a-z]", r"\bTODO\b|\bFIXME\b|\bXXX\b"])
+def test_no_file_speaks_of_a_machine_or_of_work_left(pattern: str) -> None:
+    found: list[str] = []
+    for path in _tracked():
+        if path.name == "requirements.lock" or path == Path(__file__) or path.suffix in (".png", ".onnx"):
+            continue
+        text = path.read_text(errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {m.group(0)}" for m in re.finditer(pattern, text)]
+    assert found == []
+
+
+def test_nothing_large_is_kept_in_git() -> None:
+    assert [str(p.relative_to(ROOT)) for p in _tracked() if p.stat().st_size > 2_000_000] == []
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
