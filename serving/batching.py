@@ -1,0 +1,137 @@
+"""Calls that arrive while others are under way travel together: one Ray call for many requests, and no waiting for company.
+
+A call that finds a free flight leaves at once; while all flights are in the air the rest collect, and leave as one. So batches
+grow with the load and a lone caller never waits. What one call does to a replica is not shared: see `parcel` and K16.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from serving.parcel import Result, pack, unpack_reply
+from serving.refusal import Refused
+from serving.tensors import Inference
+
+QUEUE_CALLS_MAX = 4096
+"""Calls waiting for one version; past it the caller is told 429, since it would wait longer than its time-out."""
+FLIGHT_BYTES_MAX = 16 << 20
+"""Tensors in one Ray call: larger ones would block the event loop that copies them."""
+FLIGHTS_PER_REPLICA = 2
+"""One being computed, one being carried."""
+
+
+class ReplicaLost(Exception):
+    """The replica that had these calls is gone or cannot be reached; whether it ran them is not known."""
+
+
+class Replicas(Protocol):
+    """The loaded versions, wherever they run."""
+
+    async def call(self, address: str, blob: bytes) -> bytes:
+        """Carries a packed blob to one replica of `…-v{semver}` and its reply back. Raises ReplicaLost."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Passenger:
+    call: Inference
+    alone: bool
+    at_ns: int
+    future: asyncio.Future[Landed]
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What became of one call, and in whose company."""
+
+    result: Result
+    replica: str
+    batch_size: int
+    queue_us: int
+
+
+class Lane:
+    """The calls of one version."""
+
+    def __init__(self, address: str, replicas: Replicas, batch_max: int, flights_max: int, timeout_s: float) -> None:
+        self._address, self._replicas = address, replicas
+        self._batch_max, self._flights_max, self._timeout_s = batch_max, flights_max, timeout_s
+        self._waiting: deque[Passenger] = deque()
+        self._flights: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._called = False
+
+    def board(self, call: Inference, *, alone: bool = False) -> asyncio.Future[Landed]:
+        """The future of a call's result. A call that rode with others when their replica was lost is sent `alone` (K16)."""
+        if len(self._waiting) >= QUEUE_CALLS_MAX:
+            raise Refused(
+                429,
+                "overloaded",
+                f"{QUEUE_CALLS_MAX} calls of {self._address} wait already",
+                "",
+                "slow down, then retry",
+                ((b"retry-after", b"1"),),
+            )
+        passenger = Passenger(call, alone, time.monotonic_ns(), self._loop.create_future())
+        self._waiting.append(passenger)
+        if not self._called and len(self._flights) < self._flights_max:
+            self._called = True
+            self._loop.call_soon(self._depart)  # not now: what came in the same turn of the loop rides along
+        return passenger.future
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and not self._flights
+
+    def _depart(self) -> None:
+        self._called = False
+        while self._waiting and len(self._flights) < self._flights_max:
+            aboard = self._next()
+            if aboard:
+                flight = self._loop.create_task(self._fly(aboard))
+                self._flights.add(flight)
+                flight.add_done_callback(self._landed)
+
+    def _next(self) -> list[Passenger]:
+        aboard: list[Passenger] = []
+        size = rows = 0
+        while self._waiting and rows < self._batch_max and size < FLIGHT_BYTES_MAX:
+            passenger = self._waiting[0]
+            if passenger.alone and aboard:
+                break
+            self._waiting.popleft()
+            if passenger.future.done():  # its caller gave up
+                continue
+            aboard.append(passenger)
+            size += passenger.call.size
+            rows += max(1, passenger.call.rows)
+            if passenger.alone:
+                break
+        return aboard
+
+    async def _fly(self, aboard: list[Passenger]) -> None:
+        left_ns = time.monotonic_ns()
+        blob, order = pack([p.call for p in aboard])
+        try:
+            reply = unpack_reply(await asyncio.wait_for(self._replicas.call(self._address, blob), self._timeout_s))
+        except TimeoutError:
+            return  # each caller watches its own clock
+        except ReplicaLost as e:
+            for passenger in aboard:
+                if not passenger.future.done():
+                    passenger.future.set_exception(ReplicaLost(str(e)))
+            return
+        for place, result in zip(order, reply.results, strict=True):
+            passenger = aboard[place]
+            if not passenger.future.done():
+                passenger.future.set_result(Landed(result, reply.replica, len(aboard), (left_ns - passenger.at_ns) // 1000))
+
+    def _landed(self, flight: asyncio.Task[None]) -> None:
+        self._flights.discard(flight)
+        if not flight.cancelled() and (error := flight.exception()) is not None:
+            self._loop.call_exception_handler({"message": f"a flight to {self._address} failed", "exception": error})
+        self._depart()

@@ -1,0 +1,284 @@
+"""Keeps Ray as the facts say: the only writer of Serve's configuration, and the one who reports what became of it (K18).
+
+It runs outside Ray, so that the death of Ray's head is something it repairs. Every round: what do the facts want, what does Ray
+say it was told, what may be sent (`desired.plan`), what has become ready or failed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import re
+import signal
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, assert_never
+
+from events.fact import ModelId, ModelVersion, new_id, now_us
+from events.facts.alerts import AlertRaised, AlertResolved
+from events.facts.deployments import VersionFailed, VersionReady
+from events.follow import Follower
+from events.health import serve_health, start_logging
+from events.log import Reader, Writer
+from events.registry import open_codec
+from events.settings import Settings
+from events.wire import Codec
+from serving.desired import Apply, Generation, Hold, Keep, Shape, plan
+from serving.ray_rest import AppState, RayAway, RayRefused, RayRest, Seen
+from serving.routes import Routes, Version
+
+logger = logging.getLogger(__name__)
+
+TOPICS = ("models", "deployments")
+BUSY_S, IDLE_S = 0.25, 1.0
+"""How often Ray is asked: while something loads, and while nothing does."""
+LEAVE_S = 5.0
+"""A withdrawn version stays this long, until every gateway has folded that it takes no more calls."""
+MESSAGE_CHARS_MAX = 500
+PRODUCER = "controller"
+
+
+class Controller:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stop = threading.Event()
+        self._routes = Routes()
+        self._ray = RayRest(settings)
+        self._status: dict[str, Any] = {"status": "starting", "lag": None, "detail": "starting"}
+        self._said: dict[str, object] = {}
+        """What was last reported of each version, so that each change is reported once although the log echoes later."""
+        self._left: dict[str, float] = {}
+        self._applied: Generation | None = None
+        self._alert: tuple[str, str] | None = None
+        self._follower: Follower | None = None
+
+    def state(self) -> Mapping[str, Any]:
+        """For /healthz."""
+        follower = self._follower
+        if follower is None:
+            return self._status
+        return self._status | {"lag": follower.lag, "position": follower.position, "age_s": round(min(follower.age_s(), 1e9), 3)}
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until stopped. Raises what stops the fold: the supervisor starts a new process."""
+        with self._alone() as alone:
+            if not alone:
+                return
+            codec, log_id = self._open()
+            writer = Writer(self.settings, PRODUCER)
+            snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
+            follower = self._follower = Follower(self.settings, codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot)
+            follower.start()
+            try:
+                while not self._stop.is_set():
+                    if follower.failure is not None:
+                        raise follower.failure
+                    self._stop.wait(self._round(follower, log_id, writer, codec))
+            finally:
+                follower.stop()
+                writer.close()
+                self._ray.close()
+
+    def _open(self) -> tuple[Codec, str]:
+        reader = Reader(self.settings, "controller-start")
+        try:
+            return open_codec(self.settings, reader)
+        finally:
+            reader.close()
+
+    @contextmanager
+    def _alone(self) -> Generator[bool]:
+        """One controller per stack: a second waits until the first is gone. The lock goes with the process. False when stopped meanwhile."""
+        self.settings.folder.mkdir(parents=True, exist_ok=True)
+        with (self.settings.folder / "controller.lock").open("w") as lock:
+            while not self._stop.is_set():
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._say("starting", "another controller is at work; waiting for it to end")
+                    self._stop.wait(0.5)
+                else:
+                    yield True
+                    return
+            yield False
+
+    # --- one round
+
+    def _round(self, follower: Follower, log_id: str, writer: Writer, codec: Codec) -> float:
+        """Returns how long to wait before the next."""
+        if not follower.caught_up:
+            self._say("starting", "folding the log")
+            return 0.05
+        now = Generation(log_id, follower.store, follower.position)
+        try:
+            seen = self._ray.look()
+            busy = self._reconcile(now, seen, writer, codec)
+            for version in self._loaded():
+                busy |= self._report(version, seen.states.get(version.address), now.position, writer, codec)
+        except RayAway as e:
+            self._say("starting", f"Ray does not answer: {e}")
+            return BUSY_S
+        except RayRefused as e:
+            self._say("failed", f"Ray refused the configuration: {e}")
+            return IDLE_S
+        return BUSY_S if busy else IDLE_S
+
+    def _reconcile(self, now: Generation, seen: Seen, writer: Writer, codec: Codec) -> bool:
+        nodes = self._ray.nodes()
+        shape = Shape(self.settings.host, self.settings.gateway_port, self.settings.gateways_per_node, nodes)
+        approved = self.settings.removals_approved_position
+        decided = plan(self._routes, now, seen.applied, shape, leaving=self._leaving(), approved_position=approved)
+        match decided:
+            case Hold(code, message, remedy):
+                self._say("failed", f"{code}: {message}")
+                self._raise_alert(writer, codec, code, message, remedy)
+                return False
+            case Apply(config, removed, unexplained):
+                logger.info(
+                    "applying position %d: %d applications, removing %s", now.position, len(config["applications"]), list(removed) or "none"
+                )
+                self._ray.apply(config)
+                self._applied = now
+            case Keep(unexplained):
+                self._applied = seen.applied.generation
+            case _:
+                assert_never(decided)
+        self._clear_alert(writer, codec)
+        extra = f"; no fact asks for {', '.join(unexplained)}" if unexplained else ""
+        self._say("ready", f"applied position {self._applied.position if self._applied else 0}{extra}")
+        return isinstance(decided, Apply)
+
+    def _leaving(self) -> frozenset[str]:
+        withdrawn = {v.address for v in self._routes.versions() if v.withdrawn}
+        now = time.monotonic()
+        self._left = {a: self._left.get(a, now) for a in withdrawn}
+        return frozenset(a for a, since in self._left.items() if now - since < LEAVE_S)
+
+    def _loaded(self) -> list[Version]:
+        return [v for v in self._routes.versions() if v.deployed]
+
+    # --- what became of it
+
+    def _report(self, version: Version, state: AppState | None, position: int, writer: Writer, codec: Codec) -> bool:
+        """Reports a version's change once; True while it is still loading."""
+        if state is None:
+            return True
+        if state.status == "RUNNING" and state.replicas > 0:
+            if not version.ready:
+                self._tell(version, ("ready", version.since), writer, codec, _ready(version, state, position))
+            return False
+        if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            code, message = _failure(state)
+            if version.failure != (code, message):
+                self._tell(version, ("failed", version.since, code, message), writer, codec, _failed(version, code, message, position))
+            return False
+        return True
+
+    def _tell(self, version: Version, what: object, writer: Writer, codec: Codec, fact: VersionReady | VersionFailed) -> None:
+        if self._said.get(version.address) == what:
+            return
+        writer.append("deployments", version.model.encode(), codec.encode(fact), _headers(fact))
+        self._said[version.address] = what
+        logger.info("%s is %s", version.address, type(fact).__name__)
+
+    def _raise_alert(self, writer: Writer, codec: Codec, code: str, message: str, remedy: str) -> None:
+        if self._alert is not None and self._alert[0] == code:
+            return
+        self._clear_alert(writer, codec)
+        fact = AlertRaised(
+            event_id=new_id(),
+            occurred_at=now_us(),
+            producer=PRODUCER,
+            subject=PRODUCER,
+            rule=f"controller.{code}",
+            severity="critical",
+            message=message,
+            remedy=remedy,
+        )
+        writer.append("alerts", PRODUCER.encode(), codec.encode(fact), _headers(fact))
+        self._alert = (code, fact.event_id)
+
+    def _clear_alert(self, writer: Writer, codec: Codec) -> None:
+        if self._alert is None:
+            return
+        code, raised = self._alert
+        fact = AlertResolved(
+            event_id=new_id(), occurred_at=now_us(), producer=PRODUCER, subject=PRODUCER, rule=f"controller.{code}", raised=raised
+        )
+        writer.append("alerts", PRODUCER.encode(), codec.encode(fact), _headers(fact))
+        self._alert = None
+
+    def _say(self, status: str, detail: str) -> None:
+        if self._status.get("detail") != detail:
+            logger.info("%s: %s", status, detail)
+        self._status = {"status": status, "lag": None, "detail": detail}
+
+
+def _ready(version: Version, state: AppState, position: int) -> VersionReady:
+    return VersionReady(
+        event_id=new_id(),
+        occurred_at=now_us(),
+        producer=PRODUCER,
+        model=ModelId(version.model),
+        model_version=ModelVersion(version.version),
+        replicas=state.replicas,
+        position=position,
+    )
+
+
+def _failed(version: Version, code: str, message: str, position: int) -> VersionFailed:
+    return VersionFailed(
+        event_id=new_id(),
+        occurred_at=now_us(),
+        producer=PRODUCER,
+        model=ModelId(version.model),
+        model_version=ModelVersion(version.version),
+        error_code=code,
+        message=message,
+        position=position,
+    )
+
+
+def _failure(state: AppState) -> tuple[str, str]:
+    """The code a runtime gave (`LoadFailed: code: message`), or Serve's own word."""
+    found = re.search(r"LoadFailed: (\w+): ([^\n]*)", state.message)
+    if found is not None:
+        return found.group(1), found.group(2)[:MESSAGE_CHARS_MAX]
+    lines = [line for line in state.message.strip().splitlines() if line.strip()]
+    return state.status.lower(), (lines[-1] if lines else "")[:MESSAGE_CHARS_MAX]
+
+
+def _headers(fact: VersionReady | VersionFailed | AlertRaised | AlertResolved) -> dict[str, bytes]:
+    return {
+        "ce_id": fact.event_id.encode(),
+        "ce_type": type(fact).__name__.encode(),
+        "ce_source": b"modelmarket/controller",
+        "ce_specversion": b"1.0",
+    }
+
+
+def main() -> None:
+    start_logging(PRODUCER)
+    settings = Settings()
+    controller = Controller(settings)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        controller.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    server = serve_health(settings.host, settings.controller_health_port, controller.state)
+    try:
+        controller.run()
+    finally:
+        server.shutdown()
+
+
+if __name__ == "__main__":
+    main()

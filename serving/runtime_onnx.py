@@ -1,0 +1,125 @@
+"""Runs ONNX models with ONNX Runtime: one session per replica, one thread unless told otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime as ort
+
+from serving.parcel import Done, Failed, Result, Run, share
+from serving.routes import Interface
+from serving.runtime import LoadFailed
+from serving.tensors import DTYPES, Output, elements
+
+MESSAGE_CHARS_MAX = 300
+"""ONNX Runtime's messages carry whole graphs at times."""
+
+
+class OnnxRuntime:
+    """Implements `Runtime`. The bytes were verified against their digest by the caller."""
+
+    def __init__(self, model: bytes, interface: Interface, threads: int = 1) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(model, options, providers=_providers())
+        except Exception as e:  # ONNX Runtime raises its own classes and plain RuntimeError
+            raise LoadFailed("not_loadable", str(e)[:MESSAGE_CHARS_MAX]) from e
+        self._interface = interface
+        # A thread's own clock is exact where the session runs in the calling thread.
+        self._clock_ns = time.thread_time_ns if threads == 1 else time.process_time_ns
+        self._outputs = [o.name for o in interface.outputs]
+        theirs = {i.name for i in self._session.get_inputs()}, {o.name for o in self._session.get_outputs()}
+        ours = {i.name for i in interface.inputs}, set(self._outputs)
+        if theirs[0] != ours[0] or not ours[1] <= theirs[1]:
+            raise LoadFailed(
+                "interface_mismatch", f"the file has inputs {sorted(theirs[0])} and outputs {sorted(theirs[1])}"[:MESSAGE_CHARS_MAX]
+            )
+
+    def warm_up(self) -> None:
+        shapes = tuple(tuple(1 if n == -1 else n for n in t.shape) for t in self._interface.inputs)
+        zeros = tuple(_zeros(t.datatype, shape) for t, shape in zip(self._interface.inputs, shapes, strict=True))
+        # A model may rightly refuse zeros; what must not happen is that it cannot be asked.
+        self._alone(Run((1,), shapes, zeros))
+
+    def predict(self, runs: Sequence[Run]) -> list[Result]:
+        results: list[Result] = []
+        for run in runs:
+            results += self._together(run) if len(run.rows) > 1 else [self._alone(run)]
+        return results
+
+    def close(self) -> None:
+        del self._session
+
+    def _together(self, run: Run) -> list[Result]:
+        start = self._clock_ns()
+        try:
+            outputs = self._run(run)
+        except Exception:  # one of them is at fault, or all: each alone will tell
+            return [self._alone(single) for single in _singles(run, self._interface)]
+        total = sum(run.rows)
+        if any(not o.shape or o.shape[0] != total for o in outputs):
+            return [self._alone(single) for single in _singles(run, self._interface)]
+        cpu = share((self._clock_ns() - start) // 1000, run.rows)
+        results: list[Result] = []
+        at = 0
+        for rows, cpu_us in zip(run.rows, cpu, strict=True):
+            results.append(Done(tuple(_wire(o[at : at + rows]) for o in outputs), cpu_us))
+            at += rows
+        return results
+
+    def _alone(self, run: Run) -> Result:
+        start = self._clock_ns()
+        try:
+            outputs = self._run(run)
+        except Exception as e:  # whatever the model provokes is this call's own
+            return Failed(str(e)[:MESSAGE_CHARS_MAX] or type(e).__name__, (self._clock_ns() - start) // 1000)
+        return Done(tuple(_wire(o) for o in outputs), (self._clock_ns() - start) // 1000)
+
+    def _run(self, run: Run) -> list[np.ndarray[Any, Any]]:
+        feeds = {
+            t.name: _array(raw, t.datatype, shape) for t, raw, shape in zip(self._interface.inputs, run.tensors, run.shapes, strict=True)
+        }
+        return cast("list[np.ndarray[Any, Any]]", self._session.run(self._outputs, feeds))
+
+
+def _providers() -> list[str]:
+    there = ort.get_available_providers()
+    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+
+
+def _array(raw: Any, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    dtype = DTYPES.get(datatype)
+    if dtype is not None:
+        return np.frombuffer(raw, dtype).reshape(shape)
+    return np.array([e.decode() for e in elements(raw)], dtype=object).reshape(shape)
+
+
+def _zeros(datatype: str, shape: tuple[int, ...]) -> bytes:
+    count = int(np.prod(shape)) if shape else 1
+    dtype = DTYPES.get(datatype)
+    return bytes(count * (dtype.itemsize if dtype is not None else 4))  # four zero bytes are an empty BYTES element
+
+
+def _wire(array: np.ndarray[Any, Any]) -> Output:
+    if array.dtype == object:
+        encoded = [v.encode() if isinstance(v, str) else bytes(v) for v in array.ravel()]
+        return Output(array.shape, b"".join(len(e).to_bytes(4, "little") + e for e in encoded))
+    return Output(array.shape, array.tobytes())
+
+
+def _singles(run: Run, interface: Interface) -> list[Run]:
+    """A run taken apart, one call each."""
+    arrays = [_array(raw, t.datatype, shape) for t, raw, shape in zip(interface.inputs, run.tensors, run.shapes, strict=True)]
+    singles: list[Run] = []
+    at = 0
+    for rows in run.rows:
+        parts = [_wire(a[at : at + rows]) for a in arrays]
+        singles.append(Run((rows,), tuple(p.shape for p in parts), tuple(p.data for p in parts)))
+        at += rows
+    return singles

@@ -1,0 +1,147 @@
+"""Writes decided facts on a log as the relay does: chained, with a heartbeat. For tests of what folds them, without a store."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from events.artifacts import Artifacts
+from events.catalogue import DECIDED_TOPICS, TOPICS, key_of
+from events.chain import TYPE, Heartbeat, Place
+from events.fact import Decided, TenantId, new_id, now_us
+from events.facts import accounts, deployments, models
+from events.facts.log import StoreOpened
+from events.log import Reader, Writer
+from events.partition import partition_of
+from events.registry import open_codec
+from events.settings import Settings
+
+BEAT_S = 0.3
+
+
+class Pen:
+    """A store of one test. `write` is one decided fact; a thread beats while it is open."""
+
+    def __init__(self, settings: Settings) -> None:
+        reader = Reader(settings, "pen")
+        self.codec, self.log_id = open_codec(settings, reader)
+        reader.close()
+        self.settings, self.store = settings, f"store-{uuid.uuid4()}"
+        self._writer = Writer(settings, "pen")
+        self._position = 0
+        self._sent: dict[str, int] = {}
+        self._versions: dict[str, int] = {}
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        for topic in DECIDED_TOPICS:
+            for partition in range(TOPICS[topic].partitions):
+                fact = StoreOpened(**self._said("store"), store=self.store, previous_store="", previous_position=0, by="prepare")  # type: ignore[arg-type]
+                self._append(fact, topic, partition, self.store.encode())
+        self._thread = threading.Thread(target=self._beat_forever, daemon=True)
+        self._thread.start()
+
+    def write(self, cls: type[Decided], **fields: Any) -> int:
+        """The position of the fact."""
+        subject = str(fields.get("model") or fields.get("tenant"))
+        fact = cls(**self._said(subject), **fields)
+        topic = next(t for t in DECIDED_TOPICS if f"{t}-{cls.__name__}" in self.codec.book.current)
+        key = key_of(fact)
+        self._append(fact, topic, partition_of(key, TOPICS[topic].partitions), key)
+        self.beat()
+        return self._position
+
+    def beat(self) -> None:
+        with self._lock:
+            beat = Heartbeat(self.store, self._position, dict(self._sent))
+            self._writer.append("heartbeats", self.store.encode(), beat.to_json(), partition=0)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(2)
+        self._writer.close()
+
+    def _said(self, subject: str) -> dict[str, Any]:
+        self._versions[subject] = self._versions.get(subject, 0) + 1
+        return {"event_id": new_id(), "occurred_at": now_us(), "producer": "pen", "version": self._versions[subject]}
+
+    def _append(self, fact: Decided, topic: str, partition: int, key: bytes) -> None:
+        with self._lock:
+            self._position += 1
+            tp = f"{topic}/{partition}"
+            place = Place(self.store, self._position, self._sent.get(tp, 0))
+            headers = {**place.headers, TYPE: type(fact).__name__.encode(), "ce_id": fact.event_id.encode()}
+            self._writer.append(topic, key, self.codec.encode(fact, topic), headers, partition)
+            self._sent[tp] = self._position
+
+    def _beat_forever(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            self.beat()
+
+    # --- the words of the domain
+
+    def tenant(self, tenant: str) -> None:
+        self.write(accounts.TenantCreated, tenant=tenant, display_name=tenant, by="admin")
+
+    def key(self, tenant: str, secret: str, *, scopes: tuple[str, ...] = ("invoke",), **more: Any) -> str:
+        key_id = f"key-{hashlib.sha256(secret.encode()).hexdigest()[:8]}"
+        sha = hashlib.sha256(secret.encode()).hexdigest()
+        self.write(accounts.ApiKeyIssued, tenant=tenant, key_id=key_id, key_sha256=sha, user="user-1", scopes=scopes, by="admin", **more)
+        return key_id
+
+    def model(self, model: str, tenant: str) -> None:
+        _, domain, team, name = model.split("-", 3)
+        compliance = models.Compliance(licence="MIT", data_sources=("public",), data_level="public")
+        self.write(
+            models.ModelRegistered,
+            model=model,
+            tenant=tenant,
+            domain=domain,
+            team=team,
+            name=name,
+            scenario="test",
+            task="classification",
+            owner="owner",
+            compliance=compliance,
+        )
+
+    def version(self, model: str, tenant: str, version: str, file: Path, technical: models.Technical) -> str:
+        """Stores the file as the artifact, and returns its digest."""
+        digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+        Artifacts(self.settings).put(TenantId(tenant), digest, file)
+        self.write(
+            models.ModelVersionAdded,
+            model=model,
+            tenant=tenant,
+            model_version=version,
+            technical=technical,
+            artifact=digest,
+            artifact_bytes=file.stat().st_size,
+            by="owner",
+        )
+        return digest
+
+    def deploy(self, model: str, tenant: str, version: str, digest: str, **spec: Any) -> int:
+        return self.write(
+            deployments.VersionDeployed,
+            model=model,
+            tenant=tenant,
+            model_version=version,
+            artifact=digest,
+            spec=deployments.ServiceSpec(**spec),
+            by="owner",
+        )
+
+    def rollout(self, model: str, tenant: str, versions: tuple[str, str], digest: str, weight: int) -> int:
+        return self.write(
+            deployments.RolloutStarted,
+            model=model,
+            tenant=tenant,
+            from_version=versions[0],
+            to_version=versions[1],
+            artifact=digest,
+            weight_percent=weight,
+            spec=deployments.ServiceSpec(),
+            by="owner",
+        )
