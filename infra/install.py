@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,15 +40,15 @@ def main() -> int:
         with one_at_a_time(ROOT / ".modelmarket" / "setup.lock"):
             steps = [install_python_packages(), install_jvm_parts()]
     except SetupFailed as failure:
-        print(f"set-up failed: {failure}", file=sys.stderr)
+        sys.stderr.write(f"set-up failed: {failure}\n")
         return 1
     if any(steps):
-        print(f"set-up done in {time.monotonic() - started:.0f} s", flush=True)
+        say(f"set-up done in {time.monotonic() - started:.0f} s")
     return 0
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> Generator[None]:
     """Two `make` in one checkout must not install into the same folder; the lock goes with the process that holds it."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -152,7 +152,8 @@ def find_maven() -> str:
 
 def verify(folder: Path) -> None:
     """Every file is listed with its SHA-256, and every listed file is there."""
-    expected = dict(reversed(line.split()) for line in CHECKSUMS.read_text().splitlines() if line.strip())
+    listed = [line.split() for line in CHECKSUMS.read_text().splitlines() if line.strip()]
+    expected = {name: digest for digest, name in listed}
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
@@ -176,11 +177,16 @@ def content_key(*parts: bytes) -> str:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[None]:
-    print(f"· {what} …", flush=True)
+def progress(what: str) -> Generator[None]:
+    say(f"· {what} …")
     started = time.monotonic()
     yield
-    print(f"  done in {time.monotonic() - started:.1f} s", flush=True)
+    say(f"  done in {time.monotonic() - started:.1f} s")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def run(command: list[str], otherwise: str) -> None:

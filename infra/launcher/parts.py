@@ -102,7 +102,9 @@ def processes(settings: Settings) -> list[Part]:
     """This project's own processes: they need the topics, the schemas and the tables that `prepare` has made."""
 
     def own(name: str, command: tuple[str, ...], port: int, *also_after: str) -> Part:
-        return Part(name, command, healthz(settings, port), after=("prepare", *also_after), ports=(port,), environment={"PYTHONPATH": str(ROOT)})
+        return Part(
+            name, command, healthz(settings, port), after=("prepare", *also_after), ports=(port,), environment={"PYTHONPATH": str(ROOT)}
+        )
 
     workers = (
         own(f"worker-{index}", module("projections.worker", "--index", str(index)), settings.worker_health_port(index))
@@ -119,4 +121,6 @@ def processes(settings: Settings) -> list[Part]:
 
 
 def gateway(settings: Settings) -> Part:
-    return Part("gateway", (), healthz(settings, settings.gateway_port), after=("controller",), ports=(settings.gateway_port,), healthy_s_max=90.0)
+    return Part(
+        "gateway", (), healthz(settings, settings.gateway_port), after=("controller",), ports=(settings.gateway_port,), healthy_s_max=90.0
+    )

@@ -62,4 +62,4 @@ class Places:
 
 def places_of(settings: Settings) -> Places:
     mark = hashlib.sha256(str(settings.folder).encode()).hexdigest()[:16]
-    return Places(folder=settings.folder, mark=mark, short=SHORT / f"mm-{os.getuid()}-{mark[:10]}")
+    return Places(folder=settings.folder, mark=mark, short=SHORT / f"mm-{os.getuid()}-{mark[:8]}")

@@ -6,7 +6,7 @@ import fcntl
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from events.settings import PORTS_PER_STACK
@@ -29,7 +29,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 @contextmanager
-def free_block(host: str = "127.0.0.1") -> Iterator[int]:
+def free_block(host: str = "127.0.0.1") -> Generator[int]:
     """The base port of a free block, ours until the context ends: of two test runs that look at once, one looks further.
 
     The lock files stay: one that is removed while another waits for it would be held by two."""

@@ -13,7 +13,7 @@ PART_VARIABLE = "MODELMARKET_PART"
 
 # Offsets from the base port. Health ports of the Faust workers are between, see events/settings.py.
 GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS = 20, 22, 23, 24, 25, 26, 27
-HAPROXY_METRICS, HAPROXY_STATS, MONITOR_METRICS, DASHBOARD_METRICS = 28, 29, 30, 31
+HAPROXY_METRICS, HAPROXY_STATS, MONITOR_METRICS, DASHBOARD_METRICS, FALLBACK_HTTP, FALLBACK_GRPC = 28, 29, 30, 31, 32, 33
 WORKERS = range(110, 155)
 REPLICA_HTTP = range(155, 195)
 REPLICA_GRPC = range(195, 200)
@@ -30,8 +30,8 @@ exec "{haproxy}" "$@"
 def fixed_ports(settings: Settings) -> tuple[int, ...]:
     """Ports that must be free before the head starts; workers and replicas choose among theirs."""
     own = (GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS)
-    metrics = (HAPROXY_METRICS, HAPROXY_STATS, MONITOR_METRICS, DASHBOARD_METRICS)
-    return (settings.ray_dashboard_port, *(settings.port(offset) for offset in own + metrics))
+    serve = (HAPROXY_METRICS, HAPROXY_STATS, MONITOR_METRICS, DASHBOARD_METRICS, FALLBACK_HTTP, FALLBACK_GRPC)
+    return (settings.ray_dashboard_port, *(settings.port(offset) for offset in own + serve))
 
 
 def health_url(settings: Settings) -> str:
@@ -66,7 +66,7 @@ def command(settings: Settings, places: Places, python: str) -> tuple[str, ...]:
 
 def environment(settings: Settings, places: Places) -> dict[str, str]:
     """What `ray start` and every process below it needs; the defaults of most of these are shared by all stacks of a machine."""
-    haproxy = places.short / "haproxy"
+    haproxy = places.short / "h"  # below it comes a folder of 56 characters, and HAProxy takes socket paths of 97
     return {
         PART_VARIABLE: "ray",
         "PYTHONPATH": str(ROOT),
@@ -90,11 +90,13 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(settings.port(REPLICA_HTTP.stop - 1)),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(settings.port(REPLICA_GRPC.start)),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(settings.port(REPLICA_GRPC.stop - 1)),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(settings.port(FALLBACK_HTTP)),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(settings.port(FALLBACK_GRPC)),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_program(places)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "m"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.port(HAPROXY_METRICS)),
@@ -113,4 +115,4 @@ def write_haproxy(places: Places) -> None:
 
 
 def haproxy_program(places: Places) -> Path:
-    return places.short / "haproxy" / "haproxy"
+    return places.short / "h" / "haproxy"

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class Stack:
         return {name: part for name, part in self.parts.items() if name in names}
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Generator[None]:
         """One `up` or `down` of a stack at a time; the lock goes with the process that holds it."""
         self.places.folder.mkdir(parents=True, exist_ok=True)
         with (self.places.folder / "launcher.lock").open("w") as lock:
@@ -119,7 +119,9 @@ class Stack:
         try:
             short.mkdir(mode=0o700)
         except FileExistsError:
-            raise LaunchFailed("folder-taken", f"{short} belongs to somebody else", remedy="remove it, or use another data folder") from None
+            raise LaunchFailed(
+                "folder-taken", f"{short} belongs to somebody else", remedy="remove it, or use another data folder"
+            ) from None
 
     @property
     def fingerprint_file(self) -> Path:
@@ -278,7 +280,9 @@ class Stack:
                 self.stop_in_order(progress)
             left = processes.end_all(self.places.mark, gently_s=LEFT_OVER_S_MAX)
             if left:
-                raise LaunchFailed("will-not-end", f"these processes of the stack do not end: {sorted(left)}", remedy="end them by their ids")
+                raise LaunchFailed(
+                    "will-not-end", f"these processes of the stack do not end: {sorted(left)}", remedy="end them by their ids"
+                )
             shutil.rmtree(self.places.short, ignore_errors=True)
         return bool(found)
 

@@ -178,7 +178,13 @@ class Supervisor:
         errors = self.places.log("supervisor-errors")
         with errors.open("wb") as output:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output
+                command,
+                cwd=ROOT,
+                env=dict(environment),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
             )
         deadline = time.monotonic() + START_S_MAX
         while self.pid() != process.pid:

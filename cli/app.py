@@ -1,0 +1,21 @@
+"""`modelmarket`: everything a person does from the command line, composed from one module per subject."""
+
+from __future__ import annotations
+
+import typer
+
+from cli import log, stack
+
+app = typer.Typer(help="The AI model market on this machine.", no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(stack.app)
+app.add_typer(log.log, name="log")
+app.add_typer(log.topics, name="topics")
+app.add_typer(log.schemas, name="schemas")
+
+
+def main() -> None:
+    app(prog_name="modelmarket")
+
+
+if __name__ == "__main__":
+    main()
