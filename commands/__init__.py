@@ -1,0 +1,1 @@
+"""What may happen: the rules, the store that keeps what was decided, and the relay that publishes it."""

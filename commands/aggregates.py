@@ -1,0 +1,76 @@
+"""The kinds of aggregate, how each is folded from its events, and a bounded memory of the states last seen."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from commands import bill, model_state, price_book, tenant
+from commands.bill import BillState
+from commands.envelope import unpack
+from commands.model_state import ModelState
+from commands.price_book import BookState
+from commands.store import Event, Store
+from commands.tenant import TenantState
+from events.catalogue import FACTS
+from events.wire import Codec
+
+STATES_KEPT = 10_000
+"""States remembered: the market's models once over; a forgotten one is folded again from its events."""
+
+S = TypeVar("S", bound="BillState | ModelState | BookState | TenantState")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[S]):
+    """`name` is the first part of the aggregate's id in the store."""
+
+    name: str
+    initial: S
+    evolve: Callable[[S, Any], S]
+
+    def originator(self, key: str) -> str:
+        return f"{self.name}/{key}"
+
+
+MODEL: Kind[ModelState] = Kind("model", model_state.NoModel(), model_state.evolve)
+TENANT: Kind[TenantState] = Kind("tenant", tenant.NoTenant(), tenant.evolve)
+BOOK: Kind[BookState] = Kind("prices", price_book.NoBook(), price_book.evolve)
+BILLS: Kind[BillState] = Kind("bills", bill.NoBills(), bill.evolve)
+
+
+class Aggregates:
+    """States by folding; what is remembered is always brought up to the store's newest event before it is used."""
+
+    def __init__(self, store: Store, codec: Codec) -> None:
+        self._store, self._codec = store, codec
+        self._lock = threading.Lock()
+        self._states: OrderedDict[str, Any] = OrderedDict()
+
+    def load(self, kind: Kind[S], key: str) -> S:
+        """The newest state, whoever wrote it."""
+        originator = kind.originator(key)
+        with self._lock:
+            state = cast(S, self._states.get(originator, kind.initial))
+        events = self._store.events(originator, state.version)
+        for event in events:
+            state = kind.evolve(state, self._fact(event))
+        if events:
+            self.remember(originator, state)
+        return state
+
+    def remember(self, originator: str, state: BillState | ModelState | BookState | TenantState) -> None:
+        with self._lock:
+            known = self._states.get(originator)
+            if known is None or known.version < state.version:
+                self._states[originator] = state
+            self._states.move_to_end(originator)
+            while len(self._states) > STATES_KEPT:
+                self._states.popitem(last=False)
+
+    def _fact(self, event: Event) -> Any:
+        name, body = self._codec.decode(unpack(event.state).frame)
+        return FACTS[name].cls.model_validate(body)
