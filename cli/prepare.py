@@ -18,7 +18,14 @@ PREPARE_S_MAX = 60.0
 
 
 def prepare(settings: Settings) -> None:
-    """Raises LogUnavailable, RegistryUnavailable when a part stays away, LogMismatch or Incompatible when it is the wrong one."""
+    """Log and tables. Raises LogUnavailable, RegistryUnavailable when a part stays away, LogMismatch or Incompatible when it is the wrong one."""
+    prepare_log(settings)
+    tables = apply_tables(settings)
+    logger.info("tables are there", extra={"tables": tables})
+
+
+def prepare_log(settings: Settings) -> None:
+    """Topics and schemas: what a fact needs to be written."""
     made = apply_topics(settings)
     check_partitions(settings)
     writer, reader = Writer(settings, "prepare"), Reader(settings, "prepare")
@@ -27,8 +34,7 @@ def prepare(settings: Settings) -> None:
     finally:
         writer.close()
         reader.close()
-    tables = apply_tables(settings)
-    logger.info("prepared", extra={"topics": made, "schemas": len(subjects), "tables": tables})
+    logger.info("the log is there", extra={"topics": made, "schemas": len(subjects)})
 
 
 def main() -> int:

@@ -77,10 +77,11 @@ class Follower:
         *,
         name: str,
         snapshot: Path | None = None,
+        snapshot_s: float = SNAPSHOT_S,
         alarm: Callable[[str, str], None] | None = None,
     ) -> None:
         self._settings, self._codec, self._log_id, self._fold = settings, codec, log_id, fold
-        self._topics, self._name, self._snapshot = tuple(topics), name, snapshot
+        self._topics, self._name, self._snapshot, self._snapshot_s = tuple(topics), name, snapshot, snapshot_s
         self._alarm = alarm or _log_alarm
         self._lanes: dict[TP, _Lane] = {(t, p): _Lane(Chain(), 0, deque()) for t in topics for p in range(TOPICS[t].partitions)}
         self._due: list[_Due] = []
@@ -280,7 +281,7 @@ class Follower:
     # --- snapshots
 
     def _maybe_snapshot(self) -> None:
-        if self._snapshot is None or time.monotonic() - self._snapped < SNAPSHOT_S or self.lag or not self._caught_up:
+        if self._snapshot is None or time.monotonic() - self._snapped < self._snapshot_s or self.lag or not self._caught_up:
             return
         self._snapped = time.monotonic()
         self.save()

@@ -1,0 +1,144 @@
+"""A gateway's fold over a million account facts: from nothing, and after kill -9 from its snapshot (K5)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cli.prepare import prepare_log
+from events.catalogue import TOPICS
+from events.chain import Heartbeat, Place
+from events.follow import Follower
+from events.log import LogFull, Reader, Writer
+from events.partition import partition_of
+from events.registry import open_codec
+from events.settings import Settings
+from infra.launcher import Stack
+from serving.routes import Routes
+
+NAME = "fold"
+KEYS, KEYS_QUICK = 1_000_000, 20_000
+READY_S_MAX = 240
+SNAPSHOT_S = 1.0
+
+
+def run(stack: Stack, quick: bool) -> list[dict[str, Any]]:
+    stack.up({"kafka", "registry"})
+    settings, keys = stack.settings, KEYS_QUICK if quick else KEYS
+    prepare_log(settings)
+    with _Relay(settings) as relay:
+        relay.issue(keys)
+        snapshot = settings.folder / "fold.snapshot"
+        cold, process = _ready(settings, snapshot, relay)
+        _wait(lambda: snapshot.exists(), "a snapshot", relay)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        warm, process = _ready(settings, snapshot, relay)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    size = snapshot.stat().st_size
+    return [
+        {"metric": f"fold {keys:,} account facts from offset 0 until ready", "value": round(cold, 2), "unit": "s"},
+        {"metric": "ready after kill -9, from the snapshot", "value": round(warm, 2), "unit": "s", "baseline": "from offset 0", "ratio": warm / cold, "target": "≤ 10"},
+        {"metric": "facts folded per second", "value": round(keys / cold), "unit": "facts/s"},
+        {"metric": "snapshot", "value": round(size / 2**20, 1), "unit": "MiB"},
+    ]
+
+
+class _Relay:
+    """Writes what the relay would: chained key facts, and a heartbeat whenever it is asked to."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.writer, reader = Writer(settings, "bench", linger_ms=20), Reader(settings, "bench")
+        self.codec, _ = open_codec(settings, reader)
+        self.position = 0
+        self.sent: dict[str, int] = {}
+
+    def __enter__(self) -> _Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+
+    def issue(self, keys: int) -> None:
+        base = {"event_id": "0" * 36, "occurred_at": 1_790_000_000_000_000, "producer": "bench", "version": 1, "by": "bench"}
+        for topic in ("models", "deployments", "accounts"):
+            for partition in range(TOPICS[topic].partitions):
+                body = base | {"store": "bench", "previous_store": "", "previous_position": 0}
+                self._send(topic, partition, b"bench", "StoreOpened", self.codec.encode_dict("StoreOpened", body, topic))
+        for n in range(keys):
+            tenant = f"tenant-{n % 1000}"
+            body = base | {
+                "tenant": tenant,
+                "key_id": f"key-{n}",
+                "key_sha256": hashlib.sha256(b"%d" % n).hexdigest(),
+                "user": f"user-{n % 50_000}",
+                "scopes": ["invoke"],
+            }
+            frame = self.codec.encode_dict("ApiKeyIssued", body)
+            self._send("accounts", partition_of(tenant.encode(), TOPICS["accounts"].partitions), tenant.encode(), "ApiKeyIssued", frame)
+        self.writer.flush(60)
+
+    def _send(self, topic: str, partition: int, key: bytes, name: str, frame: bytes) -> None:
+        self.position += 1
+        lane = f"{topic}/{partition}"
+        headers = Place("bench", self.position, self.sent.get(lane, 0)).headers | {"ce_type": name.encode()}
+        while True:
+            try:
+                self.writer.append_then(_ignore, topic, key, frame, headers, partition)
+                break
+            except LogFull:
+                self.writer.flush(0.2)
+        self.sent[lane] = self.position
+
+    def beat(self) -> None:
+        self.writer.append("heartbeats", b"bench", Heartbeat("bench", self.position, self.sent).to_json()).result(10)
+
+
+def _ignore(_at: object, error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _ready(settings: Settings, snapshot: Path, relay: _Relay) -> tuple[float, subprocess.Popen[bytes]]:
+    """Starts a process that folds; seconds until it says it is ready, and the process."""
+    flag = settings.folder / "fold.ready"
+    flag.unlink(missing_ok=True)
+    began = time.monotonic()
+    environment = os.environ | {"MODELMARKET_BASE_PORT": str(settings.base_port), "MODELMARKET_DATA": str(settings.folder)}
+    process = subprocess.Popen([sys.executable, "-m", "bench.fold", str(snapshot), str(flag)], env=environment)
+    _wait(flag.exists, "the fold", relay)
+    return time.monotonic() - began, process
+
+
+def _wait(true: Any, what: str, relay: _Relay) -> None:
+    end, beat = time.monotonic() + READY_S_MAX, 0.0
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {READY_S_MAX} s")
+        if time.monotonic() - beat > 1:
+            beat = time.monotonic()
+            relay.beat()
+        time.sleep(0.02)
+
+
+def fold(snapshot: Path, flag: Path) -> None:
+    """The process that is measured and killed."""
+    settings = Settings()
+    codec, log_id = open_codec(settings, Reader(settings, "bench-fold"))
+    topics = ("models", "deployments", "accounts")
+    follower = Follower(settings, codec, log_id, topics, Routes(), name="bench", snapshot=snapshot, snapshot_s=SNAPSHOT_S)
+    follower.start()
+    if follower.wait_caught_up(READY_S_MAX):
+        flag.touch()
+        signal.pause()
+
+
+if __name__ == "__main__":
+    fold(Path(sys.argv[1]), Path(sys.argv[2]))

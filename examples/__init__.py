@@ -1,0 +1,1 @@
+"""The market at work, on real parts: `make demo`."""

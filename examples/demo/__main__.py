@@ -1,0 +1,76 @@
+"""`make demo`: runs the whole market once on this machine and tells what happens; ends with `demo ok: …` or non-zero.
+
+The stack it started stays up for a look (`make down` ends it); `--stop` ends it right away, as tests do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+
+from rich.console import Console
+
+from events.settings import Settings
+from examples.demo.market import DemoFailed
+from examples.demo.story import Story
+from infra.launcher import LaunchFailed, Stack
+
+console = Console(highlight=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo")
+    parser.add_argument("--chaos", action="store_true", help="kill -9 a worker, the gateway, the relay and Kafka while calls run")
+    parser.add_argument("--stop", action="store_true", help="end the stack afterwards")
+    args = parser.parse_args()
+    settings = Settings()
+    stack, began, ok = Stack(settings), time.monotonic(), False
+    try:
+        fresh(stack)
+        story = Story(stack, console, chaos=args.chaos)
+        story.tell()
+        ok = True
+        if not args.stop:
+            console.print(what_next(settings))
+        console.print(story.last_line(), style="bold green")
+        return 0
+    except (DemoFailed, LaunchFailed) as failure:
+        console.print(f"[bold red]demo failed after {time.monotonic() - began:.0f} s:[/] {failure}", soft_wrap=True)
+        console.print(f"the logs are in {settings.folder / 'logs'}")
+        return 1
+    finally:
+        if args.stop or not ok:
+            stack.down()
+
+
+def fresh(stack: Stack) -> None:
+    """The story begins with an empty market: what an earlier demo left in this stack's folder goes."""
+    stack.down()
+    marker = stack.settings.folder / "demo"
+    if stack.settings.folder.exists() and any(stack.settings.folder.iterdir()):
+        if not marker.exists():
+            raise DemoFailed(f"{stack.settings.folder} holds a stack that is not the demo's; set MODELMARKET_DATA to another folder")
+        shutil.rmtree(stack.settings.folder)
+    stack.settings.folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def what_next(settings: Settings) -> str:
+    market = ".venv/bin/modelmarket"
+    return f"""
+[bold]Next[/] (the stack is still up)
+  command API   {settings.commands}/docs        query API  {settings.queries}/docs
+  gateway       {settings.gateway}/v2           ClickHouse {settings.clickhouse}
+  {market} status
+  {market} log tail usage -n 3
+  {market} bill globex {time.strftime("%Y-%m")} --verify
+  {market} replay usage
+  make demo CHAOS=1        the same story, with processes killed while calls run
+  make down                stops everything
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The market's HTTP interfaces as the demo uses them: every call checked, every fact it wrote kept for the story."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from events.settings import Settings
+
+CALL_S_MAX = 30.0
+
+
+class DemoFailed(Exception):
+    """Something is not as it must be; the demo ends non-zero and says what."""
+
+
+@dataclass
+class Market:
+    """Command API and query API with one key; `facts` counts what our commands wrote since it was last told."""
+
+    settings: Settings
+    key: str
+    facts: Counter[str] = field(default_factory=Counter[str])
+
+    def __post_init__(self) -> None:
+        self._http = httpx.Client(timeout=CALL_S_MAX)
+
+    def as_(self, key: str) -> Market:
+        """The same market, seen with another key."""
+        return Market(self.settings, key, self.facts)
+
+    def command(self, method: str, path: str, body: dict[str, Any] | bytes | None = None, *, expect: int = 0) -> dict[str, Any]:
+        """Sends a command; with `expect` a refusal is what should happen. Counts the facts it wrote."""
+        url, headers = self.settings.commands + path, {"Authorization": f"Bearer {self.key}"}
+        content = {"content": body} if isinstance(body, bytes) else {"json": body}
+        answer = self._http.request(method, url, headers=headers, **content)  # type: ignore[arg-type]
+        told: dict[str, Any] = answer.json() if answer.content else {}
+        if expect:
+            if answer.status_code != expect:
+                raise DemoFailed(f"{method} {path} should have been refused with {expect}, but answered {answer.status_code}: {answer.text[:500]}")
+            return told
+        if answer.status_code >= 300:
+            raise DemoFailed(f"{method} {path} answered {answer.status_code}: {answer.text[:800]}")
+        self.facts.update(f["name"] for f in told.get("facts", []))
+        return told
+
+    def query(self, path: str, **params: Any) -> dict[str, Any]:
+        answer = self._http.get(self.settings.queries + path, params=params, headers={"Authorization": f"Bearer {self.key}"})
+        if answer.status_code >= 300:
+            raise DemoFailed(f"GET {path} answered {answer.status_code}: {answer.text[:800]}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def ready(self, model: str, version: str) -> bool:
+        """Whether the gateway would send calls to this version now."""
+        try:
+            url = f"{self.settings.gateway}/v2/models/{model}/versions/{version}/ready"
+            return self._http.get(url, headers={"Authorization": f"Bearer {self.key}"}).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+def until(what: str, true: Callable[[], bool], seconds: float = 60) -> float:
+    """Waits for something that follows from facts; the seconds it took."""
+    began = time.monotonic()
+    while not true():
+        if time.monotonic() - began > seconds:
+            raise DemoFailed(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.05)
+    return time.monotonic() - began

@@ -1,0 +1,285 @@
+"""The story of two tenants: visionlab owns a classifier of digits, globex calls it, and both can check what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from examples.demo import digits
+from examples.demo.caller import Answers, call_all
+from examples.demo.chaos import Chaos
+from examples.demo.digits import Trained
+from examples.demo.market import DemoFailed, Market, until
+from examples.demo.proof import analyst, facts_on_log
+from infra.launcher import Stack
+
+OWNER, CALLER = "visionlab", "globex"
+MODEL = "model-vision-lab-digits"
+CANARY_CALLS = 500
+AFTER_ROLLBACK_CALLS = 100
+CANARY_PERCENT = 20
+PRICES = [
+    {"model": MODEL, "meter": "calls", "amount_micros": 2_000, "per_units": 1},
+    {"model": "*", "meter": "bytes_in", "amount_micros": 100_000, "per_units": 100_000_000},
+]
+
+
+class Story:
+    """Each chapter does one thing, checks that it is true, and tells which facts it wrote."""
+
+    def __init__(self, stack: Stack, console: Console, *, chaos: bool) -> None:
+        self.stack, self.settings, self.console, self.chaos = stack, stack.settings, console, chaos
+        self.calls: Counter[str] = Counter()
+        self.billed_micros = 0
+        self.difference = 0
+        self.facts = 0
+        self.began = time.monotonic()
+
+    def tell(self) -> None:
+        self.start()
+        self.open_accounts()
+        first, second = self.train()
+        self.supply(first)
+        self.deploy_first(first)
+        self.call_everything()
+        self.canary(first, second)
+        self.roll_back(first, second)
+        self.look_at_catalog()
+        self.look_at_metering()
+        self.bill()
+        self.facts = sum(facts_on_log(self.settings).values())
+
+    def last_line(self) -> str:
+        billed = f"{self.billed_micros / 1_000_000:.6f}CNY"
+        return f"demo ok: calls={sum(self.calls.values())} facts={self.facts} billed={billed} difference={self.difference}"
+
+    # --- telling
+
+    def chapter(self, title: str) -> None:
+        self.console.rule(f"[bold]{title}[/]  [dim]{time.monotonic() - self.began:.0f} s[/]", align="left")
+
+    def say(self, text: str) -> None:
+        self.console.print(f"  {text}", soft_wrap=True)
+
+    def written(self) -> None:
+        """Which facts the commands of this chapter wrote."""
+        if self.market.facts:
+            self.say("[dim]facts:[/] " + ", ".join(f"{name} × {n}" if n > 1 else name for name, n in self.market.facts.items()))
+            self.market.facts.clear()
+
+    def must(self, true: bool, what: str) -> None:
+        if not true:
+            raise DemoFailed(what)
+
+    # --- the chapters
+
+    def start(self) -> None:
+        self.chapter("Starting Kafka, registry, ClickHouse engine, Ray and our processes")
+        began = time.monotonic()
+        self.stack.up(progress=lambda part, what: self.say(f"[dim]{part}: {what}[/]") if what.startswith("healthy") else None)
+        self.say(f"all healthy after {time.monotonic() - began:.1f} s")
+        self.market = Market(self.settings, self.stack.places.admin_key.read_text().strip())
+
+    def open_accounts(self) -> None:
+        self.chapter("Two tenants, their keys, and a price book")
+        admin = self.market
+        admin.command("POST", "/v1/price-books/standard/versions", {"prices": PRICES})
+        for tenant, name in ((OWNER, "Vision Lab"), (CALLER, "Globex")):
+            admin.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": name})
+        self.alice = self._key(OWNER, "alice", ["models", "deploy", "read", "invoke"], team="lab")
+        self.bob = self._key(OWNER, "bob", ["review:business"])
+        self.carol = self._key(OWNER, "carol", ["review:security"])
+        self.globex = self._key(CALLER, "dave", ["invoke", "read"], department="claims", project="scan")
+        self.say("alice owns models, bob and carol review them, dave at Globex calls them")
+        self.say("CNY 0.002 per call, CNY 0.1 per 100 MB sent")
+        self.written()
+
+    def _key(self, tenant: str, user: str, scopes: list[str], **dimensions: str) -> Market:
+        told = self.market.command("POST", f"/v1/tenants/{tenant}/keys", {"user": user, "scopes": scopes, **dimensions})
+        return self.market.as_(str(told["key"]))
+
+    def train(self) -> tuple[Trained, Trained]:
+        self.chapter("Training two classifiers of handwritten digits")
+        first, second = digits.train()
+        for m in (first, second):
+            self.say(f"{m.version}: {m.notes}, accuracy {m.accuracy:.3f}, {len(m.onnx)} bytes of ONNX, {m.digest[:19]}…")
+        self.images = digits.images()
+        return first, second
+
+    def supply(self, model: Trained) -> None:
+        self.chapter("Register, upload, submit, and two people approve")
+        self.alice.command(
+            "POST",
+            "/v1/models",
+            {
+                "domain": "vision",
+                "team": "lab",
+                "name": "digits",
+                "scenario": "forms",
+                "task": "image-classification",
+                "description": "Handwritten digits, 8 × 8 grey pixels.",
+                "tags": ["digits", "ocr"],
+                "compliance": {"licence": "BSD-3-Clause", "data_sources": ["scikit-learn digits (UCI)"], "data_level": "public"},
+            },
+        )
+        self._add_version(model, [])
+        path = f"/v1/models/{MODEL}/versions/{model.version}/reviews"
+        refused = self.alice.command("POST", path, {"review": "business", "verdict": "approved"}, expect=403)
+        self.say(f"alice may not approve her own model: [yellow]{refused['code']}[/], {refused['detail']}")
+        self._approve(model)
+        self.written()
+
+    def _add_version(self, model: Trained, parents: list[str]) -> None:
+        self.alice.command("PUT", f"/v1/artifacts/{model.digest}", model.onnx)
+        self.alice.command(
+            "POST",
+            f"/v1/models/{MODEL}/versions",
+            {
+                "version": model.version,
+                "artifact": model.digest,
+                "release_notes": model.notes,
+                "technical": {
+                    "format": "onnx",
+                    "framework": model.framework,
+                    "precision": "FP32",
+                    "inputs": digits.INPUTS,
+                    "outputs": digits.OUTPUTS,
+                    "latency_target_us": 20_000,
+                },
+                "lineage": {"parents": parents, "data_sets": ["sklearn.datasets.load_digits"], "hyperparameters": model.hyperparameters},
+            },
+        )
+        self.alice.command("POST", f"/v1/models/{MODEL}/versions/{model.version}/submit")
+
+    def _approve(self, model: Trained) -> None:
+        path = f"/v1/models/{MODEL}/versions/{model.version}/reviews"
+        self.bob.command("POST", path, {"review": "business", "verdict": "approved", "comment": "useful"})
+        self.carol.command("POST", path, {"review": "security", "verdict": "approved", "comment": "no external data"})
+
+    def deploy_first(self, model: Trained) -> None:
+        self.chapter("Deploy: the controller hears of it on Kafka and tells Ray Serve")
+        self.alice.command("POST", f"/v1/models/{MODEL}/deployments", {"version": model.version})
+        seconds = until(f"{MODEL} {model.version} ready", lambda: self.globex.ready(MODEL, model.version), 90)
+        self.say(f"ready at the gateway after {seconds:.1f} s")
+        self.written()
+
+    def call_everything(self) -> None:
+        self.chapter("Globex and Vision Lab send all 1 797 images through the gateway")
+        half = len(self.images.labels) // 2
+        chaos = Chaos(self.stack, len(self.images.labels), self.say) if self.chaos else None
+        total = Answers()
+        for tenant, who, span in ((CALLER, self.globex, range(half)), (OWNER, self.alice, range(half, len(self.images.labels)))):
+            answers = self._call(tenant, who, [int(i) for i in span], "first", chaos)
+            total.labels += answers.labels
+            total.retries += answers.retries
+            total.seconds += answers.seconds
+            total.latencies_ms += answers.latencies_ms
+            total.receipts += answers.receipts
+        right = sum(int(a == b) for a, b in zip(total.labels, self.images.labels, strict=True))
+        self.must(len(total.receipts) == len(total.labels), "an answer came without a receipt")
+        latencies = sorted(total.latencies_ms)
+        self.say(
+            f"{right} of {len(total.labels)} right ({right / len(total.labels):.3f}); {len(total.labels) / total.seconds:.0f} calls/s, "
+            f"p50 {latencies[len(latencies) // 2]:.0f} ms; asked again: {total.retries}"
+        )
+        self.say(f"each answer names its usage fact, for example {total.receipts[0]}")
+        if chaos is not None:
+            self.must(len(chaos.killed) == 4, f"only {chaos.killed} were killed")
+
+    def _call(self, tenant: str, who: Market, indices: list[int], name: str, chaos: Chaos | None = None) -> Answers:
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(tenant, total=len(indices))
+
+            def answered() -> None:
+                bar.advance(task)
+                if chaos is not None:
+                    chaos.on_answer()
+
+            keys = [f"{name}-{tenant}-{i}-{n}" for n, i in enumerate(indices)]
+            answers = call_all(self.settings.gateway, who.key, MODEL, self.images.pixels[indices], keys, answered)
+        self.calls[tenant] += len(indices)
+        return answers
+
+    def canary(self, first: Trained, second: Trained) -> None:
+        self.chapter(f"Version {second.version} takes {CANARY_PERCENT} % of the calls")
+        self._add_version(second, [first.version])
+        self._approve(second)
+        self.alice.command("POST", f"/v1/models/{MODEL}/rollouts", {"version": second.version, "weight_percent": CANARY_PERCENT})
+        until(f"{second.version} ready", lambda: self.globex.ready(MODEL, second.version), 90)
+        answers = self._call(CALLER, self.globex, [i % 1797 for i in range(CANARY_CALLS)], "canary")
+        share = answers.versions[second.version] / CANARY_CALLS
+        self._split(answers)
+        self.must(0.15 <= share <= 0.25, f"{second.version} took {share:.0%} of the calls, not {CANARY_PERCENT} %")
+        self.during_canary = datetime.now(UTC)
+        self.written()
+
+    def _split(self, answers: Answers) -> None:
+        for version, n in sorted(answers.versions.items()):
+            self.say(f"{version} answered {n} of {sum(answers.versions.values())}")
+
+    def roll_back(self, first: Trained, second: Trained) -> None:
+        self.chapter("Roll back: one command, no failed call")
+        self.alice.command("POST", f"/v1/models/{MODEL}/rollback", {"reason": "the demo shows a way back"})
+
+        def back() -> bool:
+            seen = self._call(CALLER, self.globex, [0] * 10, f"probe-{time.monotonic_ns()}")
+            return seen.versions[first.version] == 10
+
+        seconds = until("the rollback at the gateway", back, 30)
+        answers = self._call(CALLER, self.globex, [i % 1797 for i in range(AFTER_ROLLBACK_CALLS)], "after")
+        self._split(answers)
+        self.must(answers.versions[second.version] == 0, f"{second.version} still answers after the rollback")
+        self.say(f"seen at the gateway within {seconds:.1f} s; asked again: {answers.retries}")
+        self.written()
+
+    def look_at_catalog(self) -> None:
+        self.chapter("The catalog, now and as of the canary: a fold of facts, so the past is a filter")
+        table = Table("as of", "version", "review", "share of calls")
+        for when, at in (("during the canary", self.during_canary.isoformat()), ("now", "")):
+            found = self.globex.query(f"/v1/catalog/{MODEL}", **({"as_of": at} if at else {}))
+            for version in found["versions"]:
+                weight = found["deployment"]["weights"].get(version["version"], 0)
+                table.add_row(when, version["version"], version["review"], f"{weight} %")
+        self.console.print(table)
+
+    def look_at_metering(self) -> None:
+        self.chapter("Metering in ClickHouse, asked with its official client")
+        client = analyst(self.settings)
+        query = "SELECT tenant, model_version, sum(calls) AS calls, sum(bytes_in) AS bytes_in FROM metering_daily GROUP BY ALL ORDER BY ALL"
+
+        def rows() -> list[Any]:
+            return list(client.query(query).result_rows)
+
+        until("all answered calls are counted", lambda: sum(r[2] for r in rows()) >= sum(self.calls.values()), 30)
+        table = Table("tenant", "version", "calls", "bytes in")
+        for row in rows():
+            table.add_row(*(str(v) for v in row))
+        self.console.print(table)
+
+    def bill(self) -> None:
+        self.chapter("Bills: issued, and recomputed from Kafka alone")
+        period = datetime.now(UTC).strftime("%Y-%m")
+        for tenant in (CALLER, OWNER):
+            self.market.command("POST", f"/v1/bills/{tenant}/{period}/cut")
+        table = Table("tenant", "model", "version", "meter", "quantity", "price", "amount CNY")
+        for tenant in (CALLER, OWNER):
+            bill = self._issued(tenant, period)
+            for line in bill["lines"]:
+                price = f"{line['amount_per_micros']} µ / {line['per_units']}"
+                amount = f"{line['amount_micros'] / 1_000_000:.6f}"
+                table.add_row(tenant, line["model"], line["model_version"], line["meter"], str(line["quantity"]), price, amount)
+            self.billed_micros += int(bill["total_micros"])
+            calls = sum(line["quantity"] for line in bill["lines"] if line["meter"] == "calls")
+            self.must(calls == self.calls[tenant], f"{tenant} was billed {calls} calls, but {self.calls[tenant]} were answered")
+        self.console.print(table)
+        self.written()
+
+    def _issued(self, tenant: str, period: str) -> dict[str, Any]:
+        raise NotImplementedError
