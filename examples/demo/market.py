@@ -42,7 +42,9 @@ class Market:
         told: dict[str, Any] = answer.json() if answer.content else {}
         if expect:
             if answer.status_code != expect:
-                raise DemoFailed(f"{method} {path} should have been refused with {expect}, but answered {answer.status_code}: {answer.text[:500]}")
+                raise DemoFailed(
+                    f"{method} {path} should have been refused with {expect}, but answered {answer.status_code}: {answer.text[:500]}"
+                )
             return told
         if answer.status_code >= 300:
             raise DemoFailed(f"{method} {path} answered {answer.status_code}: {answer.text[:800]}")

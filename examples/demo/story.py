@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -102,7 +104,7 @@ class Story:
 
     def _key(self, tenant: str, user: str, scopes: list[str], **dimensions: str) -> Market:
         told = self.market.command("POST", f"/v1/tenants/{tenant}/keys", {"user": user, "scopes": scopes, **dimensions})
-        return self.market.as_(str(told["key"]))
+        return self.market.as_(str(told["api_key"]))
 
     def train(self) -> tuple[Trained, Trained]:
         self.chapter("Training two classifiers of handwritten digits")
@@ -244,9 +246,8 @@ class Story:
         table = Table("as of", "version", "review", "share of calls")
         for when, at in (("during the canary", self.during_canary.isoformat()), ("now", "")):
             found = self.globex.query(f"/v1/catalog/{MODEL}", **({"as_of": at} if at else {}))
-            for version in found["versions"]:
-                weight = found["deployment"]["weights"].get(version["version"], 0)
-                table.add_row(when, version["version"], version["review"], f"{weight} %")
+            for version, said in found["versions"].items():
+                table.add_row(when, version, said["status"], f"{found['weights'].get(version, 0)} %")
         self.console.print(table)
 
     def look_at_metering(self) -> None:
@@ -281,5 +282,28 @@ class Story:
         self.console.print(table)
         self.written()
 
+        for tenant in (CALLER, OWNER):
+            self._verify(tenant, period)
+
     def _issued(self, tenant: str, period: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """The issued bill, once the biller has computed it from the table and from the log and found both equal."""
+        found: list[dict[str, Any]] = []
+
+        def issued() -> bool:
+            bills = self.market.query(f"/v1/bills/{period}", tenant=tenant)["bills"]
+            found[:] = [b for b in bills if b["status"] == "issued"]
+            return bool(found)
+
+        seconds = until(f"the bill of {tenant}", issued, 60)
+        counted = ", ".join(f"{name} {n}" for name, n in found[0]["facts"].items() if n)
+        self.say(f"{tenant}: bill {found[0]['number']} issued after {seconds:.1f} s; facts: {counted}")
+        return found[0]
+
+    def _verify(self, tenant: str, period: str) -> None:
+        """`modelmarket bill … --verify`, as an auditor would run it: nothing but Kafka is read."""
+        command = [sys.executable, "-m", "cli.app", "bill", tenant, period, "--verify"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        self.say(f"$ modelmarket bill {tenant} {period} --verify")
+        for line in done.stdout.strip().splitlines()[-1:]:
+            self.say(f"  {line.strip()}")
+        self.must(done.returncode == 0, f"the bill of {tenant} does not verify:\n{done.stdout}\n{done.stderr}")
