@@ -62,7 +62,8 @@ Outcome = Done | Rejected
 @dataclass(frozen=True, slots=True)
 class Task(Generic[S]):
     """One command on its way. `decide` may give no facts at all: then nothing is written and all is well.
-    `answer` makes the body of the answer from the new state and the facts; it must hold nothing secret (it is kept)."""
+    `answer` makes the body of the answer from the new state and the facts; it must hold nothing secret (it is kept); members
+    whose names begin with '_' are kept and not told."""
 
     kind: Kind[S]
     key: str

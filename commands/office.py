@@ -19,7 +19,8 @@ from commands.access import Access, NotRecognised, Principal, admin_secret, need
 from commands.aggregates import Aggregates, Kind, S
 from commands.answers import Request as Repeatable
 from commands.desk import Busy, Desk, Done, Task
-from commands.epoch import current_epoch, open_epoch
+from commands.epoch import current_epoch
+from commands.opening import open_epoch
 from commands.origin import Origin
 from commands.problems import problem_response, rejected_response
 from commands.refusal import Rejected
@@ -152,7 +153,8 @@ def unavailable(code: str, message: str, remedy: str) -> Response:
 def _done(done: Done, status: int, headers: Mapping[str, str], shown_once: Mapping[str, Any]) -> Response:
     facts = [{"name": f.name, "event_id": f.event_id, "version": f.version, "position": f.position} for f in done.facts]
     more = {"Idempotent-Replayed": "true"} if done.replayed else {}
-    content = orjson.dumps({**done.body, **shown_once, "facts": facts})
+    told = {k: v for k, v in done.body.items() if not k.startswith("_")}
+    content = orjson.dumps({**told, **shown_once, "facts": facts})
     return Response(content, status, {**headers, **more, "ETag": f'"{done.version}"'}, "application/json")
 
 

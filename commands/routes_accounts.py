@@ -117,10 +117,10 @@ def tenant_routes(office: Office) -> APIRouter:
                 "user": user,
                 "scopes": list(body.scopes),
                 "expires_at": body.expires_at,
-                "nonce": nonce,
+                "_nonce": nonce,
             },
             status=201,
-            shown_once=lambda kept: {"api_key": _secret_of(call, kept["key_id"], kept["nonce"])},
+            shown_once=lambda kept: {"api_key": _secret_of(call, kept["key_id"], kept["_nonce"])},
         )
 
     @routes.delete("/{name}/keys/{key_id}", responses={200: {"model": Accepted}})

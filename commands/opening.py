@@ -1,0 +1,45 @@
+"""Opens a store: its first facts say on every partition of every decided topic that decisions come from here from now on (K4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from commands.envelope import Envelope, Opening, cloud_headers
+from commands.epoch import STORE, Epoch, current_epoch, decided_partitions
+from commands.origin import PRODUCER
+from commands.store import Conflict, Event, Store
+from events.chain import STORE_OPENED
+from events.fact import UserId, new_id, now_us
+from events.facts.log import StoreOpened
+from events.wire import Codec
+
+
+def open_epoch(store: Store, codec: Codec, by: UserId, before: Mapping[tuple[str, int], tuple[str, int]] | None = None) -> Epoch:
+    """Mints a new store id and writes its opening for each partition. When two processes try at once, one wins and both go on with it."""
+    new, after = new_id(), store.events(STORE)
+    version = after[-1].version if after else 0
+    events = [
+        _event(codec, Opening(new, *(before or {}).get((topic, partition), ("", 0))), topic, partition, version + i, by)
+        for i, (topic, partition) in enumerate(decided_partitions(), start=1)
+    ]
+    with suppress(Conflict):
+        store.append(events)
+    epoch = current_epoch(store)
+    assert epoch is not None
+    return epoch
+
+
+def _event(codec: Codec, opening: Opening, topic: str, partition: int, version: int, by: UserId) -> Event:
+    fact = StoreOpened(
+        event_id=new_id(),
+        occurred_at=now_us(),
+        producer=PRODUCER,
+        version=version,
+        store=opening.store,
+        previous_store=opening.previous_store,
+        previous_position=opening.previous_position,
+        by=by,
+    )
+    envelope = Envelope(topic, partition, opening.store.encode(), cloud_headers(fact), codec.encode(fact, topic), opening)
+    return Event(STORE, version, STORE_OPENED, envelope.pack())
