@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-LINE_COLUMNS = (
-    "model",
-    "model_version",
-    "provider",
-    "meter",
-    "book_version",
-    "amount_per_micros",
-    "per_units",
-    "held",
-)
-
 RUNNING = """
 CREATE TABLE IF NOT EXISTS bills_running_rows (
     tenant String,
@@ -23,6 +12,9 @@ CREATE TABLE IF NOT EXISTS bills_running_rows (
     total_micros Int64,
     usage_partition Int32,
     usage_offset Int64 COMMENT 'facts at or past it are not in it yet',
+    until_us Int64 COMMENT 'facts at or past this instant are left to later bills',
+    price_book String,
+    decided_position Int64 COMMENT 'prices decided later are not in it yet',
     facts Map(String, Int64)
 ) ENGINE = ReplacingMergeTree(generation) ORDER BY (tenant, period)
 """
@@ -46,6 +38,12 @@ CREATE TABLE IF NOT EXISTS bill_lines_running_rows (
 ORDER BY (tenant, period, model, model_version, provider, meter, book_version, amount_per_micros, per_units, held)
 """
 
+# Of a tenant's running bills only the newest runs: the others' months are over, and what was in them is in it.
+RUNNING_NEWEST = """
+CREATE OR REPLACE VIEW bills_running AS
+SELECT * FROM bills_running_rows FINAL ORDER BY generation DESC LIMIT 1 BY tenant
+"""
+
 # A bill that was issued is fixed on the log; what runs is what the next one would say.
 BILLS = """
 CREATE OR REPLACE VIEW bills AS
@@ -62,7 +60,7 @@ SELECT 'issued' AS status, key AS tenant,
 FROM history WHERE topic = 'bills' AND fact = 'BillIssued'
 UNION ALL
 SELECT 'running', tenant, period, number, currency, total_micros, '', fromUnixTimestamp64Micro(generation), facts, 0
-FROM bills_running_rows FINAL
+FROM bills_running
 """
 
 BILL_LINES = """
@@ -87,9 +85,9 @@ UNION ALL
 SELECT 'running', l.tenant, l.period, r.number, l.model, l.model_version, l.provider, toString(l.meter), l.book_version, l.amount_per_micros, l.per_units,
     l.held, l.quantity, l.amount_micros
 FROM (SELECT * FROM bill_lines_running_rows FINAL) AS l
-INNER JOIN (SELECT * FROM bills_running_rows FINAL) AS r ON l.tenant = r.tenant AND l.period = r.period
+INNER JOIN bills_running AS r ON l.tenant = r.tenant AND l.period = r.period
 WHERE l.generation >= r.generation
 """
 
-STATEMENTS = (RUNNING, RUNNING_LINES, BILLS, BILL_LINES)
+STATEMENTS = (RUNNING, RUNNING_LINES, RUNNING_NEWEST, BILLS, BILL_LINES)
 """In the order in which they must be made, after those of `history_tables`; each may be run again."""

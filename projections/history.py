@@ -11,14 +11,14 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from events.chain import STALLED_S_MAX, Chain
 from events.log import Reader
 from events.wire import Codec
-from projections.chunks import Chunk
+from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse
 from projections.history_rows import OBSERVED_KEPT, DeadLetter, PartitionFold
 from projections.positions import first_missing
@@ -38,7 +38,7 @@ class _Batch:
 
 
 class HistorySink:
-    """One decided topic. `dead_letter` makes a dead letter durable before it returns; `late` ends a process that may be no owner any more."""
+    """One decided topic. `say_dead` makes dead letters durable before it returns; `late` ends a process that may be no owner any more."""
 
     rows_max = 5_000
     wait_s = 0.02
@@ -50,14 +50,14 @@ class HistorySink:
         codec: Codec,
         clickhouse: ClickHouse,
         reader: Reader,
-        dead_letter: Callable[[DeadLetter], None],
+        say_dead: Callable[[Sequence[tuple[LogRecord, str, str]]], None],
         late: Callable[[], None],
         alarm: Callable[[str, str], None] | None = None,
     ) -> None:
         self.topic = topic
         self._codec, self._clickhouse, self._reader = codec, clickhouse, reader
-        self._dead_letter, self._late = dead_letter, late
-        self._alarm = alarm or (lambda subject, message: logger.error("%s: %s", subject, message))
+        self._say_dead, self._late = say_dead, late
+        self._alarm = alarm or _log_alarm
         self._folds: dict[int, PartitionFold] = {}
         self._fences: dict[int, str] = {}
         self._stalls: dict[int, threading.Timer] = {}
@@ -86,8 +86,8 @@ class HistorySink:
         return batch
 
     def write(self, prepared: _Batch) -> None:
-        for dead in prepared.dead:
-            self._dead_letter(dead)
+        if prepared.dead:
+            self._say_dead([(cast(LogRecord, d.record), d.code, d.reason) for d in prepared.dead])
         if not prepared.rows:
             return
         self._late()
@@ -130,3 +130,7 @@ class HistorySink:
     def _stalled(self, partition: int, fold: PartitionFold) -> None:
         message = f"{len(fold.waiting)} records wait for the successor of position {fold.chain.position} of store {fold.chain.store}"
         self._alarm(f"{self.topic}/{partition}", message)
+
+
+def _log_alarm(subject: str, message: str) -> None:
+    logger.error("%s: %s", subject, message)

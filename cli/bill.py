@@ -1,0 +1,137 @@
+"""`modelmarket bill`: what a tenant owes for a period, and whether that can be recomputed from the log."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from events.log import LogUnavailable, Reader
+from events.registry import read_schemas
+from events.settings import Settings
+from events.wire import Codec
+from projections.api_bills import bill_of
+from projections.bill_log import LogIncomplete
+from projections.bill_verify import ComparedBill, verify
+from projections.clickhouse import ClickHouse, ClickHouseUnavailable
+from rating.period import NoPeriod, bounds_of
+
+console = Console()
+UNIT = 1_000_000
+
+
+def bill(
+    tenant: Annotated[str, typer.Argument(help="The tenant who pays.")],
+    period: Annotated[str, typer.Argument(help="YYYY-MM or YYYY-MM-DD, in the tenant's zone.")],
+    check: Annotated[bool, typer.Option("--verify", help="Recompute from Kafka alone and compare; exit code 1 on any difference.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
+) -> None:
+    """Shows the bills of a period, issued and running; with --verify recomputes each of them from the log."""
+    settings = Settings()
+    try:
+        bounds_of(period, "UTC")
+    except NoPeriod as e:
+        raise typer.BadParameter(str(e)) from e
+    try:
+        done = _verify(settings, tenant, period, as_json) if check else _show(settings, tenant, period, as_json)
+    except (LogUnavailable, ClickHouseUnavailable) as e:
+        console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
+        raise typer.Exit(2) from e
+    except LogIncomplete as e:
+        console.print(f"[red]the log is incomplete:[/] {e}\nwhat to do: drive the dead letter again, or look at the relay")
+        raise typer.Exit(1) from e
+    raise typer.Exit(0 if done else 1)
+
+
+def _show(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
+    found = bill_of(ClickHouse(settings), tenant, period)
+    if as_json:
+        console.print_json(json.dumps(found))
+        return bool(found["bills"])
+    for one in found["bills"]:
+        table = Table(title=f"{tenant}, bill {one['number']} of {period} ({one['status']})", title_justify="left")
+        for column in ("model", "version", "meter", "book", "price"):
+            table.add_column(column)
+        table.add_column("quantity", justify="right")
+        table.add_column(one["currency"], justify="right")
+        for line in one["lines"]:
+            table.add_row(*_words(line), f"{line['quantity']:,}", "held: no price" if line["held"] else money(line["amount_micros"]))
+        table.add_section()
+        table.add_row("total", "", "", "", "", "", money(one["total_micros"]))
+        console.print(table)
+    if not found["bills"]:
+        console.print(f"no bill of {tenant} for {period}: no usage has been priced in it")
+    return bool(found["bills"])
+
+
+def _verify(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
+    reader = Reader(settings, "verify")
+    try:
+        book, _ = read_schemas(reader)
+        compared = verify(reader, Codec(book), ClickHouse(settings, patience_s=2), tenant, period)
+    finally:
+        reader.close()
+    if as_json:
+        console.print_json(json.dumps([_as_json(c) for c in compared]))
+    else:
+        for one in compared:
+            _print(tenant, period, one)
+    if not compared:
+        console.print(f"no bill of {tenant} for {period}: there is nothing to verify")
+        return False
+    difference = sum(abs(line.billed[1] - line.recomputed[1]) for one in compared for line in one.lines)
+    agrees = all(one.agrees for one in compared)
+    if not as_json:
+        console.print(
+            f"{'[green]verified' if agrees else '[red]NOT verified'}[/]: {len(compared)} bills recomputed from the log, difference={difference}"
+        )
+    return agrees
+
+
+def _print(tenant: str, period: str, one: ComparedBill) -> None:
+    table = Table(title=f"{tenant}, bill {one.number} of {period} ({one.status})", title_justify="left")
+    for column in ("model", "version", "meter", "book", "price"):
+        table.add_column(column)
+    for column in ("quantity", "recomputed", one.currency, "recomputed", "difference"):
+        table.add_column(column, justify="right")
+    for line in one.lines:
+        (quantity, amount), (quantity_again, amount_again) = line.billed, line.recomputed
+        style = "" if line.agrees else "red"
+        money_cells = ("held", "held") if line.key.held else (money(amount), money(amount_again))
+        cells = (*_words(line.key._asdict()), f"{quantity:,}", f"{quantity_again:,}", *money_cells, str(amount - amount_again))
+        table.add_row(*cells, style=style)
+    table.add_section()
+    table.add_row("total", "", "", "", "", "", "", money(one.billed_micros), money(one.recomputed_micros), str(one.difference_micros))
+    console.print(table)
+    console.print("facts: " + ", ".join(f"{name} {count}" for name, count in one.facts.items() if count))
+    for wrong in one.wrong:
+        console.print(f"[red]{wrong}[/]")
+
+
+def _words(line: dict[str, Any]) -> tuple[str, ...]:
+    price = "unknown" if line["held"] else f"{money(line['amount_per_micros'])} / {line['per_units']:,}"
+    return line["model"], line["model_version"], line["meter"], str(line["book_version"]), price
+
+
+def _as_json(one: ComparedBill) -> dict[str, Any]:
+    lines = [{**line.key._asdict(), "billed": line.billed, "recomputed": line.recomputed} for line in one.lines]
+    return {
+        "status": one.status,
+        "number": one.number,
+        "billed_micros": one.billed_micros,
+        "recomputed_micros": one.recomputed_micros,
+        "difference_micros": one.difference_micros,
+        "agrees": one.agrees,
+        "wrong": one.wrong,
+        "lines": lines,
+        "facts": dict(one.facts),
+    }
+
+
+def money(micros: int) -> str:
+    """Whole units with all six places: nothing is rounded for the eye."""
+    sign = "-" if micros < 0 else ""
+    return f"{sign}{abs(micros) // UNIT:,}.{abs(micros) % UNIT:06d}"

@@ -1,0 +1,101 @@
+"""The shapes of the query API's answers, for its OpenAPI document. Instants are µs UTC, money integer micro-units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Version(Answer):
+    status: str = Field(description="draft | pending_review | approved")
+    artifact: str
+    reviews: dict[str, Any]
+    deployment: dict[str, Any] | None = Field(description="status loading | ready | failed | undeployed, replicas, spec, error")
+
+
+class Model(Answer):
+    model: str
+    tenant: str
+    domain: str
+    team: str
+    name: str
+    scenario: str
+    task: str
+    description: str
+    tags: list[str]
+    versions: dict[str, Version]
+    live: str = Field(description="The version that takes the calls; empty when none.")
+    candidate: str = Field(description="The version being rolled out; empty when none.")
+    weights: dict[str, int] = Field(description="Version → percent of the calls.")
+    status: str = Field(description="not_deployed | loading | ready | failed | retired")
+    position: int
+    changed_at: int
+
+
+class CatalogPage(Answer):
+    models: list[Model]
+    next: str = Field(description="Pass as `after`; empty at the end.")
+    as_of: int | None
+
+
+class ModelHistory(Answer):
+    model: str
+    facts: list[dict[str, Any]]
+
+
+class UsagePage(Answer):
+    rows: list[dict[str, Any]] = Field(description="The dimensions asked for, executions, succeeded, refused, every meter, latency.")
+    truncated: bool
+    group_by: list[str]
+    view: str
+
+
+class Line(Answer):
+    model: str
+    model_version: str
+    provider: str
+    meter: str
+    book_version: int
+    amount_per_micros: int
+    per_units: int
+    held: bool = Field(description="No price is known: shown, not charged.")
+    quantity: int
+    amount_micros: int
+
+
+class BillHead(Answer):
+    status: str = Field(description="issued | running")
+    tenant: str
+    period: str
+    number: int
+    currency: str
+    total_micros: int
+    digest: str = Field(description="SHA-256 of the canonical bill, hex; empty while it runs.")
+    facts: dict[str, int]
+    producers_open: int
+
+
+class BillWithLines(BillHead):
+    lines: list[Line]
+
+
+class BillPage(Answer):
+    bills: list[BillHead]
+
+
+class Bill(Answer):
+    tenant: str
+    period: str
+    bills: list[BillWithLines]
+    total_micros: int
+
+
+class Health(Answer):
+    status: str
+    lag: int | None
+    age_s: float | None

@@ -1,0 +1,132 @@
+"""Issues the bills whose cut is fixed: computed from the table, computed again from the log, posted only when both say the same bytes (K21)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx
+
+from events.catalogue import TOPICS
+from events.chain import Heartbeat
+from events.log import Reader
+from events.partition import partition_of
+from events.wire import Codec
+from projections.bill_log import LogIncomplete, bills_from_log, epochs_ended
+from projections.bill_running import newest_position
+from projections.bill_table import bill_from_table, cuts_of
+from projections.clickhouse import ClickHouse
+from projections.positions import dense_end
+from rating.bill import Bill
+
+logger = logging.getLogger(__name__)
+PENDING_MAX = 1000
+"""Cuts looked at in one round; the rest have their turn in the next."""
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Not yet, and why: nothing is wrong, the table or the relay is behind; or something is, and a person must look."""
+
+    reason: Literal["table_behind", "prices_behind", "dead_letters", "suppliers_differ", "log_incomplete", "refused", "commands_away"]
+    message: str
+    alarming: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    bill: Bill
+
+
+Outcome = Posted | Waiting
+
+
+def pending(clickhouse: ClickHouse) -> list[tuple[str, int]]:
+    """(tenant, number) of every cut without its bill."""
+    rows = clickhouse.rows(
+        f"""SELECT key AS tenant, countIf(fact = 'BillCutFixed') AS fixed FROM history WHERE topic = 'bills'
+        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {PENDING_MAX}"""
+    )
+    return [(str(row["tenant"]), int(row["fixed"])) for row in rows]
+
+
+class Issuer:
+    """One biller. Any number of them may run: they post the same bytes, and the second is told so."""
+
+    def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
+        self._clickhouse, self._reader, self._codec = clickhouse, reader, codec
+        self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=30)
+
+    def issue(self, tenant: str, number: int) -> Outcome:
+        cuts = cuts_of(self._clickhouse, tenant, [number - 1, number])
+        cut, before = cuts[-1], cuts[0] if len(cuts) > 1 else None
+        not_yet = self._table_is_behind(cut) or self._prices_are_behind(cut) or self._dead_letters(cut)
+        if not_yet:
+            return not_yet
+        table = bill_from_table(self._clickhouse, cut, before, epochs_ended(self._reader, self._codec, cut["producers_offset"]))
+        try:
+            (log,) = bills_from_log(self._reader, self._codec, tenant, cuts)
+        except LogIncomplete as e:
+            return Waiting("log_incomplete", str(e), alarming=True)
+        if table.canonical() != log.canonical():
+            message = f"bill {number} of {tenant} is {table.total_micros} from the table and {log.total_micros} from the log, {table.facts} and {log.facts}"
+            return Waiting("suppliers_differ", message, alarming=True)
+        return self._post(table)
+
+    def _post(self, bill: Bill) -> Outcome:
+        cut = bill.cut
+        body = {
+            "number": cut["number"],
+            "cut_event_id": cut["event_id"],
+            "digest": bill.digest().hex(),
+            "lines": bill.line_bodies(),
+            "total_micros": bill.total_micros,
+            **{f"facts_{name}": value for name, value in bill.facts.items()},
+            "producers_open": bill.producers_open,
+        }
+        try:
+            answer = self._http.post(f"/v1/bills/{cut['tenant']}/{cut['period']}/complete", json=body)
+        except httpx.TransportError as e:
+            return Waiting("commands_away", f"the command API does not answer: {type(e).__name__}: {e}", alarming=False)
+        if answer.is_success:
+            return Posted(bill)
+        return Waiting("refused", f"{answer.status_code}: {answer.text[:500]}", alarming=True)
+
+    def _table_is_behind(self, cut: Body) -> Waiting | None:
+        for c in cut["cuts"]:
+            end = dense_end(self._clickhouse, "usage", c["partition"])
+            if end < c["offset"]:
+                return Waiting(
+                    "table_behind", f"usage/{c['partition']} is in the table up to {end}, the cut is {c['offset']}", alarming=False
+                )
+        return None
+
+    def _prices_are_behind(self, cut: Body) -> Waiting | None:
+        """A cut may be seen before a price that was decided earlier: they travel in different partitions. A heartbeat at or past the
+        pinned position says which was the last one sent (K5)."""
+        end = self._reader.end_offsets("heartbeats")["heartbeats", 0]
+        beat = Heartbeat.from_json(self._reader.record_at("heartbeats", 0, end - 1).value) if end else None
+        if beat is None or beat.position < cut["decided_position"]:
+            return Waiting("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
+        have, sent = newest_position(self._clickhouse, "prices"), beat.sent.get("prices/0", 0)
+        if have < min(sent, cut["decided_position"]):
+            return Waiting("prices_behind", f"prices are in the table up to position {have}, the relay sent {sent}", alarming=False)
+        return None
+
+    def _dead_letters(self, cut: Body) -> Waiting | None:
+        """K9: a record nobody could read may have been a fact of anybody whose usage is in that partition."""
+        partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
+        below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
+        rows = self._clickhouse.rows(
+            """SELECT toInt64(kafka_offset) AS at FROM usage FINAL
+            WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64} AND readable = 0 ORDER BY at LIMIT 10""",
+            {"partition": partition, "below": below},
+        )
+        if not rows:
+            return None
+        where = ", ".join(f"usage/{partition}/{row['at']}" for row in rows)
+        return Waiting("dead_letters", f"nobody could read {where}: see the table dead_letters", alarming=True)

@@ -1,0 +1,135 @@
+"""Was it billed right? Recomputes a tenant's bills of a period from Kafka alone and compares them line by line, to the micro-unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from events.catalogue import TOPICS
+from events.log import Reader
+from events.partition import partition_of
+from events.wire import Codec
+from projections.bill_log import UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
+from projections.clickhouse import ClickHouse
+from rating.statement import Cutoff, Line, LineKey, Statement, difference
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedLine:
+    """(quantity, amount in micro-units) as billed and as recomputed."""
+
+    key: LineKey
+    billed: tuple[int, int]
+    recomputed: tuple[int, int]
+
+    @property
+    def agrees(self) -> bool:
+        return self.billed == self.recomputed
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedBill:
+    """One bill against its recomputation. `wrong` names everything else that does not hold."""
+
+    status: str
+    number: int
+    currency: str
+    lines: tuple[ComparedLine, ...]
+    wrong: tuple[str, ...]
+    facts: Mapping[str, int]
+
+    @property
+    def billed_micros(self) -> int:
+        return sum(line.billed[1] for line in self.lines)
+
+    @property
+    def recomputed_micros(self) -> int:
+        return sum(line.recomputed[1] for line in self.lines)
+
+    @property
+    def difference_micros(self) -> int:
+        return self.billed_micros - self.recomputed_micros
+
+    @property
+    def agrees(self) -> bool:
+        return not self.wrong and all(line.agrees for line in self.lines)
+
+
+def verify(reader: Reader, codec: Codec, clickhouse: ClickHouse | None, tenant: str, period: str) -> list[ComparedBill]:
+    """The issued bills of a period, and its running one when `clickhouse` is given. Empty when there is none."""
+    partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
+    mine = [f for f in decided_facts(reader, codec, "bills", partition) if f.body.get("tenant") == tenant]
+    cuts = {f.body["number"]: f.body for f in mine if f.name == "BillCutFixed"}
+    issued = {f.body["number"]: f.body for f in mine if f.name == "BillIssued"}
+    compared = _issued(reader, codec, tenant, cuts, issued, period)
+    running = _running_rows(clickhouse, tenant, period) if clickhouse else None
+    if running:
+        compared.append(_running(reader, codec, tenant, cuts, *running))
+    return compared
+
+
+def _issued(
+    reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], issued: Mapping[int, Body], period: str
+) -> list[ComparedBill]:
+    asked = sorted(number for number, bill in issued.items() if bill["period"] == period)
+    if not asked:
+        return []
+    span = [cuts[n] for n in range(max(1, asked[0] - 1), asked[-1] + 1)]
+    compared: list[ComparedBill] = []
+    for bill in bills_from_log(reader, codec, tenant, span):
+        number = bill.cut["number"]
+        if number not in asked:
+            continue
+        said = issued[number]
+        wrong: list[str] = []
+        if bytes(said["digest"]) != bill.digest():
+            wrong.append("the digest is not that of the recomputed bill")
+        if said["cut_event_id"] != bill.cut["event_id"]:
+            wrong.append("it was issued for another cut")
+        if said["total_micros"] != sum(line["amount_micros"] for line in said["lines"]):
+            wrong.append("its lines do not add up to its total")
+        before = issued[number - 1]["digest"] if number > 1 else bytes(32)
+        if bytes(bill.cut["previous_bill_sha256"]) != bytes(before):
+            wrong.append("its cut does not name the bill before")
+        lines = [_line(body) for body in said["lines"]]
+        compared.append(ComparedBill("issued", number, said["currency"], _compare(lines, bill.lines), tuple(wrong), bill.facts))
+    return compared
+
+
+def _running(reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], head: Body, rows: Sequence[Body]) -> ComparedBill:
+    prices = list(decided_facts(reader, codec, "prices"))
+    cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"])
+    asked = [(cutoff, price_book(prices, head["price_book"], head["decided_position"]))]
+    base = cuts.get(head["number"] - 1)
+    if base:
+        asked.append((cutoff_of(base), price_book(prices, base["price_book"], base["decided_position"])))
+    now, *before = UsageLog(reader, codec, tenant).statements(asked)
+    lines = difference(now, before[0] if before else Statement())
+    billed = [_line(row) for row in rows]
+    wrong = () if head["total_micros"] == sum(line.amount_micros for line in billed) else ("its lines do not add up to its total",)
+    return ComparedBill("running", head["number"], head["currency"], _compare(billed, lines), wrong, head["facts"])
+
+
+def _running_rows(clickhouse: ClickHouse, tenant: str, period: str) -> tuple[Body, list[dict[str, Any]]] | None:
+    params = {"tenant": tenant, "period": period}
+    heads = clickhouse.rows("SELECT * FROM bills_running WHERE tenant = {tenant:String} AND period = {period:String}", params)
+    if not heads:
+        return None
+    lines = "SELECT * FROM bill_lines WHERE status = 'running' AND tenant = {tenant:String} AND period = {period:String}"
+    return heads[0], clickhouse.rows(lines, params)
+
+
+def _line(body: Body) -> Line:
+    values: dict[str, Any] = {name: body[name] for name in LineKey._fields}
+    values["held"] = bool(values["held"])
+    key = LineKey(**values)
+    return Line(key, body["quantity"], body["amount_micros"])
+
+
+def _compare(billed: Sequence[Line], recomputed: Sequence[Line]) -> tuple[ComparedLine, ...]:
+    left = {line.key: (line.quantity, line.amount_micros) for line in billed}
+    right = {line.key: (line.quantity, line.amount_micros) for line in recomputed}
+    return tuple(ComparedLine(key, left.get(key, (0, 0)), right.get(key, (0, 0))) for key in sorted(left.keys() | right.keys()))

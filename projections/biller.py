@@ -1,0 +1,156 @@
+"""Keeps running bills fresh and issues the fixed ones. `python -m projections.biller`; any number of them may run.
+
+Running bills are recomputed for tenants with new usage, about once a second; a tenant whose bill takes long is recomputed less
+often, so that the largest tenant never takes more than a twentieth of the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from typing import Any, assert_never
+
+from events.catalogue import TOPICS
+from events.fact import now_us
+from events.health import serve_health, start_logging
+from events.log import LogUnavailable, Reader
+from events.registry import open_codec
+from events.settings import Settings
+from projections.bill_issue import Issuer, Posted, Waiting, pending
+from projections.bill_running import RunningBills, newest_position
+from projections.clickhouse import ClickHouse, ClickHouseUnavailable
+from projections.positions import dense_end
+
+logger = logging.getLogger(__name__)
+ROUND_S = 1.0
+REST_FACTOR = 20
+"""A tenant rests this many times as long as its last computation took."""
+RETRY_S_MAX = 30.0
+"""A bill that cannot be issued is tried again after 1, 2, 4 … seconds, at most this."""
+NOBODY = "-"
+"""The tenant of calls whose key nobody knew: never billed."""
+
+
+class Biller:
+    """One round at a time; every round begins from what the tables say."""
+
+    def __init__(self, clickhouse: ClickHouse, issuer: Issuer) -> None:
+        self._clickhouse, self._issuer = clickhouse, issuer
+        self._running = RunningBills(clickhouse)
+        self._taken = dict.fromkeys(range(TOPICS["usage"].partitions), 0)
+        self._positions: dict[str, int] = {}
+        self._due: set[tuple[str, int]] = set()
+        self._rests: dict[str, float] = {}
+        self._retries: dict[tuple[str, int], tuple[float, float]] = {}
+        self.waiting: dict[str, str] = {}
+        self.issued = 0
+
+    def round(self) -> None:
+        self.issue()
+        self.refresh()
+
+    # --- issuing
+
+    def issue(self) -> None:
+        open_cuts = pending(self._clickhouse)
+        self._retries = {k: v for k, v in self._retries.items() if k in open_cuts}
+        self.waiting = {k: v for k, v in self.waiting.items() if any(k == f"{t}#{n}" for t, n in open_cuts)}
+        for tenant, number in open_cuts:
+            at, pause = self._retries.get((tenant, number), (0.0, 0.5))
+            if time.monotonic() < at:
+                continue
+            outcome = self._issuer.issue(tenant, number)
+            match outcome:
+                case Posted():
+                    self.issued += 1
+                    # The fact comes back on the log; until then the cut still looks open.
+                    self._retries[tenant, number] = (time.monotonic() + 2.0, 0.5)
+                    self.waiting.pop(f"{tenant}#{number}", None)
+                    logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
+                case Waiting():
+                    pause = min(pause * 2, RETRY_S_MAX) if outcome.alarming else ROUND_S / 2
+                    self._retries[tenant, number] = (time.monotonic() + pause, pause)
+                    self.waiting[f"{tenant}#{number}"] = outcome.reason
+                    logger.log(
+                        logging.ERROR if outcome.alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, outcome.message
+                    )
+                case _:
+                    assert_never(outcome)
+
+    # --- running bills
+
+    def refresh(self) -> None:
+        ends = {p: dense_end(self._clickhouse, "usage", p) for p in self._taken}
+        for partition, end in ends.items():
+            start = self._taken[partition]
+            if end > start:
+                self._due |= {(t, partition) for t in self._tenants(partition, start, end)}
+                self._taken[partition] = end
+        if self._decided_anything():
+            # Prices, zones or cuts have changed: every running bill may have.
+            rows = self._clickhouse.rows("SELECT tenant, usage_partition FROM bills_running")
+            self._due |= {(str(r["tenant"]), int(r["usage_partition"])) for r in rows}
+        for tenant, partition in sorted(self._due):
+            if time.monotonic() >= self._rests.get(tenant, 0.0):
+                self._recompute(tenant, ends[partition])
+                self._due.discard((tenant, partition))
+
+    def _recompute(self, tenant: str, end: int) -> None:
+        began = time.monotonic()
+        bill = self._running.compute(tenant, end, now_us())
+        self._running.store(bill, now_us())
+        self._rests[tenant] = time.monotonic() + REST_FACTOR * (time.monotonic() - began)
+
+    def _tenants(self, partition: int, start: int, end: int) -> set[str]:
+        """Tenants with usage in [start, end) that no running bill has yet: after a restart that is nobody."""
+        rows = self._clickhouse.rows(
+            """SELECT u.tenant AS tenant FROM (
+                SELECT tenant, max(kafka_offset) AS newest FROM usage_rows
+                WHERE kafka_partition = {partition:Int32} AND kafka_offset >= {start:Int64} AND kafka_offset < {end:Int64} GROUP BY tenant
+            ) AS u LEFT JOIN (SELECT tenant, max(usage_offset) AS known FROM bills_running GROUP BY tenant) AS r ON u.tenant = r.tenant
+            WHERE u.newest >= r.known""",
+            {"partition": partition, "start": start, "end": end},
+        )
+        return {str(r["tenant"]) for r in rows} - {NOBODY, ""}
+
+    def _decided_anything(self) -> bool:
+        now = {topic: newest_position(self._clickhouse, topic) for topic in ("prices", "accounts", "bills")}
+        changed = now != self._positions
+        self._positions = now
+        return changed
+
+
+def admin_key(settings: Settings) -> str:
+    """The platform's own key: a setting, else the file that the launcher minted."""
+    return settings.admin_key.get_secret_value() or (settings.folder / "admin.key").read_text().strip()
+
+
+def main() -> int:
+    start_logging("biller")
+    settings = Settings()
+    state: dict[str, Any] = {"status": "starting", "lag": None}
+    stop = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda signum, frame: stop.set())
+    server = serve_health(settings.host, settings.biller_health_port, lambda: state)
+    reader = Reader(settings, "biller")
+    codec, _ = open_codec(settings, reader)
+    clickhouse = ClickHouse(settings)
+    biller = Biller(clickhouse, Issuer(clickhouse, reader, codec, settings.commands, admin_key(settings)))
+    while not stop.wait(ROUND_S):
+        try:
+            biller.round()
+            state |= {"status": "ready", "lag": 0, "issued": biller.issued, "waiting": dict(biller.waiting)}
+        except (ClickHouseUnavailable, LogUnavailable) as e:
+            logger.warning("not now: %s", e)
+            state |= {"status": "starting"}
+    server.shutdown()
+    reader.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
