@@ -77,7 +77,8 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Off, Ray takes loopback for the node's own address, as it does on a Mac; on, it replaces it by the machine's public one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_START_HOOK": "infra.launcher.rayhook.no_remote_drivers",
+        "RAY_START_HOOK": "infra.rayhook.no_remote_drivers",
+        "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "infra.rayhook.replicas_on_loopback",
         "AUTOSCALER_METRIC_PORT": str(settings.port(MONITOR_METRICS)),
         "DASHBOARD_METRIC_PORT": str(settings.port(DASHBOARD_METRICS)),
         # At `down` there is nobody to hand calls over to, so there is nothing to drain (default 30 s).
