@@ -1,0 +1,32 @@
+"""Every table and view of the read side, created where missing: what `prepare` runs, and what a rebuild runs under another name."""
+
+from __future__ import annotations
+
+import re
+
+from events.settings import Settings
+from projections import bill_tables, history_tables
+from projections.clickhouse import ClickHouse
+from projections.dead_letters import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
+from projections.usage_table import create_table
+from projections.usage_views import views
+
+_NAME = re.compile(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW) (?:IF NOT EXISTS )?(\w+)")
+
+
+def apply_tables(settings: Settings) -> list[str]:
+    """Creates what is missing and returns every name. Safe to repeat: views are replaced, tables never are; a table that changes its
+    columns is rebuilt beside (`modelmarket replay usage`)."""
+    clickhouse = ClickHouse(settings, "default")
+    if settings.clickhouse_database != "default":
+        clickhouse.command(f"CREATE DATABASE IF NOT EXISTS `{settings.clickhouse_database}`")
+        clickhouse = ClickHouse(settings)
+    statements = (*usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *history_tables.STATEMENTS, *bill_tables.STATEMENTS)
+    for statement in statements:
+        clickhouse.command(statement)
+    return [m.group(1) for s in statements if (m := _NAME.search(s))]
+
+
+def usage_statements(table: str) -> tuple[str, ...]:
+    """The usage table and the views that read it; `table` is `usage` for the live ones."""
+    return (create_table(table), *views(table))

@@ -1,0 +1,72 @@
+"""One Faust worker: the log's topics into their tables, each through its own sink. `python -m projections.worker --index 0`
+
+Workers share one group: any number of them divide the partitions among themselves. One that fails dies and is started again; what
+it had not finished is read again from where the tables end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from events.catalogue import DECIDED_TOPICS
+from events.health import serve_health, start_logging
+from events.log import Reader, Writer
+from events.registry import open_codec
+from events.settings import Settings
+from events.wire import Codec
+from projections.chunks import MEMBERSHIP, ChunkWorker, Sink
+from projections.clickhouse import ClickHouse
+from projections.dead_letters import DeadLetters, DeadLetterSink
+from projections.history import HistorySink
+from projections.positions import first_missing
+from projections.usage_schemas import UsageSchemas
+from projections.usage_sink import UsageSink
+
+logger = logging.getLogger(__name__)
+FOLDED_TOPICS = (*DECIDED_TOPICS, "producers")
+
+
+def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[Sink]:
+    """Every fold that a worker runs. Each has its own readers: a reader serves one thread."""
+    # An insert must be over, one way or the other, while the partition is still ours (K8).
+    clickhouse = ClickHouse(settings, patience_s=settings.worker_session_s / 2, answer_s_max=settings.worker_session_s / 2)
+    late, say_dead = MEMBERSHIP.late, DeadLetters(writer, codec, "projections").say
+    usage_reader, letters_reader = Reader(settings, f"{name}-usage"), Reader(settings, f"{name}-letters")
+    usage = UsageSink(
+        clickhouse,
+        UsageSchemas(Reader(settings, f"{name}-schemas"), codec.book),
+        lambda partition, fence: first_missing(clickhouse, usage_reader, "usage", "usage", partition, fence=fence),
+        say_dead,
+        late,
+        rows_max=settings.chunk_rows_max,
+        wait_s=settings.chunk_wait_s,
+    )
+    letters = DeadLetterSink(
+        clickhouse,
+        codec,
+        lambda table, partition, fence: first_missing(clickhouse, letters_reader, table, "dead-letters", partition, fence=fence),
+        late,
+    )
+    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in FOLDED_TOPICS]
+    return [usage, letters, *folds]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--index", type=int, default=0, help="which worker of this stack, from 0")
+    index = parser.parse_args().index
+    settings, name = Settings(), f"worker-{index}"
+    start_logging(name)
+    reader = Reader(settings, name)
+    codec, log_id = open_codec(settings, reader)
+    reader.close()
+    logger.info("folding log %s", log_id)
+    writer = Writer(settings, name)
+    worker = ChunkWorker(settings, f"{settings.stack}-projections", f"{settings.stack}-{name}", sinks(settings, codec, writer, name))
+    serve_health(settings.host, settings.worker_health_port(index), worker.state)
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()
