@@ -153,8 +153,8 @@ def _masked(text: str) -> str:
 
     def blank(m: re.Match[str]) -> str:
         word = m.group()
-        # A quoted name stays a word, a literal stays a literal: only what is inside is hidden.
-        return "x" * len(word) if word[0] in "`\"" else " " * len(word)
+        # Names and literals stay something, comments become nothing.
+        return " " * len(word) if word[0] in "-#/" else "x" * len(word)
 
     return _OPAQUE.sub(blank, text)
 

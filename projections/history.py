@@ -99,13 +99,13 @@ class HistorySink:
     def _restore(self, partition: int, offset: int, where: str, params: dict[str, object]) -> PartitionFold:
         rows = self._clickhouse.rows
         fold = PartitionFold(self.topic, partition, self._codec)
-        newest = f"SELECT key, argMax(state, step) AS state FROM {TABLE} WHERE {where} AND state != '' GROUP BY key"
-        fold.documents = {r["key"]: json.loads(r["state"]) for r in rows(newest, params)}
-        chained = f"SELECT store, max(position) AS position FROM {TABLE} WHERE {where} AND kind IN ('decided', 'store') GROUP BY store ORDER BY max(step)"
+        newest = f"SELECT key, argMax(state, step) AS document FROM {TABLE} WHERE {where} AND state != '' GROUP BY key"
+        fold.documents = {r["key"]: json.loads(r["document"]) for r in rows(newest, params)}
+        chained = f"SELECT store, max(position) AS newest FROM {TABLE} WHERE {where} AND kind IN ('decided', 'store') GROUP BY store ORDER BY max(step)"
         for r in rows(chained, params):
             if fold.chain.store:
                 fold.chain.spares[fold.chain.store] = fold.chain.position
-            fold.chain = Chain(str(r["store"]), int(r["position"]), fold.chain.spares)
+            fold.chain = Chain(str(r["store"]), int(r["newest"]), fold.chain.spares)
         fold.step = int(self._clickhouse.value(f"SELECT max(step) FROM {TABLE} WHERE {where}", params))
         past = f"SELECT DISTINCT kafka_offset FROM {TABLE} WHERE {where} AND kafka_offset > {{offset:Int64}}"
         fold.stored = {int(r["kafka_offset"]) for r in rows(past, {**params, "offset": offset})}

@@ -58,6 +58,8 @@ def main() -> None:
     index = parser.parse_args().index
     settings, name = Settings(), f"worker-{index}"
     start_logging(name)
+    for chatty in ("faust", "mode"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     reader = Reader(settings, name)
     codec, log_id = open_codec(settings, reader)
     reader.close()
