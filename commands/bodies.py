@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from fastapi import Path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
@@ -54,6 +55,11 @@ def _unique_tensors(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         seen.add(t.name)
     return tensors
 
+
+# What is in a path becomes part of an aggregate's id: nothing else gets as far as the store.
+ModelPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,200}$")]
+NamePath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,63}$")]
+PartPath = Annotated[str, Path(max_length=200)]
 
 SemVerText = Annotated[str, Field(max_length=TEXT_MAX), AfterValidator(_semver)]
 Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=256), AfterValidator(_unique_tensors)]

@@ -17,6 +17,8 @@ from commands.bodies import (
     AddVersionBody,
     AdvanceBody,
     DeployBody,
+    ModelPath,
+    PartPath,
     RegisterModelBody,
     RetireBody,
     ReviewBody,
@@ -81,7 +83,7 @@ def model_routes(office: Office, intake: IntakeDesk) -> APIRouter:
         )
 
     @routes.get("/{model}")
-    def read(model: str, request: Request) -> Response:
+    def read(model: ModelPath, request: Request) -> Response:
         """The state that commands are decided on. The ETag is its version."""
         call = office.enter(request, "models", "deploy", "read", "review:business", "review:security")
         state = office.aggregates.load(MODEL, model)
@@ -91,7 +93,7 @@ def model_routes(office: Office, intake: IntakeDesk) -> APIRouter:
         return Response(content, 200, {**call.headers, "ETag": f'"{state.version}"'}, "application/json")
 
     @routes.post("/{model}/versions", status_code=201, responses={201: {"model": Accepted}})
-    def add_version(model: str, body: AddVersionBody, request: Request) -> Response:
+    def add_version(model: ModelPath, body: AddVersionBody, request: Request) -> Response:
         """Adds a draft whose bytes are fixed by digest; the file must be here and be what the description says."""
         call = office.enter(request, "models")
         state = office.aggregates.load(MODEL, model)
@@ -111,12 +113,12 @@ def model_routes(office: Office, intake: IntakeDesk) -> APIRouter:
         return _run_lifecycle(office, call, model, command, "add version", body, 201)
 
     @routes.post("/{model}/versions/{version}/submit", responses={200: {"model": Accepted}})
-    def submit(model: str, version: str, request: Request) -> Response:
+    def submit(model: ModelPath, version: PartPath, request: Request) -> Response:
         """Asks for review."""
         return _run_lifecycle(office, office.enter(request, "models"), model, SubmitVersion(version), f"submit {version}")
 
     @routes.post("/{model}/versions/{version}/reviews", responses={200: {"model": Accepted}})
-    def review(model: str, version: str, body: ReviewBody, request: Request) -> Response:
+    def review(model: ModelPath, version: PartPath, body: ReviewBody, request: Request) -> Response:
         """One reviewer's verdict. Business and security are given by two people who did not make the version."""
         scope = "review:business" if body.review == "business" else "review:security"
         call = office.enter(request, scope)
@@ -124,7 +126,7 @@ def model_routes(office: Office, intake: IntakeDesk) -> APIRouter:
         return _run_lifecycle(office, call, model, command, f"review {version}", body, everybodys=True)
 
     @routes.post("/{model}/retire", responses={200: {"model": Accepted}})
-    def retire(model: str, body: RetireBody, request: Request) -> Response:
+    def retire(model: ModelPath, body: RetireBody, request: Request) -> Response:
         """No more calls, for ever; what is loaded is unloaded."""
         call = office.enter(request, "models")
         return _run_lifecycle(office, call, model, RetireModel(body.reason, body.successor), "retire", body)
@@ -136,37 +138,37 @@ def traffic_routes(office: Office) -> APIRouter:
     routes = APIRouter(prefix="/v1/models", tags=["traffic"])
 
     @routes.post("/{model}/deployments", status_code=201, responses={201: {"model": Accepted}})
-    def deploy(model: str, body: DeployBody, request: Request) -> Response:
+    def deploy(model: ModelPath, body: DeployBody, request: Request) -> Response:
         """The first version takes all calls as soon as it is ready."""
         call = office.enter(request, "deploy")
         return _run_deployment(office, call, model, DeployVersion(body.version, body.spec.fact()), "deploy", body, 201)
 
     @routes.delete("/{model}/deployments/{version}", responses={200: {"model": Accepted}})
-    def undeploy(model: str, version: str, request: Request, reason: str = "not needed") -> Response:
+    def undeploy(model: ModelPath, version: PartPath, request: Request, reason: str = "not needed") -> Response:
         """Unloads a standby version."""
         call = office.enter(request, "deploy")
         return _run_deployment(office, call, model, UndeployVersion(version, reason[:1000]), f"undeploy {version} {reason[:1000]}")
 
     @routes.post("/{model}/rollouts", status_code=201, responses={201: {"model": Accepted}})
-    def start_rollout(model: str, body: RolloutBody, request: Request) -> Response:
+    def start_rollout(model: ModelPath, body: RolloutBody, request: Request) -> Response:
         """Loads a version beside the live one and gives it a share of the calls."""
         call = office.enter(request, "deploy")
         command = StartRollout(body.version, body.weight_percent, body.spec.fact() if body.spec else None)
         return _run_deployment(office, call, model, command, "start rollout", body, 201)
 
     @routes.post("/{model}/rollouts/advance", responses={200: {"model": Accepted}})
-    def advance(model: str, body: AdvanceBody, request: Request) -> Response:
+    def advance(model: ModelPath, body: AdvanceBody, request: Request) -> Response:
         """Changes the share of the new version."""
         call = office.enter(request, "deploy")
         return _run_deployment(office, call, model, AdvanceRollout(body.weight_percent), "advance", body)
 
     @routes.post("/{model}/promote", responses={200: {"model": Accepted}})
-    def promote(model: str, request: Request) -> Response:
+    def promote(model: ModelPath, request: Request) -> Response:
         """The new version takes all calls; the old one stays loaded."""
         return _run_deployment(office, office.enter(request, "deploy"), model, PromoteRollout(), "promote")
 
     @routes.post("/{model}/rollback", responses={200: {"model": Accepted}})
-    def roll_back(model: str, body: RollBackBody, request: Request) -> Response:
+    def roll_back(model: ModelPath, body: RollBackBody, request: Request) -> Response:
         """All calls go to an approved version again, by default the one before."""
         call = office.enter(request, "deploy")
         return _run_deployment(office, call, model, RollBack(body.reason, body.to_version or ""), "roll back", body)
