@@ -201,13 +201,16 @@ class Desk:
         originator = task.kind.originator(task.key)
         state = states[originator] if originator in states else self._aggregates.load(task.kind, task.key)
         if task.if_match is not None and task.if_match != state.version:
+            meanwhile = self._answered_meanwhile(task)
+            if meanwhile is not None:
+                return meanwhile
             message = f"it is at version {state.version}, not {task.if_match}"
             return Rejected(
                 "stale", (Violation("version_changed", message, "If-Match", "read it again, then decide whether you still want this"),)
             )
         facts = task.decide(state, task.origin)
         if isinstance(facts, Rejected):
-            return facts
+            return self._answered_meanwhile(task) or facts
         events: list[Event] = []
         first = state.version + 1
         for fact in facts:
@@ -226,6 +229,14 @@ class Desk:
             kept = Answer(task.request.digest, task.origin.now, originator, first, state.version, body)
             events.append(kept.to_event(task.request, answer_version))
         return _Draft(originator, tuple(events), facts, body, state)
+
+    def _answered_meanwhile(self, task: Task[Any]) -> Done | None:
+        """Another process may have carried out this very request after we looked for its answer and before we read the state:
+        what we would refuse now is what it did."""
+        found = self._answers.find(task.request, task.origin.now) if task.request is not None else (None, 0)
+        if isinstance(found, Rejected) or found[0] is None:
+            return None
+        return self._replay(found[0])
 
     def _event(self, originator: str, fact: Decided) -> Event:
         name = type(fact).__name__

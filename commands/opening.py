@@ -16,9 +16,10 @@ from events.wire import Codec
 
 
 def open_epoch(store: Store, codec: Codec, by: UserId, before: Mapping[tuple[str, int], tuple[str, int]] | None = None) -> Epoch:
-    """Mints a new store id and writes its opening for each partition. When two processes try at once, one wins and both go on with it."""
-    new, after = new_id(), store.events(STORE)
-    version = after[-1].version if after else 0
+    """Mints a new store id and writes its opening for each partition. Without `before` it is the store's first; when two processes
+    try at once, or it was opened already, all go on with the one that won."""
+    new = new_id()
+    version = 0 if before is None else store.events(STORE)[-1].version
     events = [
         _event(codec, Opening(new, *(before or {}).get((topic, partition), ("", 0))), topic, partition, version + i, by)
         for i, (topic, partition) in enumerate(decided_partitions(), start=1)

@@ -21,6 +21,8 @@ from events.settings import Settings
 
 EVENTS_READ_MAX = 1000
 """Events of one aggregate, or notifications, read at once: bounds memory at 512 MB in the worst case, 1 MB in the usual."""
+TABLES_KEY = 0x6D6B7374
+"""Names the advisory lock under which Postgres tables are made ("mkst")."""
 LOCK_S_MAX = 10
 """Longest wait for another process's transaction before the caller gets 503."""
 
@@ -186,5 +188,11 @@ def _postgres(host: str, port: int, database: str, user: str, password: str) -> 
         originator_id_type="text",
     )
     recorder = _Postgres(datastore)
-    recorder.create_table()
+    # CREATE … IF NOT EXISTS by two processes at once fails on Postgres ("tuple concurrently updated"): one after another, then.
+    with datastore.get_connection() as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (TABLES_KEY,))
+        try:
+            recorder.create_table()
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (TABLES_KEY,))
     return recorder

@@ -1,0 +1,106 @@
+"""A Postgres of the test's own, where its programs are installed: in a temporary folder, on loopback, ended by process id."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+PLACES = ("/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/16/bin", "/usr/lib/postgresql/17/bin")
+START_S_MAX = 30
+
+
+def programs() -> Path | None:
+    """The folder with initdb and postgres, None where there is none."""
+    found = shutil.which("initdb", path=os.pathsep.join((*PLACES, os.environ.get("PATH", ""))))
+    return Path(found).resolve().parent if found else None
+
+
+@contextmanager
+def running_postgres(bin_folder: Path) -> Iterator[str]:
+    """The URL of an empty database."""
+    folder = Path(tempfile.mkdtemp(prefix="mm-pg-"))
+    user = _user()
+    try:
+        if user is not None:
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user is not None else {}
+        data = folder / "data"
+        subprocess.run(
+            [bin_folder / "initdb", "-D", data, "-U", "market", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"],
+            check=True,
+            capture_output=True,
+            timeout=60,
+            cwd=folder,
+            **who,  # type: ignore[arg-type]
+        )
+        port = _free_port()
+        settings = (
+            "listen_addresses=127.0.0.1",
+            f"port={port}",
+            f"unix_socket_directories={folder}",
+            "shared_buffers=16MB",
+            "max_connections=60",
+        )
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [bin_folder / "postgres", "-D", data, *(a for s in settings for a in ("-c", s))],
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                **who,  # type: ignore[arg-type]
+            )
+        try:
+            url = f"postgresql://market@127.0.0.1:{port}/postgres"
+            _wait(url, server, folder / "log")
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait(10)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _user() -> pwd.struct_passwd | None:
+    """Postgres refuses to run as root: somebody else, then."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise RuntimeError("neither user postgres nor nobody exists")
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_S_MAX
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"postgres ended: {log.read_text()[-500:]}")
+        try:
+            psycopg.connect(url, connect_timeout=2).close()
+            return
+        except psycopg.OperationalError:
+            time.sleep(0.1)
+    raise RuntimeError(f"postgres did not come up within {START_S_MAX} s: {log.read_text()[-500:]}")
