@@ -55,6 +55,7 @@ log.segment.bytes=268435456
 
 KAFKA_LOGGING = """\
 status = WARN
+shutdownHook = disable
 appender.out.type = Console
 appender.out.name = out
 appender.out.layout.type = PatternLayout

@@ -23,7 +23,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     before: Callable[[], None] | None = None
     """Done by the launcher each time before it starts the part."""
-    healthy_s_max: float = 60.0
+    healthy_s_max: float = 120.0
     """How long a start may take on a slow, busy machine; a healthy one needs a tenth."""
     stop_s_max: int = 10
     stops_its_own: bool = False
@@ -83,7 +83,7 @@ def ray(settings: Settings, places: Places) -> Part:
         ports=raynode.fixed_ports(settings),
         environment=raynode.environment(settings, places),
         before=lambda: raynode.write_haproxy(places),
-        healthy_s_max=90.0,
+        healthy_s_max=180.0,
         stop_s_max=15,
         stops_its_own=True,
     )
@@ -116,11 +116,12 @@ def processes(settings: Settings) -> list[Part]:
         *workers,
         own("queries", module("projections.api"), settings.query_port),
         own("biller", module("projections.biller"), settings.biller_health_port),
-        own("controller", module("serving.controller"), settings.controller_health_port, "ray"),
+        # It waits for Ray itself, and is loaded by the time that Ray is there.
+        own("controller", module("serving.controller"), settings.controller_health_port),
     ]
 
 
 def gateway(settings: Settings) -> Part:
     return Part(
-        "gateway", (), healthz(settings, settings.gateway_port), after=("controller",), ports=(settings.gateway_port,), healthy_s_max=90.0
+        "gateway", (), healthz(settings, settings.gateway_port), after=("controller",), ports=(settings.gateway_port,), healthy_s_max=180.0
     )
