@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from cli import bill, log, stack
+from cli import bill, log, replay, stack
 
 app = typer.Typer(help="The AI model market on this machine.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(stack.app)
 app.command("bill")(bill.bill)
+app.add_typer(replay.replay, name="replay")
 app.add_typer(log.log, name="log")
 app.add_typer(log.topics, name="topics")
 app.add_typer(log.schemas, name="schemas")

@@ -92,6 +92,8 @@ class ChdbEngine:
     def _query(self, sql: str, form: str, params: dict[str, str]) -> Any:
         try:
             return self._local.connection.query(sql, form, params=params or None)
+        except UnicodeDecodeError as e:  # the message quotes data that is no text
+            raise EngineError(e.object.decode("utf-8", "replace")) from e
         except Exception as e:  # chdb.ChdbError, which is imported only here; whatever it is, the client hears of it
             raise EngineError(str(e)) from e
 

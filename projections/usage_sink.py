@@ -20,10 +20,9 @@ from projections.usage_schemas import UsageSchemas, Way, too_large
 from projections.usage_table import OFFSETS_PER_PARTITION, UNREADABLE
 
 logger = logging.getLogger(__name__)
-BAD_DATA = frozenset({6, 27, 33, 38, 41, 49, 53, 70, 72, 117, 128, 131, 173, 190, 241, 321, 349, 376, 395, 1001, 1002})
-"""ClickHouse's codes that a damaged record can provoke while it is parsed, converted or checked. Any other is trouble of the server."""
-BUSY = frozenset({159, 202, 252, 425, 999})
-"""Codes that pass: time-out, too many queries, too many parts, no coordination service."""
+BAD_DATA = frozenset({6, 27, 33, 117, 128, 131, 190, 376, 395, 748})
+"""ClickHouse's codes for what a damaged record provokes while it is parsed or checked. Any other is trouble of the server, and no reason
+to give up on a record."""
 BUSY_S_MAX = 60.0
 INSERT_SETTINGS = {
     "max_insert_threads": 1,  # one insert is one part (K7)

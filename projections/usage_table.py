@@ -46,7 +46,7 @@ def _count(name: str, comment: str) -> Column:
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("event_id", "UUID", "Identity of the execution; every copy of a fact has the same", "toUUID({})", text=True),
+    Column("event_id", "UUID", "Identity of the execution; every copy of a fact has the same", "toUUIDOrZero({})", text=True),
     Column("occurred_at", "Int64", "When it happened by the producer's clock, microseconds since 1970 UTC"),
     _word("producer", "Who wrote the fact"),
     _text("causation_id", "What led to it"),
@@ -196,7 +196,7 @@ def _negative(columns: list[Column]) -> list[str]:
 
 def _not_canonical(fields: Mapping[str, str]) -> list[str]:
     """Two spellings of one id would be one event to the table and two to whoever reads the log."""
-    return ["toString(toUUID(event_id)) != event_id"] if "event_id" in fields else []
+    return ["toString(toUUIDOrZero(event_id)) != event_id"] if "event_id" in fields else []
 
 
 def _bad_text(columns: list[tuple[Column, str]]) -> list[str]:

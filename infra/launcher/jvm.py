@@ -44,6 +44,8 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 # a group starts with who is there
 group.initial.rebalance.delay.ms=0
+# how short a worker may make its session; the broker would insist on 6 s
+group.min.session.timeout.ms=1000
 # with the default session a restart after kill -9 waits 9 s for the dead broker's own registration
 broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=500

@@ -1,0 +1,69 @@
+"""`modelmarket replay usage`: the usage tables once more from the log's first record, beside the live ones, and every row that differs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from events.log import LogUnavailable
+from events.settings import Settings
+from projections.clickhouse import ClickHouseUnavailable
+from projections.replay import BESIDE, TABLE, LiveIsBehind, Rebuild, Report
+
+replay = typer.Typer(help="Rebuild a view from the log and compare.", no_args_is_help=True)
+console = Console()
+
+
+@replay.callback()
+def choose() -> None:
+    """Rebuild a view from the log and compare."""
+
+
+@replay.command("usage")
+def usage(
+    switch: Annotated[bool, typer.Option("--switch", help="Put the rebuilt table in place of the live one; the old one is kept.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help=f"Leave the rebuilt table and its views as {BESIDE}.")] = False,
+) -> None:
+    """Rebuilds usage beside the live tables and compares them row by row; exit code 1 when a row differs. Workers may go on."""
+    rebuild = Rebuild(Settings())
+    try:
+        report = _run(rebuild)
+        _show(report)
+        if switch:
+            kept = rebuild.switch()
+            console.print(f"switched: {TABLE} is the rebuilt table, the old one is kept as [bold]{kept}[/]")
+        elif keep:
+            console.print(f"kept as [bold]{BESIDE}[/] and its views")
+        else:
+            rebuild.drop()
+    except (LogUnavailable, ClickHouseUnavailable, LiveIsBehind) as e:
+        console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
+        raise typer.Exit(2) from e
+    finally:
+        rebuild.close()
+    raise typer.Exit(0 if report.equal else 1)
+
+
+def _run(rebuild: Rebuild) -> Report:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("replaying usage", total=None)
+        return rebuild.run(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _show(report: Report) -> None:
+    cuts = " ".join(f"{p}:{offset}" for p, offset in sorted(report.cut.items()))
+    console.print(f"compared {report.rows:,} rows below {cuts} in {report.seconds:.1f} s; {report.unreadable} of them unreadable")
+    if report.equal:
+        console.print("[green]difference: 0 rows[/]")
+        return
+    table = Table("partition", "offset", "what", "columns", title=f"{report.differences:,} rows differ", title_justify="left")
+    for d in report.listed:
+        table.add_row(str(d.partition), str(d.offset), d.what, ", ".join(d.columns))
+    console.print(table)
+    if report.differences > len(report.listed):
+        console.print(f"… and {report.differences - len(report.listed):,} more")
