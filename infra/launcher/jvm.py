@@ -111,7 +111,7 @@ def prepare_kafka(settings: Settings, places: Places) -> None:
         return
     shutil.rmtree(folder / "log", ignore_errors=True)
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    tool = ("kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(folder / "server.properties"))
+    tool = ("kafka.tools.StorageTool", "format", "--standalone", f"--cluster-id={cluster}", "-c", str(folder / "server.properties"))
     command = [java(), *SMALL_HEAP, "-cp", kafka_classpath(), *tool]
     done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_S_MAX, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
