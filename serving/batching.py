@@ -7,6 +7,7 @@ grow with the load and a lone caller never waits. What one call does to a replic
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Protocol
 from serving.parcel import Result, pack, unpack_reply
 from serving.refusal import Refused
 from serving.tensors import Inference
+
+logger = logging.getLogger(__name__)
 
 QUEUE_CALLS_MAX = 4096
 """Calls waiting for one version; past it the caller is told 429, since it would wait longer than its time-out."""
@@ -120,7 +123,9 @@ class Lane:
             reply = unpack_reply(await asyncio.wait_for(self._replicas.call(self._address, blob), self._timeout_s))
         except TimeoutError:
             return  # each caller watches its own clock
-        except ReplicaLost as e:
+        except Exception as e:  # whatever it was, nobody may be left waiting for it
+            if not isinstance(e, ReplicaLost):
+                logger.exception("a flight to %s failed", self._address)
             for passenger in aboard:
                 if not passenger.future.done():
                     passenger.future.set_exception(ReplicaLost(str(e)))
@@ -132,6 +137,4 @@ class Lane:
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         self._flights.discard(flight)
-        if not flight.cancelled() and (error := flight.exception()) is not None:
-            self._loop.call_exception_handler({"message": f"a flight to {self._address} failed", "exception": error})
         self._depart()

@@ -147,7 +147,7 @@ def _foreign(now: Generation, applied: Generation | None) -> Hold | None:
 
 def _mass_removal(removed: tuple[str, ...], there: Mapping[str, Config], now: Generation, approved_position: int) -> Hold | None:
     def models(names: tuple[str, ...] | Mapping[str, Config]) -> set[str]:
-        return {str(there[name]["args"]["model"]) for name in names}
+        return {str(there[name].get("args", {}).get("model", name)) for name in names}
 
     gone, all_models = models(removed), models(there)
     if len(gone) <= 1 or len(gone) <= REMOVED_SHARE_MAX * len(all_models) or now.position <= approved_position:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import uuid
 from collections.abc import Awaitable
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 TOPICS = ("models", "deployments", "accounts")
 WATCH_S = 0.2
 """How soon a route that changed is reported as applied (K19)."""
+FORGET_TURNS = 50
+"""Every tenth second the lanes of unloaded versions are dropped: it looks at every version there is."""
+START_S_MAX = 30.0
 
 
 class Edge:
@@ -40,8 +44,13 @@ class Edge:
     # --- life
 
     async def start(self) -> None:
-        """Begins to open; `opened` when done. Returns at once, so that health can be asked meanwhile."""
-        self._work = asyncio.get_running_loop().create_task(self._live())
+        """Opens, and returns when that is done, so that a new gateway takes over from an old one without a gap; or after
+        `START_S_MAX`, so that while Kafka or the relay is away callers hear 503 and health says why."""
+        loop = asyncio.get_running_loop()
+        self._work = loop.create_task(self._live())
+        until = loop.time() + START_S_MAX
+        while not self.opened and self.failure is None and loop.time() < until:  # noqa: ASYNC110 - the work is a task of many steps
+            await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         if self._work is not None:
@@ -56,10 +65,11 @@ class Edge:
     async def _live(self) -> None:
         try:
             await self._open()
-            while True:
+            for turn in itertools.count():
                 await asyncio.sleep(WATCH_S)
                 self._report_routes()
-                self._forget_lanes()
+                if turn % FORGET_TURNS == 0:
+                    self._forget_lanes()
         except asyncio.CancelledError:
             raise
         except Exception as e:  # whoever asks for our health restarts the process

@@ -163,6 +163,7 @@ class Execution:
     def settle(self, ended: Ended) -> Entry:
         call, key, landed = self._call, self._call.key, ended.landed
         body: dict[str, Any] = {
+            "correlation_id": self._inference.id,
             "invocation_key": self._invocation_key(),
             "sub_account": key.sub_account,
             "department": key.department,

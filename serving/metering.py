@@ -23,7 +23,7 @@ from serving.refusals import RefusalKey, Refusals
 
 logger = logging.getLogger(__name__)
 
-AWAY_S = 1.0
+AWAY_S = 2.0
 """A fact that waits longer means Kafka is away: nothing is executed that could not be metered."""
 WAITING_MAX = 20_000
 """Facts in flight, five seconds of a busy gateway; past it calls are refused. Bounds the memory of an outage."""

@@ -1,0 +1,196 @@
+"""Inference over HTTP with usage acknowledged before each answer, against the same model as a plain Ray Serve deployment.
+
+The plain one is what Serve's own documentation shows: an HTTP deployment that calls the model's deployment through a handle, one
+call per request, behind the same HAProxy; no keys, no metering. Same run, same machine, same generator (`bench.load`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from bench.load import Plan, Result
+from bench.plain import PLAIN_APP, plain_app
+from events.log import Reader, Writer, apply_topics
+from events.registry import publish
+from infra.launcher import Stack
+from infra.launcher.processes import command_of, marked
+from tests.integration.decided import Pen
+from tests.integration.digits import TECHNICAL, write_digits
+
+NAME = "invoke"
+MODEL, SECRET = "model-vision-core-digits", "mk_bench"
+CONNECTIONS = (1, 16, 64)
+ANSWER_S_MAX = 120.0
+Row = dict[str, Any]
+
+
+def run(stack: Stack, quick: bool) -> list[Row]:
+    seconds = 1.0 if quick else 8.0
+    stack.up({"kafka", "registry", "ray"})
+    pen, artifact = furnish(stack)
+    try:
+        stack.up({"controller", "gateway"})
+        body = json.dumps(
+            {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [float(n % 17) for n in range(64)]}]}
+        )
+        ours = Plan(
+            host=stack.settings.host,
+            port=stack.settings.gateway_port,
+            path=f"/v2/models/{MODEL}/infer",
+            body=body,
+            headers={"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"},
+            seconds=seconds,
+        )
+        answering(ours)
+        metered = {n: measured(stack, with_connections(ours, n)) for n in CONNECTIONS}
+        serve_plainly(stack, artifact)
+        plain = replace(ours, path="/plain", headers={"Content-Type": "application/json"})
+        answering(plain)
+        bare = {n: measured(stack, with_connections(plain, n)) for n in CONNECTIONS}
+    finally:
+        pen.close()
+    return [row for n in CONNECTIONS for row in rows(n, metered[n], bare[n])]
+
+
+def furnish(stack: Stack) -> tuple[Pen, str]:
+    """Facts of one deployed model and one key, written as the relay would."""
+    settings = stack.settings
+    apply_topics(settings)
+    writer, reader = Writer(settings, "bench"), Reader(settings, "bench")
+    publish(settings, writer, reader)
+    writer.close()
+    reader.close()
+    pen = Pen(settings)
+    pen.tenant("acme")
+    pen.key("acme", SECRET)
+    pen.model(MODEL, "acme")
+    file = write_digits(Path(settings.folder) / "digits.onnx")
+    pen.deploy(MODEL, "acme", "1.0.0", pen.version(MODEL, "acme", "1.0.0", file, TECHNICAL))
+    return pen, f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+
+
+def with_connections(plan: Plan, connections: int) -> Plan:
+    return replace(plan, connections=connections)
+
+
+def answering(plan: Plan) -> None:
+    end = time.monotonic() + ANSWER_S_MAX
+    while time.monotonic() < end:
+        try:
+            if (
+                httpx.post(f"http://{plan.host}:{plan.port}{plan.path}", content=plan.body, headers=plan.headers, timeout=5).status_code
+                == 200
+            ):
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(f"{plan.path} did not answer within {ANSWER_S_MAX} s")
+
+
+def serve_plainly(stack: Stack, artifact: str) -> None:
+    """Adds the plain application beside the set the controller applied; a controller leaves alone what no fact took away."""
+    token = stack.places.ray_token.read_text().strip()
+    url = f"{stack.settings.ray_dashboard}/api/serve/applications/"
+    headers = {"Authorization": f"Bearer {token}"}
+    there = httpx.get(url, headers=headers, timeout=15).json()
+    apps = [app["deployed_app_config"] for app in there["applications"].values()]
+    options = {"host": stack.settings.host, "port": stack.settings.gateway_port}
+    config = {"proxy_location": "EveryNode", "http_options": options, "applications": [*apps, plain_app("acme", artifact)]}
+    httpx.put(url, headers=headers, json=config, timeout=60).raise_for_status()
+
+
+def measured(stack: Stack, plan: Plan) -> tuple[Result, dict[str, float]]:
+    """The generator's result, and CPU µs per answer of each kind of process."""
+    groups = processes(stack)
+    before = {name: used(found) for name, found in groups.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load"],
+        input=json.dumps(asdict(plan)),
+        capture_output=True,
+        text=True,
+        timeout=plan.seconds + 60,
+        check=True,
+    )
+    result = Result(**json.loads(done.stdout))
+    if result.failures:
+        raise RuntimeError(f"{result.failures} of {result.answers} calls failed at {plan.connections} connections of {plan.path}")
+    calls = result.answers * (plan.seconds + plan.warm_s) / plan.seconds
+    return result, {name: (used(found) - before[name]) * 1e6 / max(1.0, calls) for name, found in groups.items()}
+
+
+def processes(stack: Stack) -> dict[str, list[psutil.Process]]:
+    kinds: dict[str, Callable[[str], bool]] = {
+        "gateway": lambda c: "ServeReplica:gateway" in c,
+        "replica": lambda c: "ServeReplica:model" in c,
+        "plain ingress": lambda c: f"ServeReplica:{PLAIN_APP}:PlainIngress" in c,
+        "plain replica": lambda c: f"ServeReplica:{PLAIN_APP}:PlainModel" in c,
+        "haproxy": lambda c: "haproxy" in c and "-f" in c,
+        "kafka": lambda c: "kafka.Kafka" in c,
+    }
+    found: dict[str, list[psutil.Process]] = {}
+    for pid in marked(stack.places.mark):
+        command = command_of(pid)
+        for name, is_one in kinds.items():
+            if is_one(command):
+                found.setdefault(name, []).append(psutil.Process(pid))
+    return found
+
+
+def used(found: list[psutil.Process]) -> float:
+    total = 0.0
+    for process in found:
+        try:
+            times = process.cpu_times()
+            total += times.user + times.system
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def rows(connections: int, ours: tuple[Result, dict[str, float]], plain: tuple[Result, dict[str, float]]) -> list[Row]:
+    (metered, cpu), (bare, bare_cpu) = ours, plain
+    at = f"at {connections} connection{'s' if connections > 1 else ''}"
+    top = connections == max(CONNECTIONS)
+    found: list[Row] = [
+        {
+            "metric": f"calls metered and answered {at}",
+            "value": round(metered.per_second),
+            "unit": "/s",
+            "baseline": f"plain Serve {bare.per_second:.0f}/s",
+            "ratio": round(metered.per_second / bare.per_second, 2),
+            "target": "≥ 3 500/s and ≥ 2.5 ×" if top else "",
+        },
+        {"metric": f"p50 {at}", "value": round(metered.p50_ms, 1), "unit": "ms", "baseline": f"{bare.p50_ms:.1f} ms"},
+        {
+            "metric": f"p99 {at}",
+            "value": round(metered.p99_ms, 1),
+            "unit": "ms",
+            "baseline": f"{bare.p99_ms:.1f} ms",
+            "target": "≤ 50 ms" if top else "",
+        },
+    ]
+    if top:
+        baselines = {"gateway": "plain ingress", "replica": "plain replica"}
+        for name in ("gateway", "replica", "haproxy", "kafka"):
+            theirs = bare_cpu.get(baselines.get(name, name))
+            found.append(
+                {
+                    "metric": f"CPU per call, {name}, {at}",
+                    "value": round(cpu.get(name, 0.0)),
+                    "unit": "µs",
+                    "baseline": f"{theirs:.0f} µs" if theirs is not None else "",
+                }
+            )
+    return found

@@ -1,0 +1,167 @@
+"""A running edge for tests: Kafka, registry, Ray, controller and gateway of its own; facts written by a `Pen`; an oracle that reads Kafka."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka as ck
+import httpx
+import psutil
+
+from events.log import Reader, Writer, apply_topics
+from events.registry import publish
+from events.settings import Settings
+from infra.launcher import Stack
+from infra.launcher.processes import command_of, marked
+from tests.integration.decided import Pen
+from tests.integration.digits import TECHNICAL, write_digits
+
+M = "model-vision-core-digits"
+V1 = f"{M}-v1.0.0"
+SECRET = "mk_a-callers-key"
+PIXELS = [float(n) for n in range(64)]
+
+
+@dataclass
+class Running:
+    stack: Stack
+    pen: Pen
+    digests: dict[str, str]
+    client: httpx.Client
+
+    @property
+    def settings(self) -> Settings:
+        return self.stack.settings
+
+    def infer(self, model: str = M, *, secret: str = SECRET, timeout_s: float = 20, **headers: str) -> httpx.Response:
+        body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]}
+        auth = {"Authorization": f"Bearer {secret}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+        return self.client.post(f"{self.settings.gateway}/v2/models/{model}/infer", json=body, headers=auth, timeout=timeout_s)
+
+    def infer_many(self, calls: int, at_once: int = 16) -> list[httpx.Response]:
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(lambda _: self.infer(), range(calls)))
+
+    def pids(self, title: str) -> list[int]:
+        return [pid for pid in marked(self.stack.places.mark) if title in command_of(pid)]
+
+    def kill(self, title: str) -> int:
+        """kill -9 of the one process with this in its command line."""
+        found = self.pids(title)
+        assert found, f"no process {title}"
+        os.kill(found[0], signal.SIGKILL)
+        return found[0]
+
+    def usage(self) -> list[tuple[str, dict[str, Any], bytes]]:
+        """(receipt, body, raw value) of every record of `usage`, read by the oracle."""
+        found: list[tuple[str, dict[str, Any], bytes]] = []
+        for partition, offset, value in oracle(self.settings, "usage"):
+            name, body = self.pen.codec.decode(value)
+            found.append((f"usage/{partition}/{offset}", body | {"_name": name}, value))
+        return found
+
+
+def oracle(settings: Settings, topic: str) -> list[tuple[int, int, bytes]]:
+    """(partition, offset, value) of a whole topic, with nothing of ours between."""
+    consumer = ck.Consumer(
+        {"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False, "enable.partition.eof": True}
+    )
+    try:
+        partitions = [ck.TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
+        consumer.assign(partitions)
+        found: list[tuple[int, int, bytes]] = []
+        ended: set[int] = set()
+        until = time.monotonic() + 30
+        while len(ended) < len(partitions) and time.monotonic() < until:
+            message = consumer.poll(1)
+            if message is None:
+                continue
+            if message.error() is not None:
+                assert message.error().code() == ck.KafkaError._PARTITION_EOF, message.error()  # pyright: ignore[reportPrivateUsage]
+                ended.add(message.partition())
+            else:
+                found.append((message.partition(), message.offset(), message.value()))
+        assert len(ended) == len(partitions), "the oracle did not reach the end of the log"
+        return found
+    finally:
+        consumer.close()
+
+
+def check_chains(records: list[tuple[str, dict[str, Any], bytes]]) -> None:
+    """Every producer's chain per tenant: 1, 2, 3 …, each naming the hash of the one before (K13). Independent of the code that wrote it."""
+    last: dict[tuple[str, str], tuple[int, bytes]] = {}
+    for receipt, body, value in records:
+        chain = (body["epoch"], body["tenant"])
+        sequence, previous = last.get(chain, (0, bytes(32)))
+        assert body["sequence"] == sequence + 1, f"{receipt}: after {sequence} comes {body['sequence']}"
+        assert body["previous_sha256"] == previous, receipt
+        last[chain] = (body["sequence"], hashlib.sha256(value).digest())
+
+
+def check_answers(running: Running, answers: list[httpx.Response]) -> None:
+    """Each completed answer has exactly one settled fact, where its receipt says, with the bytes it says."""
+    records = running.usage()
+    check_chains(records)
+    by_receipt = {receipt: (body, value) for receipt, body, value in records}
+    seen: set[str] = set()
+    for answer in answers:
+        body, value = by_receipt[answer.headers["modelmarket-receipt"]]
+        assert hashlib.sha256(value).hexdigest() == answer.headers["modelmarket-sha256"]
+        assert body["event_id"] == answer.headers["modelmarket-event-id"] and body["outcome"] == "succeeded"
+        assert body["model_version"] == answer.headers["modelmarket-model-version"]
+        seen.add(body["event_id"])
+    assert len(seen) == len(answers)
+
+
+def eventually(what: Callable[[], object], within_s: float, why: str) -> float:
+    """Seconds until `what` was true and raised nothing. The condition is the event, the deadline the promise."""
+    began = time.monotonic()
+    last: object = None
+    while time.monotonic() - began < within_s:
+        try:
+            last = what()
+            if last:
+                return time.monotonic() - began
+        except (AssertionError, httpx.HTTPError, psutil.Error) as e:
+            last = e
+        time.sleep(0.1)
+    raise AssertionError(f"{why}: not within {within_s} s; last {last!r}")
+
+
+@contextmanager
+def running_edge(settings: Settings, folder: Path) -> Iterator[Running]:
+    stack = Stack(settings)
+    try:
+        stack.up({"kafka", "registry", "ray"})
+        apply_topics(settings)
+        writer, reader = Writer(settings, "prepare"), Reader(settings, "prepare")
+        publish(settings, writer, reader)
+        writer.close()
+        reader.close()
+        pen = Pen(settings)
+        for tenant in ("acme", "caller"):
+            pen.tenant(tenant)
+        pen.key("caller", SECRET, labels={"purpose": "test"}, department="research")
+        pen.model(M, "acme")
+        digests = {
+            version: pen.version(M, "acme", version, write_digits(folder / f"{version}.onnx", bias), TECHNICAL)
+            for version, bias in (("1.0.0", 1.0), ("1.1.0", 2.0))
+        }
+        pen.deploy(M, "acme", "1.0.0", digests["1.0.0"])
+        stack.up({"controller", "gateway"})
+        with httpx.Client(limits=httpx.Limits(max_connections=100)) as client:
+            running = Running(stack, pen, digests, client)
+            eventually(lambda: running.infer().status_code == 200, 60, "the first model answers")
+            yield running
+        pen.close()
+    finally:
+        stack.down()
