@@ -151,7 +151,8 @@ def table_of(stack: Stack, parts: list[PartStatus]) -> Table:
         lag = "" if part.lag is None else str(part.lag)
         table.add_row(part.name, f"[{colour}]{part.state}[/]", escape(part.detail[:60]), str(part.pid or ""), memory, uptime, lag)
     table.add_section()
-    table.add_row("all", "", "", "", f"{sum(part.pss_bytes for part in parts) / 1e6:.0f} MB", "", "")
+    own = sum(part.pss_bytes for part in parts if stack.parts[part.name].command)  # the gateway's is in Ray's
+    table.add_row("all", "", "", "", f"{own / 1e6:.0f} MB", "", "")
     return table
 
 

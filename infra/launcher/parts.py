@@ -16,10 +16,12 @@ from infra.launcher.probes import ExitProbe, HttpProbe, KafkaProbe, Probe
 class Part:
     name: str
     command: tuple[str, ...]
-    """Empty: not a process of its own, but brought up by others (the gateway runs inside Ray)."""
+    """Empty: not started by the supervisor but by another part (the gateway runs inside Ray)."""
     probe: Probe
     after: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
+    title: str = ""
+    """How the title of its processes begins, if another part starts them."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     before: Callable[[], None] | None = None
     """Done by the launcher each time before it starts the part."""

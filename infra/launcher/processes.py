@@ -109,6 +109,13 @@ def pss_of(pid: int) -> int:
     return 0
 
 
+def uptime_s(pid: int) -> int:
+    try:
+        return int(time.time() - psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0
+
+
 def end_all(mark: str, *also: str, gently_s: float) -> set[int]:
     """End what carries the mark: ask first, then kill. Repeats, since a dying parent may still start a child. Returns survivors."""
     asked: set[int] = set()

@@ -24,7 +24,7 @@ from infra.launcher.ports import is_free
 from infra.launcher.probes import Health, ask
 from infra.launcher.supervision import Supervised, Supervisor, fingerprint, stack_environment
 
-POLL_S = 0.1
+POLL_S = 0.2
 CRASHES_MAX = 3
 """A part that ends so often while it is waited for will not come up by waiting longer."""
 LEFT_OVER_S_MAX = 3.0
@@ -235,15 +235,22 @@ class Stack:
             return []
 
     def supervised(self, part: str) -> Supervised:
-        return self.supervisor.known()[part]
+        return self.supervisor.one(part)
 
     # --- what is there
 
     def pid(self, part: str) -> int | None:
-        """The main process of a part; None while it has none."""
+        """The main process of a part, the oldest one of several; None while it has none."""
         if self.supervisor.pid() is None:
             return None
-        return self.supervised(part).pid or None
+        if self.parts[part].command:
+            return self.supervised(part).pid or None
+        return min(self.titled(part), default=None)
+
+    def titled(self, part: str) -> set[int]:
+        """Processes of a part that another one starts."""
+        title = self.parts[part].title
+        return {pid for pid in processes.marked(self.places.mark) if processes.command_of(pid).startswith(title)}
 
     def kill9(self, part: str) -> int:
         """Kill the main process of a part as a crash would, and say which it was."""
@@ -262,13 +269,20 @@ class Stack:
         if self.supervisor.pid() is None:
             return PartStatus(name, "stopped", "the supervisor does not run", 0, 0, 0, None)
         if not part.command:
-            health = ask(part.probe)
-            alone = not any(self.supervised(need).pid for need in part.after)
-            return PartStatus(name, "healthy" if health.ok else "stopped" if alone else "unhealthy", health.detail, 0, 0, 0, health.lag)
+            return self.titled_status(part)
         process = self.supervised(name)
         health = ask(part.probe) if process.pid and not part.once else Health(ok=False)
         memory = processes.pss_bytes(processes.tree(process.pid)) if process.pid else 0
         return PartStatus(name, state_of(part, process, health), health.detail, process.pid, memory, process.uptime_s, health.lag)
+
+    def titled_status(self, part: Part) -> PartStatus:
+        """Its memory counts with the part that starts it, too."""
+        members, health = self.titled(part.name), ask(part.probe)
+        expected = any(self.supervised(need).pid for need in part.after)
+        state = "healthy" if health.ok else "unhealthy" if members else "starting" if expected else "stopped"
+        oldest = min(members, default=0)
+        uptime = processes.uptime_s(oldest) if oldest else 0
+        return PartStatus(part.name, state, health.detail, oldest, processes.pss_bytes(members), uptime, health.lag)
 
     # --- down
 

@@ -210,6 +210,9 @@ class Supervisor:
     def shutdown(self) -> None:
         self.call("shutdown")
 
+    def one(self, name: str) -> Supervised:
+        return supervised(cast("dict[str, object]", self.call("getProcessInfo", name)))
+
     def known(self) -> dict[str, Supervised]:
         rows = cast("list[dict[str, object]]", self.call("getAllProcessInfo"))
         return {row.name: row for row in map(supervised, rows)}
