@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 BAD_DATA = frozenset({6, 27, 33, 117, 128, 131, 190, 376, 395, 748})
 """ClickHouse's codes for what a damaged record provokes while it is parsed or checked. Any other is trouble of the server, and no reason
 to give up on a record."""
+BUSY = frozenset({159, 202, 252, 425, 999})
+"""Codes that pass: time-out, too many queries, too many parts, no coordination service."""
+BUSY_S_MAX = 60.0
 BUSY_S_MAX = 60.0
 INSERT_SETTINGS = {
     "max_insert_threads": 1,  # one insert is one part (K7)

@@ -15,6 +15,8 @@ from projections.container import TAIL, TAIL_FIELD
 
 OFFSETS_PER_PARTITION = 10_000_000
 """A ClickHouse partition holds this many offsets of one Kafka partition; chunks are split there, so one insert is one part (K7)."""
+# A producer's clock may claim any 64-bit instant; most clients break on a date they cannot hold.
+OCCURRED = "fromUnixTimestamp64Micro(greatest(-2208988800000000, least(occurred_at, 10413791999999999)), 'UTC')"
 UNREADABLE = "Unreadable"
 """`fact` of a tombstone."""
 
@@ -118,7 +120,7 @@ LOG_COLUMNS: tuple[Column, ...] = (
 def create_table(table: str) -> str:
     columns = [f"    `{c.name}` {c.type} COMMENT '{c.comment.replace(chr(39), chr(92) + chr(39))}'" for c in (*LOG_COLUMNS, *COLUMNS)]
     columns += [
-        "    `occurred` DateTime64(6, 'UTC') ALIAS fromUnixTimestamp64Micro(occurred_at, 'UTC') COMMENT 'occurred_at as a date'",
+        f"    `occurred` DateTime64(6, 'UTC') ALIAS {OCCURRED} COMMENT 'occurred_at as a date, between 1900 and 2299'",
         "    `appended` DateTime64(6, 'UTC') ALIAS fromUnixTimestamp64Micro(kafka_time_us, 'UTC') COMMENT 'kafka_time_us as a date'",
     ]
     # A readable row wins over a tombstone of the same offset: a dead letter may be driven again.

@@ -30,6 +30,14 @@ class EngineProcess:
         self.port = self.settings.clickhouse_port
         self.process: subprocess.Popen[bytes] | None = None
 
+    @classmethod
+    def of(cls, settings: Settings) -> EngineProcess:
+        """The engine of a stack whose settings are given."""
+        process = cls.__new__(cls)
+        process.environment = {"MODELMARKET_DATA": str(settings.folder), "MODELMARKET_BASE_PORT": str(settings.base_port)}
+        process.settings, process.port, process.process = settings, settings.clickhouse_port, None
+        return process
+
     def start(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-m", "projections.engine"], env={**os.environ, **self.environment}, stderr=subprocess.DEVNULL)
         end = time.monotonic() + START_S_MAX
@@ -47,6 +55,11 @@ class EngineProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
+
+    def end(self) -> None:
+        """However it is."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
 
     def stop(self) -> int:
         assert self.process is not None

@@ -1,0 +1,177 @@
+"""What the usage table must hold, worked out from Kafka with other people's clients: confluent_kafka, fastavro, clickhouse-connect."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import clickhouse_connect
+import confluent_kafka as ck
+import fastavro
+
+from events.settings import Settings
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_COUNTS = frozenset(
+    "sequence attempt status calls input_tokens output_tokens cached_tokens reasoning_tokens bytes_in bytes_out images media_us gpu_us cpu_us queue_us"
+    " ttft_us latency_us batch_size price_version reserved_micros output_tokens_max count".split()
+)
+_REFERENCES = frozenset({"opened", "voided"})
+
+
+@dataclass(frozen=True)
+class Seen:
+    partition: int
+    offset: int
+    time_ms: int
+    value: bytes | None
+
+
+def read_topic(settings: Settings, topic: str) -> list[Seen]:
+    """Every record of a topic, with nothing of ours."""
+    consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False, "auto.offset.reset": "error"})
+    partitions = consumer.list_topics(topic, 10).topics[topic].partitions
+    ends = {p: consumer.get_watermark_offsets(ck.TopicPartition(topic, p), 10)[1] for p in partitions}
+    consumer.assign([ck.TopicPartition(topic, p, 0) for p, end in ends.items() if end])
+    seen, left = list[Seen](), sum(ends.values())
+    while left > 0:
+        messages = consumer.consume(10_000, 10)
+        assert messages, f"{topic}: {left} records did not come"
+        for m in messages:
+            assert m.error() is None, m.error()
+            if m.offset() < ends[m.partition()]:
+                seen.append(Seen(m.partition(), m.offset(), m.timestamp()[1], m.value()))
+                left -= 1
+    consumer.close()
+    return seen
+
+
+class Schemas:
+    """By id, from the registry over plain HTTP."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url, self._known = settings.registry, dict[int, Any]()
+        subjects = json.load(urllib.request.urlopen(f"{self._url}/subjects", timeout=10))
+        self.usage_ids = {
+            json.load(urllib.request.urlopen(f"{self._url}/subjects/{s}/versions/latest", timeout=10))["id"] for s in subjects if s.startswith("usage-")
+        }
+
+    def of(self, schema_id: int) -> Any:
+        if schema_id not in self._known:
+            with urllib.request.urlopen(f"{self._url}/schemas/ids/{schema_id}", timeout=10) as r:
+                self._known[schema_id] = fastavro.parse_schema(_plain(json.loads(json.load(r)["schema"])))
+        return self._known[schema_id]
+
+
+def decoded(value: bytes | None, schemas: Schemas) -> tuple[str, dict[str, Any]] | None:
+    """(fact, body), or None when no honest reader would take it."""
+    if value is None or len(value) < 5 or value[0] != 0 or len(value) > 512 * 1024:
+        return None
+    schema_id = int.from_bytes(value[1:5], "big")
+    if schema_id not in schemas.usage_ids:
+        return None
+    schema, stream = schemas.of(schema_id), io.BytesIO(value)
+    stream.seek(5)
+    try:
+        body: Any = fastavro.schemaless_reader(stream, schema, None)
+    except Exception:
+        return None
+    if stream.tell() != len(value) or not _UUID.fullmatch(body["event_id"]) or any(body[f] < 0 for f in _COUNTS & body.keys()):
+        return None
+    return schema["name"].rpartition(".")[2], body
+
+
+def compare(settings: Settings) -> dict[str, int]:
+    """Asserts that `usage_rows` is the topic, record for record and field for field, and `usage_unreadable` the rest. Returns counts."""
+    schemas, records = Schemas(settings), read_topic(settings, "usage")
+    rows = table_rows(settings, "SELECT * FROM usage_rows")
+    by_place = {(r["kafka_partition"], r["kafka_offset"]): r for r in rows}
+    assert len(by_place) == len(rows), "an offset has more than one row"
+    tombs = table_rows(settings, "SELECT kafka_partition, kafka_offset, sha256 FROM usage_unreadable")
+    dead = {(r["kafka_partition"], r["kafka_offset"]): bytes(r["sha256"]) for r in tombs}
+    readable = 0
+    for record in records:
+        place = record.partition, record.offset
+        expected = decoded(record.value, schemas)
+        digest = hashlib.sha256(record.value or b"").digest()
+        if expected is None:
+            assert dead.pop(place, None) == digest, f"{place} has no tombstone, or the wrong one"
+            assert place not in by_place, f"{place} is unreadable, but there is a row"
+            continue
+        readable += 1
+        row = by_place.pop(place, None)
+        assert row is not None, f"{place} has no row"
+        _same(place, row, expected, record, digest)
+    assert not by_place and not dead, f"rows of no record: {list(by_place)[:5]} {list(dead)[:5]}"
+    return {"records": len(records), "readable": readable, "unreadable": len(records) - readable}
+
+
+def table_rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
+    client = clickhouse_connect.get_client(host=settings.host, port=settings.clickhouse_port, autogenerate_session_id=False)
+    try:
+        result = client.query(sql, query_formats={"FixedString": "bytes"})
+        return [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
+    finally:
+        client.close()
+
+
+def _same(place: tuple[int, int], row: Mapping[str, Any], expected: tuple[str, Mapping[str, Any]], record: Seen, digest: bytes) -> None:
+    fact, body = expected
+    assert (row["fact"], row["kafka_time_us"], bytes(row["sha256"])) == (fact, record.time_ms * 1000, digest), place
+    for name, value in body.items():
+        got = row[name]
+        if isinstance(got, UUID):
+            value = _uuid(value) if name in _REFERENCES else UUID(value)
+        elif isinstance(value, bytes):
+            got = got if isinstance(got, bytes) else bytes.fromhex(got) if _hexed(got, value) else got.encode()
+        elif isinstance(got, datetime):
+            raise AssertionError(f"{name} must stay an integer")
+        assert got == value, f"{place} {name}: {got!r} is not {value!r}"
+
+
+def _hexed(got: str, value: bytes) -> bool:
+    return got == value.hex() and bool(value)
+
+
+def _uuid(text: str) -> UUID:
+    return UUID(text) if _UUID.fullmatch(text.lower()) else UUID(int=0)
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return node["type"] if "logicalType" in node else {k: v if k in ("default", "doc") else _plain(v) for k, v in node.items()}
+    return [_plain(v) for v in node] if isinstance(node, list) else node
+
+
+def daily(records: Iterable[tuple[str, Mapping[str, Any], int]]) -> dict[tuple[str, str, str], tuple[int, int, int, int]]:
+    """(tenant, model, version) → calls, succeeded, refused, bytes_in; each event_id once. Records: (fact, body, append µs) in log order."""
+    seen, voided, out = set[tuple[str, str]](), set[str](), dict[tuple[str, str, str], list[int]]()
+    kept = list[tuple[str, Mapping[str, Any]]]()
+    for fact, body, _ in records:
+        key = body["tenant"], body["event_id"]
+        if key not in seen:
+            seen.add(key)
+            kept.append((fact, body))
+            if fact == "InvocationVoided":
+                voided.add(body["voided"])
+    for fact, body in kept:
+        if fact not in ("InvocationSettled", "InvocationRefused"):
+            continue
+        line = out.setdefault((body["tenant"], body["model"], body.get("model_version", "")), [0, 0, 0, 0])
+        if fact == "InvocationRefused":
+            line[2] += body["count"]
+        elif body["event_id"] not in voided and not body["shadow"]:
+            line[0] += body["calls"]
+            line[1] += body["outcome"] == "succeeded"
+            line[3] += body["bytes_in"]
+    return {k: (v[0], v[1], v[2], v[3]) for k, v in out.items()}
+
+
