@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from infra.launcher.failure import LaunchFailed
-from infra.launcher.stack import PartStatus, Stack
+from infra.launcher.stack import Stack
+from infra.launcher.status import PartStatus
 
 __all__ = ["LaunchFailed", "PartStatus", "Stack"]

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from events.settings import PORTS_PER_STACK, Settings
 from infra.launcher import processes
 from infra.launcher.failure import LaunchFailed
+from infra.launcher.keys import minted_secret, write_secret
 from infra.launcher.parts import Part, parts_of
 from infra.launcher.places import places_of
 from infra.launcher.ports import is_free
 from infra.launcher.probes import Health, ask
+from infra.launcher.status import PartStatus, state_of
 from infra.launcher.supervision import Supervised, Supervisor, fingerprint, stack_environment
 
 POLL_S = 0.2
@@ -37,22 +38,6 @@ Progress = Callable[[str, str], None]
 
 def silent(part: str, what: str) -> None:
     """Nobody watches."""
-
-
-@dataclass(frozen=True)
-class PartStatus:
-    name: str
-    state: str
-    """stopped, starting, healthy, unhealthy, restarting, stopping, failed, done."""
-    detail: str
-    pid: int
-    pss_bytes: int
-    uptime_s: int
-    lag: int | None
-
-    @property
-    def healthy(self) -> bool:
-        return self.state in ("healthy", "done")
 
 
 class Stack:
@@ -315,36 +300,3 @@ class Stack:
                 progress(part.name, "stopped")
                 del remaining[part.name]
         self.supervisor.shutdown()
-
-
-def state_of(part: Part, process: Supervised, health: Health) -> str:
-    match process.state:
-        case "EXITED" if part.once:
-            return "done" if process.exit_status == 0 else "failed"
-        case "RUNNING" | "STARTING" if part.once:
-            return "starting"
-        case "RUNNING" | "STARTING" if health.ok:
-            return "healthy"
-        case "RUNNING" | "STARTING":
-            return "starting" if process.uptime_s < part.healthy_s_max else "unhealthy"
-        case "BACKOFF":
-            return "restarting"
-        case "STOPPED" | "STOPPING" as state:
-            return state.lower()
-        case _:
-            return "failed"
-
-
-def minted_secret(path: Path, fresh: str) -> str:
-    """The secret in the file; at the first start the fresh one, which only the owner may read."""
-    if not path.exists():
-        write_secret(path, fresh)
-    return path.read_text().strip()
-
-
-def write_secret(path: Path, secret: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secret)
-    partial.rename(path)

@@ -22,7 +22,7 @@ from infra.launcher.parts import Part, parts_of
 from infra.launcher.places import MARK_VARIABLE, places_of
 from infra.launcher.ports import free_block
 from infra.launcher.probes import ExitProbe, Health, HttpProbe, KafkaProbe, ask
-from infra.launcher.stack import state_of
+from infra.launcher.status import state_of
 from infra.launcher.supervision import Supervised, configuration, settings_environment, stack_environment
 
 
