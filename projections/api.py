@@ -182,7 +182,7 @@ def _add_usage(app: FastAPI) -> None:
             )
         end = _instant(until, "to", now_us())
         start = _instant(since, "from", end - 31 * 86_400_000_000)
-        if not 0 <= end - start <= api_usage.SPAN_US_MAX:
+        if start < 0 or not 0 <= end - start <= api_usage.SPAN_US_MAX:
             raise Problem(422, "span_too_long", "`from` lies after `to`, or more than 400 days before it", "from", "ask for a shorter span")
         question = api_usage.Question(
             start, end, dimensions, parts.keys.zone(whose), "" if owner else whose, whose if owner else "", model, limit

@@ -69,7 +69,7 @@ class Issuer:
             return not_yet
         table = bill_from_table(self._clickhouse, cut, before, epochs_ended(self._reader, self._codec, cut["producers_offset"]))
         try:
-            (log,) = bills_from_log(self._reader, self._codec, tenant, cuts)
+            log = bills_from_log(self._reader, self._codec, tenant, cuts)[-1]
         except LogIncomplete as e:
             return Waiting("log_incomplete", str(e), alarming=True)
         if table.canonical() != log.canonical():

@@ -140,6 +140,8 @@ class UsageLog:
 
     def __init__(self, reader: Reader, codec: Codec, tenant: str) -> None:
         self._reader, self._codec, self._tenant = reader, codec, tenant
+        self.unreadable: set[int] = set()
+        """Offsets met that nobody can read: they may have been anybody's (K9)."""
         self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
 
     def end(self) -> int:
@@ -147,7 +149,7 @@ class UsageLog:
         return self._reader.end_offsets("usage")["usage", self.partition]
 
     def records(self, below: int) -> Iterator[UsageRecord]:
-        """The tenant's records below an offset. Raises LogIncomplete at a record that cannot be read (K9)."""
+        """The tenant's records below an offset. What cannot be read is noted in `unreadable` and passed over, as in the table."""
         needle = self._tenant.encode()
         for record in self._reader.read("usage", end=self._only(below)):
             try:
@@ -156,8 +158,9 @@ class UsageLog:
                 if needle not in (record.value or b""):
                     continue
                 name, body = self._codec.decode(record.value)
-            except Undecodable as e:
-                raise LogIncomplete(f"{record.coordinate} cannot be read: {e}") from e
+            except Undecodable:
+                self.unreadable.add(record.offset)
+                continue
             if body.get("tenant") == self._tenant:
                 yield usage_record(record, name, body)
 
@@ -167,7 +170,10 @@ class UsageLog:
         found: list[tuple[int, str]] = []
         for record in self._reader.read("usage", end=self._only(below)):
             if record.value and record.value[1:5] in ids:
-                _, body = self._codec.decode(record.value)
+                try:
+                    _, body = self._codec.decode(record.value)
+                except Undecodable:
+                    continue  # noted when the records are read
                 if body["tenant"] == self._tenant:
                     found.append((record.offset, str(body["voided"])))
         return found
@@ -197,10 +203,14 @@ def cutoff_of(cut: Body) -> Cutoff:
 
 def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Body]) -> list[Bill]:
     """The bills of consecutive cuts, each against the one before. Of a series that does not begin with number 1 the first is only
-    what the second is compared with."""
+    what the second is compared with. Raises LogIncomplete over an unreadable record.
+    """
     prices = list(decided_facts(reader, codec, "prices"))
     asked = [(cutoff_of(cut), price_book(prices, cut["price_book"], cut["decided_position"])) for cut in cuts]
-    statements = UsageLog(reader, codec, tenant).statements(asked)
+    usage = UsageLog(reader, codec, tenant)
+    statements = usage.statements(asked)
+    if usage.unreadable:
+        raise LogIncomplete(f"usage/{usage.partition}: nobody can read the records at {sorted(usage.unreadable)[:10]} (K9)")
     bills: list[Bill] = []
     for i, (cut, now) in enumerate(zip(cuts, statements, strict=True)):
         if i == 0 and cut["number"] != 1:

@@ -1,7 +1,7 @@
 """The bill a tenant would get now: recomputed whole while its usage comes in, never added to (K10).
 
-It starts from the last cut, whether that bill is issued or still under way, and ends where the usage table ends; its period is
-the month that runs in the tenant's zone. Nothing is owed by it.
+It starts from the last issued bill and ends where the usage table ends; its period is the month that runs in the tenant's zone.
+Nothing is owed by it. A cut whose bill is still under way is in it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RunningBill:
 
 
 class RunningBills:
-    """Computes and stores running bills. Keeps the statement of each tenant's last cut, which does not change."""
+    """Computes and stores running bills. Keeps the statement of each tenant's last issued bill, which does not change."""
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
@@ -99,8 +99,8 @@ class RunningBills:
         self._clickhouse.insert_rows("bills_running_rows", [head])
 
     def _base(self, tenant: str) -> tuple[int, Statement]:
-        """(number, statement) of the tenant's last cut; (0, nothing) before the first."""
-        number = last_cut_number(self._clickhouse, tenant)
+        """(number, statement) of the tenant's last issued bill; (0, nothing) before the first."""
+        number = last_issued_number(self._clickhouse, tenant)
         if not number:
             return 0, Statement()
         known = self._bases.get(tenant)
@@ -122,10 +122,8 @@ def account_of(clickhouse: ClickHouse, tenant: str) -> dict[str, str]:
     return {name: str(state.get(name, default)) for name, default in DEFAULT_TENANT.items()}
 
 
-def last_cut_number(clickhouse: ClickHouse, tenant: str) -> int:
-    sql = (
-        "SELECT max(JSONExtractInt(body, 'number')) FROM history WHERE topic = 'bills' AND fact = 'BillCutFixed' AND key = {tenant:String}"
-    )
+def last_issued_number(clickhouse: ClickHouse, tenant: str) -> int:
+    sql = "SELECT max(JSONExtractInt(body, 'number')) FROM history WHERE topic = 'bills' AND fact = 'BillIssued' AND key = {tenant:String}"
     return int(clickhouse.value(sql, {"tenant": tenant}))
 
 

@@ -110,7 +110,7 @@ class UsageTable:
         """Executions that share a key: in log order, the first bills and the others within a day repeat it (K11)."""
         rows = self._clickhouse.rows(
             f"""{_WITH}
-            SELECT hex(invocation_key) AS invocation_key, occurred_at, {_APPEND} AS append_us, model, model_version, provider, {", ".join(METERS)}
+            SELECT hex(invocation_key) AS key_hex, occurred_at, {_APPEND} AS append_us, model, model_version, provider, {", ".join(METERS)}
             FROM due WHERE invocation_key IN (SELECT invocation_key FROM shared) ORDER BY kafka_offset LIMIT {FEW_MAX + 1}""",
             params,
         )
@@ -119,7 +119,7 @@ class UsageTable:
         windows = KeyWindows()
         for row in rows:
             effective = effective_us(int(row["occurred_at"]), int(row["append_us"]))
-            if windows.repeats(row["invocation_key"].encode(), effective):
+            if windows.repeats(row["key_hex"].encode(), effective):
                 counts.duplicate += 1
                 continue
             counts.retimed += effective != int(row["occurred_at"])

@@ -1,4 +1,4 @@
-"""What a model, a deployment, a tenant, a price book or a tenant's bills look like after a fact: the whole document, folded purely.
+"""What a model, a deployment, a tenant, a price book, a tenant's bills or a producer look like after a fact: the whole document, folded purely.
 
 A document is plain JSON: instants are µs UTC, hashes hex. `evolve` never changes the document it is given.
 """
@@ -173,6 +173,23 @@ def _issued(d: Document, b: Body) -> Document:
     return _with(d, tenant=b["tenant"], issued=said)
 
 
+# --- producers: the life of each epoch
+
+
+def _opened(d: Document, b: Body) -> Document:
+    return _with(
+        _with(d, producer=b["producer"]), "epochs", b["epoch"], **_pick(b, "host", "region"), status="open", opened_at=b["occurred_at"]
+    )
+
+
+def _closed(d: Document, b: Body) -> Document:
+    return _with(d, "epochs", b["epoch"], **_pick(b, "last", "closed_by"), status="closed", closed_at=b["occurred_at"])
+
+
+def _written_off(d: Document, b: Body) -> Document:
+    return _with(d, "epochs", b["epoch"], **_pick(b, "reason", "approver"), status="written_off", closed_at=b["occurred_at"])
+
+
 STEPS: dict[str, dict[str, Evolve]] = {
     "models": {
         "ModelRegistered": _registered,
@@ -196,5 +213,6 @@ STEPS: dict[str, dict[str, Evolve]] = {
     "accounts": {"TenantCreated": _tenant_created, "ApiKeyIssued": _key_issued, "ApiKeyRevoked": _key_revoked},
     "prices": {"PriceBookPublished": _published},
     "bills": {"BillCutFixed": _cut_fixed, "BillIssued": _issued},
+    "producers": {"ProducerOpened": _opened, "ProducerClosed": _closed, "ProducerWrittenOff": _written_off},
 }
 """topic → fact → step. `tests/unit/test_catalog.py` fails when the catalogue of facts has one that is missing here."""

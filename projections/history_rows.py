@@ -170,7 +170,7 @@ class PartitionFold:
             "fact": name,
             "key": key,
             "event_id": str(body["event_id"]) if body else "",
-            "valid_from": int(body["occurred_at"]) if body else record.timestamp * 1000,
+            "valid_from_us": int(body["occurred_at"]) if body else record.timestamp * 1000,
             "store": place.store if place else "",
             "position": position,
             "previous": place.previous if place else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from events.chain import TYPE, Place
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 from projections.history_fold import STEPS, evolve
 from projections.history_rows import PartitionFold
+from projections.history_tables import HISTORY_ROWS
 
 MODEL = "model-vision-demo-digits"
 
@@ -79,8 +81,8 @@ def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), posi
     return log.put(("StoreOpened", fact), Place(store, position, 0))
 
 
-def test_every_fact_of_a_decided_topic_changes_some_document() -> None:
-    expected = {(e.topic, e.name) for e in entries() if e.topic in DECIDED_TOPICS and e.name != "StoreOpened"}
+def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
+    expected = {(e.topic, e.name) for e in entries() if e.topic in (*DECIDED_TOPICS, "producers") and e.name != "StoreOpened"}
     assert {(topic, fact) for topic, steps in STEPS.items() for fact in steps} == expected
 
 
@@ -92,6 +94,12 @@ def test_each_record_leaves_a_row_and_the_state_after_it() -> None:
     assert sorted(json.loads(rows[0]["state"])["versions"]) == ["2"]
     assert sorted(json.loads(rows[1]["state"])["versions"]) == ["2", "3"]
     assert [row["position"] for row in rows] == [5, 6]
+
+
+def test_a_row_has_exactly_the_columns_of_its_table() -> None:
+    # The engine skips what it does not know: a misspelt column would be empty, silently.
+    columns = set(re.findall(r"^    (\w+) ", HISTORY_ROWS, re.MULTILINE)) - {"valid_from"}
+    assert set(opened(Log("prices"))[0]) == columns
 
 
 def test_a_copy_leaves_a_row_and_changes_nothing() -> None:

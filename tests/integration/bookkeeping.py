@@ -1,0 +1,211 @@
+"""A market without callers or workers: real log, registry, tables, commands and relay; the test writes usage and drives the sinks itself.
+
+Driving them by hand decides which record is folded when, in how large a chunk, and after which restart: no sleep, no luck.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from events.catalogue import DECIDED_TOPICS
+from events.fact import now_us
+from events.log import Reader, Record, Writer
+from events.registry import open_codec
+from events.settings import Settings
+from projections.bill_issue import Issuer, pending
+from projections.biller import Biller, admin_key
+from projections.chunks import Chunk
+from projections.clickhouse import ClickHouse
+from projections.dead_letters import DeadLetters
+from projections.history import HistorySink
+from projections.positions import first_missing
+from projections.usage_schemas import UsageSchemas
+from projections.usage_sink import UsageSink
+
+MODEL = "model-vision-acme-digits"
+METERED = {"calls": 1, "bytes_in": 100, "bytes_out": 50, "cpu_us": 777}
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A record in the words of the transport that feeds sinks."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+def fetched(r: Record) -> Fetched:
+    return Fetched(r.topic, r.partition, r.offset, r.time_ms, r.key, r.value, tuple(r.headers.items()))
+
+
+class Market:
+    """One stack and everything a test does with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.reader, self.clickhouse = Reader(settings, "market"), ClickHouse(settings)
+        self.codec, self.log_id = open_codec(settings, self.reader)
+        self.writer = Writer(settings, "market")
+        self.admin = admin_key(settings)
+        self.commands = httpx.Client(base_url=settings.commands, headers={"Authorization": f"Bearer {self.admin}"}, timeout=30)
+        self._sequences: dict[tuple[str, str], int] = {}
+        self.restart()
+
+    def close(self) -> None:
+        self.writer.close()
+        self.reader.close()
+        self.commands.close()
+
+    # --- the sinks, driven by hand
+
+    def restart(self) -> None:
+        """New sinks that know nothing but what the tables say, as after a kill -9."""
+        letters = DeadLetters(self.writer, self.codec, "projections")
+        self.sinks: dict[str, Any] = {
+            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.say, lambda: None)
+            for topic in (*DECIDED_TOPICS, "producers")
+        }
+        self.sinks["usage"] = UsageSink(
+            self.clickhouse,
+            UsageSchemas(self.reader, self.codec.book),
+            lambda partition, fence: first_missing(self.clickhouse, self.reader, "usage", "usage", partition, fence=fence),
+            letters.say,
+            lambda: None,
+        )
+        self._next: dict[tuple[str, int], int] = {}
+
+    def fold(self, *topics: str, chance: random.Random | None = None, records_max: int = 1 << 30) -> None:
+        """Brings the tables up to the log's end now. With `chance`: in chunks of random size, partitions in random order."""
+        for topic in topics or tuple(self.sinks):
+            sink, ends = self.sinks[topic], self.reader.end_offsets(topic)
+            for _, p in ends.keys() - self._next.keys():
+                self._next[topic, p] = sink.resume(p)
+            lanes: dict[int, list[Fetched]] = {}
+            if any(self._next[tp] < end for tp, end in ends.items()):
+                starts = {p: self._next[topic, p] for _, p in ends}
+                for r in self.reader.read(topic, starts, {p: end for (_, p), end in ends.items()}):
+                    lanes.setdefault(r.partition, []).append(fetched(r))
+            while lanes:
+                p = chance.choice(list(lanes)) if chance else next(iter(lanes))
+                size = chance.randint(1, 40) if chance else 5000
+                records, lanes[p] = lanes[p][:size], lanes[p][size:]
+                sink.write(sink.prepare([Chunk(topic, p, records)]))
+                self._next[topic, p] = records[-1].offset + 1
+                if not lanes[p]:
+                    del lanes[p]
+
+    @contextmanager
+    def folding(self) -> Iterator[Callable[[str, Callable[[], bool]], None]]:
+        """`until(what, condition)`: folds until it holds."""
+
+        def until(what: str, condition: Callable[[], bool], seconds: float = 30) -> None:
+            end = time.monotonic() + seconds
+            while True:
+                self.fold()
+                if condition():
+                    return
+                assert time.monotonic() < end, f"not within {seconds} s: {what}"
+                time.sleep(0.05)
+
+        yield until
+
+    # --- people
+
+    def command(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        answer = self.commands.request(method, path, json=body, headers={"Idempotency-Key": str(uuid.uuid4())})
+        assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def tenant(self, book: str, scopes: tuple[str, ...] = ("read",)) -> tuple[str, str]:
+        """A new tenant and a key of it."""
+        tenant = f"t{uuid.uuid4().hex[:12]}"
+        self.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": tenant, "price_book": book})
+        key = self.command("POST", f"/v1/tenants/{tenant}/keys", {"scopes": list(scopes)})
+        return tenant, str(key["api_key"])
+
+    def prices(self, prices: dict[tuple[str, str], tuple[int, int]], book: str = "") -> str:
+        """Publishes a version of a book, from now on; returns the book."""
+        book = book or f"b{uuid.uuid4().hex[:12]}"
+        said = [{"model": m, "meter": meter, "amount_micros": amount, "per_units": per} for (m, meter), (amount, per) in prices.items()]
+        self.command("POST", f"/v1/price-books/{book}/versions", {"prices": said})
+        return book
+
+    # --- usage, as a gateway writes it
+
+    def settled(self, tenant: str, **more: Any) -> bytes:
+        """The frame of an `InvocationSettled`; not yet written."""
+        epoch = more.pop("epoch", "epoch-1")
+        return self._frame("InvocationSettled", tenant, epoch, **{**METERED, "outcome": "succeeded", "status": 200, **more})
+
+    def voided(self, tenant: str, event_id: str) -> bytes:
+        return self._frame("InvocationVoided", tenant, "epoch-1", voided=event_id, model=MODEL, model_version="1.0.0", reason="kafka_slow")
+
+    def _frame(self, name: str, tenant: str, epoch: str, **more: Any) -> bytes:
+        sequence = self._sequences[tenant, epoch] = self._sequences.get((tenant, epoch), 0) + 1
+        body: dict[str, Any] = {
+            "event_id": str(uuid.uuid4()),
+            "occurred_at": now_us(),
+            "producer": "gateway-1",
+            "tenant": tenant,
+            "epoch": epoch,
+            "sequence": sequence,
+            "previous_sha256": bytes(32),
+        }
+        if name == "InvocationSettled":
+            body |= {"key_id": "k", "user": "u", "region": "local", "provider": "acme", "model": MODEL, "model_version": "1.0.0"}
+            body |= {"deployment": MODEL, "operation": "infer", "invocation_key": b""}
+        return self.codec.encode_dict(name, body | more)
+
+    def append(self, tenant: str, frames: Sequence[bytes]) -> None:
+        futures = [self.writer.append("usage", tenant.encode(), f, {"ce_type": b"x"}) for f in frames]
+        for future in futures:
+            future.result(10)
+
+    # --- bills
+
+    def issuer(self) -> Issuer:
+        return Issuer(self.clickhouse, self.reader, self.codec, self.settings.commands, self.admin)
+
+    def biller(self) -> Biller:
+        return Biller(self.clickhouse, self.issuer())
+
+    def issue(self, tenant: str, period: str) -> dict[str, Any]:
+        """Fixes a cut and lets a biller issue it; returns the issued bill's body, read from Kafka."""
+        number = int(self.command("POST", f"/v1/bills/{tenant}/{period}/cut")["number"])
+        biller = self.biller()
+        with self.folding() as until:
+            until("the cut is in the history", lambda: (tenant, number) in pending(self.clickhouse))
+
+            def issued() -> bool:
+                biller.issue()
+                return self._issued(tenant, number) is not None
+
+            until(f"bill {number} of {tenant}: {biller.waiting}", issued)
+        bill = self._issued(tenant, number)
+        assert bill is not None
+        return bill
+
+    def _issued(self, tenant: str, number: int) -> dict[str, Any] | None:
+        for record in self.reader.read("bills"):
+            name, body = self.codec.decode(record.value)  # no fold of ours in between: the oracle reads Kafka
+            if name == "BillIssued" and (body["tenant"], body["number"]) == (tenant, number):
+                return body
+        return None
+
+
+def key_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
