@@ -6,6 +6,7 @@ store's record at that position means that store and log do not belong together,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,11 +14,14 @@ from commands.envelope import unpack
 from commands.epoch import Epoch, decided_partitions
 from commands.store import Store
 from events.chain import Heartbeat, Place, place_of
-from events.log import Reader, Record
+from events.log import LogUnavailable, Reader, Record
 
 TP = tuple[str, int]
 WINDOW = 256
 """Records read back at first when looking for the newest decided one; four times as many each time it is not among them."""
+READ_MAX = 5000
+READ_S_MAX = 30.0
+"""Longest silence of Kafka while the tails are read."""
 REMEDY = (
     "This store is not the one the log was written from: it was restored from an older copy, or the relay is connected to another log. "
     "Start the relay on the right store; if that is lost, make one from the log: `python -m commands.rebuild`"
@@ -69,28 +73,33 @@ def read_tails(reader: Reader) -> dict[TP, Tail]:
     """The newest decided record of each decided partition that has one. `deployments` also carries observed facts: looks past them."""
     topics = tuple(dict.fromkeys(topic for topic, _ in decided_partitions()))
     tails: dict[TP, Tail] = {}
-    for tp, (low, high) in reader.bounds(*topics).items():
-        tail = _newest_decided(reader, tp, low, high)
-        if tail is not None:
-            tails[tp] = tail
+    window, left = WINDOW, {tp: bounds for tp, bounds in reader.bounds(*topics).items() if bounds[0] < bounds[1]}
+    while left:
+        spans = {tp: (max(low, high - window), high) for tp, (low, high) in left.items()}
+        for record in _read(reader, spans):
+            place = place_of(record.headers)
+            if place is not None:
+                tails[record.topic, record.partition] = Tail(place, record)
+        left = {tp: (left[tp][0], start) for tp, (start, _) in spans.items() if tp not in tails and left[tp][0] < start}
+        window *= 4
     return tails
 
 
-def _newest_decided(reader: Reader, tp: TP, low: int, high: int) -> Tail | None:
-    window, end = WINDOW, high
-    while end > low:
-        start = max(low, end - window)
-        found = [Tail(place, r) for r in _span(reader, tp, start, end) if (place := place_of(r.headers)) is not None]
-        if found:
-            return found[-1]
-        window, end = window * 4, start
-    return None
-
-
-def _span(reader: Reader, tp: TP, start: int, end: int) -> Iterator[Record]:
-    topic, partition = tp
-    others = {p: 0 for t, p in decided_partitions() if t == topic and p != partition}
-    yield from reader.read(topic, {partition: start}, {**others, partition: end})
+def _read(reader: Reader, spans: Mapping[TP, tuple[int, int]]) -> Iterator[Record]:
+    """All records within first … end of each partition, read together: one by one, seventeen partitions would take seconds."""
+    left = {tp: end for tp, (_, end) in spans.items()}
+    reader.assign({tp: start for tp, (start, _) in spans.items()})
+    heard = time.monotonic()
+    while left:
+        records = reader.poll(READ_MAX, 0.05)
+        if not records and time.monotonic() - heard > READ_S_MAX:
+            raise LogUnavailable(f"nothing came for {READ_S_MAX} s, unread: {sorted(left)}")
+        for record in records:
+            heard, tp = time.monotonic(), (record.topic, record.partition)
+            if record.offset < spans[tp][1]:
+                yield record
+            if record.offset >= spans[tp][1] - 1:
+                left.pop(tp, None)
 
 
 def start_after(store: Store, epoch: Epoch, last: Mapping[TP, int], beat: Heartbeat | None) -> int:
@@ -108,11 +117,7 @@ def start_after(store: Store, epoch: Epoch, last: Mapping[TP, int], beat: Heartb
 def newest_heartbeat(reader: Reader) -> Heartbeat | None:
     """The last one on the log, of whatever store."""
     low, high = reader.bounds("heartbeats")["heartbeats", 0]
-    end, window = high, WINDOW
-    while end > low:
-        start = max(low, end - window)
-        beats = [b for r in reader.read("heartbeats", {0: start}, {0: end}) if (b := Heartbeat.from_json(r.value)) is not None]
-        if beats:
-            return beats[-1]
-        end, window = start, window * 4
-    return None
+    if low == high:
+        return None
+    spans = {("heartbeats", 0): (max(low, high - WINDOW), high)}
+    return next((b for r in reversed(list(_read(reader, spans))) if (b := Heartbeat.from_json(r.value)) is not None), None)
