@@ -124,6 +124,5 @@ def processes(settings: Settings) -> list[Part]:
 
 
 def gateway(settings: Settings) -> Part:
-    return Part(
-        "gateway", (), healthz(settings, settings.gateway_port), after=("controller",), ports=(settings.gateway_port,), healthy_s_max=180.0
-    )
+    port, title = settings.gateway_port, "ray::ServeReplica:gateway:"
+    return Part("gateway", (), healthz(settings, port), after=("controller", "ray"), ports=(port,), title=title, healthy_s_max=180.0)

@@ -230,11 +230,12 @@ class Stack:
             return None
         if self.parts[part].command:
             return self.supervised(part).pid or None
-        return min(self.titled(part), default=None)
+        return oldest(self.titled(part))
 
     def titled(self, part: str) -> set[int]:
         """Processes of a part that another one starts."""
         title = self.parts[part].title
+        assert title, f"{part} has neither a command nor a title"
         return {pid for pid in processes.marked(self.places.mark) if processes.command_of(pid).startswith(title)}
 
     def kill9(self, part: str) -> int:
@@ -265,9 +266,9 @@ class Stack:
         members, health = self.titled(part.name), ask(part.probe)
         expected = any(self.supervised(need).pid for need in part.after)
         state = "healthy" if health.ok else "unhealthy" if members else "starting" if expected else "stopped"
-        oldest = min(members, default=0)
-        uptime = processes.uptime_s(oldest) if oldest else 0
-        return PartStatus(part.name, state, health.detail, oldest, processes.pss_bytes(members), uptime, health.lag)
+        main = oldest(members) or 0
+        uptime = processes.uptime_s(main) if main else 0
+        return PartStatus(part.name, state, health.detail, main, processes.pss_bytes(members), uptime, health.lag)
 
     # --- down
 
@@ -300,3 +301,8 @@ class Stack:
                 progress(part.name, "stopped")
                 del remaining[part.name]
         self.supervisor.shutdown()
+
+
+def oldest(members: set[int]) -> int | None:
+    """By age, not by number: process ids start again from the bottom."""
+    return max(members, key=processes.uptime_s, default=None)

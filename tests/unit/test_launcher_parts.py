@@ -43,6 +43,10 @@ def test_each_part_comes_after_what_it_needs(parts: dict[str, Part]) -> None:
         seen.add(part.name)
 
 
+def test_each_part_is_started_by_the_supervisor_or_known_by_its_title(parts: dict[str, Part]) -> None:
+    assert [part.name for part in parts.values() if bool(part.command) == bool(part.title)] == []
+
+
 def test_no_two_parts_share_a_port_and_all_are_in_the_block(settings: Settings, parts: dict[str, Part]) -> None:
     ports = [port for part in parts.values() for port in part.ports]
     assert len(ports) == len(set(ports))
