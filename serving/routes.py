@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import gcd
 from typing import Any
 
 import orjson
@@ -16,7 +15,7 @@ import orjson
 from events.fact import Coordinate
 
 SPREAD = 61
-"""A step through the hundred slots of a split that keeps equal versions far apart; made coprime with the total below."""
+"""A step through the hundred slots of a split that keeps equal versions far apart: coprime with 100, near its golden section."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +112,15 @@ class Model:
 
 
 def pick(weights: tuple[tuple[str, int], ...], turn: int) -> str:
-    """The version that takes call number `turn`: exact over every `total` calls, and spread evenly within them."""
+    """The version that takes call number `turn`; weights are percent. Exact over every hundred calls, and spread within them."""
     if len(weights) == 1:
         return weights[0][0]
-    total = sum(w for _, w in weights)
-    step = SPREAD
-    while gcd(step, total) != 1:
-        step += 1
-    slot = turn * step % total
+    slot = turn * SPREAD % 100
     for version, weight in weights:
         if slot < weight:
             return version
         slot -= weight
-    raise AssertionError("a slot is below the sum of the weights")
+    raise AssertionError("the weights of a route add up to 100")
 
 
 def interface_of(technical: Mapping[str, Any]) -> Interface:

@@ -14,8 +14,12 @@ from infra.launcher.ports import free_block
 from tests.integration.edge import SECRET, M, Running, check_answers, running_edge
 
 pytestmark = pytest.mark.timeout(240)
-KEY = {"Authorization": f"Bearer {SECRET}"}
 PIXELS = np.arange(128, dtype=np.float32).reshape(2, 64)
+
+
+def key() -> dict[str, str]:
+    """Made anew each time: the client writes its own headers into what it is given."""
+    return {"Authorization": f"Bearer {SECRET}"}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +43,10 @@ def pixels(*, binary: bool, array: np.ndarray = PIXELS) -> triton.InferInput:
 
 def test_the_server_and_the_model_are_live_ready_and_described(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live() and client.is_server_ready()
-    assert client.is_model_ready(M, headers=KEY) and client.is_model_ready(M, "1.0.0", headers=KEY)
-    assert not client.is_model_ready(M, "9.0.0", headers=KEY)
+    assert client.is_model_ready(M, headers=key()) and client.is_model_ready(M, "1.0.0", headers=key())
+    assert not client.is_model_ready(M, "9.0.0", headers=key())
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
-    about = client.get_model_metadata(M, headers=KEY)
+    about = client.get_model_metadata(M, headers=key())
     assert about["name"] == M and about["versions"] == ["1.0.0"]
     assert about["inputs"] == [{"name": "pixels", "datatype": "FP32", "shape": [-1, 64]}]
     assert [o["name"] for o in about["outputs"]] == ["label", "scores"]
@@ -54,7 +58,7 @@ def test_inference_is_the_same_in_binary_and_json(
     edge: Running, client: triton.InferenceServerClient, binary_in: bool, binary_out: bool
 ) -> None:
     wanted = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("scores", "label")]
-    answer = client.infer(M, [pixels(binary=binary_in)], outputs=wanted, request_id="7", headers=KEY)
+    answer = client.infer(M, [pixels(binary=binary_in)], outputs=wanted, request_id="7", headers=key())
     scores, label = answer.as_numpy("scores"), answer.as_numpy("label")
     assert scores.shape == (2, 10) and scores.dtype == np.float32
     assert label.tolist() == scores.argmax(axis=1).tolist()
@@ -62,16 +66,16 @@ def test_inference_is_the_same_in_binary_and_json(
 
 
 def test_all_outputs_come_when_none_is_named(client: triton.InferenceServerClient) -> None:
-    answer = client.infer(M, [pixels(binary=True)], headers=KEY)
+    answer = client.infer(M, [pixels(binary=True)], headers=key())
     assert answer.as_numpy("label").shape == (2,) and answer.as_numpy("scores").shape == (2, 10)
 
 
 def test_the_client_reads_our_refusals(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException) as wrong_shape:
-        client.infer(M, [pixels(binary=True, array=PIXELS[:, :10])], headers=KEY)
+        client.infer(M, [pixels(binary=True, array=PIXELS[:, :10])], headers=key())
     assert wrong_shape.value.status() == "400" and "shape" in wrong_shape.value.message()
     with pytest.raises(InferenceServerException) as not_finite:
-        client.infer(M, [pixels(binary=True, array=np.full((1, 64), np.nan, np.float32))], headers=KEY)
+        client.infer(M, [pixels(binary=True, array=np.full((1, 64), np.nan, np.float32))], headers=key())
     assert "NaN" in not_finite.value.message()
     with pytest.raises(InferenceServerException) as no_key:
         client.infer(M, [pixels(binary=True)])
@@ -88,7 +92,7 @@ def test_bad_bodies_get_problem_documents_and_never_a_server_error(edge: Running
         b'{"inputs":' + b" " * (10 << 20) + b"[]}": 413,
     }
     for body, status in bodies.items():
-        answer = edge.client.post(url, content=body, headers=KEY, timeout=30)
+        answer = edge.client.post(url, content=body, headers=key(), timeout=30)
         problem = answer.json()
         assert answer.status_code == status and answer.headers["content-type"] == "application/problem+json"
         assert problem["code"] and problem["remedy"] and problem["status"] == status
