@@ -38,10 +38,12 @@ CREATE TABLE IF NOT EXISTS bill_lines_running_rows (
 ORDER BY (tenant, period, model, model_version, provider, meter, book_version, amount_per_micros, per_units, held)
 """
 
-# Of a tenant's running bills only the newest runs: the others' months are over, and what was in them is in it.
+# Of a tenant's running bills only the newest runs: the others' months are over, and what was in them is in it. One whose number
+# has been issued meanwhile runs no more, even before it is recomputed.
 RUNNING_NEWEST = """
 CREATE OR REPLACE VIEW bills_running AS
-SELECT * FROM bills_running_rows FINAL ORDER BY generation DESC LIMIT 1 BY tenant
+SELECT * FROM (SELECT * FROM bills_running_rows FINAL ORDER BY generation DESC LIMIT 1 BY tenant)
+WHERE (tenant, number) NOT IN (SELECT key, JSONExtractInt(body, 'number') FROM history WHERE topic = 'bills' AND fact = 'BillIssued')
 """
 
 # A bill that was issued is fixed on the log; what runs is what the next one would say.

@@ -21,8 +21,10 @@ from events.registry import open_codec
 from events.settings import Settings
 from projections.bill_issue import Issuer, Posted, Waiting, pending
 from projections.bill_running import RunningBills, newest_position
-from projections.clickhouse import ClickHouse, ClickHouseUnavailable
+from projections.bill_table import TooManyRepeats
+from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.positions import dense_end
+from rating.period import NoPeriod
 
 logger = logging.getLogger(__name__)
 ROUND_S = 1.0
@@ -91,7 +93,7 @@ class Biller:
                 self._taken[partition] = end
         if self._decided_anything():
             # Prices, zones or cuts have changed: every running bill may have.
-            rows = self._clickhouse.rows("SELECT tenant, usage_partition FROM bills_running")
+            rows = self._clickhouse.rows("SELECT tenant, max(usage_partition) AS usage_partition FROM bills_running_rows GROUP BY tenant")
             self._due |= {(str(r["tenant"]), int(r["usage_partition"])) for r in rows}
         for tenant, partition in sorted(self._due):
             if time.monotonic() >= self._rests.get(tenant, 0.0):
@@ -100,8 +102,11 @@ class Biller:
 
     def _recompute(self, tenant: str, end: int) -> None:
         began = time.monotonic()
-        bill = self._running.compute(tenant, end, now_us())
-        self._running.store(bill, now_us())
+        try:
+            self._running.store(self._running.compute(tenant, end, now_us()), now_us())
+        except (NoPeriod, ClickHouseError, TooManyRepeats) as e:
+            # One tenant's trouble is not the others': it is said, and tried again with its next usage.
+            logger.error("no running bill for %s: %s", tenant, e)
         self._rests[tenant] = time.monotonic() + REST_FACTOR * (time.monotonic() - began)
 
     def _tenants(self, partition: int, start: int, end: int) -> set[str]:
@@ -110,7 +115,7 @@ class Biller:
             """SELECT u.tenant AS tenant FROM (
                 SELECT tenant, max(kafka_offset) AS newest FROM usage_rows
                 WHERE kafka_partition = {partition:Int32} AND kafka_offset >= {start:Int64} AND kafka_offset < {end:Int64} GROUP BY tenant
-            ) AS u LEFT JOIN (SELECT tenant, max(usage_offset) AS known FROM bills_running GROUP BY tenant) AS r ON u.tenant = r.tenant
+            ) AS u LEFT JOIN (SELECT tenant, max(usage_offset) AS known FROM bills_running_rows GROUP BY tenant) AS r ON u.tenant = r.tenant
             WHERE u.newest >= r.known""",
             {"partition": partition, "start": start, "end": end},
         )

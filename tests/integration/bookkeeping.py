@@ -195,6 +195,7 @@ class Market:
                 return self._issued(tenant, number) is not None
 
             until(f"bill {number} of {tenant}: {biller.waiting}", issued)
+        self.fold("bills")
         bill = self._issued(tenant, number)
         assert bill is not None
         return bill

@@ -140,7 +140,7 @@ def test_the_bill_is_that_of_a_full_replay_under_copies_interleavings_and_restar
     assert difference(market, tenant) == 0
     run_bill(market, other)
     assert difference(market, other) == 0
-    stored = market.clickhouse.rows("SELECT kafka_partition AS p, count() AS n, uniqExact(kafka_offset) AS u FROM usage_rows GROUP BY p")
+    stored = market.clickhouse.rows("SELECT kafka_partition AS p, count() AS n, uniqExact(kafka_offset) AS u FROM usage FINAL GROUP BY p")
     ends = market.reader.end_offsets("usage")
     assert {r["p"]: (r["n"], r["u"]) for r in stored} == {p: (end, end) for (_, p), end in ends.items() if end}
 
