@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,6 +125,13 @@ def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may
     assert model.route == NOWHERE
     assert model.retired is not None and model.retired.successor == "model-vision-core-new"
     assert all(v.withdrawn and not v.deployed for v in model.versions.values())
+
+
+def test_observed_facts_of_a_model_that_is_not_change_nothing_and_decided_ones_stop_the_fold() -> None:
+    routes = told(("VersionReady", {"model": "ghost", "model_version": "1.0.0", "replicas": 1, "position": 5}))
+    assert routes.models == {}
+    with pytest.raises(KeyError, match="ModelRegistered"):
+        routes.apply("RolledBack", {"model": "ghost", "from_version": "2", "to_version": "1", "position": 6}, AT)
 
 
 def test_names_are_full_ids_or_addresses_that_pin_a_version() -> None:
