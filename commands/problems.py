@@ -73,7 +73,7 @@ def _violation(error: Mapping[str, Any]) -> Violation:
         code, message, how = _BY_TYPE[kind]
         return Violation(code, message, field, how)
     if kind in ("missing", "too_short", "string_too_short") and leaf in _MISSING:
-        return Violation("missing", _MISSING[leaf], field, remedy)
+        return Violation("missing", _MISSING[leaf], field, remedy or "add it; /docs shows the shape")
     if kind == "missing":
         return Violation("missing", f"{leaf or 'the body'} is missing", field, remedy or "add it; /docs shows the shape")
     code = "wrong_type" if kind.endswith(("_type", "_parsing")) else kind

@@ -62,6 +62,11 @@ class Store:
         assert positions is not None and len(positions) == len(events)
         return [int(p) for p in positions]
 
+    def append_at(self, events: Sequence[Event]) -> None:
+        """Appends events at the positions they name, which must grow: only for a store that is made again from the log."""
+        with _translated():
+            self._recorder.append_at(events)
+
     def events(self, originator: str, after: int = 0) -> list[Event]:
         """All events of an aggregate past version `after`."""
         found: list[Event] = []
@@ -139,6 +144,11 @@ class _DurablePool(SQLiteConnectionPool):
 
 
 class _SQLite(SQLiteApplicationRecorder):
+    def append_at(self, events: Sequence[Event]) -> None:
+        statement = f"INSERT INTO {self.events_table_name} (rowid, originator_id, originator_version, topic, state) VALUES (?,?,?,?,?)"
+        with self.datastore.transaction(commit=True) as c:
+            c.executemany(statement, [(e.position, e.originator, e.version, e.name, e.state) for e in events])
+
     def positions(self, originator: str, first: int, last: int) -> list[int]:
         with self.datastore.transaction(commit=False) as c:
             c.execute(
@@ -162,6 +172,13 @@ def _sqlite(file: Path) -> _SQLite:
 
 
 class _Postgres(PostgresApplicationRecorder):
+    def append_at(self, events: Sequence[Event]) -> None:
+        table = f'"{self.datastore.schema}"."{self.events_table_name}"'
+        statement = f"INSERT INTO {table} (notification_id, originator_id, originator_version, topic, state) VALUES (%s,%s,%s,%s,%s)"
+        with self.datastore.transaction(commit=True) as c:
+            c.executemany(statement, [(e.position, e.originator, e.version, e.name, e.state) for e in events])  # type: ignore[arg-type]
+            c.execute("SELECT setval(pg_get_serial_sequence(%s, 'notification_id'), %s)", (table, events[-1].position))
+
     def positions(self, originator: str, first: int, last: int) -> list[int]:
         with self.datastore.get_connection() as connection, connection.cursor() as c:
             table = f'"{self.datastore.schema}"."{self.events_table_name}"'

@@ -125,22 +125,7 @@ def test_everything_decided_arrives_in_order_and_a_fold_follows_it(log: Stack, c
     caught_up(log.settings, clerk.decide(100))
     assert check_complete(log.settings).copies == 0
 
-    class Names:
-        code_version = "1"
-
-        def __init__(self) -> None:
-            self.seen: list[str] = []
-
-        def apply(self, name: str, body: dict[str, object], at: object) -> None:
-            self.seen.append(name)
-
-        def dump(self) -> bytes:
-            return json.dumps(self.seen).encode()
-
-        def load(self, state: bytes) -> None:
-            self.seen = json.loads(state)
-
-    names = Names()
+    names = Names([])
     follower = Follower(log.settings, clerk.codec, clerk.log_id, ("accounts", "prices"), names, name="names")
     try:
         follower.start()
@@ -309,6 +294,59 @@ def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, clerk: Cler
     assert len(read_log(log.settings, "accounts", "prices")) == before
     check_complete(log.settings)
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(log: Stack, clerk: Clerk, relay: Process, tmp_path: Path) -> None:
+    relay.start()
+    caught_up(log.settings, clerk.decide(5))
+    relay.kill(signal.SIGTERM)
+    old = {e.position: e for e in clerk.store.notifications(0, 10**6)}
+    more = {"STORE_URL": f"sqlite:///{tmp_path / 'again' / 'events.sqlite'}"}
+    rebuild = Process("commands.rebuild", log.settings, more).start()
+    assert rebuild.ended() == 0, rebuild.log.read_text()
+    settings = log.settings.model_copy(update={"store_url": more["STORE_URL"]})
+    again = Clerk(settings)
+    try:
+        rebuilt = {e.position: e for e in again.store.notifications(0, 10**6)}
+        assert {p: (e.originator, e.version, e.name) for p, e in rebuilt.items() if p in old} == {
+            p: (e.originator, e.version, e.name) for p, e in old.items()
+        }
+        assert len(rebuilt) == len(old) + 17  # the openings of the new epoch
+        position = again.decide(5)
+        anew = Process("commands.relay", log.settings, more).start()
+        try:
+            caught_up(log.settings, position)
+        finally:
+            anew.stop()
+    finally:
+        again.close()
+    folded: list[str] = []
+    fold = Names(folded)
+    follower = Follower(log.settings, clerk.codec, clerk.log_id, ("accounts", "prices"), fold, name="after-rebuild")
+    try:
+        follower.start()
+        expected = sum(1 for e in old.values() if e.name == "TenantCreated") + 5
+        until(lambda: follower.ready and folded.count("TenantCreated") == expected, "a fold follows from one store to the next")
+    finally:
+        follower.stop()
+
+
+class Names:
+    """A fold that remembers what it was told."""
+
+    code_version = "1"
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def apply(self, name: str, body: dict[str, object], at: object) -> None:
+        self.seen.append(name)
+
+    def dump(self) -> bytes:
+        return json.dumps(self.seen).encode()
+
+    def load(self, state: bytes) -> None:
+        self.seen[:] = json.loads(state)
 
 
 def _last_message(log: Path) -> str:

@@ -1,0 +1,100 @@
+"""Makes an event store again from the log: `python -m commands.rebuild`. For when the store was lost, or restored from too old a copy.
+
+Decided topics are kept for ever, so the log holds every decision that was ever sent. They go into an empty store at their own
+positions; then that store opens an epoch, naming for each partition the store and position before. What the lost store had
+decided and not sent is lost with it. Stop the command API and the relay first, and move the old store away.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+
+from commands.envelope import Envelope, Opening
+from commands.epoch import STORE, decided_partitions
+from commands.opening import open_epoch
+from commands.store import Event, Store, StoreUnavailable, open_store
+from events.catalogue import DECIDED_TOPICS
+from events.chain import POSITION, PREVIOUS, STORE_OPENED, Chain, Verdict, place_of
+from events.chain import STORE as STORE_HEADER
+from events.fact import UserId
+from events.health import start_logging
+from events.log import LogMismatch, LogUnavailable, Reader, Record
+from events.registry import RegistryUnavailable, open_codec
+from events.settings import Settings
+from events.wire import Codec
+
+logger = logging.getLogger(__name__)
+KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills"}
+"""Topic → the kind of aggregate whose facts it carries; the record key is the aggregate's own."""
+GROUP = 1000
+TP = tuple[str, int]
+
+
+class Unfit(Exception):
+    """The store is not empty, or the log is not whole. Nothing, or only a part, was written: remove the new store and try again."""
+
+
+def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -> int:
+    """Fills an empty store from all records of the decided topics, per partition in order; the number of facts. Raises Unfit."""
+    if store.last_position():
+        raise Unfit(f"the store {store.url} is not empty; move it away first")
+    chains = {tp: Chain() for tp in decided_partitions()}
+    events: dict[int, Event] = {}
+    for record in records:
+        _take(record, codec, chains[record.topic, record.partition], events)
+    ordered = [events[position] for position in sorted(events)]
+    for start in range(0, len(ordered), GROUP):
+        store.append_at(ordered[start : start + GROUP])
+    if not ordered:
+        raise Unfit("the log holds no decision: start the command API on an empty store instead")
+    before: Mapping[TP, tuple[str, int]] = {tp: (chain.store, chain.position) for tp, chain in chains.items()}
+    open_epoch(store, codec, by, before)
+    return len(ordered)
+
+
+def _take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
+    place = place_of(record.headers)
+    if place is None:
+        return  # observed by somebody, or garbage: no decision
+    name, body = codec.decode(record.value)
+    opening = Opening(str(body["store"]), str(body["previous_store"]), int(body["previous_position"])) if name == STORE_OPENED else None
+    verdict = chain.judge(place, (opening.previous_store, opening.previous_position) if opening else None)
+    if verdict is Verdict.COPY:
+        return
+    if verdict is Verdict.WAITS:
+        raise Unfit(
+            f"{record.coordinate} follows position {place.previous}, but {chain.position} is the last before it: the log is not whole"
+        )
+    chain.take(place)
+    headers = {k: v for k, v in record.headers.items() if k not in (STORE_HEADER, POSITION, PREVIOUS)}
+    assert record.key is not None and record.value is not None
+    envelope = Envelope(record.topic, record.partition, record.key, headers, record.value, opening)
+    originator = STORE if opening else f"{KIND_OF[record.topic]}/{record.key.decode()}"
+    events[place.position] = Event(originator, int(body["version"]), name, envelope.pack(), place.position)
+
+
+def read_decided(reader: Reader) -> Iterable[Record]:
+    for topic in DECIDED_TOPICS:
+        yield from reader.read(topic)
+
+
+def main() -> int:
+    start_logging("rebuild")
+    settings = Settings()
+    reader = Reader(settings, "rebuild")
+    try:
+        codec, _ = open_codec(settings, reader)
+        store = open_store(settings)
+        count = rebuild(store, codec, read_decided(reader), UserId("rebuild"))
+        store.close()
+    except (Unfit, LogMismatch, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:
+        logger.error("the store was not rebuilt: %s", e)
+        return 1
+    logger.info("rebuilt %d facts into %s; start the command API and the relay again", count, store.url)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
