@@ -128,7 +128,7 @@ def test_a_worker_killed_between_the_parts_of_a_chunk_leaves_no_hole(market: Usa
 def test_an_older_copy_of_the_tables_is_filled_up_again(market: UsageStack) -> None:
     folder, copy = market.settings.folder / "clickhouse", market.settings.folder / "yesterday"
     assert market.engine.stop() == 0
-    shutil.copytree(folder, copy)
+    shutil.copytree(folder, copy, symlinks=True)
     market.engine.start()
     with market.working():
         market.write(*market.mixed(3000))

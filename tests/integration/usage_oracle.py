@@ -9,7 +9,6 @@ import re
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +19,7 @@ import fastavro
 from events.settings import Settings
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_COUNTS = frozenset(
+_COUNTS = frozenset(  # said again here, so that a count forgotten there is noticed
     "sequence attempt status calls input_tokens output_tokens cached_tokens reasoning_tokens bytes_in bytes_out images media_us gpu_us cpu_us queue_us"
     " ttft_us latency_us batch_size price_version reserved_micros output_tokens_max count".split()
 )
@@ -89,6 +88,14 @@ def decoded(value: bytes | None, schemas: Schemas) -> tuple[str, dict[str, Any]]
     return schema["name"].rpartition(".")[2], body
 
 
+def canonical(value: bytes | None, body: Mapping[str, Any], schemas: Schemas) -> bool:
+    """Written again it would be the same bytes."""
+    assert value is not None
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, schemas.of(int.from_bytes(value[1:5], "big")), body)
+    return stream.getvalue() == value[5:]
+
+
 def compare(settings: Settings) -> dict[str, int]:
     """Asserts that `usage_rows` is the topic, record for record and field for field, and `usage_unreadable` the rest. Returns counts."""
     schemas, records = Schemas(settings), read_topic(settings, "usage")
@@ -106,8 +113,12 @@ def compare(settings: Settings) -> dict[str, int]:
             assert dead.pop(place, None) == digest, f"{place} has no tombstone, or the wrong one"
             assert place not in by_place, f"{place} is unreadable, but there is a row"
             continue
-        readable += 1
         row = by_place.pop(place, None)
+        if row is None and not canonical(record.value, expected[1], schemas):
+            # fastavro reads numbers of more than 64 bits and booleans of any value; a strict reader may refuse them.
+            assert dead.pop(place, None) == digest, f"{place} has neither row nor tombstone"
+            continue
+        readable += 1
         assert row is not None, f"{place} has no row"
         _same(place, row, expected, record, digest)
     assert not by_place and not dead, f"rows of no record: {list(by_place)[:5]} {list(dead)[:5]}"
@@ -128,17 +139,12 @@ def _same(place: tuple[int, int], row: Mapping[str, Any], expected: tuple[str, M
     assert (row["fact"], row["kafka_time_us"], bytes(row["sha256"])) == (fact, record.time_ms * 1000, digest), place
     for name, value in body.items():
         got = row[name]
+        wanted: Any = value
         if isinstance(got, UUID):
-            value = _uuid(value) if name in _REFERENCES else UUID(value)
-        elif isinstance(value, bytes):
-            got = got if isinstance(got, bytes) else bytes.fromhex(got) if _hexed(got, value) else got.encode()
-        elif isinstance(got, datetime):
-            raise AssertionError(f"{name} must stay an integer")
-        assert got == value, f"{place} {name}: {got!r} is not {value!r}"
-
-
-def _hexed(got: str, value: bytes) -> bool:
-    return got == value.hex() and bool(value)
+            wanted = _uuid(value) if name in _REFERENCES else UUID(value)
+        elif isinstance(value, bytes) and isinstance(got, str):  # the client shows bytes that are no text as hex
+            wanted = value.hex() if got == value.hex() else value.decode()
+        assert got == wanted, f"{place} {name}: {got!r} is not {wanted!r}"
 
 
 def _uuid(text: str) -> UUID:
