@@ -71,7 +71,7 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
     haproxy = places.short / "h"  # below it comes a folder of 56 characters, and HAProxy takes socket paths of 97
     return {
         PART_VARIABLE: "ray",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT / 'infra' / 'lean'}:{ROOT}",
         # Ray rewrites its processes' titles; without this their environment, and so the stack's mark, is overwritten by it.
         "SPT_NOENV": "1",
         "RAY_AUTH_MODE": "token",
