@@ -24,9 +24,9 @@ from commands.bodies import Problem
 from commands.intake_desk import IntakeDesk
 from commands.office import Office, Refused, open_office, unavailable
 from commands.problems import problem_response, violations_of
-from commands.routes_accounts import bill_routes, price_book_routes, tenant_routes
+from commands.routes_accounts import Bills, PriceBooks, Tenants
 from commands.routes_artifacts import artifact_routes
-from commands.routes_models import model_routes, traffic_routes
+from commands.routes_models import Models, Traffic
 from commands.store import StoreUnavailable
 from events.health import start_logging
 from events.log import LogMismatch
@@ -56,9 +56,9 @@ def build(office: Office) -> FastAPI:
         responses={code: {"model": Problem} for code in ("4XX", "503")},
     )
     intake = IntakeDesk(office.artifacts, office.settings.folder / "uploads")
-    routers = (model_routes(office, intake), traffic_routes(office), artifact_routes(office, intake))
-    for router in (*routers, tenant_routes(office), price_book_routes(office), bill_routes(office)):
-        app.include_router(router)
+    app.include_router(artifact_routes(office, intake))
+    for resource in (Models(office, intake), Traffic(office), Tenants(office), PriceBooks(office), Bills(office)):
+        app.include_router(resource.router())
     _answer_errors(app)
 
     @app.get("/healthz", include_in_schema=False)

@@ -41,13 +41,23 @@ def existing_tenant(office: Office, name: str) -> ActiveTenant:
     return state
 
 
-def tenant_routes(office: Office) -> APIRouter:
-    routes = APIRouter(prefix="/v1/tenants", tags=["tenants"])
+class Tenants:
+    """Tenants and their API keys."""
 
-    @routes.post("", status_code=201, responses={201: {"model": Accepted}})
-    def create(body: CreateTenantBody, request: Request) -> Response:
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/tenants", tags=["tenants"])
+        routes.post("", status_code=201, responses={201: {"model": Accepted}})(self.create)
+        routes.get("/{name}")(self.read)
+        routes.post("/{name}/keys", status_code=201, responses={201: {"model": Accepted}})(self.issue_key)
+        routes.delete("/{name}/keys/{key_id}", responses={200: {"model": Accepted}})(self.revoke_key)
+        return routes
+
+    def create(self, body: CreateTenantBody, request: Request) -> Response:
         """A company that owns models, calls them, or both."""
-        call = office.enter(request, "admin")
+        call = self._office.enter(request, "admin")
         if body.tenant in RESERVED:
             return rejected_response(
                 invalid("tenant_reserved", f"'{body.tenant}' is the market's own", "tenant", "choose another id"), call.headers
@@ -58,7 +68,7 @@ def tenant_routes(office: Office) -> APIRouter:
             )
             return rejected_response(wrong, call.headers)
         command = CreateTenant(TenantId(body.tenant), body.display_name, BookId(body.price_book), body.currency, body.timezone)
-        return office.run(
+        return self._office.run(
             call,
             TENANT,
             body.tenant,
@@ -69,11 +79,10 @@ def tenant_routes(office: Office) -> APIRouter:
             status=201,
         )
 
-    @routes.get("/{name}")
-    def read(name: NamePath, request: Request) -> Response:
+    def read(self, name: NamePath, request: Request) -> Response:
         """The tenant and its working keys, without their secrets."""
-        call = office.enter(request, "read")
-        state = office.aggregates.load(TENANT, name)
+        call = self._office.enter(request, "read")
+        state = self._office.aggregates.load(TENANT, name)
         if not isinstance(state, ActiveTenant) or not call.principal.acts_for(name):
             return rejected_response(no_tenant(), call.headers)
         said = {
@@ -86,10 +95,9 @@ def tenant_routes(office: Office) -> APIRouter:
         }
         return Response(orjson.dumps(said), 200, {**call.headers, "ETag": f'"{state.version}"'}, "application/json")
 
-    @routes.post("/{name}/keys", status_code=201, responses={201: {"model": Accepted}})
-    def issue_key(name: NamePath, body: IssueKeyBody, request: Request) -> Response:
+    def issue_key(self, name: NamePath, body: IssueKeyBody, request: Request) -> Response:
         """A new API key. `api_key` is shown here and nowhere else; a repeat with the same Idempotency-Key shows it again."""
-        call = office.enter(request, "admin")
+        call = self._office.enter(request, "admin")
         key_id, nonce = KeyId(f"k-{uuid.uuid4().hex}"), secrets.token_hex(16)
         user = body.user or f"u-{hashlib.sha256(key_id.encode()).hexdigest()[:16]}"
         command = IssueApiKey(
@@ -104,7 +112,7 @@ def tenant_routes(office: Office) -> APIRouter:
             body.labels,
             body.expires_at,
         )
-        return office.run(
+        return self._office.run(
             call,
             TENANT,
             name,
@@ -123,12 +131,11 @@ def tenant_routes(office: Office) -> APIRouter:
             shown_once=lambda kept: {"api_key": _secret_of(call, kept["key_id"], kept["_nonce"])},
         )
 
-    @routes.delete("/{name}/keys/{key_id}", responses={200: {"model": Accepted}})
-    def revoke_key(name: NamePath, key_id: PartPath, request: Request, reason: str = "") -> Response:
+    def revoke_key(self, name: NamePath, key_id: PartPath, request: Request, reason: str = "") -> Response:
         """The key stops working at every gateway within two seconds."""
-        call = office.enter(request, "admin")
+        call = self._office.enter(request, "admin")
         command = RevokeApiKey(KeyId(key_id), reason[:1000])
-        return office.run(
+        return self._office.run(
             call,
             TENANT,
             name,
@@ -137,18 +144,23 @@ def tenant_routes(office: Office) -> APIRouter:
             answer=lambda _state, _facts: {"tenant": name, "key_id": key_id},
         )
 
-    return routes
 
+class PriceBooks:
+    """What things cost, from when on."""
 
-def price_book_routes(office: Office) -> APIRouter:
-    routes = APIRouter(prefix="/v1/price-books", tags=["prices"])
+    def __init__(self, office: Office) -> None:
+        self._office = office
 
-    @routes.post("/{book}/versions", status_code=201, responses={201: {"model": Accepted}})
-    def publish(book: NamePath, body: PublishBody, request: Request) -> Response:
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/price-books", tags=["prices"])
+        routes.post("/{book}/versions", status_code=201, responses={201: {"model": Accepted}})(self.publish)
+        return routes
+
+    def publish(self, book: NamePath, body: PublishBody, request: Request) -> Response:
         """Prices from an instant on; never backwards."""
-        call = office.enter(request, "admin")
+        call = self._office.enter(request, "admin")
         command = PublishPriceBook(BookId(book), body.currency, body.effective_from, tuple(p.fact() for p in body.prices))
-        return office.run(
+        return self._office.run(
             call,
             BOOK,
             book,
@@ -159,31 +171,37 @@ def price_book_routes(office: Office) -> APIRouter:
             status=201,
         )
 
-    return routes
 
+class Bills:
+    """Fixing what a bill covers, and issuing it."""
 
-def bill_routes(office: Office) -> APIRouter:
-    routes = APIRouter(prefix="/v1/bills", tags=["bills"])
+    def __init__(self, office: Office) -> None:
+        self._office = office
 
-    @routes.get("/{name}")
-    def read(name: NamePath, request: Request) -> Response:
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/bills", tags=["bills"])
+        routes.get("/{name}")(self.read)
+        routes.post("/{name}/{period}/cut", status_code=201, responses={201: {"model": Accepted}})(self.fix_cut)
+        routes.post("/{name}/{period}/complete", responses={200: {"model": Accepted}})(self.complete)
+        return routes
+
+    def read(self, name: NamePath, request: Request) -> Response:
         """The newest bill of a tenant: fixed or issued. Lines are in the query API."""
-        call = office.enter(request, "read")
+        call = self._office.enter(request, "read")
         if not call.principal.acts_for(name):
             return rejected_response(no_tenant(), call.headers)
-        state = office.aggregates.load(BILLS, name)
+        state = self._office.aggregates.load(BILLS, name)
         if isinstance(state, NoBills):
             return rejected_response(missing("no_bill", "this tenant has no bill yet", "tenant", "fix a cut first"), call.headers)
         return Response(orjson.dumps(_bill_answer(state, ())), 200, {**call.headers, "ETag": f'"{state.version}"'}, "application/json")
 
-    @routes.post("/{name}/{period}/cut", status_code=201, responses={201: {"model": Accepted}})
-    def fix_cut(name: NamePath, period: PartPath, request: Request) -> Response:
+    def fix_cut(self, name: NamePath, period: PartPath, request: Request) -> Response:
         """Fixes what the next bill covers: everything on the log now, up to the period's end or now."""
-        call = office.enter(request, "admin")
-        billed = existing_tenant(office, name)
+        call = self._office.enter(request, "admin")
+        billed = existing_tenant(self._office, name)
         try:
             start, end = bounds_of(period, billed.timezone)
-            ends = office.ends("usage", "producers")
+            ends = self._office.ends("usage", "producers")
         except NoPeriod as e:
             return rejected_response(invalid("period_malformed", str(e), "period", "write YYYY-MM or YYYY-MM-DD"), call.headers)
         except LogUnavailable as e:
@@ -193,15 +211,15 @@ def bill_routes(office: Office) -> APIRouter:
             period,
             start,
             end,
-            office.log_id,
+            self._office.log_id,
             tuple(Cut(partition=p, offset=o) for (topic, p), o in sorted(ends.items()) if topic == "usage"),
-            office.store.last_position(),
+            self._office.store.last_position(),
             ends["producers", 0],
             RATING_VERSION,
             billed.price_book,
             billed.currency,
         )
-        return office.run(
+        return self._office.run(
             call,
             BILLS,
             name,
@@ -211,10 +229,9 @@ def bill_routes(office: Office) -> APIRouter:
             status=201,
         )
 
-    @routes.post("/{name}/{period}/complete", responses={200: {"model": Accepted}})
-    def complete(name: NamePath, period: PartPath, body: CompleteBody, request: Request) -> Response:
+    def complete(self, name: NamePath, period: PartPath, body: CompleteBody, request: Request) -> Response:
         """The biller's result. The same digest again is fine; another one is 409."""
-        call = office.enter(request, "admin")
+        call = self._office.enter(request, "admin")
         command = CompleteBill(
             period,
             body.number,
@@ -225,7 +242,7 @@ def bill_routes(office: Office) -> APIRouter:
             body.counts(),
             body.producers_open,
         )
-        return office.run(
+        return self._office.run(
             call,
             BILLS,
             name,
@@ -234,8 +251,6 @@ def bill_routes(office: Office) -> APIRouter:
             body=body,
             answer=_bill_answer,
         )
-
-    return routes
 
 
 def _facts(decision: bill.Decision) -> Sequence[Decided] | Rejected:

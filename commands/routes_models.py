@@ -49,14 +49,26 @@ from events.fact import Decided, ModelId, TenantId, UserId
 _ADDRESS = re.compile(r"^(model-[a-z0-9-]{1,160})-v(\d.*)$")
 
 
-def model_routes(office: Office, intake: IntakeDesk) -> APIRouter:
-    routes = APIRouter(prefix="/v1/models", tags=["models"])
+class Models:
+    """A model, its versions and their reviews."""
 
-    @routes.post("", status_code=201, responses={201: {"model": Accepted}})
-    def register(body: RegisterModelBody, request: Request) -> Response:
+    def __init__(self, office: Office, intake: IntakeDesk) -> None:
+        self._office, self._intake = office, intake
+
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/models", tags=["models"])
+        routes.post("", status_code=201, responses={201: {"model": Accepted}})(self.register)
+        routes.get("/{model}")(self.read)
+        routes.post("/{model}/versions", status_code=201, responses={201: {"model": Accepted}})(self.add_version)
+        routes.post("/{model}/versions/{version}/submit", responses={200: {"model": Accepted}})(self.submit)
+        routes.post("/{model}/versions/{version}/reviews", responses={200: {"model": Accepted}})(self.review)
+        routes.post("/{model}/retire", responses={200: {"model": Accepted}})(self.retire)
+        return routes
+
+    def register(self, body: RegisterModelBody, request: Request) -> Response:
         """Takes a name for ever and describes the model behind it."""
-        call = office.enter(request, "models")
-        tenant = _tenant(office, call, body.tenant)
+        call = self._office.enter(request, "models")
+        tenant = _tenant(self._office, call, body.tenant)
         model = ModelId(f"model-{body.domain}-{body.team}-{body.name}")
         command = RegisterModel(
             model,
@@ -71,7 +83,7 @@ def model_routes(office: Office, intake: IntakeDesk) -> APIRouter:
             body.tags,
             body.compliance.fact(),
         )
-        return office.run(
+        return self._office.run(
             call,
             MODEL,
             model,
@@ -82,98 +94,96 @@ def model_routes(office: Office, intake: IntakeDesk) -> APIRouter:
             status=201,
         )
 
-    @routes.get("/{model}")
-    def read(model: ModelPath, request: Request) -> Response:
+    def read(self, model: ModelPath, request: Request) -> Response:
         """The state that commands are decided on. The ETag is its version."""
-        call = office.enter(request, "models", "deploy", "read", "review:business", "review:security")
-        state = office.aggregates.load(MODEL, model)
+        call = self._office.enter(request, "models", "deploy", "read", "review:business", "review:security")
+        state = self._office.aggregates.load(MODEL, model)
         if isinstance(state, NoModel) or not _sees(call, state):
             return rejected_response(no_model(), call.headers)
         content = orjson.dumps(asdict(state), default=lambda part: part.model_dump())
         return Response(content, 200, {**call.headers, "ETag": f'"{state.version}"'}, "application/json")
 
-    @routes.post("/{model}/versions", status_code=201, responses={201: {"model": Accepted}})
-    def add_version(model: ModelPath, body: AddVersionBody, request: Request) -> Response:
+    def add_version(self, model: ModelPath, body: AddVersionBody, request: Request) -> Response:
         """Adds a draft whose bytes are fixed by digest; the file must be here and be what the description says."""
-        call = office.enter(request, "models")
-        state = office.aggregates.load(MODEL, model)
+        call = self._office.enter(request, "models")
+        state = self._office.aggregates.load(MODEL, model)
         if not isinstance(state, ActiveModel) or not call.principal.acts_for(state.tenant):
-            return _run_lifecycle(office, call, model, SubmitVersion(body.version), "add version")  # says 404 or 410
+            return _run_lifecycle(self._office, call, model, SubmitVersion(body.version), "add version")  # says 404 or 410
         technical = body.technical.fact()
         try:
-            size, found = intake.check(state.tenant, body.artifact, technical)
+            size, found = self._intake.check(state.tenant, body.artifact, technical)
         except ArtifactMissing:
             remedy = f"PUT the file to /v1/artifacts/{body.artifact} first"
             return rejected_response(invalid("artifact_missing", "no such artifact of this tenant", "artifact", remedy), call.headers)
         if found is not None:
             return rejected_response(found, call.headers)
         lineage = body.lineage.fact()
-        known = frozenset(p for p in lineage.parents if _exists(office, p))
+        known = frozenset(p for p in lineage.parents if _exists(self._office, p))
         command = AddVersion(body.version, technical, body.artifact, size, body.release_notes, lineage, known)
-        return _run_lifecycle(office, call, model, command, "add version", body, 201)
+        return _run_lifecycle(self._office, call, model, command, "add version", body, 201)
 
-    @routes.post("/{model}/versions/{version}/submit", responses={200: {"model": Accepted}})
-    def submit(model: ModelPath, version: PartPath, request: Request) -> Response:
+    def submit(self, model: ModelPath, version: PartPath, request: Request) -> Response:
         """Asks for review."""
-        return _run_lifecycle(office, office.enter(request, "models"), model, SubmitVersion(version), f"submit {version}")
+        return _run_lifecycle(self._office, self._office.enter(request, "models"), model, SubmitVersion(version), f"submit {version}")
 
-    @routes.post("/{model}/versions/{version}/reviews", responses={200: {"model": Accepted}})
-    def review(model: ModelPath, version: PartPath, body: ReviewBody, request: Request) -> Response:
+    def review(self, model: ModelPath, version: PartPath, body: ReviewBody, request: Request) -> Response:
         """One reviewer's verdict. Business and security are given by two people who did not make the version."""
         scope = "review:business" if body.review == "business" else "review:security"
-        call = office.enter(request, scope)
+        call = self._office.enter(request, scope)
         command = ReviewVersion(version, body.review, body.verdict, body.comment)
-        return _run_lifecycle(office, call, model, command, f"review {version}", body, everybodys=True)
+        return _run_lifecycle(self._office, call, model, command, f"review {version}", body, everybodys=True)
 
-    @routes.post("/{model}/retire", responses={200: {"model": Accepted}})
-    def retire(model: ModelPath, body: RetireBody, request: Request) -> Response:
+    def retire(self, model: ModelPath, body: RetireBody, request: Request) -> Response:
         """No more calls, for ever; what is loaded is unloaded."""
-        call = office.enter(request, "models")
-        return _run_lifecycle(office, call, model, RetireModel(body.reason, body.successor), "retire", body)
-
-    return routes
+        call = self._office.enter(request, "models")
+        return _run_lifecycle(self._office, call, model, RetireModel(body.reason, body.successor), "retire", body)
 
 
-def traffic_routes(office: Office) -> APIRouter:
-    routes = APIRouter(prefix="/v1/models", tags=["traffic"])
+class Traffic:
+    """Which of a model's versions takes which calls."""
 
-    @routes.post("/{model}/deployments", status_code=201, responses={201: {"model": Accepted}})
-    def deploy(model: ModelPath, body: DeployBody, request: Request) -> Response:
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/models", tags=["traffic"])
+        routes.post("/{model}/deployments", status_code=201, responses={201: {"model": Accepted}})(self.deploy)
+        routes.delete("/{model}/deployments/{version}", responses={200: {"model": Accepted}})(self.undeploy)
+        routes.post("/{model}/rollouts", status_code=201, responses={201: {"model": Accepted}})(self.start_rollout)
+        routes.post("/{model}/rollouts/advance", responses={200: {"model": Accepted}})(self.advance)
+        routes.post("/{model}/promote", responses={200: {"model": Accepted}})(self.promote)
+        routes.post("/{model}/rollback", responses={200: {"model": Accepted}})(self.roll_back)
+        return routes
+
+    def deploy(self, model: ModelPath, body: DeployBody, request: Request) -> Response:
         """The first version takes all calls as soon as it is ready."""
-        call = office.enter(request, "deploy")
-        return _run_deployment(office, call, model, DeployVersion(body.version, body.spec.fact()), "deploy", body, 201)
+        call = self._office.enter(request, "deploy")
+        return _run_deployment(self._office, call, model, DeployVersion(body.version, body.spec.fact()), "deploy", body, 201)
 
-    @routes.delete("/{model}/deployments/{version}", responses={200: {"model": Accepted}})
-    def undeploy(model: ModelPath, version: PartPath, request: Request, reason: str = "not needed") -> Response:
+    def undeploy(self, model: ModelPath, version: PartPath, request: Request, reason: str = "not needed") -> Response:
         """Unloads a standby version."""
-        call = office.enter(request, "deploy")
-        return _run_deployment(office, call, model, UndeployVersion(version, reason[:1000]), f"undeploy {version} {reason[:1000]}")
+        call = self._office.enter(request, "deploy")
+        return _run_deployment(self._office, call, model, UndeployVersion(version, reason[:1000]), f"undeploy {version} {reason[:1000]}")
 
-    @routes.post("/{model}/rollouts", status_code=201, responses={201: {"model": Accepted}})
-    def start_rollout(model: ModelPath, body: RolloutBody, request: Request) -> Response:
+    def start_rollout(self, model: ModelPath, body: RolloutBody, request: Request) -> Response:
         """Loads a version beside the live one and gives it a share of the calls."""
-        call = office.enter(request, "deploy")
+        call = self._office.enter(request, "deploy")
         command = StartRollout(body.version, body.weight_percent, body.spec.fact() if body.spec else None)
-        return _run_deployment(office, call, model, command, "start rollout", body, 201)
+        return _run_deployment(self._office, call, model, command, "start rollout", body, 201)
 
-    @routes.post("/{model}/rollouts/advance", responses={200: {"model": Accepted}})
-    def advance(model: ModelPath, body: AdvanceBody, request: Request) -> Response:
+    def advance(self, model: ModelPath, body: AdvanceBody, request: Request) -> Response:
         """Changes the share of the new version."""
-        call = office.enter(request, "deploy")
-        return _run_deployment(office, call, model, AdvanceRollout(body.weight_percent), "advance", body)
+        call = self._office.enter(request, "deploy")
+        return _run_deployment(self._office, call, model, AdvanceRollout(body.weight_percent), "advance", body)
 
-    @routes.post("/{model}/promote", responses={200: {"model": Accepted}})
-    def promote(model: ModelPath, request: Request) -> Response:
+    def promote(self, model: ModelPath, request: Request) -> Response:
         """The new version takes all calls; the old one stays loaded."""
-        return _run_deployment(office, office.enter(request, "deploy"), model, PromoteRollout(), "promote")
+        return _run_deployment(self._office, self._office.enter(request, "deploy"), model, PromoteRollout(), "promote")
 
-    @routes.post("/{model}/rollback", responses={200: {"model": Accepted}})
-    def roll_back(model: ModelPath, body: RollBackBody, request: Request) -> Response:
+    def roll_back(self, model: ModelPath, body: RollBackBody, request: Request) -> Response:
         """All calls go to an approved version again, by default the one before."""
-        call = office.enter(request, "deploy")
-        return _run_deployment(office, call, model, RollBack(body.reason, body.to_version or ""), "roll back", body)
-
-    return routes
+        call = self._office.enter(request, "deploy")
+        return _run_deployment(self._office, call, model, RollBack(body.reason, body.to_version or ""), "roll back", body)
 
 
 def _run_lifecycle(
