@@ -30,7 +30,10 @@ def write_digits(file: Path, bias: float = 0.0, seed: int = 7) -> Path:
         ],
         "digits",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [None, 64])],
-        [helper.make_tensor_value_info("label", TensorProto.INT64, [None]), helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 10])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 10]),
+        ],
         [
             numpy_helper.from_array(random.standard_normal((64, 64), dtype=np.float32), "w1"),
             numpy_helper.from_array(random.standard_normal((64, 10), dtype=np.float32), "w2"),
