@@ -1,7 +1,7 @@
 """Keeps running bills fresh and issues the fixed ones. `python -m projections.biller`; any number of them may run.
 
 Running bills are recomputed for tenants with new usage, about once a second; a tenant whose bill takes long is recomputed less
-often, so that the largest tenant never takes more than a twentieth of the time.
+often, so that the largest tenant leaves time for the others.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from rating.period import NoPeriod
 
 logger = logging.getLogger(__name__)
 ROUND_S = 1.0
-REST_FACTOR = 20
-"""A tenant rests this many times as long as its last computation took."""
+REST_FACTOR, REST_S_MAX = 4, 60.0
+"""A tenant rests this many times as long as its last computation took, but never longer than this."""
 RETRY_S_MAX = 30.0
 """A bill that cannot be issued is tried again after 1, 2, 4 … seconds, at most this."""
 NOBODY = "-"
@@ -107,7 +107,7 @@ class Biller:
         except (NoPeriod, ClickHouseError, TooManyRepeats) as e:
             # One tenant's trouble is not the others': it is said, and tried again with its next usage.
             logger.error("no running bill for %s: %s", tenant, e)
-        self._rests[tenant] = time.monotonic() + REST_FACTOR * (time.monotonic() - began)
+        self._rests[tenant] = time.monotonic() + min(REST_S_MAX, REST_FACTOR * (time.monotonic() - began))
 
     def _tenants(self, partition: int, start: int, end: int) -> set[str]:
         """Tenants with usage in [start, end) that no running bill has yet: after a restart that is nobody."""

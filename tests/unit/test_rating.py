@@ -343,6 +343,19 @@ def test_late_usage_falls_into_the_next_bill() -> None:
     assert calls == [2]
 
 
+def test_a_fact_of_the_very_end_of_a_bill_is_carried_to_the_next() -> None:
+    records = [call(0, at=NOON - 1), call(1, at=NOON)]
+    counts = statement_of(records, Cutoff({0: 2}, NOON), BOOK).counts
+    assert (counts.claimed, counts.carried) == (1, 1)
+
+
+def test_a_line_that_is_voided_away_is_given_back() -> None:
+    records = [call(0, "a"), void(1, "a")]
+    billed, then = (statement_of(records, Cutoff({0: cut}, 1 << 62), BOOK) for cut in (1, 2))
+    (line,) = difference(then, billed)
+    assert (line.key.meter, line.quantity, line.amount_micros) == ("calls", -1, -round_half_up(10, 4))
+
+
 def test_two_billers_write_the_same_bytes() -> None:
     records = [call(i, model=f"model-{i % 3}") for i in range(20)]
     cutoff = everything(records)
