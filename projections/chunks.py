@@ -11,7 +11,7 @@ The hooks are private parts of faust-streaming 0.15.3 and aiokafka 0.14.0; `test
 # Faust and aiokafka have no usable types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUntypedBaseClass=false, reportPrivateUsage=false
-# pyright: reportMissingTypeStubs=false, reportUnknownLambdaType=false, reportUntypedFunctionDecorator=false, reportAttributeAccessIssue=false
+# pyright: reportIncompatibleMethodOverride=false, reportMissingTypeStubs=false, reportUnknownLambdaType=false, reportUntypedFunctionDecorator=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -48,13 +48,20 @@ DIED_LATE, DIED_FAILED = 75, 70
 class LogRecord(Protocol):
     """What aiokafka hands over. `timestamp` is the append time in ms."""
 
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +348,9 @@ class _Lane:
         if records[0].offset < due:
             records = [r for r in records if r.offset >= due]
         first, last = records[0].offset, records[-1].offset
-        assert first == due and last - first == len(records) - 1, f"{tp.topic}/{tp.partition}: due {due}, came {first}…{last}, {len(records)} records"
+        assert first == due and last - first == len(records) - 1, (
+            f"{tp.topic}/{tp.partition}: due {due}, came {first}…{last}, {len(records)} records"
+        )
         self._worker.next[tp] = last + 1
         return Chunk(tp.topic, tp.partition, records)
 

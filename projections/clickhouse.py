@@ -56,7 +56,11 @@ class ClickHouse:
         self.database = database or settings.clickhouse_database
         self.patience_s, self._answer_s_max = patience_s, answer_s_max
         credentials = f"{settings.clickhouse_user}:{settings.clickhouse_password.get_secret_value()}"
-        self._headers = {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()} if settings.clickhouse_password.get_secret_value() else {}
+        self._headers = (
+            {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
+            if settings.clickhouse_password.get_secret_value()
+            else {}
+        )
         if not self._headers and settings.clickhouse_user != "default":
             self._headers = {"X-ClickHouse-User": settings.clickhouse_user}
         self._local = threading.local()
@@ -70,11 +74,15 @@ class ClickHouse:
             self._fences = response[2].get("x-modelmarket-fences") == "1"
         return self._fences
 
-    def command(self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = "") -> None:
+    def command(
+        self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
+    ) -> None:
         """DDL and the like. Repeated when the connection breaks: it must bear that (IF NOT EXISTS)."""
         self._run(sql, params, settings, fence)
 
-    def raw(self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = "") -> bytes:
+    def raw(
+        self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
+    ) -> bytes:
         """The answer as ClickHouse wrote it; name a FORMAT."""
         return self._run(sql, params, settings, fence).body
 
@@ -86,7 +94,9 @@ class ClickHouse:
         body = self._run(sql + "\nFORMAT JSONEachRow", params, quote, fence).body
         return [cast(dict[str, Any], json.loads(line)) for line in body.splitlines()]
 
-    def value(self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = "") -> Any:
+    def value(
+        self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
+    ) -> Any:
         """The first column of the only row."""
         (row,) = self.rows(sql, params, settings, fence)
         return next(iter(row.values()))
@@ -166,7 +176,9 @@ class ClickHouse:
             connection = None
         if connection is None:
             if self._secure:
-                connection = http.client.HTTPSConnection(self._host, self._port, timeout=self._answer_s_max, context=ssl.create_default_context())
+                connection = http.client.HTTPSConnection(
+                    self._host, self._port, timeout=self._answer_s_max, context=ssl.create_default_context()
+                )
             else:
                 connection = http.client.HTTPConnection(self._host, self._port, timeout=self._answer_s_max)
             connection.blocksize = 1 << 20

@@ -62,7 +62,9 @@ def wrap(schema: bytes, records: Sequence[FramedRecord], guard: bytes, sync: byt
 
 
 def header(schema: bytes, sync: bytes) -> bytes:
-    return b"".join((b"Obj\x01", zigzag(2), _bytes(b"avro.schema"), _bytes(schema), _bytes(b"avro.codec"), _bytes(b"null"), zigzag(0), sync))
+    return b"".join(
+        (b"Obj\x01", zigzag(2), _bytes(b"avro.schema"), _bytes(schema), _bytes(b"avro.codec"), _bytes(b"null"), zigzag(0), sync)
+    )
 
 
 def zigzag(n: int) -> bytes:

@@ -64,14 +64,18 @@ class DeadLetters:
     def say(self, letters: Sequence[tuple[LogRecord, str, str]]) -> None:
         """(record, code, reason) each. Returns when Kafka has them all; raises TimeoutError."""
         futures = [
-            self.writer.append(TOPIC, f"{r.topic}/{r.partition}/{r.offset}".encode(), self._frame(r, code, reason), {"ce_type": b"DeadLettered"})
+            self.writer.append(
+                TOPIC, f"{r.topic}/{r.partition}/{r.offset}".encode(), self._frame(r, code, reason), {"ce_type": b"DeadLettered"}
+            )
             for r, code, reason in letters
         ]
         for future in futures:
             future.result(ACKNOWLEDGED_S_MAX)
         if letters:
             r, code, reason = letters[0]
-            logger.warning("%d records could not be read, the first at %s/%s/%s: %s: %s", len(letters), r.topic, r.partition, r.offset, code, reason)
+            logger.warning(
+                "%d records could not be read, the first at %s/%s/%s: %s: %s", len(letters), r.topic, r.partition, r.offset, code, reason
+            )
 
     def _frame(self, record: LogRecord, code: str, reason: str) -> bytes:
         value = record.value or b""
@@ -97,7 +101,9 @@ class DeadLetters:
         try:
             return frame(record.key or b"", value, reason[:1000])
         except FrameTooLarge:
-            return frame((record.key or b"")[:CLUE_BYTES], value[:CLUE_BYTES], f"{reason[:800]} (only {CLUE_BYTES} of {len(value)} bytes kept here)")
+            return frame(
+                (record.key or b"")[:CLUE_BYTES], value[:CLUE_BYTES], f"{reason[:800]} (only {CLUE_BYTES} of {len(value)} bytes kept here)"
+            )
 
 
 class DeadLetterSink:
@@ -106,7 +112,9 @@ class DeadLetterSink:
     topic = TOPIC
     rows_max, wait_s = 5_000, 0.05
 
-    def __init__(self, clickhouse: ClickHouse, codec: Codec, first_missing: Callable[[str, int, str], int], late: Callable[[], None]) -> None:
+    def __init__(
+        self, clickhouse: ClickHouse, codec: Codec, first_missing: Callable[[str, int, str], int], late: Callable[[], None]
+    ) -> None:
         """`first_missing(table, partition, fence)` as in `positions`."""
         self._clickhouse, self._codec, self._first_missing, self._late = clickhouse, codec, first_missing, late
         self._fences: dict[int, str] = {}

@@ -29,7 +29,12 @@ from projections.engine_http import Application, EngineError, Job, Result
 logger = logging.getLogger(__name__)
 READERS, WRITERS = 4, 2
 """Threads, a connection each. Inserts have their own: a slow question never keeps facts from the table."""
-DEFAULTS = {"max_execution_time": "60", "max_memory_usage": str(6 << 30), "max_result_bytes": str(512 << 20), "result_overflow_mode": "throw"}
+DEFAULTS = {
+    "max_execution_time": "60",
+    "max_memory_usage": str(6 << 30),
+    "max_result_bytes": str(512 << 20),
+    "result_overflow_mode": "throw",
+}
 """Bounds of one statement where the client names none."""
 CONNECTIONS_MAX, KEEP_ALIVE_S, GRACE_S = 512, 75, 10
 
@@ -107,6 +112,10 @@ def _own(path: Path) -> int:
     return fd
 
 
+def _ignored(number: int, frame: object) -> None:
+    """Said twice."""
+
+
 def main() -> None:
     os.environ["TZ"] = "UTC"
     time.tzset()
@@ -126,7 +135,7 @@ def main() -> None:
     )
     # uvicorn stops by itself and then raises the signal once more: without a handler of ours that would end us before close().
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, _ignored)
     server = uvicorn.Server(config)
     logger.info("ClickHouse over HTTP at %s", settings.clickhouse)
     try:

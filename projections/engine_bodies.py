@@ -32,9 +32,9 @@ def decoded(body: Sequence[bytes], encoding: str) -> Iterator[bytes]:
         elif encoding in ("gzip", "x-gzip", "deflate"):
             yield from _frames(body, lambda: _Zlib(31 if "gzip" in encoding else 15))
         elif encoding == "zstd":
-            yield from _frames(body, lambda: _Zstd())
+            yield from _frames(body, _Zstd)
         elif encoding == "lz4":
-            yield from _frames(body, lambda: _Lz4())
+            yield from _frames(body, _Lz4)
         else:
             raise BadBody(f"Content-Encoding {encoding[:32]!r} is not one of gzip, deflate, zstd, lz4")
     except (zlib.error, zstandard.ZstdError, RuntimeError, EOFError) as e:

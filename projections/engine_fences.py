@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 KEYS_MAX = 10_000
@@ -36,7 +36,7 @@ class Fences:
             self._newest = {str(k): int(v) for k, v in json.loads(path.read_text()).items()}
 
     @contextlib.contextmanager
-    def held(self, wanted: str) -> Iterator[None]:
+    def held(self, wanted: str) -> Generator[None]:
         """Runs the body while nobody else may use these keys. `wanted`: `key:token,…`. Raises Fenced, BadFence."""
         tokens = _parsed(wanted)
         with contextlib.ExitStack() as stack:
@@ -45,7 +45,9 @@ class Fences:
             for key, token in tokens.items():
                 newest = self._newest.get(key, 0)
                 if token < newest:
-                    raise Fenced(f"Code: {Fenced.code}. DB::Exception: {key} was taken over: token {token} is older than {newest}. (FENCED)")
+                    raise Fenced(
+                        f"Code: {Fenced.code}. DB::Exception: {key} was taken over: token {token} is older than {newest}. (FENCED)"
+                    )
             self._remember({k: t for k, t in tokens.items() if t > self._newest.get(k, 0)})
             yield
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from projections import engine_sql
-from projections.engine_bodies import DECODED_BYTES_MAX, BadBody, BodyTooLarge
+from projections.engine_bodies import DECODED_BYTES_MAX, BadBody, BodyTooLarge, decoded
 from projections.engine_fences import BadFence, Fenced
 from projections.engine_sql import BadStatement
 
@@ -30,17 +30,42 @@ ADMISSION_S_MAX, PIECE_S_MAX = 30.0, 30.0
 URL_PAIRS_MAX = 512
 # Spoken by clients, meaning nothing here.
 _TRANSPORT = frozenset(
-    "query database default_format session_id session_timeout session_check query_id compress decompress wait_end_of_query buffer_size role"
-    " enable_http_compression http_zlib_compression_level client_protocol_version user password quota_key quota stacktrace fence"
-    " send_progress_in_http_headers http_headers_progress_interval_ms cancel_http_readonly_queries_on_client_close add_http_cors_header".split()
+    [
+        "query",
+        "database",
+        "default_format",
+        "session_id",
+        "session_timeout",
+        "session_check",
+        "query_id",
+        "compress",
+        "decompress",
+        "wait_end_of_query",
+        "buffer_size",
+        "role",
+        "enable_http_compression",
+        "http_zlib_compression_level",
+        "client_protocol_version",
+        "user",
+        "password",
+        "quota_key",
+        "quota",
+        "stacktrace",
+        "fence",
+        "send_progress_in_http_headers",
+        "http_headers_progress_interval_ms",
+        "cancel_http_readonly_queries_on_client_close",
+        "add_http_cors_header",
+    ]
 )
 _STATUS = {60: 404, 81: 404, 516: 403, 194: 401, 497: 403, 164: 403, 202: 503, 241: 507, 159: 408, Fenced.code: 409, 48: 501, 999: 503}
 """ClickHouse's error code → HTTP status; any other code is the client's 400, except the engine's own below."""
 _OUR_FAULT = frozenset({49, 74, 75, 76, 243, 1000, 1001, 1002})  # logical error, cannot read/write/open file, no space, system exceptions
 _CODE = re.compile(r"Code:? (\d+)")
 
-Scope, Message = dict[str, Any], dict[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +160,10 @@ class Application:
     def _authenticate(self, headers: dict[str, str], query: dict[str, str]) -> None:
         if not self._password:
             return
-        user, password = headers.get("x-clickhouse-user") or query.get("user", ""), headers.get("x-clickhouse-key") or query.get("password", "")
+        user, password = (
+            headers.get("x-clickhouse-user") or query.get("user", ""),
+            headers.get("x-clickhouse-key") or query.get("password", ""),
+        )
         basic = headers.get("authorization", "")
         if basic.lower().startswith("basic "):
             try:
@@ -176,7 +204,9 @@ async def _body(receive: Receive, headers: dict[str, str]) -> list[bytes]:
             async with asyncio.timeout(PIECE_S_MAX):
                 message = await receive()
         except TimeoutError:
-            raise _Refused(408, 209, f"Code: 209. DB::Exception: nothing of the body came for {PIECE_S_MAX:g} s. (SOCKET_TIMEOUT)") from None
+            raise _Refused(
+                408, 209, f"Code: 209. DB::Exception: nothing of the body came for {PIECE_S_MAX:g} s. (SOCKET_TIMEOUT)"
+            ) from None
         if message["type"] == "http.disconnect":
             raise _Refused(400, 209, "the client left in the middle of the body")
         piece = message.get("body", b"")
@@ -190,39 +220,17 @@ async def _body(receive: Receive, headers: dict[str, str]) -> list[bytes]:
 
 
 def _job(body: list[bytes], headers: dict[str, str], query: dict[str, str], method: str) -> Job | bytes:
-    """What is asked. The statement stands in the URL, in the body, or begins in one and goes on in the other. b"" for an empty GET."""
-    from projections.engine_bodies import decoded
-
+    """What is asked, or the answer to nothing being asked."""
     if query.get("decompress", "0") not in ("", "0"):
         raise BadBody("ClickHouse's native compression is not spoken here; use Content-Encoding")
     encoding, sql = headers.get("content-encoding", "").strip().lower(), query.get("query", "")
+    reading = method in ("GET", "HEAD")
     if not sql and not body:
-        if method in ("GET", "HEAD"):
+        if reading:
             return b"Ok.\n"
         raise BadStatement(62, "SYNTAX_ERROR", "Empty query")
-    if not sql:
-        body, encoding = _bounded(decoded(body, encoding)), ""
-        text = b"".join(body)
-        sql = text[: engine_sql.HEAD_BYTES_MAX].decode("utf-8", "replace")
-        statement = engine_sql.parse(sql)
-        if isinstance(statement, engine_sql.Insert):
-            data_at = len(sql[: statement.data_at].encode())
-            body = [text[data_at:]]
-        else:
-            if len(text) > engine_sql.HEAD_BYTES_MAX:
-                raise BadStatement(62, "SYNTAX_ERROR", f"The statement is longer than {engine_sql.HEAD_BYTES_MAX} bytes")
-            body = []
-    else:
-        statement = engine_sql.parse(sql)
-        if isinstance(statement, engine_sql.Insert):
-            inline = sql[statement.data_at :]
-            body = [inline.encode(), b"\n", *body] if inline.strip() else body
-        elif body:  # the URL's part goes first
-            rest = b"".join(_bounded(decoded(body, encoding)))
-            if len(rest) > engine_sql.HEAD_BYTES_MAX and statement.keyword != "INSERT":
-                raise BadStatement(62, "SYNTAX_ERROR", f"The statement is longer than {engine_sql.HEAD_BYTES_MAX} bytes")
-            statement, body = engine_sql.parse(f"{sql}\n{rest.decode('utf-8', 'replace')}"), []
-    if method in ("GET", "HEAD") and not (isinstance(statement, engine_sql.Other) and statement.reads_only):
+    statement, body, encoding = _in_body(body, encoding) if not sql else _in_url(sql, body, encoding)
+    if reading and not (isinstance(statement, engine_sql.Other) and statement.reads_only):
         raise BadStatement(164, "READONLY", "GET only reads; use POST")
     settings = {k: v for k, v in query.items() if k not in _TRANSPORT and not k.startswith("param_")}
     engine_sql.check_settings(settings)
@@ -240,6 +248,40 @@ def _job(body: list[bytes], headers: dict[str, str], query: dict[str, str], meth
         query.get("database") or headers.get("x-clickhouse-database", ""),
         query.get("fence", ""),
     )
+
+
+_Asked = tuple[engine_sql.Insert | engine_sql.Other, list[bytes], str]
+"""The statement, the rows that come with it, and their encoding."""
+
+
+def _in_body(body: list[bytes], encoding: str) -> _Asked:
+    text = b"".join(_bounded(decoded(body, encoding)))
+    sql = text[: engine_sql.HEAD_BYTES_MAX].decode("utf-8", "replace")
+    statement = engine_sql.parse(sql)
+    if isinstance(statement, engine_sql.Insert):
+        return statement, [text[len(sql[: statement.data_at].encode()) :]], ""
+    _check_length(len(text))
+    return statement, [], ""
+
+
+def _in_url(sql: str, body: list[bytes], encoding: str) -> _Asked:
+    """The body holds the rows of an INSERT … FORMAT, or goes on where the URL ends."""
+    statement = engine_sql.parse(sql)
+    if isinstance(statement, engine_sql.Insert):
+        inline = sql[statement.data_at :]
+        if not inline.strip():
+            return statement, body, encoding
+        return statement, [inline.encode(), b"\n", *_bounded(decoded(body, encoding))], ""
+    rest = b"".join(_bounded(decoded(body, encoding)))
+    if not rest:
+        return statement, [], ""
+    _check_length(len(rest))
+    return engine_sql.parse(f"{sql}\n{rest.decode('utf-8', 'replace')}"), [], ""
+
+
+def _check_length(size: int) -> None:
+    if size > engine_sql.HEAD_BYTES_MAX:
+        raise BadStatement(62, "SYNTAX_ERROR", f"The statement is longer than {engine_sql.HEAD_BYTES_MAX} bytes")
 
 
 def _bounded(pieces: Any) -> list[bytes]:

@@ -85,10 +85,8 @@ def parse(text: str) -> Insert | Other:
     if form is None:
         return Other(text, None, keyword)
     rest = text[form.end() :]
-    if rest.strip():  # FORMAT x SETTINGS …: ours will be put in the same place
-        text = text[: form.start()] + rest
-    else:
-        text = text[: form.start()]
+    # FORMAT x SETTINGS …: ours will be put in the same place
+    text = text[: form.start()] + (rest if rest.strip() else "")
     return Other(text, form.group(1), keyword)
 
 
@@ -144,7 +142,11 @@ def _add_settings(sql: str, settings: Mapping[str, str]) -> str:
     if values:
         return f"{sql[: values.start()]} SETTINGS {_listed(settings)}{sql[values.start() :]}"
     found = list(_SETTINGS.finditer(masked))
-    trailing = found and masked.count("(", found[-1].end()) == masked.count(")", found[-1].end()) and not re.search(r"\sSELECT\s", masked[found[-1].end() :], re.I)
+    trailing = (
+        found
+        and masked.count("(", found[-1].end()) == masked.count(")", found[-1].end())
+        and not re.search(r"\sSELECT\s", masked[found[-1].end() :], re.I)
+    )
     return f"{sql}{', ' if trailing else ' SETTINGS '}{_listed(settings)}"
 
 

@@ -97,7 +97,14 @@ def first_missing(
 
 
 def _same_record(
-    clickhouse: ClickHouse, reader: Reader, table: str, topic: str, partition: int, offset: int, where: str, params: Mapping[str, object] | None
+    clickhouse: ClickHouse,
+    reader: Reader,
+    table: str,
+    topic: str,
+    partition: int,
+    offset: int,
+    where: str,
+    params: Mapping[str, object] | None,
 ) -> None:
     rows = clickhouse.rows(
         f"""SELECT DISTINCT if(length(toString(sha256)) = 64, lower(toString(sha256)), lower(hex(sha256))) AS sha256

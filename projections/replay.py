@@ -88,7 +88,13 @@ class Rebuild:
         self._unreadable = 0
         partitions = range(TOPICS["usage"].partitions)
         self._sink = UsageSink(
-            self._clickhouse, UsageSchemas(schemas), lambda partition, fence: 0, self._count_dead, lambda: None, table=BESIDE, rows_max=BATCH
+            self._clickhouse,
+            UsageSchemas(schemas),
+            lambda partition, fence: 0,
+            self._count_dead,
+            lambda: None,
+            table=BESIDE,
+            rows_max=BATCH,
         )
         self._partitions = tuple(partitions)
 
@@ -149,7 +155,8 @@ class Rebuild:
 
     def _dense(self, partition: int) -> bool:
         newest = self._clickhouse.value(
-            f"SELECT coalesce(maxOrNull(toInt64(kafka_offset)), -1) AS n FROM {TABLE} WHERE kafka_partition = {{partition:Int32}}", {"partition": partition}
+            f"SELECT coalesce(maxOrNull(toInt64(kafka_offset)), -1) AS n FROM {TABLE} WHERE kafka_partition = {{partition:Int32}}",
+            {"partition": partition},
         )
         start = self._reader.bounds("usage")["usage", partition][0]
         return dense_end(self._clickhouse, TABLE, partition, start=start) > int(newest)
@@ -209,7 +216,8 @@ class Rebuild:
         report.differences += int(self._clickhouse.value(f"SELECT count() AS n FROM {joined}", params))
         room = DIFFERENCES_MAX - len(report.listed)
         rows = self._clickhouse.rows(
-            f"SELECT greatest(l.kafka_offset, r.kafka_offset) AS at, l.there AS live, r.there AS rebuilt FROM {joined} ORDER BY at LIMIT {room}", params
+            f"SELECT greatest(l.kafka_offset, r.kafka_offset) AS at, l.there AS live, r.there AS rebuilt FROM {joined} ORDER BY at LIMIT {room}",
+            params,
         )
         partition = int(str(params["partition"]))
         for row in rows:
@@ -221,7 +229,10 @@ class Rebuild:
     def _columns(self, partition: int, offset: int) -> tuple[str, ...]:
         where = "WHERE kafka_partition = {partition:Int32} AND kafka_offset = {offset:Int64}"
         names = ", ".join(f"toString(`{c.name}`) AS `{c.name}`" for c in (*LOG_COLUMNS, *COLUMNS))
-        sides = [self._clickhouse.rows(f"SELECT {names} FROM {t} FINAL {where}", {"partition": partition, "offset": offset}) for t in (TABLE, BESIDE)]
+        sides = [
+            self._clickhouse.rows(f"SELECT {names} FROM {t} FINAL {where}", {"partition": partition, "offset": offset})
+            for t in (TABLE, BESIDE)
+        ]
         if not all(sides):
             return ()
         (live, *_), (rebuilt, *_) = sides

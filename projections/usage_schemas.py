@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-
-from events.registry import read_schemas
 from events.log import Reader
+from events.registry import read_schemas
 from events.wire import FRAME_BYTES_MAX, HEADER_BYTES, MAGIC, Schema, SchemaBook, Undecodable
 from projections import container
 from projections.usage_table import Insert, UnsuitableSchema, insert_for
@@ -66,5 +65,3 @@ def too_large(value: bytes) -> Undecodable | None:
 
 def _id(head: bytes) -> int:
     return int.from_bytes(head[1:HEADER_BYTES], "big")
-
-

@@ -26,7 +26,6 @@ to give up on a record."""
 BUSY = frozenset({159, 202, 252, 425, 999})
 """Codes that pass: time-out, too many queries, too many parts, no coordination service."""
 BUSY_S_MAX = 60.0
-BUSY_S_MAX = 60.0
 INSERT_SETTINGS = {
     "max_insert_threads": 1,  # one insert is one part (K7)
     "optimize_on_insert": 0,  # rows of one insert are distinct: collapsing them costs a third of the time
@@ -179,7 +178,9 @@ class UsageSink:
         c = part.wrapped
         token = f"{self.table}/{part.partition}:{c.first}-{c.last}#{c.rows}/{part.way.insert.schema_id}"
         sql = part.way.insert.sql(self.table, part.partition, c.guard)
-        written = self._patiently(lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, self._fences.get(part.partition, ""), token))
+        written = self._patiently(
+            lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, self._fences.get(part.partition, ""), token)
+        )
         if written != c.rows:
             raise AssertionError(f"{token}: {c.rows} records became {written} rows")
 

@@ -170,7 +170,12 @@ def insert_for(schema_id: int, definition: str) -> Insert:
     structure = ", ".join(f"`{c.name}` {plain}" for c, plain in known) + f", `{TAIL_FIELD}` FixedString({TAIL.size})"
     tail = f"{TAIL_FIELD}"
     checks = " OR ".join(
-        (f"substring({tail}, 49, 16) != unhex('{{guard}}')", *_negative([c for c, _ in known]), *_bad_text([(c, plain) for c, plain in known]), *_not_canonical(fields))
+        (
+            f"substring({tail}, 49, 16) != unhex('{{guard}}')",
+            *_negative([c for c, _ in known]),
+            *_bad_text([(c, plain) for c, plain in known]),
+            *_not_canonical(fields),
+        )
     )
     values = {
         "fact": f"'{schema['name']}'",

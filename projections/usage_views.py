@@ -8,9 +8,19 @@ from __future__ import annotations
 from projections.usage_table import COLUMNS, LOG_COLUMNS
 from rating.rules import EARLY_US_MAX, LATE_US_MAX
 
-_MEASURES = (
-    "input_tokens output_tokens cached_tokens reasoning_tokens bytes_in bytes_out images media_us gpu_us cpu_us queue_us".split()
-)
+_MEASURES = [
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "bytes_in",
+    "bytes_out",
+    "images",
+    "media_us",
+    "gpu_us",
+    "cpu_us",
+    "queue_us",
+]
 
 
 def views(table: str) -> tuple[str, ...]:
@@ -46,6 +56,10 @@ COMMENT 'Records of topic usage that nobody could read: no bill is cut over one 
 
 
 def _counted(suffix: str) -> str:
+    comment = (
+        "Every fact once: the first record of its event_id. copies = how often it was written; conflict = later ones had other bytes;"
+        " is_voided = its answer never reached the caller; effective_at = occurred_at, or the append time where that is out of bounds (retimed)"
+    )
     effective = f"occurred_at BETWEEN kafka_time_us - {LATE_US_MAX} AND kafka_time_us + {EARLY_US_MAX}"
     return f"""
 CREATE OR REPLACE VIEW usage_counted{suffix} AS
@@ -61,11 +75,15 @@ LEFT JOIN (
     FROM usage_rows{suffix} GROUP BY tenant, event_id HAVING copies > 1
 ) AS c ON c.tenant = u.tenant AND c.event_id = u.event_id
 WHERE c.copies = 0 OR (u.kafka_partition, u.kafka_offset) = c.first
-COMMENT 'Every fact once: the first record of its event_id. copies = how often it was written; conflict = later ones had other bytes; is_voided = its answer never reached the caller; effective_at = occurred_at, or the append time where that is out of bounds (retimed)'
+COMMENT '{comment}'
 """
 
 
 def _daily(suffix: str) -> str:
+    comment = (
+        "Tenant, model, version and day (UTC): calls = executions with an answer or an error, shadows and voided ones left out;"
+        " refused = calls turned away; the rest are sums of the meters and exact quantiles of latency"
+    )
     sums = ",\n    ".join(f"sumIf(u.{m}, metered) AS {m}" for m in _MEASURES)
     return f"""
 CREATE OR REPLACE VIEW metering_daily{suffix} AS
@@ -83,5 +101,5 @@ SELECT tenant, model, model_version, toDate(fromUnixTimestamp64Micro(effective_a
 FROM usage_counted{suffix} AS u
 WHERE fact IN ('InvocationSettled', 'InvocationRefused')
 GROUP BY tenant, model, model_version, day
-COMMENT 'Tenant, model, version and day (UTC): calls = executions with an answer or an error, shadows and voided ones left out; refused = calls turned away; the rest are sums of the meters and exact quantiles of latency'
+COMMENT '{comment}'
 """

@@ -39,7 +39,9 @@ class EngineProcess:
         return process
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "projections.engine"], env={**os.environ, **self.environment}, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "projections.engine"], env={**os.environ, **self.environment}, stderr=subprocess.DEVNULL
+        )
         end = time.monotonic() + START_S_MAX
         while time.monotonic() < end:
             assert self.process.poll() is None, "the engine ended at start"

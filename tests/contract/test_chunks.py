@@ -1,5 +1,7 @@
 """The private hooks of Faust and aiokafka that `projections/chunks.py` stands on: this goes red when an upgrade moves one of them."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import inspect
@@ -19,13 +21,17 @@ def parameters(function: object) -> list[str]:
 
 
 def test_the_versions_are_those_the_transport_was_proven_with() -> None:
-    assert (version("faust-streaming"), version("aiokafka")) == ("0.15.3", "0.14.0"), "run tests/integration/test_usage_pipeline.py, then change this line"
+    assert (version("faust-streaming"), version("aiokafka")) == ("0.15.3", "0.14.0"), (
+        "run tests/integration/test_usage_pipeline.py, then change this line"
+    )
 
 
 def test_a_fetch_hands_over_lists_of_records_by_partition() -> None:
     assert parameters(driver.AIOKafkaConsumerThread._fetch_records) == ["self", "consumer", "active_partitions", "timeout", "max_records"]
     assert "fetched_records" in inspect.getsource(driver.AIOKafkaConsumerThread._fetch_records)
-    assert {"topic", "partition", "offset", "timestamp", "timestamp_type", "key", "value", "headers", "checksum"} <= set(ConsumerRecord.__dataclass_fields__)
+    assert {"topic", "partition", "offset", "timestamp", "timestamp_type", "key", "value", "headers", "checksum"} <= set(
+        ConsumerRecord.__dataclass_fields__
+    )
 
 
 def test_the_worker_consumer_can_be_told_to_wait_for_more() -> None:

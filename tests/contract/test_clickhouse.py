@@ -60,7 +60,9 @@ def post(engine: EngineProcess, body: bytes, headers: dict[str, str] | None = No
 
 
 def test_the_official_client_creates_inserts_and_reads_back_every_value(official: Any) -> None:
-    official.command("CREATE TABLE everything (i Int64, s String, f Float64, d DateTime64(6, 'UTC'), m Map(String, String), a Array(UInt32)) ENGINE MergeTree ORDER BY i")
+    official.command(
+        "CREATE TABLE everything (i Int64, s String, f Float64, d DateTime64(6, 'UTC'), m Map(String, String), a Array(UInt32)) ENGINE MergeTree ORDER BY i"
+    )
     when = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
     rows = [[i, f"it's \\ {i}\n\t", i / 3, when, {"k": str(i)}, [i, i + 1]] for i in range(100)]
     summary = official.insert("everything", rows, column_names=["i", "s", "f", "d", "m", "a"])
@@ -71,7 +73,9 @@ def test_the_official_client_creates_inserts_and_reads_back_every_value(official
 
 def test_the_official_client_binds_parameters_on_the_server(official: Any) -> None:
     hostile = "it's \\ \t \n {x:String} '; DROP TABLE everything --"
-    row = official.query("SELECT {s:String}, {n:Int64}, {a:Array(String)}", parameters={"s": hostile, "n": -5, "a": ["x'y", "\\"]}).result_rows[0]
+    row = official.query(
+        "SELECT {s:String}, {n:Int64}, {a:Array(String)}", parameters={"s": hostile, "n": -5, "a": ["x'y", "\\"]}
+    ).result_rows[0]
     assert row == (hostile, -5, ["x'y", "\\"])
 
 
@@ -120,7 +124,10 @@ def test_no_statement_reaches_outside_the_tables(engine: EngineProcess, sql: str
 
 
 def test_words_in_literals_are_no_syntax(engine: EngineProcess) -> None:
-    status, body, _ = post(engine, b"SELECT 'file(x) FORMAT CSV; SETTINGS a=1 -- \\' ; url(', `a` FROM (SELECT 1 AS `a`) /* ; */ -- ; \n FORMAT JSONCompactEachRow")
+    status, body, _ = post(
+        engine,
+        b"SELECT 'file(x) FORMAT CSV; SETTINGS a=1 -- \\' ; url(', `a` FROM (SELECT 1 AS `a`) /* ; */ -- ; \n FORMAT JSONCompactEachRow",
+    )
     assert (status, json.loads(body)) == (200, ["file(x) FORMAT CSV; SETTINGS a=1 -- ' ; url(", 1])
 
 
@@ -133,14 +140,19 @@ def test_a_setting_cannot_smuggle_sql(engine: EngineProcess, name: str) -> None:
 def test_a_settings_value_cannot_smuggle_sql(engine: EngineProcess) -> None:
     status, _, _ = post(engine, b"SELECT getSetting('log_comment')", log_comment="a', max_threads='1")
     assert status == 200
-    _, body, _ = post(engine, b"SELECT getSetting('log_comment'), getSetting('max_threads')", log_comment="a', max_threads='7", max_threads="3")
+    _, body, _ = post(
+        engine, b"SELECT getSetting('log_comment'), getSetting('max_threads')", log_comment="a', max_threads='7", max_threads="3"
+    )
     assert body == b"a\\', max_threads=\\'7\t3\n"
 
 
 def test_settings_reach_every_kind_of_statement(engine: EngineProcess) -> None:
     assert post(engine, b"SELECT getSetting('max_threads') SETTINGS max_block_size=10 FORMAT TSV", max_threads="1")[1] == b"1\n"
     assert post(engine, b"SELECT getSetting('max_threads') FORMAT TSV SETTINGS max_block_size=10", max_threads="1")[0] in (200, 400)
-    assert post(engine, b"CREATE TABLE set1 (a UInt8) ENGINE MergeTree ORDER BY a SETTINGS index_granularity=1024", mutations_sync="2")[0] == 200
+    assert (
+        post(engine, b"CREATE TABLE set1 (a UInt8) ENGINE MergeTree ORDER BY a SETTINGS index_granularity=1024", mutations_sync="2")[0]
+        == 200
+    )
     assert post(engine, b"INSERT INTO set1 SELECT 1", max_threads="1")[0] == 200
     assert post(engine, b"INSERT INTO set1 VALUES (2), (3)", insert_deduplication_token="t")[0] == 200
     assert post(engine, b"ALTER TABLE set1 DELETE WHERE a = 1", mutations_sync="2")[0] == 200
@@ -245,7 +257,9 @@ def test_a_password_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
     process = EngineProcess(tmp_path, clickhouse_user="market", clickhouse_password="s3cret")
     process.start()
     assert ClickHouse(process.settings).value("SELECT 1") == 1
-    client = clickhouse_connect.get_client(host="127.0.0.1", port=process.port, username="market", password="s3cret", autogenerate_session_id=False)
+    client = clickhouse_connect.get_client(
+        host="127.0.0.1", port=process.port, username="market", password="s3cret", autogenerate_session_id=False
+    )
     assert client.query("SELECT 1").result_rows == [(1,)]
     client.close()
     assert post(process, b"SELECT 1")[0] == 403
@@ -264,13 +278,12 @@ def test_sigterm_ends_the_engine_cleanly_and_its_folder_opens_again(tmp_path: Pa
 
 def test_our_client_binds_parameters_safely(ours: ClickHouse) -> None:
     hostile = "it's \\ \t \n '; DROP --"
-    assert ours.rows("SELECT {s:String} AS s, {a:Array(String)} AS a, {n:UInt64} AS n", {"s": hostile, "a": [hostile, "b"], "n": 2**63}) == [
-        {"s": hostile, "a": [hostile, "b"], "n": 2**63}
-    ]
+    assert ours.rows(
+        "SELECT {s:String} AS s, {a:Array(String)} AS a, {n:UInt64} AS n", {"s": hostile, "a": [hostile, "b"], "n": 2**63}
+    ) == [{"s": hostile, "a": [hostile, "b"], "n": 2**63}]
 
 
 def test_a_second_engine_on_the_same_folder_is_refused(engine: EngineProcess) -> None:
     env = {**os.environ, **engine.environment}
     done = subprocess.run([sys.executable, "-m", "projections.engine"], env=env, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0 and b"another process owns this folder" in done.stderr
-

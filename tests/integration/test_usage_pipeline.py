@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from events.registry import read_schemas
 from events.log import Reader
+from events.registry import read_schemas
 from events.settings import Settings
 from infra.launcher.ports import free_block
 from projections.container import zigzag
@@ -77,10 +77,23 @@ def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: U
         letters = "SELECT topic, partition, offset, code, value_bytes FROM dead_letters"
         until("every dead letter is in its table", lambda: len(market.clickhouse.rows(letters)) == after["unreadable"])
     places = {(r["partition"], r["offset"]) for r in market.clickhouse.rows(letters)}
-    tombs = {(r["kafka_partition"], r["kafka_offset"]) for r in market.clickhouse.rows("SELECT kafka_partition, kafka_offset FROM usage_unreadable")}
+    tombs = {
+        (r["kafka_partition"], r["kafka_offset"])
+        for r in market.clickhouse.rows("SELECT kafka_partition, kafka_offset FROM usage_unreadable")
+    }
     assert places == tombs
     codes = {r["code"] for r in market.clickhouse.rows(letters)}
-    assert codes >= {"no_value", "not_framed", "unknown_schema", "wrong_subject", "trailing_bytes", "undecodable", "too_large", "negative_count", "not_a_uuid"}
+    assert codes >= {
+        "no_value",
+        "not_framed",
+        "unknown_schema",
+        "wrong_subject",
+        "trailing_bytes",
+        "undecodable",
+        "too_large",
+        "negative_count",
+        "not_a_uuid",
+    }
 
 
 def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(market: UsageStack) -> None:
@@ -116,9 +129,10 @@ def test_a_worker_killed_between_the_parts_of_a_chunk_leaves_no_hole(market: Usa
     # What a crash between two inserts of one chunk leaves: the later schema's rows are there, the earlier one's are not.
     ids = [r["schema_id"] for r in market.clickhouse.rows("SELECT schema_id FROM usage_rows GROUP BY schema_id ORDER BY count()")]
     for schema_id in ids[-2:]:
-        tail = f"(SELECT max(kafka_offset) - 800 FROM usage WHERE kafka_partition = 2)"
+        tail = "(SELECT max(kafka_offset) - 800 FROM usage WHERE kafka_partition = 2)"
         market.clickhouse.command(
-            f"ALTER TABLE usage DELETE WHERE kafka_partition = 2 AND schema_id = {schema_id} AND kafka_offset > {tail}", settings={"mutations_sync": 2}
+            f"ALTER TABLE usage DELETE WHERE kafka_partition = 2 AND schema_id = {schema_id} AND kafka_offset > {tail}",
+            settings={"mutations_sync": 2},
         )
         with market.working():
             market.caught_up()
@@ -221,11 +235,19 @@ def test_ten_copies_of_every_fact_count_once(market: UsageStack) -> None:
         market.write(twin, partition=3)
         market.caught_up()
     schemas = Schemas(market.settings)
-    known = ((r.time_ms, d) for r in sorted(read_topic(market.settings, "usage"), key=lambda r: (r.partition, r.offset)) if (d := decoded(r.value, schemas)))
+    known = (
+        (r.time_ms, d)
+        for r in sorted(read_topic(market.settings, "usage"), key=lambda r: (r.partition, r.offset))
+        if (d := decoded(r.value, schemas))
+    )
     expected = daily((fact, fields, ms * 1000) for ms, (fact, fields) in known)
     rows = table_rows(market.settings, "SELECT tenant, model, model_version, calls, succeeded, refused, bytes_in FROM metering_daily")
-    assert {(r["tenant"], r["model"], r["model_version"]): (r["calls"], r["succeeded"], r["refused"], r["bytes_in"]) for r in rows} == expected
-    (row,) = table_rows(market.settings, f"SELECT copies, conflict, is_voided, bytes_in FROM usage_counted WHERE event_id = '{body['event_id']}'")
+    assert {
+        (r["tenant"], r["model"], r["model_version"]): (r["calls"], r["succeeded"], r["refused"], r["bytes_in"]) for r in rows
+    } == expected
+    (row,) = table_rows(
+        market.settings, f"SELECT copies, conflict, is_voided, bytes_in FROM usage_counted WHERE event_id = '{body['event_id']}'"
+    )
     assert row == {"copies": 11, "conflict": True, "is_voided": True, "bytes_in": 1_000_000}
 
 
@@ -252,7 +274,10 @@ def test_a_rebuild_beside_the_live_tables_finds_no_difference_and_takes_their_pl
         compare(market.settings)
         assert market.clickhouse.value(f"SELECT count() > 0 AS there FROM {kept}") == 1
         # A row that somebody changed by hand is found, with the column.
-        market.clickhouse.command("ALTER TABLE usage UPDATE bytes_in = bytes_in + 1 WHERE kafka_partition = 1 AND kafka_offset = 5", settings={"mutations_sync": 2})
+        market.clickhouse.command(
+            "ALTER TABLE usage UPDATE bytes_in = bytes_in + 1 WHERE kafka_partition = 1 AND kafka_offset = 5",
+            settings={"mutations_sync": 2},
+        )
         market.clickhouse.command("ALTER TABLE usage DELETE WHERE kafka_partition = 1 AND kafka_offset = 6", settings={"mutations_sync": 2})
         report = rebuild.run()
         found = {(d.partition, d.offset, d.what, d.columns) for d in report.listed}
@@ -300,5 +325,3 @@ def _damaged(value: bytes, chance: random.Random) -> bytes:
         case _:
             b[at : at + chance.randrange(1, 4)] = chance.choice([b"\xff\xfe", b"\xc3\x28", b"\x00", b"\xed\xa0\x80"])
     return bytes(b)
-
-

@@ -20,8 +20,30 @@ from events.settings import Settings
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COUNTS = frozenset(  # said again here, so that a count forgotten there is noticed
-    "sequence attempt status calls input_tokens output_tokens cached_tokens reasoning_tokens bytes_in bytes_out images media_us gpu_us cpu_us queue_us"
-    " ttft_us latency_us batch_size price_version reserved_micros output_tokens_max count".split()
+    [
+        "sequence",
+        "attempt",
+        "status",
+        "calls",
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "bytes_in",
+        "bytes_out",
+        "images",
+        "media_us",
+        "gpu_us",
+        "cpu_us",
+        "queue_us",
+        "ttft_us",
+        "latency_us",
+        "batch_size",
+        "price_version",
+        "reserved_micros",
+        "output_tokens_max",
+        "count",
+    ]
 )
 _REFERENCES = frozenset({"opened", "voided"})
 
@@ -36,7 +58,9 @@ class Seen:
 
 def read_topic(settings: Settings, topic: str) -> list[Seen]:
     """Every record of a topic, with nothing of ours."""
-    consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False, "auto.offset.reset": "error"})
+    consumer = ck.Consumer(
+        {"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False, "auto.offset.reset": "error"}
+    )
     partitions = consumer.list_topics(topic, 10).topics[topic].partitions
     ends = {p: consumer.get_watermark_offsets(ck.TopicPartition(topic, p), 10)[1] for p in partitions}
     consumer.assign([ck.TopicPartition(topic, p, 0) for p, end in ends.items() if end])
@@ -46,8 +70,10 @@ def read_topic(settings: Settings, topic: str) -> list[Seen]:
         assert messages, f"{topic}: {left} records did not come"
         for m in messages:
             assert m.error() is None, m.error()
-            if m.offset() < ends[m.partition()]:
-                seen.append(Seen(m.partition(), m.offset(), m.timestamp()[1], m.value()))
+            partition, offset, value = m.partition(), m.offset(), m.value()
+            assert partition is not None and offset is not None and not isinstance(value, str)
+            if offset < ends[partition]:
+                seen.append(Seen(partition, offset, m.timestamp()[1], value))
                 left -= 1
     consumer.close()
     return seen
@@ -60,7 +86,9 @@ class Schemas:
         self._url, self._known = settings.registry, dict[int, Any]()
         subjects = json.load(urllib.request.urlopen(f"{self._url}/subjects", timeout=10))
         self.usage_ids = {
-            json.load(urllib.request.urlopen(f"{self._url}/subjects/{s}/versions/latest", timeout=10))["id"] for s in subjects if s.startswith("usage-")
+            json.load(urllib.request.urlopen(f"{self._url}/subjects/{s}/versions/latest", timeout=10))["id"]
+            for s in subjects
+            if s.startswith("usage-")
         }
 
     def of(self, schema_id: int) -> Any:
@@ -179,5 +207,3 @@ def daily(records: Iterable[tuple[str, Mapping[str, Any], int]]) -> dict[tuple[s
             line[1] += body["outcome"] == "succeeded"
             line[3] += body["bytes_in"]
     return {k: (v[0], v[1], v[2], v[3]) for k, v in out.items()}
-
-

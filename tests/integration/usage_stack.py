@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ class UsageStack:
         return worker
 
     @contextmanager
-    def working(self, index: int = 0) -> Iterator[Worker]:
+    def working(self, index: int = 0) -> Generator[Worker]:
         worker = self.worker(index)
         try:
             yield worker
@@ -165,7 +165,13 @@ class UsageStack:
         body = {"key_id": "k", "user": "u", "region": "local", "model": "model-vision-core-digits1", "operation": "infer", "status": 429}
         return self.codec.encode_dict(
             "InvocationRefused",
-            {**_DEFAULTS["InvocationRefused"], **_metered(tenant or f"tenant-{n % 40}", n), **body, "error_code": "limit", "count": n % 9 + 1},
+            {
+                **_DEFAULTS["InvocationRefused"],
+                **_metered(tenant or f"tenant-{n % 40}", n),
+                **body,
+                "error_code": "limit",
+                "count": n % 9 + 1,
+            },
         )
 
     def voided(self, n: int, event_id: str, tenant: str) -> bytes:
@@ -176,7 +182,8 @@ class UsageStack:
         model = {"model": "m", "model_version": "1.0.0"}
         if n % 2:
             return self.codec.encode_dict(
-                "InvocationAbandoned", {**_DEFAULTS["InvocationAbandoned"], **_metered("t", n), **model, "opened": str(uuid.uuid4()), "reason": "dead"}
+                "InvocationAbandoned",
+                {**_DEFAULTS["InvocationAbandoned"], **_metered("t", n), **model, "opened": str(uuid.uuid4()), "reason": "dead"},
             )
         who = {"key_id": "k", "user": "u", "provider": "p", "operation": "chat", "output_tokens_max": 77}
         return self.codec.encode_dict("InvocationOpened", {**_DEFAULTS["InvocationOpened"], **_metered("t", n), **model, **who})
@@ -197,7 +204,8 @@ class UsageStack:
         """Facts of every kind, interleaved as a day of calls would."""
         start = random.randrange(1 << 30)
         return [
-            self.refused(start + i) if i % 5 == 2 else self.other(start + i) if i % 50 == 7 else self.settled(start + i) for i in range(count)
+            self.refused(start + i) if i % 5 == 2 else self.other(start + i) if i % 50 == 7 else self.settled(start + i)
+            for i in range(count)
         ]
 
     # --- waiting

@@ -6,18 +6,18 @@ import hashlib
 import io
 import json
 import random
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import fastavro
 from hypothesis import given
 from hypothesis import strategies as st
 
+from events.catalogue import entries
+from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 from projections import container
 from projections.usage_judge import judge
 from projections.usage_table import COLUMNS, LOG_COLUMNS, create_table, insert_for
-from events.catalogue import entries
-from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 
 USAGE = [e for e in entries() if e.topic == "usage"]
 
@@ -30,6 +30,13 @@ def book() -> SchemaBook:
 
 
 CODEC = Codec(book())
+
+
+@dataclass(frozen=True)
+class Framed:
+    offset: int
+    timestamp: int
+    value: bytes
 
 
 def refusal(seed: int) -> dict[str, Any]:
@@ -58,9 +65,7 @@ def refusal(seed: int) -> dict[str, Any]:
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=40), st.integers(0, 2**63 - 100), st.integers(0, 2**42))
 def test_another_avro_reader_finds_every_fact_with_its_coordinate(seeds: list[int], first: int, time_ms: int) -> None:
     bodies = [refusal(s) for s in seeds]
-    records = [
-        SimpleNamespace(offset=first + i, timestamp=time_ms, value=CODEC.encode_dict("InvocationRefused", b)) for i, b in enumerate(bodies)
-    ]
+    records = [Framed(offset=first + i, timestamp=time_ms, value=CODEC.encode_dict("InvocationRefused", b)) for i, b in enumerate(bodies)]
     extended = container.extended(CODEC.schema_for("InvocationRefused").definition)
     wrapped = container.wrap(extended.encode(), records, b"g" * 16, b"s" * 16)
     read: list[Any] = list(fastavro.reader(io.BytesIO(b"".join(wrapped.pieces))))
