@@ -1,0 +1,1 @@
+"""The command `modelmarket`, one module per subject."""

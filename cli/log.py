@@ -15,9 +15,10 @@ from rich.table import Table
 from events.catalogue import TOPICS, entries
 from events.examples import add_examples, undecodable_examples
 from events.fact import Coordinate
-from events.log import Reader, Record, Writer, apply_topics, topic_drift
+from events.log import Reader, Record, Writer
 from events.registry import Registry, folder_drift, open_codec, publish, read_schemas, write_folder
 from events.settings import Settings
+from events.topics import apply_topics, topic_drift
 from events.wire import Codec, SchemaBook, Undecodable, todays_schemas
 
 log = typer.Typer(help="Read the log.", no_args_is_help=True)

@@ -6,12 +6,12 @@ import logging
 import sys
 import time
 
-from projections.tables import apply_tables
-
 from events.health import start_logging
-from events.log import LogUnavailable, Reader, Writer, apply_topics, check_partitions
+from events.log import LogUnavailable, Reader, Writer
 from events.registry import RegistryUnavailable, publish
 from events.settings import Settings
+from events.topics import apply_topics, check_partitions
+from projections.tables import apply_tables
 
 logger = logging.getLogger(__name__)
 PREPARE_S_MAX = 60.0

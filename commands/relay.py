@@ -26,8 +26,9 @@ from commands.store import Event, Store, StoreUnavailable, open_store
 from events.chain import Heartbeat, Place
 from events.fact import Coordinate
 from events.health import serve_health, start_logging
-from events.log import LogBroken, LogMismatch, LogUnavailable, Reader, Writer, check_partitions
+from events.log import LogBroken, LogMismatch, LogUnavailable, Reader, Writer
 from events.settings import Settings
+from events.topics import check_partitions
 
 logger = logging.getLogger(__name__)
 

@@ -70,5 +70,5 @@ def start_logging(part: str, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(part))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("httpx", "httpcore", "aiokafka", "urllib3"):
+    for chatty in ("httpx", "httpx2", "httpcore", "aiokafka", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

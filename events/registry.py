@@ -21,8 +21,9 @@ from events import avro
 from events.catalogue import TOPICS, entries
 from events.fact import Fact, new_id, now_us
 from events.facts.log import LogCreated, SchemaRegistered
-from events.log import PARTITIONER, LogMismatch, Reader, Record, Writer, check_partitions
+from events.log import PARTITIONER, LogMismatch, Reader, Record, Writer
 from events.settings import Settings
+from events.topics import check_partitions
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 
 logger = logging.getLogger(__name__)

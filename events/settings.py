@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     acknowledge_s_max: float = Field(default=5.0, gt=0, description="How long an answer waits for its usage fact to be durable.")
     runtime_threads: int = Field(default=1, ge=1, le=256, description="Threads of one replica's inference; its CPU time is exact with 1.")
     removals_approved_position: int = Field(
-        default=0, ge=0, description="A person agreed that the controller removes more than a fifth of the models at once, decided up to here."
+        default=0,
+        ge=0,
+        description="A person agreed that the controller removes more than a fifth of the models at once, decided up to here.",
     )
     region: str = Field(default="local", description="Region written on every usage fact of this edge.")
 

@@ -55,7 +55,11 @@ class Schema:
     @classmethod
     def of(cls, schema_id: int, subject: str, definition: str) -> Schema:
         loaded = cast(dict[str, Any], json.loads(definition))
-        return cls(schema_id, subject, str(loaded["name"]), definition, fastavro.parse_schema(_plain(loaded)))
+        parsed = cast(dict[str, Any], fastavro.parse_schema(_plain(loaded)))
+        for f in parsed["fields"]:  # Avro writes a default of bytes as text; fastavro would write that text
+            if isinstance(f.get("default"), str) and f["type"] != "string":
+                f["default"] = f["default"].encode("latin-1")
+        return cls(schema_id, subject, str(loaded["name"]), definition, parsed)
 
     @property
     def sha256(self) -> bytes:

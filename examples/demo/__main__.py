@@ -47,13 +47,14 @@ def main() -> int:
 
 def fresh(stack: Stack) -> None:
     """The story begins with an empty market: what an earlier demo left in this stack's folder goes."""
+    folder = stack.settings.folder
+    marker = folder / "demo"
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise DemoFailed(f"{folder} holds a stack that is not the demo's; set MODELMARKET_DATA to another folder")
     stack.down()
-    marker = stack.settings.folder / "demo"
-    if stack.settings.folder.exists() and any(stack.settings.folder.iterdir()):
-        if not marker.exists():
-            raise DemoFailed(f"{stack.settings.folder} holds a stack that is not the demo's; set MODELMARKET_DATA to another folder")
-        shutil.rmtree(stack.settings.folder)
-    stack.settings.folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     marker.touch()
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -29,6 +30,9 @@ CANARY_PERCENT = 20
 PRICES = [
     {"model": MODEL, "meter": "calls", "amount_micros": 2_000, "per_units": 1},
     {"model": "*", "meter": "bytes_in", "amount_micros": 100_000, "per_units": 100_000_000},
+    # Without a price usage is held, never free: what costs nothing says so.
+    {"model": "*", "meter": "bytes_out", "amount_micros": 0},
+    {"model": "*", "meter": "cpu_us", "amount_micros": 0},
 ]
 
 
@@ -266,7 +270,7 @@ class Story:
 
     def bill(self) -> None:
         self.chapter("Bills: issued, and recomputed from Kafka alone")
-        period = datetime.now(UTC).strftime("%Y-%m")
+        period = datetime.now(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")  # the tenants' zone
         for tenant in (CALLER, OWNER):
             self.market.command("POST", f"/v1/bills/{tenant}/{period}/cut")
         table = Table("tenant", "model", "version", "meter", "quantity", "price", "amount CNY")

@@ -19,9 +19,10 @@ import httpx
 
 from commands.answers import ANSWERED
 from commands.store import open_store
-from events.log import Reader, Writer, apply_topics
+from events.log import Reader, Writer
 from events.registry import publish
 from events.settings import Settings
+from events.topics import apply_topics
 from infra.launcher import Stack
 
 ADMIN = "mk_" + "a" * 43

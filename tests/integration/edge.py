@@ -17,9 +17,10 @@ import confluent_kafka as ck
 import httpx
 import psutil
 
-from events.log import Reader, Writer, apply_topics
+from events.log import Reader, Writer
 from events.registry import publish
 from events.settings import Settings
+from events.topics import apply_topics
 from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
 from tests.integration.decided import Pen

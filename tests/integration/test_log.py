@@ -22,10 +22,11 @@ from events.chain import Heartbeat, Place
 from events.examples import example_of
 from events.fact import Coordinate
 from events.follow import Follower
-from events.log import LogMismatch, Reader, Writer, apply_topics, check_partitions, topic_drift
+from events.log import LogMismatch, Reader, Writer
 from events.partition import partition_of
 from events.registry import Incompatible, Registry, open_codec, publish, read_schemas
 from events.settings import Settings
+from events.topics import apply_topics, check_partitions, topic_drift
 from infra.launcher import Stack
 
 

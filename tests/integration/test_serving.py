@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from events.facts import accounts, deployments, models
-from events.log import Reader, Writer, apply_topics
+from events.log import Reader, Writer
 from events.registry import publish
 from events.settings import Settings
+from events.topics import apply_topics
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from serving.controller import Controller

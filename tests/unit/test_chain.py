@@ -17,7 +17,6 @@ from events.log import Record
 from events.settings import Settings
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 
-
 OPENINGS = 8
 
 

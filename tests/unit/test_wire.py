@@ -119,3 +119,10 @@ def test_every_fact_starts_with_the_same_fields() -> None:
     for entry in entries():
         assert tuple(entry.cls.model_fields)[: len(first)] == first
     assert StoreOpened.kind == "decided"
+
+
+def test_fields_left_out_take_the_schemas_defaults(codec: Codec) -> None:
+    required = {k: v for k, v in example_of(FACTS["InvocationSettled"]) if FACTS["InvocationSettled"].cls.model_fields[k].is_required()}
+    name, body = codec.decode(codec.encode_dict("InvocationSettled", required))
+    assert name == "InvocationSettled"
+    assert body == FACTS["InvocationSettled"].cls.model_validate(required).model_dump()
