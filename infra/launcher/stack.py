@@ -93,8 +93,9 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         self.make_short_folder()
         environment = self.environment()
-        self.supervisor.launch(self.parts.values(), environment)
+        # First, so that a supervisor is never there without it, however early this `up` is killed.
         self.fingerprint_file.write_text(fingerprint(self.parts.values(), environment, self.places))
+        self.supervisor.launch(self.parts.values(), environment)
         progress("supervisor", "started")
 
     def make_short_folder(self) -> None:
