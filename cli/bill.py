@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
@@ -52,16 +53,13 @@ def _show(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
         console.print_json(json.dumps(found))
         return bool(found["bills"])
     for one in found["bills"]:
-        table = Table(title=f"{tenant}, bill {one['number']} of {period} ({one['status']})", title_justify="left")
-        for column in ("model", "version", "meter", "book", "price"):
-            table.add_column(column)
-        table.add_column("quantity", justify="right")
-        table.add_column(one["currency"], justify="right")
-        for line in one["lines"]:
-            table.add_row(*_words(line), f"{line['quantity']:,}", "held: no price" if line["held"] else money(line["amount_micros"]))
-        table.add_section()
-        table.add_row("total", "", "", "", "", "", money(one["total_micros"]))
-        console.print(table)
+        console.print(f"[bold]{tenant}, bill {one['number']} of {period}[/] ({one['status']})")
+        for model, lines in groupby(one["lines"], key=lambda line: line["model"]):
+            table = _table(model, one["currency"])
+            for line in lines:
+                table.add_row(*_words(line), f"{line['quantity']:,}", "held" if line["held"] else money(line["amount_micros"]))
+            console.print(table)
+        console.print(f"total {money(one['total_micros'])} {one['currency']}\n")
     if not found["bills"]:
         console.print(f"no bill of {tenant} for {period}: no usage has been priced in it")
     return bool(found["bills"])
@@ -92,28 +90,40 @@ def _verify(settings: Settings, tenant: str, period: str, as_json: bool) -> bool
 
 
 def _print(tenant: str, period: str, one: ComparedBill) -> None:
-    table = Table(title=f"{tenant}, bill {one.number} of {period} ({one.status})", title_justify="left")
-    for column in ("model", "version", "meter", "book", "price"):
-        table.add_column(column)
-    for column in ("quantity", "recomputed", one.currency, "recomputed", "difference"):
-        table.add_column(column, justify="right")
-    for line in one.lines:
-        (quantity, amount), (quantity_again, amount_again) = line.billed, line.recomputed
-        style = "" if line.agrees else "red"
-        money_cells = ("held", "held") if line.key.held else (money(amount), money(amount_again))
-        cells = (*_words(line.key._asdict()), f"{quantity:,}", f"{quantity_again:,}", *money_cells, str(amount - amount_again))
-        table.add_row(*cells, style=style)
-    table.add_section()
-    table.add_row("total", "", "", "", "", "", "", money(one.billed_micros), money(one.recomputed_micros), str(one.difference_micros))
-    console.print(table)
-    console.print("facts: " + ", ".join(f"{name} {count}" for name, count in one.facts.items() if count))
+    console.print(f"[bold]{tenant}, bill {one.number} of {period}[/] ({one.status})")
+    for model, lines in groupby(one.lines, key=lambda line: line.key.model):
+        table = _table(model, one.currency, "difference")
+        for line in lines:
+            (quantity, amount), (quantity_again, amount_again) = line.billed, line.recomputed
+            units = _both(f"{quantity:,}", f"{quantity_again:,}")
+            amounts = "held" if line.key.held else _both(money(amount), money(amount_again))
+            table.add_row(*_words(line.key._asdict()), units, amounts, str(amount - amount_again), style="" if line.agrees else "red")
+        console.print(table)
+    console.print(
+        f"total {money(one.billed_micros)} {one.currency}, recomputed {money(one.recomputed_micros)}, difference {one.difference_micros}"
+    )
+    console.print("facts: " + (", ".join(f"{name} {count}" for name, count in one.facts.items() if count) or "none") + "\n")
     for wrong in one.wrong:
         console.print(f"[red]{wrong}[/]")
 
 
+def _both(billed: str, recomputed: str) -> str:
+    return billed if billed == recomputed else f"{billed}, recomputed {recomputed}"
+
+
+def _table(model: str, currency: str, *more: str) -> Table:
+    """One model's lines: narrow enough for eighty columns."""
+    table = Table("version", "meter", f"{currency} per units", title=model, title_justify="left")
+    for column in ("quantity", currency, *more):
+        table.add_column(column, justify="right")
+    return table
+
+
 def _words(line: dict[str, Any]) -> tuple[str, ...]:
-    price = "unknown" if line["held"] else f"{money(line['amount_per_micros'])} / {line['per_units']:,}"
-    return line["model"], line["model_version"], line["meter"], str(line["book_version"]), price
+    if line["held"]:
+        return line["model_version"], line["meter"], "no price: held"
+    price = money(line["amount_per_micros"]).rstrip("0").rstrip(".")
+    return line["model_version"], line["meter"], f"{price} / {line['per_units']:,}"
 
 
 def _as_json(one: ComparedBill) -> dict[str, Any]:

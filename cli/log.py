@@ -84,7 +84,7 @@ def _show(record: Record, codec: Codec, as_json: bool) -> None:
     text = json.dumps(rest, default=_hex, ensure_ascii=False)
     style = "red" if name == "unreadable" else "bold"
     console.print(f"[dim]{when} {at}[/] [{style}]{name}[/] ", end="")
-    console.print(text, markup=False, highlight=False)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _hex(value: object) -> str:

@@ -246,7 +246,7 @@ class Story:
         self.written()
 
     def look_at_catalog(self) -> None:
-        self.chapter("The catalog, now and as of the canary: a fold of facts, so the past is a filter")
+        self.chapter("The catalog, now and as of the canary: the past is a filter")
         table = Table("as of", "version", "review", "share of calls")
         for when, at in (("during the canary", self.during_canary.isoformat()), ("now", "")):
             found = self.globex.query(f"/v1/catalog/{MODEL}", **({"as_of": at} if at else {}))
@@ -257,7 +257,7 @@ class Story:
     def look_at_metering(self) -> None:
         self.chapter("Metering in ClickHouse, asked with its official client")
         client = analyst(self.settings)
-        query = "SELECT tenant, model_version, sum(calls) AS calls, sum(bytes_in) AS bytes_in FROM metering_daily GROUP BY ALL ORDER BY ALL"
+        query = "SELECT tenant, model_version, sum(calls) AS calls, sum(bytes_in) AS bytes_in FROM metering_daily WHERE calls > 0 GROUP BY ALL ORDER BY ALL"
 
         def rows() -> list[Any]:
             return list(client.query(query).result_rows)
@@ -273,13 +273,16 @@ class Story:
         period = datetime.now(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")  # the tenants' zone
         for tenant in (CALLER, OWNER):
             self.market.command("POST", f"/v1/bills/{tenant}/{period}/cut")
-        table = Table("tenant", "model", "version", "meter", "quantity", "price", "amount CNY")
+        table = Table("tenant", "version", "meter", "CNY per units")
+        for column in ("quantity", "CNY"):
+            table.add_column(column, justify="right")
         for tenant in (CALLER, OWNER):
             bill = self._issued(tenant, period)
             for line in bill["lines"]:
-                price = f"{line['amount_per_micros']} µ / {line['per_units']}"
-                amount = f"{line['amount_micros'] / 1_000_000:.6f}"
-                table.add_row(tenant, line["model"], line["model_version"], line["meter"], str(line["quantity"]), price, amount)
+                if line["amount_per_micros"]:  # what is free is on the bill, but not in this table
+                    price = f"{line['amount_per_micros'] / 1_000_000:g} / {line['per_units']:,}"
+                    amount = f"{line['amount_micros'] / 1_000_000:.6f}"
+                    table.add_row(tenant, line["model_version"], line["meter"], price, f"{line['quantity']:,}", amount)
             self.billed_micros += int(bill["total_micros"])
             calls = sum(line["quantity"] for line in bill["lines"] if line["meter"] == "calls")
             self.must(calls == self.calls[tenant], f"{tenant} was billed {calls} calls, but {self.calls[tenant]} were answered")
