@@ -139,6 +139,8 @@ def _hears(cls: type, name: str, good: Callable[[Any], bool]) -> None:
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
+    logger = driver.logger
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_min_bytes, consumer._fetch_max_wait_ms = FETCH_BYTES_MIN, FETCH_WAIT_MS_MAX
@@ -149,6 +151,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
 
 
 class _Consumer(driver.Consumer):
+    logger = driver.logger
+
     def _new_consumer_thread(self) -> Any:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
@@ -201,6 +205,7 @@ class _Transport(driver.Transport):
 
 
 class _ChunkApp(faust.App):
+    logger = driver.logger
     chunk_worker: ChunkWorker
 
 

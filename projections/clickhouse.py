@@ -15,7 +15,7 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
@@ -47,14 +47,23 @@ class Answer:
 
 
 class ClickHouse:
-    """Threads share one; each has its own connection. Retries what never reached the server and reads, for `patience_s`."""
+    """Threads share one; each has its own connection. What may be said twice is tried again for `patience_s`, while nobody answers.
+    `before_try` runs before each attempt: a writer that may have lost its right to write ends there (K8)."""
 
-    def __init__(self, settings: Settings, database: str = "", *, patience_s: float = 30.0, answer_s_max: float = ANSWER_S_MAX) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: str = "",
+        *,
+        patience_s: float = 30.0,
+        answer_s_max: float = ANSWER_S_MAX,
+        before_try: Callable[[], None] = lambda: None,
+    ) -> None:
         url = urlsplit(settings.clickhouse)
         self._secure, self._host = url.scheme == "https", url.hostname or "127.0.0.1"
         self._port, self._path = url.port or (8443 if self._secure else 8123), url.path or "/"
         self.database = database or settings.clickhouse_database
-        self.patience_s, self._answer_s_max = patience_s, answer_s_max
+        self.patience_s, self._answer_s_max, self._before_try = patience_s, answer_s_max, before_try
         credentials = f"{settings.clickhouse_user}:{settings.clickhouse_password.get_secret_value()}"
         self._headers = (
             {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
@@ -153,6 +162,7 @@ class ClickHouse:
     def _patiently(self, call: Any, again: bool = True) -> tuple[int, bytes, dict[str, str]]:
         end = time.monotonic() + self.patience_s
         while True:
+            self._before_try()
             try:
                 return call()
             except (OSError, http.client.HTTPException) as e:

@@ -108,7 +108,7 @@ class Rebuild:
         starts = {p: bounds["usage", p][0] for p in self._partitions}
         cut = {p: bounds["usage", p][1] for p in self._partitions}
         self._fill(starts, cut, progress)
-        self._wait_for_live(starts, cut)
+        self._wait_for_live(cut)
         report = Report(cut, sum(cut.values()) - sum(starts.values()), self._unreadable, kept=BESIDE)
         for partition in self._partitions:
             self._compare(partition, starts[partition], cut[partition], report)
@@ -154,12 +154,12 @@ class Rebuild:
         self._reader.close()
 
     def _dense(self, partition: int) -> bool:
-        newest = self._clickhouse.value(
-            f"SELECT coalesce(maxOrNull(toInt64(kafka_offset)), -1) AS n FROM {TABLE} WHERE kafka_partition = {{partition:Int32}}",
-            {"partition": partition},
-        )
         start = self._reader.bounds("usage")["usage", partition][0]
-        return dense_end(self._clickhouse, TABLE, partition, start=start) > int(newest)
+        return dense_end(self._clickhouse, TABLE, partition, start=start) > self._newest(partition)
+
+    def _newest(self, partition: int) -> int:
+        sql = f"SELECT coalesce(maxOrNull(toInt64(kafka_offset)), -1) AS n FROM {TABLE} WHERE kafka_partition = {{partition:Int32}}"
+        return int(self._clickhouse.value(sql, {"partition": partition}))
 
     # --- filling
 
@@ -190,10 +190,11 @@ class Rebuild:
         """They were said when they were first read; here they only leave a tombstone."""
         self._unreadable += len(letters)
 
-    def _wait_for_live(self, starts: dict[int, int], cut: dict[int, int]) -> None:
+    def _wait_for_live(self, cut: dict[int, int]) -> None:
+        """Until the workers have come past the cut. Rows that are missing below it are differences, not a reason to wait."""
         end = time.monotonic() + PATIENCE_S
         for p in self._partitions:
-            while (have := dense_end(self._clickhouse, TABLE, p, start=starts[p])) < cut[p]:
+            while (have := self._newest(p) + 1) < cut[p]:
                 if time.monotonic() > end:
                     raise LiveIsBehind(f"the live table has usage/{p} up to {have}, the log had {cut[p]} when the rebuild began")
                 time.sleep(0.2)

@@ -24,14 +24,16 @@ from projections.usage_schemas import UsageSchemas
 from projections.usage_sink import UsageSink
 
 logger = logging.getLogger(__name__)
+PATIENCE_S = 60.0
+"""How long a worker waits for a ClickHouse that is away before it lets its supervisor try."""
 FOLDED_TOPICS = (*DECIDED_TOPICS, "producers")
 
 
 def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[Sink]:
     """Every fold that a worker runs. Each has its own readers: a reader serves one thread."""
-    # An insert must be over, one way or the other, while the partition is still ours (K8).
-    clickhouse = ClickHouse(settings, patience_s=settings.worker_session_s / 2, answer_s_max=settings.worker_session_s / 2)
+    # A try must be over, one way or the other, while the partition is still ours, and none begins later (K8).
     late, say_dead = MEMBERSHIP.late, DeadLetters(writer, codec, "projections").say
+    clickhouse = ClickHouse(settings, patience_s=PATIENCE_S, answer_s_max=settings.worker_session_s / 2, before_try=late)
     usage_reader, letters_reader = Reader(settings, f"{name}-usage"), Reader(settings, f"{name}-letters")
     usage = UsageSink(
         clickhouse,

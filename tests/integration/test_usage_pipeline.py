@@ -161,7 +161,7 @@ def test_killed_workers_and_a_killed_engine_lose_nothing_and_double_nothing(mark
 
     def produce() -> None:
         while not stop.is_set():
-            market.write(*market.mixed(1500))
+            market.write(*market.mixed(200))
             time.sleep(0.1)
 
     thread = threading.Thread(target=produce)
@@ -199,7 +199,8 @@ def test_a_paused_worker_that_wakes_after_a_take_over_changes_no_figure(market: 
 
     def produce() -> None:
         while not stop.is_set():
-            market.write(*market.mixed(400))
+            market.write(*market.mixed(200))
+            time.sleep(0.05)
 
     thread = threading.Thread(target=produce)
     thread.start()
@@ -256,8 +257,8 @@ def test_a_rebuild_beside_the_live_tables_finds_no_difference_and_takes_their_pl
 
     def produce() -> None:
         while not stop.is_set():
-            market.write(*market.mixed(300))
-            time.sleep(0.05)
+            market.write(*market.mixed(100))
+            time.sleep(0.1)
 
     with market.working():
         thread = threading.Thread(target=produce)
