@@ -15,7 +15,7 @@ setup: ## install everything into .venv and .modelmarket (a second time: nothing
 	@$(PYTHON) infra/install.py
 
 demo: setup ## show the whole market work once on real parts; with CHAOS=1 parts are killed meanwhile
-	@CHAOS=$(CHAOS) $(PY) -m examples.demo
+	@$(PY) -m examples.demo $(if $(filter-out 0,$(CHAOS)),--chaos)
 
 test: setup ## run all tests: unit, contract, tidy, integration, e2e
 	@$(PY) -m pytest tests

@@ -241,7 +241,7 @@ class Reader:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
                 "isolation.level": "read_uncommitted",
-                "fetch.wait.max.ms": 20,
+                "fetch.wait.max.ms": 100,  # new records end the wait at once; a new assignment waits this long
                 "fetch.queue.backoff.ms": 20,
                 "queued.max.messages.kbytes": 65536,
             },

@@ -257,7 +257,7 @@ class Story:
     def look_at_metering(self) -> None:
         self.chapter("Metering in ClickHouse, asked with its official client")
         client = analyst(self.settings)
-        query = "SELECT tenant, model_version, sum(calls) AS calls, sum(bytes_in) AS bytes_in FROM metering_daily WHERE calls > 0 GROUP BY ALL ORDER BY ALL"
+        query = "SELECT tenant, model_version, sum(calls) AS calls, sum(bytes_in) AS bytes_in FROM metering_daily AS m WHERE m.calls > 0 GROUP BY ALL ORDER BY ALL"
 
         def rows() -> list[Any]:
             return list(client.query(query).result_rows)
