@@ -59,12 +59,25 @@ async def _measure(stack: Stack, key: str, many: int, seen: int) -> list[dict[st
         {"metric": "registrations over HTTP, one connection", "value": round(one), "unit": "/s"},
         {"metric": f"registration p99, {CONNECTIONS} connections", "value": round(1000 * _at(took_s, 0.99), 1), "unit": "ms"},
         {"metric": "registered to visible in the catalog, p50", "value": round(1000 * _at(visible_s, 0.5)), "unit": "ms"},
-        {"metric": "registered to visible in the catalog, p99", "value": round(1000 * _at(visible_s, 0.99)), "unit": "ms", "target": "≤ 2000"},
+        {
+            "metric": "registered to visible in the catalog, p99",
+            "value": round(1000 * _at(visible_s, 0.99)),
+            "unit": "ms",
+            "target": "≤ 2000",
+        },
     ]
 
 
 async def _register(session: aiohttp.ClientSession, commands: str, name: str) -> float:
-    body = {"domain": "bench", "team": "bench", "name": name, "scenario": "bench", "task": "none", "compliance": COMPLIANCE, "tenant": "bench"}
+    body = {
+        "domain": "bench",
+        "team": "bench",
+        "name": name,
+        "scenario": "bench",
+        "task": "none",
+        "compliance": COMPLIANCE,
+        "tenant": "bench",
+    }
     began = time.perf_counter()
     async with session.post(f"{commands}/v1/models", json=body, headers={"Idempotency-Key": str(uuid.uuid4())}) as answer:
         assert answer.status == 201, await answer.text()

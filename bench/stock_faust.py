@@ -25,7 +25,7 @@ def main() -> None:
         "stock-faust",
         broker=f"kafka://{settings.kafka}",
         store="memory://",
-        datadir=str(settings.folder / "workers" / "stock"),
+        datadir=str(settings.folder / "stock-faust"),
         value_serializer="raw",
         key_serializer="raw",
         topic_disable_leader=True,

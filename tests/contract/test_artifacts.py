@@ -29,7 +29,9 @@ def s3() -> Iterator[str]:
     import boto3
 
     endpoint = f"http://127.0.0.1:{port}"
-    boto3.client("s3", endpoint_url=endpoint, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1").create_bucket(Bucket="models")
+    boto3.client("s3", endpoint_url=endpoint, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1").create_bucket(
+        Bucket="models"
+    )
     yield endpoint
     server.stop()
 
