@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import confluent_kafka as ck
+from confluent_kafka.admin import AdminClient, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
 from events.catalogue import TOPICS
 from events.fact import Coordinate
@@ -232,10 +233,11 @@ class Reader:
     """Reads records from where it is told. No group, no commit: the position is the caller's."""
 
     def __init__(self, settings: Settings, client_id: str = "reader") -> None:
+        self._config = client_config(settings) | {"client.id": client_id}
+        self._admin: AdminClient | None = None
         self._consumer = ck.Consumer(
-            client_config(settings)
+            self._config
             | {
-                "client.id": client_id,
                 "group.id": f"modelmarket-{client_id}",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -255,7 +257,11 @@ class Reader:
     def poll(self, records_max: int = 5000, timeout_s: float = 0.5) -> list[Record]:
         """What has come, up to `records_max`. Raises LogMismatch when an offset is not there (any more)."""
         out: list[Record] = []
-        for m in self._consumer.consume(records_max, timeout_s):
+        # A full batch is never waited for: the first record ends the wait, and what has come with it is taken along.
+        messages = self._consumer.consume(1, timeout_s)
+        if messages:
+            messages += self._consumer.consume(records_max - 1, 0)
+        for m in messages:
             error = m.error()
             if error is not None:
                 if error.code() in (ck.KafkaError.OFFSET_OUT_OF_RANGE, ck.KafkaError._AUTO_OFFSET_RESET):  # pyright: ignore[reportPrivateUsage]
@@ -270,23 +276,23 @@ class Reader:
 
     def bounds(self, *topics: str) -> dict[tuple[str, int], tuple[int, int]]:
         """(first offset kept, next offset to be written) per partition."""
-        found: dict[tuple[str, int], tuple[int, int]] = {}
-        for topic in topics:
-            for p in range(TOPICS[topic].partitions):
-                found[topic, p] = self._watermarks(topic, p)
-        return found
-
-    def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        partitions = [(topic, p) for topic in topics for p in range(TOPICS[topic].partitions)]
         end = time.monotonic() + CALL_S_MAX
         while True:
             try:
-                low_high = self._consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=CALL_S_MAX, cached=False)
-                assert low_high is not None
-                return low_high
-            except ck.KafkaException as e:  # a new topic has no leader for a moment
+                low, high = (self._offsets(partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+                return {tp: (low[tp], high[tp]) for tp in partitions}
+            except (ck.KafkaException, TimeoutError) as e:  # a new topic has no leader for a moment
                 if time.monotonic() > end:
-                    raise LogUnavailable(f"end of {topic}/{partition}: {e}") from e
+                    raise LogUnavailable(f"ends of {', '.join(topics)}: {e}") from e
                 time.sleep(0.05)
+
+    def _offsets(self, partitions: Sequence[tuple[str, int]], spec: Any) -> dict[tuple[str, int], int]:
+        """Over a connection of its own: on the consumer's the question would stand behind a fetch that waits for records."""
+        if self._admin is None:
+            self._admin = AdminClient(self._config, logger=_client_log)
+        asked = self._admin.list_offsets({ck.TopicPartition(t, p): spec for t, p in partitions}, request_timeout=CALL_S_MAX)
+        return {(tp.topic, tp.partition): future.result(CALL_S_MAX + 1).offset for tp, future in asked.items()}
 
     def record_at(self, topic: str, partition: int, offset: int, timeout_s: float = CALL_S_MAX) -> Record:
         """One record. Raises LogMismatch when the log does not have it. Ends the current assignment."""
@@ -294,6 +300,7 @@ class Reader:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             for record in self.poll(1, 0.2):
+                self._consumer.unassign()  # else a fetch goes on waiting, and the next assignment behind it
                 if record.offset != offset:
                     raise LogMismatch(f"{topic}/{partition}/{offset} is not there; the next record is at {record.offset}")
                 return record
@@ -325,6 +332,7 @@ class Reader:
                     yield r
                 if r.partition in left and r.offset >= left[r.partition] - 1:
                     del left[r.partition]
+        self._consumer.unassign()
 
     def close(self) -> None:
         self._consumer.close()
