@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 GUARD_BYTES = SYNC_BYTES = 16
-TAIL = struct.Struct("<Qq32s16s")
-"""offset, append time in ms, SHA-256 of the framed record, guard: 64 bytes, read by position in the insert's SELECT."""
+TAIL = struct.Struct("<iQq32s16s")
+"""partition, offset, append time in ms, SHA-256 of the framed record, guard: 68 bytes, read by position in the insert's SELECT."""
 TAIL_FIELD = "log_tail"
 FRAME_BYTES = 5
 
 
 class FramedRecord(Protocol):
+    @property
+    def partition(self) -> int: ...
     @property
     def offset(self) -> int: ...
     @property
@@ -37,8 +39,6 @@ class Container:
 
     pieces: tuple[bytes, ...]
     rows: int
-    first: int
-    last: int
     guard: bytes
 
 
@@ -50,15 +50,15 @@ def extended(definition: str) -> str:
 
 
 def wrap(schema: bytes, records: Sequence[FramedRecord], guard: bytes, sync: bytes) -> Container:
-    """`schema`: text of `extended`. `records`: framed values of that one schema id, in order. `guard` and `sync` random per container."""
+    """`schema`: text of `extended`. `records`: framed values of that one schema id, `guard` and `sync` random per container."""
     assert len(guard) == GUARD_BYTES and len(sync) == SYNC_BYTES and records
     pack, sha, out = TAIL.pack, hashlib.sha256, list[bytes]()
     for r in records:
         value = r.value
-        out += (value[FRAME_BYTES:], pack(r.offset, r.timestamp, sha(value).digest(), guard))
+        out += (value[FRAME_BYTES:], pack(r.partition, r.offset, r.timestamp, sha(value).digest(), guard))
     body = b"".join(out)
     head = b"".join((header(schema, sync), zigzag(len(records)), zigzag(len(body))))
-    return Container((head, body, sync), len(records), records[0].offset, records[-1].offset, guard)
+    return Container((head, body, sync), len(records), guard)
 
 
 def header(schema: bytes, sync: bytes) -> bytes:

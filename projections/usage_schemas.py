@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from events.log import Reader
 from events.registry import read_schemas
-from events.wire import FRAME_BYTES_MAX, HEADER_BYTES, MAGIC, Schema, SchemaBook, Undecodable
+from events.wire import HEADER_BYTES, MAGIC, Schema, SchemaBook, Undecodable
 from projections import container
 from projections.usage_table import Insert, UnsuitableSchema, insert_for
 
@@ -57,10 +57,6 @@ class UsageSchemas:
             return Way(schema, insert_for(schema.schema_id, schema.definition), container.extended(schema.definition).encode())
         except UnsuitableSchema as e:
             return Undecodable("unsuitable_schema", f"{schema.subject} as id {schema.schema_id}: {e}")
-
-
-def too_large(value: bytes) -> Undecodable | None:
-    return Undecodable("too_large", f"{len(value)} bytes, more than {FRAME_BYTES_MAX}") if len(value) > FRAME_BYTES_MAX else None
 
 
 def _id(head: bytes) -> int:

@@ -8,15 +8,17 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from events.wire import Undecodable
+from events.wire import FRAME_BYTES_MAX, Undecodable
 from projections import container
 from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse, ClickHouseError
-from projections.positions import dense_end, stored_within
+from projections.positions import stored_within
 from projections.usage_judge import judge
-from projections.usage_schemas import UsageSchemas, Way, too_large
+from projections.usage_schemas import UsageSchemas, Way
 from projections.usage_table import OFFSETS_PER_PARTITION, UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -26,14 +28,16 @@ to give up on a record."""
 BUSY = frozenset({159, 202, 252, 425, 999})
 """Codes that pass: time-out, too many queries, too many parts, no coordination service."""
 BUSY_S_MAX = 60.0
+INSERTS_AT_ONCE = 2
 INSERT_SETTINGS = {
-    "max_insert_threads": 1,  # one insert is one part (K7)
+    "max_insert_threads": 1,  # one insert is one part of each partition (K7)
     "optimize_on_insert": 0,  # rows of one insert are distinct: collapsing them costs a third of the time
     "min_insert_block_size_rows": 1 << 30,
     "min_insert_block_size_bytes": 1 << 40,
     "max_block_size": 1 << 20,
+    "compile_expressions": 0,  # compiling takes longer than an insert
     "input_format_avro_allow_missing_fields": 1,
-    "max_partitions_per_insert_block": 1,
+    "max_partitions_per_insert_block": 0,
 }
 
 SayDead = Callable[[Sequence[tuple[LogRecord, str, str]]], None]
@@ -42,19 +46,21 @@ Bad = tuple[LogRecord, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Records of one schema and one ClickHouse partition: one insert. `wrapped` is None when it must be judged record by record."""
+    """Records of one schema, at most one run of each Kafka partition: one insert. It becomes one part per partition of the table, whole
+    or not at all (K7); which of them a crash left out, the next owner of each partition sees for itself (K6)."""
 
-    partition: int
     way: Way
     records: Sequence[LogRecord]
     wrapped: container.Container
+    token: str
+    partitions: tuple[int, ...]
 
 
 @dataclass(slots=True)
 class Batch:
     parts: list[Part] = field(default_factory=list[Part])
-    bad: dict[int, list[Bad]] = field(default_factory=dict[int, list[Bad]])
-    """partition → records that are refused before any insert."""
+    bad: list[Bad] = field(default_factory=list[Bad])
+    """Records that are refused before any insert."""
 
 
 class UsageSink:
@@ -72,11 +78,12 @@ class UsageSink:
         late: Callable[[], None],
         *,
         table: str = "usage",
-        rows_max: int = 50_000,
+        rows_max: int = 100_000,
         wait_s: float = 0.15,
     ) -> None:
         self._clickhouse, self._schemas, self._resume_at, self._say_dead, self._late = clickhouse, schemas, resume_at, say_dead, late
         self.table, self.rows_max, self.wait_s = table, rows_max, wait_s
+        self._inserters = ThreadPoolExecutor(INSERTS_AT_ONCE, f"{table}-insert")
         self._fences: dict[int, str] = {}
         self._stored_below: dict[int, int] = {}
         """partition → offsets from here on are certainly not stored."""
@@ -96,19 +103,29 @@ class UsageSink:
         return first
 
     def prepare(self, chunks: list[Chunk]) -> Batch:
-        batch, by_partition = Batch(), dict[int, list[LogRecord]]()
-        for chunk in chunks:
-            by_partition.setdefault(chunk.partition, []).extend(self._missing(chunk))
-        for partition, records in by_partition.items():
-            for within in _split(records):
-                self._prepare(batch, partition, within)
+        batch, by_head = Batch(), dict[bytes, list[LogRecord]]()
+        for chunk in sorted(chunks, key=lambda c: (c.partition, c.records[0].offset)):
+            for r in self._missing(chunk):
+                if r.value is None:
+                    batch.bad.append((r, "no_value", "the record has no value"))
+                elif len(r.value) > FRAME_BYTES_MAX:
+                    batch.bad.append((r, "too_large", f"{len(r.value)} bytes, more than {FRAME_BYTES_MAX}"))
+                else:
+                    by_head.setdefault(r.value[:5], []).append(r)
+        ways = self._schemas.ways(set(by_head))
+        for head, records in by_head.items():
+            way = ways[head]
+            if isinstance(way, Undecodable):
+                batch.bad += [(r, way.code, way.reason) for r in records]
+            else:
+                batch.parts += [_part(self.table, way, within) for within in _split(records)]
         return batch
 
     def write(self, prepared: Batch) -> None:
-        for part in prepared.parts:
-            self._insert(part)
-        for partition, bad in prepared.bad.items():
-            self._bury(partition, bad)
+        # Facts of several kinds are several inserts: two at a time, as the engine takes them.
+        for done in [self._inserters.submit(self._insert, part) for part in prepared.parts]:
+            done.result()
+        self._bury(prepared.bad)
 
     # --- preparing
 
@@ -119,26 +136,6 @@ class UsageSink:
             return chunk.records
         there = stored_within(self._clickhouse, self.table, chunk.partition, first, last)
         return [r for r in chunk.records if r.offset not in there]
-
-    def _prepare(self, batch: Batch, partition: int, records: Sequence[LogRecord]) -> None:
-        by_head = dict[bytes, list[LogRecord]]()
-        bad = list[Bad]()
-        for r in records:
-            if r.value is None:
-                bad.append((r, "no_value", "the record has no value"))
-            elif (large := too_large(r.value)) is not None:
-                bad.append((r, large.code, large.reason))
-            else:
-                by_head.setdefault(r.value[:5], []).append(r)
-        ways = self._schemas.ways(set(by_head))
-        for head, group in by_head.items():
-            way = ways[head]
-            if isinstance(way, Undecodable):
-                bad += [(r, way.code, way.reason) for r in group]
-            else:
-                batch.parts.append(_part(partition, way, group))
-        if bad:
-            batch.bad.setdefault(partition, []).extend(bad)
 
     # --- writing
 
@@ -163,37 +160,45 @@ class UsageSink:
         logger.warning("an insert of %d records was refused (%d), %d are damaged", len(part.records), refused.code, len(bad))
         if bad:
             if good:
-                self._insert(_part(part.partition, part.way, good))
+                self._insert_all(part.way, good)
         elif len(good) > 1:
             # The engine sees something that the judge does not: halve until it is alone.
             half = len(good) // 2
-            self._insert(_part(part.partition, part.way, good[:half]))
-            self._insert(_part(part.partition, part.way, good[half:]))
+            self._insert_all(part.way, good[:half])
+            self._insert_all(part.way, good[half:])
         else:
             bad = [(good[0], "refused_by_table", str(refused)[:500])]
-        if bad:
-            self._bury(part.partition, bad)
+        self._bury(bad)
+
+    def _insert_all(self, way: Way, records: Sequence[LogRecord]) -> None:
+        for within in _split(records):
+            self._insert(_part(self.table, way, within))
 
     def _send(self, part: Part) -> None:
-        c = part.wrapped
-        token = f"{self.table}/{part.partition}:{c.first}-{c.last}#{c.rows}/{part.way.insert.schema_id}"
-        sql = part.way.insert.sql(self.table, part.partition, c.guard)
-        written = self._patiently(
-            lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, self._fences.get(part.partition, ""), token)
-        )
+        c, fence = part.wrapped, self._fence(part.partitions)
+        sql = part.way.insert.sql(self.table, c.guard)
+        written = self._patiently(lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, fence, part.token))
         if written != c.rows:
-            raise AssertionError(f"{token}: {c.rows} records became {written} rows")
+            raise AssertionError(f"{part.token}: {c.rows} records became {written} rows")
 
-    def _bury(self, partition: int, bad: list[Bad]) -> None:
+    def _bury(self, bad: Sequence[Bad]) -> None:
         """The dead letter first, then the tombstone: a crash between says it twice, which is saying it once."""
+        if not bad:
+            return
         self._late()
         self._say_dead(bad)
-        for within in _split([r for r, _, _ in bad]):
-            body = b"".join(_tombstone(partition, r) for r in within)
-            columns = "fact, readable, kafka_partition, kafka_offset, kafka_time_us, schema_id, sha256"
-            token = f"{self.table}/{partition}:{within[0].offset}-{within[-1].offset}#{len(within)}/unreadable"
-            sql = f"INSERT INTO {self.table} ({columns}) FORMAT RowBinary"
-            self._patiently(lambda: self._clickhouse.insert(sql, body, None, self._fences.get(partition, ""), token))  # noqa: B023 - called at once
+        for within in _split(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset))):
+            self._bury_run(within)
+
+    def _bury_run(self, records: Sequence[LogRecord]) -> None:
+        ranges, partitions = _ranges(records)
+        sql = f"INSERT INTO {self.table} (fact, readable, kafka_partition, kafka_offset, kafka_time_us, schema_id, sha256) FORMAT RowBinary"
+        token, fence = f"{self.table}/{ranges}/unreadable", self._fence(partitions)
+        body = b"".join(map(_tombstone, records))
+        self._patiently(lambda: self._clickhouse.insert(sql, body, None, fence, token))
+
+    def _fence(self, partitions: Sequence[int]) -> str:
+        return ",".join(self._fences[p] for p in partitions if p in self._fences)
 
     def _patiently(self, insert: Callable[[], int]) -> int:
         end = time.monotonic() + BUSY_S_MAX
@@ -208,31 +213,38 @@ class UsageSink:
                 time.sleep(0.5)
 
 
-def dense(clickhouse: ClickHouse, table: str, partitions: Sequence[int]) -> dict[int, int]:
-    return {p: dense_end(clickhouse, table, p) for p in partitions}
+def _part(table: str, way: Way, records: Sequence[LogRecord]) -> Part:
+    ranges, partitions = _ranges(records)
+    wrapped = container.wrap(way.extended, records, os.urandom(16), os.urandom(16))
+    return Part(way, records, wrapped, f"{table}/{ranges}/{way.insert.schema_id}", partitions)
 
 
-def _part(partition: int, way: Way, records: Sequence[LogRecord]) -> Part:
-    return Part(partition, way, records, container.wrap(way.extended, records, os.urandom(16), os.urandom(16)))
+def _ranges(records: Sequence[LogRecord]) -> tuple[str, tuple[int, ...]]:
+    """`partition:first-last#count` of each partition, and the partitions. Records come sorted by partition and offset."""
+    runs = [(p, list(run)) for p, run in groupby(records, key=lambda r: r.partition)]
+    return ",".join(f"{p}:{run[0].offset}-{run[-1].offset}#{len(run)}" for p, run in runs), tuple(p for p, _ in runs)
 
 
-def _split(records: Sequence[LogRecord]) -> list[Sequence[LogRecord]]:
-    """At the borders of the table's partitions (K7)."""
-    if not records or records[0].offset // OFFSETS_PER_PARTITION == records[-1].offset // OFFSETS_PER_PARTITION:
-        return [records] if records else []
+def _split(records: Sequence[LogRecord]) -> list[list[LogRecord]]:
+    """So that no run holds two partitions of the table that belong to one Kafka partition (K7): at every 10 million offsets."""
+    if not records:
+        return []
     parts = dict[int, list[LogRecord]]()
-    for r in records:
-        parts.setdefault(r.offset // OFFSETS_PER_PARTITION, []).append(r)
+    for partition, run in groupby(records, key=lambda r: r.partition):
+        of_partition = list(run)
+        for nth, (_, within) in enumerate(groupby(of_partition, key=lambda r: r.offset // OFFSETS_PER_PARTITION)):
+            parts.setdefault(nth, []).extend(within)
+        assert of_partition[0].partition == partition
     return list(parts.values())
 
 
 _FIXED = struct.Struct("<BiQqI")
 
 
-def _tombstone(partition: int, record: LogRecord) -> bytes:
-    """RowBinary of the columns named in `_bury`."""
+def _tombstone(record: LogRecord) -> bytes:
+    """RowBinary of the columns named in `_bury_run`."""
     value = record.value or b""
     schema_id = int.from_bytes(value[1:5], "big") if len(value) >= 5 else 0
     fact = UNREADABLE.encode()
-    row = _FIXED.pack(0, partition, record.offset, record.timestamp * 1000, schema_id)
+    row = _FIXED.pack(0, record.partition, record.offset, record.timestamp * 1000, schema_id)
     return bytes([len(fact)]) + fact + row + hashlib.sha256(value).digest()
