@@ -31,6 +31,8 @@ class Pen:
         reader.close()
         self.settings, self.store = settings, f"store-{uuid.uuid4()}"
         self._writer = Writer(settings, "pen")
+        self.silent = False
+        """While true no heartbeat is sent, as when the relay is dead or a fold is cut off."""
         self._position = 0
         self._sent: dict[str, int] = {}
         self._versions: dict[str, int] = {}
@@ -53,6 +55,8 @@ class Pen:
         return self._position
 
     def beat(self) -> None:
+        if self.silent:
+            return
         with self._lock:
             beat = Heartbeat(self.store, self._position, dict(self._sent))
             self._writer.append("heartbeats", self.store.encode(), beat.to_json(), partition=0)

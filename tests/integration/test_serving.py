@@ -28,10 +28,16 @@ from tests.integration.edge import SECRET, V1, M, Running, check_answers, check_
 pytestmark = pytest.mark.timeout(240)
 
 
+STALE_S = 12.0
+
+
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("edge")
-    with free_block() as base_port, running_edge(Settings(stack="edge", base_port=base_port, data=folder), folder) as running:
+    with (
+        free_block() as base_port,
+        running_edge(Settings(stack="edge", base_port=base_port, data=folder, staleness_s_max=STALE_S), folder) as running,
+    ):
         yield running
 
 
@@ -207,6 +213,26 @@ def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(ed
     voided = {body["voided"] for _, body, _ in records if body["_name"] == "InvocationVoided"}
     assert voided <= {body["event_id"] for _, body, _ in records if body["_name"] == "InvocationSettled"}
     assert not voided & {a.headers["modelmarket-event-id"] for a in (*before, *after)}
+
+
+def test_a_gateway_that_hears_nothing_stops_answering_before_a_revoked_key_could_matter_for_long(edge: Running) -> None:
+    secret = "mk_soon-revoked"
+    key_id = edge.pen.key("caller", secret)
+    eventually(lambda: edge.infer(secret=secret).status_code == 200, 10, "the new key works")
+    edge.pen.silent = True
+    try:
+        edge.pen.write(accounts.ApiKeyRevoked, tenant="caller", key_id=key_id, by="admin")
+        ready = f"{edge.settings.gateway}/v2/health/ready"
+        eventually(lambda: edge.client.get(ready).status_code == 503, 10, "not ready without news for five seconds")
+        # The revocation is on the log, but no heartbeat vouches for the state with it: the bound ends the key.
+        ended = eventually(lambda: edge.infer(secret=secret).status_code != 200, STALE_S + 5, "the key ends with the bound")
+        assert ended <= STALE_S + 5
+        stale = edge.infer()
+        assert (stale.status_code, stale.json()["code"]) == (503, "stale")
+    finally:
+        edge.pen.silent = False
+    eventually(lambda: edge.infer().status_code == 200, 10, "news again")
+    assert edge.infer(secret=secret).status_code == 401
 
 
 def test_a_second_controller_waits_for_the_first(edge: Running) -> None:

@@ -1,0 +1,55 @@
+"""`make demo` ends in its one line, also when processes are killed while calls run; a stranger's clients then agree with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.launcher.ports import free_block
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEMO_S_MAX = 900
+
+
+@pytest.mark.timeout(DEMO_S_MAX + 60)
+@pytest.mark.parametrize("chaos", [False, True], ids=["calm", "chaos"])
+def test_the_demo_ends_in_its_line(chaos: bool, tmp_path: Path) -> None:
+    with free_block() as base_port:
+        environment = os.environ | {
+            "MODELMARKET_STACK": "demo-test",
+            "MODELMARKET_DATA": str(tmp_path / "demo"),
+            "MODELMARKET_BASE_PORT": str(base_port),
+        }
+        command = [sys.executable, "-m", "examples.demo", "--stop", *(["--chaos"] if chaos else [])]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEMO_S_MAX, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    last = done.stdout.strip().splitlines()[-1]
+    match = re.fullmatch(r"demo ok: calls=(\d+) facts=(\d+) billed=([\d.]+)CNY difference=0", last)
+    assert match, last
+    calls, facts, billed = int(match[1]), int(match[2]), float(match[3])
+    assert calls >= 2397
+    assert facts >= calls
+    assert calls * 0.002 < billed < calls * 0.002 + 0.01  # CNY 0.002 a call, and a little for bytes
+    if chaos:
+        assert [v for v in ("worker-0", "gateway", "relay", "kafka") if f"kill -9 {v}" in done.stdout] == [
+            "worker-0",
+            "gateway",
+            "relay",
+            "kafka",
+        ]
+
+
+def test_the_demo_leaves_a_stack_that_is_not_its_own_alone(tmp_path: Path) -> None:
+    (tmp_path / "kafka").mkdir()
+    with free_block() as base_port:
+        environment = os.environ | {"MODELMARKET_DATA": str(tmp_path), "MODELMARKET_BASE_PORT": str(base_port)}
+        command = [sys.executable, "-m", "examples.demo", "--stop"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "not the demo's" in done.stdout
+    assert (tmp_path / "kafka").is_dir()
