@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -130,23 +131,32 @@ class BodyBound:
         await self._app(scope, counted, send)
 
 
-def main() -> None:
+def main() -> int:
     start_logging("commands")
     settings = Settings()
     try:
         office = open_office(settings)
     except LogMismatch as e:
         raise SystemExit(f"the command API does not start: {e}") from e
-    uvicorn.run(
-        build(office),
-        host=settings.host,
-        port=settings.command_port,
-        log_config=None,
-        access_log=False,
-        limit_concurrency=CONNECTIONS_MAX,
-        timeout_keep_alive=30,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build(office),
+            host=settings.host,
+            port=settings.command_port,
+            log_config=None,
+            access_log=False,
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_keep_alive=30,
+        )
     )
+
+    def end() -> None:
+        server.should_exit = True
+
+    office.desk.when_failed(end)  # no desk, no decisions: the supervisor starts a process that has one
+    server.run()
+    return 1 if office.desk.failed is not None else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

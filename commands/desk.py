@@ -102,6 +102,7 @@ class Desk:
         self._queue: queue.Queue[tuple[Task[Any], Future[Outcome]] | None] = queue.Queue(WAITING_MAX)
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
         self.failed: BaseException | None = None
+        self._when_failed: Callable[[], None] = lambda: None
         self._thread.start()
 
     def submit(self, task: Task[S]) -> Future[Outcome]:
@@ -114,6 +115,10 @@ class Desk:
         except queue.Full:
             raise Busy(f"{WAITING_MAX} commands wait") from None
         return future
+
+    def when_failed(self, call: Callable[[], None]) -> None:
+        """`call` runs once, in the desk's thread, when no command will be decided any more."""
+        self._when_failed = call
 
     @property
     def waiting(self) -> int:
@@ -136,8 +141,10 @@ class Desk:
         except BaseException as e:
             self.failed = e
             logger.exception("the desk stops: no command is decided until the process is started again")
-            for _, future in group:
-                future.set_exception(e)
+            for _, future in [*group, *self._more()]:
+                if not future.done():
+                    future.set_exception(e)
+            self._when_failed()
 
     def _more(self) -> list[_Entry]:
         found: list[_Entry] = []
