@@ -98,8 +98,9 @@ class ClickHouse:
     def rows(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
     ) -> list[dict[str, Any]]:
-        """Rows as dicts; 64-bit integers are ints, Decimals and dates text. Bound the result with LIMIT."""
-        quote = {"output_format_json_quote_64bit_integers": 0, **(settings or {})}
+        """Rows as dicts; 64-bit integers are ints, Decimals and dates text, bytes that are no text are
+        replaced (take `hex`). Bound the result with LIMIT."""
+        quote = {"output_format_json_quote_64bit_integers": 0, "output_format_json_validate_utf8": 1, **(settings or {})}
         body = self._run(sql + "\nFORMAT JSONEachRow", params, quote, fence).body
         return [cast(dict[str, Any], json.loads(line)) for line in body.splitlines()]
 

@@ -228,12 +228,10 @@ class Rebuild:
                 report.listed.append(Difference(partition, int(row["at"]), "only_live" if row["live"] else "only_rebuilt"))
 
     def _columns(self, partition: int, offset: int) -> tuple[str, ...]:
-        where = "WHERE kafka_partition = {partition:Int32} AND kafka_offset = {offset:Int64}"
-        names = ", ".join(f"toString(`{c.name}`) AS `{c.name}`" for c in (*LOG_COLUMNS, *COLUMNS))
-        sides = [
-            self._clickhouse.rows(f"SELECT {names} FROM {t} FINAL {where}", {"partition": partition, "offset": offset})
-            for t in (TABLE, BESIDE)
-        ]
+        where = "WHERE t.kafka_partition = {partition:Int32} AND t.kafka_offset = {offset:Int64}"
+        names = ", ".join(f"hex(toString(t.`{c.name}`)) AS `{c.name}`" for c in (*LOG_COLUMNS, *COLUMNS))
+        at: dict[str, object] = {"partition": partition, "offset": offset}
+        sides = [self._clickhouse.rows(f"SELECT {names} FROM {table} AS t FINAL {where}", at) for table in (TABLE, BESIDE)]
         if not all(sides):
             return ()
         (live, *_), (rebuilt, *_) = sides
