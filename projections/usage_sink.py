@@ -7,10 +7,11 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import cast
 
 from events.wire import FRAME_BYTES_MAX, Undecodable
 from projections import container
@@ -42,6 +43,14 @@ INSERT_SETTINGS = {
 
 SayDead = Callable[[Sequence[tuple[LogRecord, str, str]]], None]
 Bad = tuple[LogRecord, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Records of one partition, offsets growing."""
+
+    partition: int
+    records: Sequence[LogRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +112,17 @@ class UsageSink:
         return first
 
     def prepare(self, chunks: list[Chunk]) -> Batch:
-        batch, by_head = Batch(), dict[bytes, list[LogRecord]]()
+        batch, by_head = Batch(), dict[bytes, list[Run]]()
         for chunk in sorted(chunks, key=lambda c: (c.partition, c.records[0].offset)):
-            for r in self._missing(chunk):
-                if r.value is None:
-                    batch.bad.append((r, "no_value", "the record has no value"))
-                elif len(r.value) > FRAME_BYTES_MAX:
-                    batch.bad.append((r, "too_large", f"{len(r.value)} bytes, more than {FRAME_BYTES_MAX}"))
-                else:
-                    by_head.setdefault(r.value[:5], []).append(r)
+            for head, records in self._by_head(self._missing(chunk), batch.bad):
+                by_head.setdefault(head, []).append(Run(chunk.partition, records))
         ways = self._schemas.ways(set(by_head))
-        for head, records in by_head.items():
+        for head, runs in by_head.items():
             way = ways[head]
             if isinstance(way, Undecodable):
-                batch.bad += [(r, way.code, way.reason) for r in records]
+                batch.bad += [(r, way.code, way.reason) for run in runs for r in run.records]
             else:
-                batch.parts += [_part(self.table, way, within) for within in _split(records)]
+                batch.parts += [_part(self.table, way, within) for within in _split(runs)]
         return batch
 
     def write(self, prepared: Batch) -> None:
@@ -136,6 +140,25 @@ class UsageSink:
             return chunk.records
         there = stored_within(self._clickhouse, self.table, chunk.partition, first, last)
         return [r for r in chunk.records if r.offset not in there]
+
+    def _by_head(self, records: Sequence[LogRecord], bad: list[Bad]) -> Iterable[tuple[bytes, Sequence[LogRecord]]]:
+        """Records by the first five bytes of their value, in order; what has none, or too much, goes to `bad`."""
+        if not records:
+            return ()
+        values = [r.value for r in records]
+        if None not in values and max(map(len, cast(list[bytes], values))) <= FRAME_BYTES_MAX:
+            heads = {v[:5] for v in cast(list[bytes], values)}
+            if len(heads) == 1:  # as nearly always: nothing is looked at one by one
+                return ((heads.pop(), records),)
+        by_head = dict[bytes, list[LogRecord]]()
+        for r in records:
+            if r.value is None:
+                bad.append((r, "no_value", "the record has no value"))
+            elif len(r.value) > FRAME_BYTES_MAX:
+                bad.append((r, "too_large", f"{len(r.value)} bytes, more than {FRAME_BYTES_MAX}"))
+            else:
+                by_head.setdefault(r.value[:5], []).append(r)
+        return by_head.items()
 
     # --- writing
 
@@ -171,7 +194,7 @@ class UsageSink:
         self._bury(bad)
 
     def _insert_all(self, way: Way, records: Sequence[LogRecord]) -> None:
-        for within in _split(records):
+        for within in _split(_runs(records)):
             self._insert(_part(self.table, way, within))
 
     def _send(self, part: Part) -> None:
@@ -187,14 +210,14 @@ class UsageSink:
             return
         self._late()
         self._say_dead(bad)
-        for within in _split(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset))):
+        for within in _split(_runs(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
             self._bury_run(within)
 
-    def _bury_run(self, records: Sequence[LogRecord]) -> None:
-        ranges, partitions = _ranges(records)
+    def _bury_run(self, runs: Sequence[Run]) -> None:
+        ranges, partitions = _ranges(runs)
         sql = f"INSERT INTO {self.table} (fact, readable, kafka_partition, kafka_offset, kafka_time_us, schema_id, sha256) FORMAT RowBinary"
         token, fence = f"{self.table}/{ranges}/unreadable", self._fence(partitions)
-        body = b"".join(map(_tombstone, records))
+        body = b"".join(_tombstone(r) for run in runs for r in run.records)
         self._patiently(lambda: self._clickhouse.insert(sql, body, None, fence, token))
 
     def _fence(self, partitions: Sequence[int]) -> str:
@@ -213,29 +236,38 @@ class UsageSink:
                 time.sleep(0.5)
 
 
-def _part(table: str, way: Way, records: Sequence[LogRecord]) -> Part:
-    ranges, partitions = _ranges(records)
+def _part(table: str, way: Way, runs: Sequence[Run]) -> Part:
+    ranges, partitions = _ranges(runs)
+    records = [r for run in runs for r in run.records]
     wrapped = container.wrap(way.extended, records, os.urandom(16), os.urandom(16))
     return Part(way, records, wrapped, f"{table}/{ranges}/{way.insert.schema_id}", partitions)
 
 
-def _ranges(records: Sequence[LogRecord]) -> tuple[str, tuple[int, ...]]:
-    """`partition:first-last#count` of each partition, and the partitions. Records come sorted by partition and offset."""
-    runs = [(p, list(run)) for p, run in groupby(records, key=lambda r: r.partition)]
-    return ",".join(f"{p}:{run[0].offset}-{run[-1].offset}#{len(run)}" for p, run in runs), tuple(p for p, _ in runs)
+def _ranges(runs: Sequence[Run]) -> tuple[str, tuple[int, ...]]:
+    """`partition:first-last#count` of each run, the insert's token, and the partitions."""
+    token = ",".join(f"{run.partition}:{run.records[0].offset}-{run.records[-1].offset}#{len(run.records)}" for run in runs)
+    return token, tuple(dict.fromkeys(run.partition for run in runs))
 
 
-def _split(records: Sequence[LogRecord]) -> list[list[LogRecord]]:
-    """So that no run holds two partitions of the table that belong to one Kafka partition (K7): at every 10 million offsets."""
-    if not records:
+def _runs(records: Sequence[LogRecord]) -> list[Run]:
+    """Of records sorted by partition and offset."""
+    return [Run(p, list(of_partition)) for p, of_partition in groupby(records, key=lambda r: r.partition)]
+
+
+def _split(runs: Sequence[Run]) -> list[list[Run]]:
+    """So that no insert reaches two partitions of the table that belong to one Kafka partition (K7): at every 10 million offsets."""
+    if not runs:
         return []
-    parts = dict[int, list[LogRecord]]()
-    for partition, run in groupby(records, key=lambda r: r.partition):
-        of_partition = list(run)
-        for nth, (_, within) in enumerate(groupby(of_partition, key=lambda r: r.offset // OFFSETS_PER_PARTITION)):
-            parts.setdefault(nth, []).extend(within)
-        assert of_partition[0].partition == partition
-    return list(parts.values())
+    inserts = dict[int, list[Run]]()
+    firsts = dict[int, int]()
+    for run in runs:
+        base = firsts.setdefault(run.partition, run.records[0].offset // OFFSETS_PER_PARTITION)
+        if run.records[-1].offset // OFFSETS_PER_PARTITION == base:
+            inserts.setdefault(0, []).append(run)
+            continue
+        for nth, within in groupby(run.records, key=lambda r: r.offset // OFFSETS_PER_PARTITION):
+            inserts.setdefault(nth - base, []).append(Run(run.partition, list(within)))
+    return list(inserts.values())
 
 
 _FIXED = struct.Struct("<BiQqI")

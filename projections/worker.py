@@ -7,6 +7,7 @@ it had not finished is read again from where the tables end.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 
 from events.catalogue import DECIDED_TOPICS
@@ -67,6 +68,9 @@ def main() -> None:
     reader.close()
     logger.info("folding log %s", log_id)
     writer = Writer(settings, name)
+    # A hundred thousand records are alive at once and none is in a cycle: looking for cycles at the usual pace costs a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
     worker = ChunkWorker(settings, f"{settings.stack}-projections", f"{settings.stack}-{name}", sinks(settings, codec, writer, name))
     serve_health(settings.host, settings.worker_health_port(index), worker.state)
     worker.run()
