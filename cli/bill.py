@@ -42,7 +42,7 @@ def bill(
         console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
         raise typer.Exit(2) from e
     except LogIncomplete as e:
-        console.print(f"[red]the log is incomplete:[/] {e}\nwhat to do: drive the dead letter again, or look at the relay")
+        console.print(f"[red]the log is incomplete:[/] {e}\nwhat to do: docs/operations.md, 'A bill does not come'")
         raise typer.Exit(1) from e
     raise typer.Exit(0 if done else 1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,8 +16,8 @@ from rich.table import Table
 from events.catalogue import TOPICS, entries
 from events.examples import add_examples, undecodable_examples
 from events.fact import Coordinate
-from events.log import Reader, Record, Writer
-from events.registry import Registry, folder_drift, open_codec, publish, read_schemas, write_folder
+from events.log import LogMismatch, LogUnavailable, Reader, Record, Writer
+from events.registry import Incompatible, Registry, RegistryUnavailable, folder_drift, open_codec, publish, read_schemas, write_folder
 from events.settings import Settings
 from events.topics import apply_topics, topic_drift
 from events.wire import Codec, SchemaBook, Undecodable, todays_schemas
@@ -29,6 +30,19 @@ QUIET_S = 0.5
 """Without --follow, reading ends at the end offsets captured at the start."""
 
 
+@contextmanager
+def in_words() -> Generator[None]:
+    """What is away or does not fit, as a sentence and what to do; exit code 2."""
+    try:
+        yield
+    except (LogUnavailable, RegistryUnavailable) as e:
+        console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
+        raise typer.Exit(2) from e
+    except (LogMismatch, Incompatible) as e:
+        console.print(f"[red]refused:[/] {e}\nwhat to do: docs/operations.md, 'Log and registry do not belong together'")
+        raise typer.Exit(2) from e
+
+
 @log.command("tail")
 def tail(
     topic: Annotated[str, typer.Argument(help="One of: " + ", ".join(TOPICS))],
@@ -39,13 +53,13 @@ def tail(
     """Prints decoded facts with their coordinate, oldest first."""
     if topic not in TOPICS:
         raise typer.BadParameter(f"{topic!r} is no topic; there are {', '.join(TOPICS)}")
-    reader = Reader(Settings(), "tail")
-    book, _ = read_schemas(reader)
-    codec = Codec(book)
-    for record in itertools.chain(
-        sorted(_newest(reader, topic, count), key=lambda r: (r.time_ms, r.partition, r.offset)), _coming(reader, topic) if follow else ()
-    ):
-        _show(record, codec, as_json)
+    with in_words():
+        reader = Reader(Settings(), "tail")
+        book, _ = read_schemas(reader)
+        codec = Codec(book)
+        newest = sorted(_newest(reader, topic, count), key=lambda r: (r.time_ms, r.partition, r.offset))
+        for record in itertools.chain(newest, _coming(reader, topic) if follow else ()):
+            _show(record, codec, as_json)
 
 
 def _newest(reader: Reader, topic: str, count: int) -> Iterator[Record]:
@@ -95,9 +109,10 @@ def _hex(value: object) -> str:
 def topics_apply() -> None:
     """Creates missing topics and reports every difference from the catalogue; exit 1 when there is one."""
     settings = Settings()
-    for name in apply_topics(settings):
-        console.print(f"created {name}")
-    drift = topic_drift(settings)
+    with in_words():
+        for name in apply_topics(settings):
+            console.print(f"created {name}")
+        drift = topic_drift(settings)
     for line in drift:
         console.print(f"[red]drift[/] {line}")
     if drift:
@@ -128,8 +143,9 @@ def schemas_publish() -> None:
     """Registers today's schemas and records new ids on the log."""
     settings = Settings()
     writer, reader = Writer(settings, "schemas"), Reader(settings, "schemas")
-    for subject in publish(settings, writer, reader):
-        console.print(f"published {subject}")
+    with in_words():
+        for subject in publish(settings, writer, reader):
+            console.print(f"published {subject}")
     writer.close()
 
 
@@ -140,7 +156,8 @@ def schemas_check(
     """Fails when class, file, registry and log differ, or an old example does not decode."""
     drift = folder_drift() + undecodable_examples()
     if not offline:
-        drift += _online_drift()
+        with in_words():
+            drift += _online_drift()
     for line in drift:
         console.print(f"[red]drift[/] {line}")
     if drift:

@@ -7,10 +7,11 @@ import sys
 import time
 
 from events.health import start_logging
-from events.log import LogUnavailable, Reader, Writer
-from events.registry import RegistryUnavailable, publish
+from events.log import LogMismatch, LogUnavailable, Reader, Writer
+from events.registry import Incompatible, RegistryUnavailable, publish
 from events.settings import Settings
 from events.topics import apply_topics, check_partitions
+from projections.clickhouse import ClickHouseUnavailable
 from projections.tables import apply_tables
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,10 @@ def main() -> int:
         try:
             prepare(settings)
             return 0
-        except (LogUnavailable, RegistryUnavailable) as e:
+        except (LogMismatch, Incompatible) as e:
+            logger.error("log, registry and this program do not belong together, nothing was changed: %s (docs/operations.md)", e)
+            return 2
+        except (LogUnavailable, RegistryUnavailable, ClickHouseUnavailable) as e:
             if time.monotonic() > end:
                 logger.error("gave up after %s s: %s", PREPARE_S_MAX, e)
                 return 1

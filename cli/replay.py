@@ -40,7 +40,10 @@ def usage(
             console.print(f"kept as [bold]{BESIDE}[/] and its views")
         else:
             rebuild.drop()
-    except (LogUnavailable, ClickHouseUnavailable, LiveIsBehind) as e:
+    except LiveIsBehind as e:
+        console.print(f"[red]the live table is behind:[/] {e}\nwhat to do: see with `modelmarket status` whether a worker runs, then again")
+        raise typer.Exit(2) from e
+    except (LogUnavailable, ClickHouseUnavailable) as e:
         console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
         raise typer.Exit(2) from e
     finally:

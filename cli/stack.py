@@ -85,6 +85,9 @@ def logs(
     except LaunchFailed as failure:
         stop_with(failure)
     files = {name: stack.places.log(name) for name in names if stack.places.log(name).exists()}
+    if part is not None and not stack.parts[part].command:  # another part starts it
+        errors.print(f"{part} runs inside Ray; what it says is in {stack.places.ray / 'session_latest' / 'logs'}", soft_wrap=True)
+        raise typer.Exit(1)
     if not files:
         errors.print(f"no log yet in {stack.places.logs}")
         raise typer.Exit(1)

@@ -32,7 +32,16 @@ Body = Mapping[str, Any]
 class Waiting:
     """Not yet, and why: nothing is wrong, the table or the relay is behind; or something is, and a person must look."""
 
-    reason: Literal["table_behind", "prices_behind", "dead_letters", "suppliers_differ", "log_incomplete", "refused", "commands_away"]
+    reason: Literal[
+        "table_behind",
+        "prices_behind",
+        "dead_letters",
+        "suppliers_differ",
+        "log_incomplete",
+        "not_computable",
+        "refused",
+        "commands_away",
+    ]
     message: str
     alarming: bool
 

@@ -19,12 +19,13 @@ from events.health import serve_health, start_logging
 from events.log import LogUnavailable, Reader
 from events.registry import open_codec
 from events.settings import Settings
-from projections.bill_issue import Issuer, Posted, Waiting, pending
+from projections.bill_issue import Issuer, Outcome, Posted, Waiting, pending
 from projections.bill_running import RunningBills, newest_position
 from projections.bill_table import TooManyRepeats
 from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.positions import dense_end
 from rating.period import NoPeriod
+from rating.statement import UnknownRatingVersion
 
 logger = logging.getLogger(__name__)
 ROUND_S = 1.0
@@ -64,7 +65,7 @@ class Biller:
             at, pause = self._retries.get((tenant, number), (0.0, 0.5))
             if time.monotonic() < at:
                 continue
-            outcome = self._issuer.issue(tenant, number)
+            outcome = self._issue(tenant, number)
             match outcome:
                 case Posted():
                     self.issued += 1
@@ -81,6 +82,19 @@ class Biller:
                     )
                 case _:
                     assert_never(outcome)
+
+    def _issue(self, tenant: str, number: int) -> Outcome:
+        try:
+            return self._issuer.issue(tenant, number)
+        except (NoPeriod, ClickHouseError, TooManyRepeats, UnknownRatingVersion) as e:
+            # One tenant's trouble is not the others': this bill waits, theirs go on.
+            return Waiting("not_computable", f"{type(e).__name__}: {e}", alarming=True)
+
+    def state(self) -> dict[str, Any]:
+        """For /healthz. A bill that waits is said, but it is no reason to start this process again."""
+        waiting = dict(self.waiting)
+        said = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in sorted(waiting.items())[:5])} if waiting else {}
+        return {"status": "ready", "lag": len(waiting), "issued": self.issued, "waiting": waiting, **said}
 
     # --- running bills
 
@@ -148,10 +162,10 @@ def main() -> int:
     while not stop.wait(ROUND_S):
         try:
             biller.round()
-            state |= {"status": "ready", "lag": 0, "issued": biller.issued, "waiting": dict(biller.waiting)}
+            state = biller.state()
         except (ClickHouseUnavailable, LogUnavailable) as e:
             logger.warning("not now: %s", e)
-            state |= {"status": "starting"}
+            state = {"status": "starting", "lag": None, "detail": str(e)[:300]}
     server.shutdown()
     reader.close()
     return 0

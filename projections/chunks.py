@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from typing import Any, Protocol, cast
 import faust
 import mode
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
+from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
@@ -99,6 +101,17 @@ def die(code: int, why: str) -> None:
     logger.critical("the worker stops: %s", why)
     sys.stderr.flush()
     os._exit(code)
+
+
+def credentials_of(settings: Settings) -> SASLCredentials | SSLCredentials | None:
+    """What `events.log` tells librdkafka, in Faust's words."""
+    protocol = settings.kafka_security_protocol.upper()
+    context = ssl.create_default_context(cafile=settings.kafka_ca_file or None) if protocol.endswith("SSL") else None
+    if protocol.startswith("SASL"):
+        password = settings.kafka_sasl_password.get_secret_value()
+        mechanism = settings.kafka_sasl_mechanism or "PLAIN"
+        return SASLCredentials(username=settings.kafka_sasl_username, password=password, ssl_context=context, mechanism=mechanism)
+    return SSLCredentials(context) if context is not None else None
 
 
 # --- are we still a member?
@@ -239,6 +252,8 @@ class ChunkWorker:
         """For `events.health.serve_health`. Lag = records appended but not yet taken, over this worker's partitions."""
         if not self.seeks_done:
             return {"status": "starting", "lag": None}
+        if (silent := time.monotonic() - MEMBERSHIP.heard_at) > MEMBERSHIP.session_s:
+            return {"status": "starting", "lag": None, "detail": f"the group has not answered for {silent:.0f} s: is Kafka away?"}
         lag, parts = 0, dict(self.next)
         for tp, offset in parts.items():
             try:
@@ -270,7 +285,8 @@ class ChunkWorker:
         folder.mkdir(parents=True, exist_ok=True)
         app = _ChunkApp(
             group,
-            broker=f"kafka://{settings.kafka.split(',')[0]}",
+            broker=f"kafka://{settings.kafka}",
+            broker_credentials=credentials_of(settings),
             store="memory://",
             datadir=str(folder),
             value_serializer="raw",

@@ -26,7 +26,10 @@ class LogGenerationChanged(Exception):
     code = "log_generation_changed"
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{self.code}: {reason}")
+        super().__init__(
+            f"{self.code}: {reason}. Connect the worker to the log these tables were filled from; if this log is the right one, give the "
+            f"tables a new database: MODELMARKET_CLICKHOUSE_DATABASE=<new name>, then `python -m cli.prepare`"
+        )
 
 
 def dense_end(

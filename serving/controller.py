@@ -136,7 +136,7 @@ class Controller:
         decided = plan(self._routes, now, seen.applied, shape, leaving=self._leaving(), approved_position=approved)
         match decided:
             case Hold(code, message, remedy):
-                self._say("failed", f"{code}: {message}")
+                self._say("failed", f"{code}: {message}; {remedy}")
                 self._raise_alert(writer, codec, code, message, remedy)
                 return False
             case Apply(config, removed, unexplained):

@@ -124,7 +124,11 @@ class Edge:
         if not self.opened:
             return {"status": "starting", "lag": None}
         detail = {"lag": self._follower.lag, "position": self._follower.position, "age_s": round(min(self._follower.age_s(), 1e9), 3)}
-        return {"status": "ready" if self.ready else "starting", **detail, "log": "away" if self.meter.away else "there"}
+        if self.meter.away:
+            return {"status": "starting", **detail, "log": "away", "detail": "Kafka does not take facts: calls are refused with 503"}
+        if not self.ready:
+            return {"status": "starting", **detail, "log": "there", "detail": "the newest heartbeat is old: is the relay at work?"}
+        return {"status": "ready", **detail, "log": "there"}
 
     def require_knowledge(self) -> None:
         """Raises 503 when keys cannot be judged: not yet folded, or heard nothing for longer than the bound (K5)."""

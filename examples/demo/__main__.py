@@ -29,6 +29,10 @@ def main() -> int:
     stack, began, ok = Stack(settings), time.monotonic(), False
     try:
         fresh(stack)
+    except (DemoFailed, LaunchFailed) as failure:  # that stack is not ours to end
+        console.print(f"[bold red]demo not begun:[/] {failure}", soft_wrap=True)
+        return 1
+    try:
         story = Story(stack, console, chaos=args.chaos)
         story.tell()
         ok = True
@@ -49,8 +53,11 @@ def fresh(stack: Stack) -> None:
     """The story begins with an empty market: what an earlier demo left in this stack's folder goes."""
     folder = stack.settings.folder
     marker = folder / "demo"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        raise DemoFailed(f"{folder} holds a stack that is not the demo's; set MODELMARKET_DATA to another folder")
+    if not marker.exists() and folder.exists() and any(path.name != "launcher.lock" for path in folder.iterdir()):
+        raise DemoFailed(
+            f"{folder} holds a stack that is not the demo's. Give the demo another one: "
+            f"make demo MODELMARKET_STACK=demo MODELMARKET_BASE_PORT=18400 MODELMARKET_DATA=.modelmarket/demo"
+        )
     stack.down()
     if folder.exists():
         shutil.rmtree(folder)

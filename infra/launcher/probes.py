@@ -73,7 +73,8 @@ def ask_http(probe: HttpProbe) -> Health:
         connection.close()
     lag = said.get("lag")
     ok = answer.status == 200
-    detail = "" if ok else f"HTTP {answer.status} {said.get('detail') or said.get('status') or ''}".strip()
+    reason = str(said.get("detail") or said.get("message") or "")
+    detail = reason if ok else f"HTTP {answer.status} {reason or said.get('status') or ''}".strip()
     return Health(ok=ok, detail=detail, lag=lag if isinstance(lag, int) else None)
 
 

@@ -56,7 +56,7 @@ class Stack:
         `down` ends it.
         """
         wanted = self.wanted(parts)
-        with self.alone():
+        with self.alone(progress):
             if self.supervisor.pid() is None:
                 self.launch_supervisor(progress)
             else:
@@ -77,11 +77,15 @@ class Stack:
         return {name: part for name, part in self.parts.items() if name in names}
 
     @contextmanager
-    def alone(self) -> Generator[None]:
+    def alone(self, progress: Progress) -> Generator[None]:
         """One `up` or `down` of a stack at a time; the lock goes with the process that holds it."""
         self.places.folder.mkdir(parents=True, exist_ok=True)
         with (self.places.folder / "launcher.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress("launcher", "waiting: another `up` or `down` of this stack is at work")
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def launch_supervisor(self, progress: Progress) -> None:
@@ -275,7 +279,7 @@ class Stack:
 
     def down(self, *, progress: Progress = silent) -> bool:
         """End every process of this stack; False when there was none. The data stays."""
-        with self.alone():
+        with self.alone(progress):
             found = processes.marked(self.places.mark)
             if self.supervisor.pid() is not None:
                 self.stop_in_order(progress)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import ssl
 from importlib.metadata import version
 
 import aiokafka
@@ -14,6 +15,10 @@ from faust.tables import recovery
 from faust.transport import consumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
+from faust.utils.urls import urllist
+
+from events.settings import Settings
+from projections.chunks import credentials_of
 
 
 def parameters(function: object) -> list[str]:
@@ -65,3 +70,29 @@ def test_contact_with_the_group_is_seen_in_heartbeat_and_sync() -> None:
     assert "return True" in inspect.getsource(GroupCoordinator._do_heartbeat)
     assert inspect.iscoroutinefunction(CoordinatorGroupRebalance._send_sync_group_request)
     assert parameters(CoordinatorGroupRebalance._send_sync_group_request) == ["self", "request"]
+
+
+def test_a_worker_signs_in_as_the_settings_say() -> None:
+    assert driver.credentials_to_aiokafka_auth(credentials_of(Settings())) == {"security_protocol": "PLAINTEXT"}
+    settings = Settings.model_validate(
+        {
+            "kafka_security_protocol": "SASL_SSL",
+            "kafka_sasl_mechanism": "SCRAM-SHA-512",
+            "kafka_sasl_username": "market",
+            "kafka_sasl_password": "secret",
+        }
+    )
+    told = dict(driver.credentials_to_aiokafka_auth(credentials_of(settings)))
+    assert isinstance(told.pop("ssl_context"), ssl.SSLContext)
+    assert told == {
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": "market",
+        "sasl_plain_password": "secret",
+    }
+    encrypted = Settings.model_validate({"kafka_security_protocol": "SSL"})
+    assert driver.credentials_to_aiokafka_auth(credentials_of(encrypted))["security_protocol"] == "SSL"
+
+
+def test_every_broker_of_the_settings_is_known_to_the_worker() -> None:
+    assert driver.server_list(urllist("kafka://a:9092,b:9093"), 9092) == ["a:9092", "b:9093"]

@@ -140,10 +140,12 @@ def answering(status: int, body: bytes) -> Iterator[int]:
     ("status", "body", "health"),
     [
         (200, b'{"status": "ready", "lag": 7}', Health(ok=True, lag=7)),
+        (200, b'{"status": "ready", "detail": "1 bill waits"}', Health(ok=True, detail="1 bill waits")),
         (200, b"Ok.\n", Health(ok=True)),
         (200, b'["no", "document"]', Health(ok=True)),
         (503, b'{"status": "starting", "lag": 40}', Health(ok=False, detail="HTTP 503 starting", lag=40)),
         (503, b'{"status": "failed", "detail": "a fact without a schema"}', Health(ok=False, detail="HTTP 503 a fact without a schema")),
+        (503, b'{"status": "failed", "message": "Kafka does not acknowledge"}', Health(False, "HTTP 503 Kafka does not acknowledge")),
         (404, b"<html>", Health(ok=False, detail="HTTP 404")),
     ],
 )
