@@ -34,6 +34,7 @@ DEFAULTS = {
     "max_memory_usage": str(6 << 30),
     "max_result_bytes": str(512 << 20),
     "result_overflow_mode": "throw",
+    "max_threads": str(max(1, (os.cpu_count() or 2) // 2)),  # a question leaves cores to the inserts
 }
 """Bounds of one statement where the client names none."""
 CONNECTIONS_MAX, KEEP_ALIVE_S, GRACE_S = 512, 75, 10
