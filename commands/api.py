@@ -39,6 +39,8 @@ BODY_BYTES_MAX = 1 << 20
 """A JSON body; a command whose fact fits into 512 KiB fits into this. Bills of many lines may take more."""
 BILL_BYTES_MAX = 8 << 20
 CONNECTIONS_MAX = 1000
+GRACE_S = 10
+"""Requests under way at the end; a caller who sends slowly must not keep a process whose desk has failed."""
 
 
 def build(office: Office) -> FastAPI:
@@ -147,6 +149,7 @@ def main() -> int:
             access_log=False,
             limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=30,
+            timeout_graceful_shutdown=GRACE_S,
         )
     )
 
