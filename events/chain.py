@@ -13,6 +13,8 @@ from enum import Enum
 
 POSITION, PREVIOUS, STORE, TYPE = "position", "previous", "store", "ce_type"
 STORE_OPENED = "StoreOpened"
+POSITION_MAX = (1 << 63) - 1
+"""What a store and a table can hold: a stray number past it must not reach an insert."""
 STALLED_S_MAX = 30.0
 """A gap that lasts longer is not reordering: somebody must look."""
 
@@ -39,9 +41,10 @@ class Place:
 def place_of(headers: Mapping[str, bytes]) -> Place | None:
     """None for a record that is not decided, or whose headers are nobody's of ours."""
     try:
-        return Place(headers[STORE].decode(), int(headers[POSITION]), int(headers[PREVIOUS]))
+        place = Place(headers[STORE].decode(), int(headers[POSITION]), int(headers[PREVIOUS]))
     except (KeyError, ValueError):
         return None
+    return place if 0 <= place.position <= POSITION_MAX and 0 <= place.previous <= POSITION_MAX else None
 
 
 @dataclass(slots=True)
@@ -90,6 +93,7 @@ class Heartbeat:
         """None when this is not a heartbeat."""
         try:
             loaded = json.loads(value or b"")
-            return cls(str(loaded["store"]), int(loaded["position"]), {str(k): int(v) for k, v in loaded["sent"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
+            beat = cls(str(loaded["store"]), int(loaded["position"]), {str(k): int(v) for k, v in loaded["sent"].items()})
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            return None  # 1e999 is infinite to json, and a thousand brackets are too deep for it
+        return beat if all(0 <= n <= POSITION_MAX for n in (beat.position, *beat.sent.values())) else None

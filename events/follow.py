@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from events.catalogue import TOPICS
+from events.catalogue import FACTS, TOPICS
 from events.chain import STALLED_S_MAX, STORE_OPENED, TYPE, Chain, Heartbeat, Verdict, place_of
 from events.fact import Coordinate
 from events.log import LogMismatch, LogUnavailable, Reader, Record
@@ -196,8 +196,11 @@ class Follower:
         while lane.waiting and self._try(lane, lane.waiting[0]):
             lane.waiting.popleft()
             lane.stalled_at = None
-        if lane.waiting and len(lane.waiting) > 1:
+        if len(lane.waiting) > 1:
+            head = lane.waiting[0]
             self._overtake(lane)
+            if not lane.waiting or lane.waiting[0] is not head:
+                lane.stalled_at = None  # what overtakes a record that waits does not make its wait shorter
         if lane.waiting and lane.stalled_at is None:
             lane.stalled_at = time.monotonic()
 
@@ -209,7 +212,7 @@ class Follower:
             for record in list(lane.waiting):
                 if self._try(lane, record):
                     lane.waiting.remove(record)
-                    lane.stalled_at, progress = None, True
+                    progress = True
 
     def _try(self, lane: _Lane, record: Record) -> bool:
         """True when the record is dealt with: taken, a copy, an observed fact, or garbage that is no part of the chain."""
@@ -220,6 +223,12 @@ class Follower:
             except Undecodable as e:
                 self.unreadable += 1
                 logger.warning("skipped an unreadable record without a place in the chain at %s: %s", record.coordinate, e)
+                return True
+            entry = FACTS.get(name)
+            if entry is None or entry.cls.kind != "observed" or entry.topic != record.topic:
+                # A decided fact counts only in its chain: else a copy without headers would give a revoked key back.
+                self.unreadable += 1
+                logger.warning("skipped %s at %s: it has no place in the chain of this topic", name, record.coordinate)
                 return True
             self._due.append((lane.chain.position, 1, record.offset, record.coordinate, name, body))
             return True
@@ -266,6 +275,8 @@ class Follower:
             position = beat.sent.get(f"{topic}/{partition}", 0)
             if lane.chain.position < position or (position and lane.chain.store != beat.store):
                 return False
+            if lane.chain.store and not position:
+                return False  # a relay speaks of every partition of its store: this is somebody else's, or from before its opening
         return True
 
     def _watch_stalls(self) -> None:

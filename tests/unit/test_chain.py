@@ -138,6 +138,66 @@ def test_strange_bytes_are_no_heartbeat(value: bytes) -> None:
     assert Heartbeat.from_json(value) is None
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"store":"s","position":1e999,"sent":{}}',
+        b'{"store":"s","position":1,"sent":{"models/0":1e999}}',
+        b'{"store":"s","position":9223372036854775808,"sent":{}}',
+        b'{"store":"s","position":-1,"sent":{}}',
+        b"[" * 100_000,
+    ],
+)
+def test_json_that_is_no_heartbeat_stops_nobody(value: bytes) -> None:
+    assert Heartbeat.from_json(value) is None
+
+
+def test_a_position_no_store_can_have_is_no_place() -> None:
+    assert place_of({"store": b"s", "position": b"1", "previous": b"0"}) == Place("s", 1, 0)
+    for position, previous in ((b"9223372036854775808", b"0"), (b"1", b"9223372036854775808"), (b"-1", b"0"), (b"1", b"-1")):
+        assert place_of({"store": b"s", "position": position, "previous": previous}) is None
+
+
+def test_a_decided_fact_without_a_place_is_not_applied(codec: Codec) -> None:
+    lanes, beat = _log(codec, 20, random.Random(6))
+    again = [Record(r.topic, r.partition, 900 + i, 0, r.key, r.value, {}) for i, r in enumerate(r for rs in lanes.values() for r in rs)]
+    follower = _follower(codec, fold := Seen())
+    _feed(follower, [*(r for rs in lanes.values() for r in rs), *again, beat])
+    assert fold.names == [str(n) for n in range(1, 21)]
+    assert follower.unreadable == len(again)
+
+
+def test_an_observed_fact_of_another_topic_is_not_applied(codec: Codec) -> None:
+    lanes, beat = _log(codec, 3, random.Random(7))
+    body = {"event_id": "e", "occurred_at": 1, "producer": "p", "subject": "s", "rule": "r", "raised": "e", "model": "m"}
+    stray = Record("models", 0, 900, 0, None, codec.encode_dict("AlertResolved", body), {})
+    follower = _follower(codec, fold := Seen())
+    _feed(follower, [*(r for rs in lanes.values() for r in rs), stray, beat])
+    assert fold.names == ["1", "2", "3"]
+
+
+def test_a_heartbeat_that_leaves_out_a_partition_is_not_believed(codec: Codec) -> None:
+    lanes, beat = _log(codec, 10, random.Random(8))
+    forged = Record("heartbeats", 0, 1, 1, None, Heartbeat("s", 1 << 60, {}).to_json(), {})
+    follower = _follower(codec, fold := Seen())
+    _feed(follower, [*(r for rs in lanes.values() for r in rs), beat, forged])
+    assert (follower.position, len(fold.names)) == (OPENINGS + 10, 10)
+
+
+def test_what_overtakes_a_waiting_record_does_not_hide_how_long_it_waits(codec: Codec) -> None:
+    lanes, _ = _log(codec, 40, random.Random(9))
+    records = lanes["models", 0]
+    assert len(records) >= 4
+    stray = Record("models", 0, 900, 0, b"k", b"x", Place("nobody", 5, 4).headers)
+    follower = _follower(codec, Seen())
+    _feed(follower, [records[0], stray])
+    lane = follower._lanes["models", 0]  # pyright: ignore[reportPrivateUsage]
+    since = lane.stalled_at
+    assert since is not None
+    _feed(follower, records[1:])
+    assert (lane.stalled_at, list(lane.waiting)) == (since, [stray])
+
+
 def test_garbage_without_a_place_is_skipped_and_counted(codec: Codec) -> None:
     lanes, beat = _log(codec, 5, random.Random(4))
     follower = _follower(codec, fold := Seen())
