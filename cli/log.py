@@ -27,7 +27,7 @@ topics = typer.Typer(help="The topics of the catalogue.", no_args_is_help=True)
 schemas = typer.Typer(help="Schemas of the facts: class, file, registry and log agree.", no_args_is_help=True)
 console = Console()
 QUIET_S = 0.5
-"""Without --follow, reading ends at the end offsets captured at the start."""
+"""With -f, how long one question to Kafka waits for a record, and so how soon Ctrl-C is heard."""
 
 
 @contextmanager
@@ -75,10 +75,12 @@ def _coming(reader: Reader, topic: str) -> Iterator[Record]:
 
 def decoded(record: Record, codec: Codec) -> tuple[str, dict[str, Any]]:
     """(name, body) of a record, or what is wrong with it."""
-    if record.topic == "heartbeats":
-        return "Heartbeat", json.loads(record.value or b"{}")
     try:
+        if record.topic == "heartbeats":
+            return "Heartbeat", json.loads(record.value or b"{}")
         return codec.decode(record.value)
+    except ValueError as e:
+        return "unreadable", {"code": "not_json", "reason": str(e), "bytes": len(record.value or b"")}
     except Undecodable as e:
         return "unreadable", {"code": e.code, "reason": e.reason, "bytes": len(record.value or b"")}
 

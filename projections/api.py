@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -39,6 +41,7 @@ Text = Annotated[str, Query(max_length=200)]
 TenantFilter = Annotated[str, Query(max_length=100, description="Another tenant's; for admins only.")]
 Instant = Annotated[str, Query(max_length=40, description="ISO 8601 or microseconds since 1970 UTC; now if empty.")]
 
+WATCH_S, GRACE_S = 0.5, 10
 DEFAULT_DIMENSIONS = ("day", "model", "model_version")
 
 
@@ -214,14 +217,18 @@ def _add_handlers(app: FastAPI) -> None:
     @app.get("/healthz", response_model=Health, tags=["operation"])
     def healthz(parts: Parts, response: Response) -> Any:  # pyright: ignore[reportUnusedFunction]
         """Ready when the keys are folded and ClickHouse answers."""
-        ready = parts.caught_up() and parts.age_s() <= parts.staleness_s_max
+        age, detail = parts.age_s(), ""
+        if not parts.caught_up():
+            detail = "folding the keys"
+        elif age > parts.staleness_s_max:
+            detail = "the newest heartbeat is old: is the relay at work?"
         try:
             parts.clickhouse.value("SELECT 1")
-        except (ClickHouseUnavailable, ClickHouseError):
-            ready = False
-        response.status_code = 200 if ready else 503
-        age = parts.age_s()
-        return {"status": "ready" if ready else "starting", "lag": None, "age_s": round(age, 3) if age < 1e9 else None}
+        except (ClickHouseUnavailable, ClickHouseError) as e:
+            detail = f"ClickHouse does not answer: {str(e)[:200]}"
+        response.status_code = 503 if detail else 200
+        said = {"status": "starting" if detail else "ready", "lag": None, "detail": detail}
+        return {**said, "age_s": round(age, 3) if age < 1e9 else None}
 
     @app.exception_handler(Problem)
     def refused(request: Request, e: Problem) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -265,6 +272,13 @@ def _answer(status: int, *violations: Violation, headers: dict[str, str] | None 
     return JSONResponse(problem(status, violations), status, headers=headers or {}, media_type=PROBLEM_JSON)
 
 
+def _end_with(follower: Follower, server: uvicorn.Server) -> None:
+    """Without its fold of keys this process answers nobody: it ends, so that the supervisor starts one that folds."""
+    while follower.failure is None:
+        time.sleep(WATCH_S)
+    server.should_exit = True
+
+
 def main() -> int:
     start_logging("queries")
     settings = Settings()
@@ -278,8 +292,17 @@ def main() -> int:
     follower.start()
     queries = Queries(ClickHouse(settings, patience_s=5), keys, follower.age_s, lambda: follower.caught_up, settings.staleness_s_max)
     server = uvicorn.Server(
-        uvicorn.Config(make_app(queries), settings.host, settings.query_port, log_config=None, access_log=False, limit_concurrency=256)
+        uvicorn.Config(
+            make_app(queries),
+            settings.host,
+            settings.query_port,
+            log_config=None,
+            access_log=False,
+            limit_concurrency=256,
+            timeout_graceful_shutdown=GRACE_S,
+        )
     )
+    threading.Thread(target=_end_with, args=(follower, server), name="watch", daemon=True).start()
     server.run()
     follower.stop()
     return 1 if follower.failure is not None else 0

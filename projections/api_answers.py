@@ -98,4 +98,6 @@ class Bill(Answer):
 class Health(Answer):
     status: str
     lag: int | None
+    detail: str
+    """Why it is not ready; empty when it is."""
     age_s: float | None
