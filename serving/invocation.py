@@ -91,10 +91,12 @@ def choose(edge: Edge, call: Call) -> tuple[Version, str]:
     """The version that takes this call, and why: the word on the fact."""
     if call.pinned is not None:
         return servable(call.model, call.pinned, canary=True), "pinned"
-    servable(call.model, None, canary=True)  # retired, not deployed, not loaded: each with its own reason
-    route = call.model.route
+    route = call.model.route  # read once: the fold replaces it at any time, in a thread of its own
     trusted = edge.fresh
     weights = route.weights if trusted else route.steady
+    if call.model.retired is not None or not weights:
+        # Retired, not deployed, not loaded: each with its own reason; or loaded in this very moment.
+        return servable(call.model, None, canary=trusted), "live:100"
     call.model.calls += 1
     name = pick(weights, call.model.calls)
     share = dict(weights)[name]

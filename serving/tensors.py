@@ -124,6 +124,11 @@ def _object(value: object, at: str, known: frozenset[str]) -> dict[str, object]:
     return found
 
 
+def _word(value: object) -> str:
+    """A value of the caller's as it may stand in a message: never a structure, whose text may be endlessly long or deep."""
+    return repr(value[:80]) if isinstance(value, str) else type(value).__name__
+
+
 def _parameters(holder: dict[str, object], at: str) -> dict[str, object]:
     found = holder.get("parameters", {})
     if not isinstance(found, dict):
@@ -154,7 +159,7 @@ def _wanted(request: dict[str, object], interface: Interface) -> tuple[tuple[int
         output = _object(item, at, _OUTPUT)
         name = output.get("name")
         if not isinstance(name, str) or name not in names:
-            raise bad("unknown_output", f"the model has no output {str(name)[:80]!r}", f"{at}.name", f"outputs: {', '.join(names)}")
+            raise bad("unknown_output", f"the model has no output {_word(name)}", f"{at}.name", f"outputs: {', '.join(names)}")
         if names[name] in found:
             raise bad("duplicate_output", f"output {name} is asked for twice", f"{at}.name")
         parameters = _parameters(output, at)
@@ -179,13 +184,13 @@ def _inputs(inputs: list[object], tail: memoryview, interface: Interface) -> tup
         tensor = _object(item, at, _INPUT)
         name = tensor.get("name")
         if not isinstance(name, str) or name not in declared:
-            raise bad("unknown_input", f"the model has no input {str(name)[:80]!r}", f"{at}.name", f"inputs: {', '.join(declared)}")
+            raise bad("unknown_input", f"the model has no input {_word(name)}", f"{at}.name", f"inputs: {', '.join(declared)}")
         place = declared[name]
         if raws[place] is not None:
             raise bad("duplicate_input", f"input {name} is there twice", f"{at}.name")
         want = interface.inputs[place]
         if tensor.get("datatype") != want.datatype:
-            raise bad("wrong_datatype", f"input {name} is {want.datatype}, not {str(tensor.get('datatype'))[:20]}", f"{at}.datatype")
+            raise bad("wrong_datatype", f"input {name} is {want.datatype}, not {_word(tensor.get('datatype'))}", f"{at}.datatype")
         shape = _shape(tensor.get("shape"), want, at)
         size = _parameters(tensor, at).get("binary_data_size")
         if size is not None:
@@ -305,8 +310,8 @@ def _flatten(data: object, shape: tuple[int, ...], at: str) -> list[object]:
     level = cast(list[object], data)
     if not level or not isinstance(level[0], list):
         return level
-    if len(level) != shape[0]:
-        raise bad("wrong_data_length", f"shape {list(shape)} starts with {shape[0]}, the data with {len(level)}", f"{at}.data")
+    if not shape or len(level) != shape[0]:
+        raise bad("wrong_data_length", f"the data is not nested as shape {list(shape)} says", f"{at}.data")
     for size in shape[1:]:
         if any(not isinstance(row, list) or len(cast(list[object], row)) != size for row in level):
             raise bad("wrong_data_length", f"the data is not nested as shape {list(shape)} says", f"{at}.data")

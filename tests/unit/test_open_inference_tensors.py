@@ -119,6 +119,20 @@ def test_nested_data_deeper_than_the_shape_is_refused_without_recursion() -> Non
     )
 
 
+@pytest.mark.parametrize("depth", [900, 1000, 1020])
+def test_a_structure_where_a_word_belongs_is_refused_however_deep_it_is(depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    assert refused(b'{"inputs":[{"name":' + deep + b"}]}") == ("unknown_input", "inputs[0].name")
+    assert refused(b'{"inputs":[{"name":"x","datatype":' + deep + b"}]}") == ("wrong_datatype", "inputs[0].datatype")
+    assert refused(b'{"outputs":[{"name":' + deep + b'}],"inputs":[1]}') == ("unknown_output", "outputs[0].name")
+
+
+def test_nested_data_of_an_input_without_dimensions_is_refused() -> None:
+    scalar = Interface((Tensor("x", "FP32", ()),), ONE.outputs)
+    assert bytes(parse(json.dumps(request(shape=[], data=[1])).encode(), None, scalar).tensors[0]) == np.array(1, "<f4").tobytes()
+    assert refused(request(shape=[], data=[[1]]), scalar) == ("wrong_data_length", "inputs[0].data")
+
+
 def test_lengths_that_lie_are_refused() -> None:
     raw = np.array([1, 2], "<f4").tobytes()
     body, head = binary(raw)

@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.fact import Coordinate
-from serving.routes import NOWHERE, Routes, pick
+from events.settings import Settings
+from serving.edge import Edge
+from serving.invocation import Call, choose
+from serving.refusal import Refused
+from serving.routes import NOWHERE, Key, Routes, pick
 
 M = "model-vision-core-digits"
 AT = Coordinate("deployments", 0, 0)
@@ -189,3 +193,32 @@ def test_a_split_is_spread_so_that_twenty_calls_are_already_close(share: int, st
     split = (("old", 100 - share), ("new", share))
     got = sum(pick(split, turn) == "new" for turn in range(start, start + 20))
     assert abs(got - share / 5) <= 3
+
+
+class Nobody:
+    """No replica runs: calls get as far as the choice of a version."""
+
+    async def call(self, address: str, blob: bytes) -> bytes:
+        raise AssertionError("nothing is called here")
+
+
+def chosen(routes: Routes) -> tuple[str, str]:
+    key = Key("acme", "k", "u", frozenset({"invoke"}), "", "", "", "", {}, None)
+    version, why = choose(Edge(Settings(), Nobody()), Call(key, routes.models[M], None, M, b"", None, b"", 0))
+    return version.version, why
+
+
+def test_a_call_between_two_halves_of_a_change_is_answered_or_refused_with_a_reason() -> None:
+    """The fold changes versions, then the route, while calls come in."""
+    routes = told(REGISTERED, added("1.0.0"), deployed("1.0.0"), ready("1.0.0"))
+    model, was = routes.models[M], routes.models[M].route
+    assert chosen(routes) == ("1.0.0", "steady:100")
+    model.route = NOWHERE  # seen ready, and not yet routed
+    assert chosen(routes)[0] == "1.0.0"
+    model.versions["1.0.0"].ready = False  # withdrawn, and still routed nowhere
+    with pytest.raises(Refused, match="version_not_ready"):
+        chosen(routes)
+    routes.apply("ModelRetired", {"model": M, "reason": "old", "position": 100}, AT)
+    model.route = was  # retired, and still routed
+    with pytest.raises(Refused, match="model_retired"):
+        chosen(routes)
