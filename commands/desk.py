@@ -211,6 +211,9 @@ class Desk:
             meanwhile = self._answered_meanwhile(task)
             if meanwhile is not None:
                 return meanwhile
+            hidden = task.decide(state, task.origin)
+            if isinstance(hidden, Rejected) and hidden.ground == "missing":
+                return hidden  # whoever may not see it does not learn its version, nor that it is there
             message = f"it is at version {state.version}, not {task.if_match}"
             return Rejected(
                 "stale", (Violation("version_changed", message, "If-Match", "read it again, then decide whether you still want this"),)

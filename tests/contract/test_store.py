@@ -266,6 +266,18 @@ def test_if_match_refuses_what_was_decided_on_an_old_state(desks: Callable[[], D
     assert refused(desk, add("m", "1.1.0", if_match=1)) == "version_changed"
 
 
+def test_if_match_tells_a_stranger_nothing(desks: Callable[[], Desk]) -> None:
+    desk = desks()
+    done(desk, register("m"))
+
+    def of_a_stranger(_state: Any, _origin: Origin) -> Rejected:
+        return model_decide.no_model()
+
+    for if_match in (None, 0, 1, 7):
+        asked = Task(MODEL, "m", of_a_stranger, origin(), lambda _s, _f: {}, if_match)
+        assert refused(desk, asked) == refused(desk, add("nothing", "1.0.0", if_match=if_match)) == "model_unknown"
+
+
 def test_one_key_and_one_body_is_one_command(desks: Callable[[], Desk], store: Store) -> None:
     one, other = desks(), desks()
     request = Request("acme", "key-1", "digest")
