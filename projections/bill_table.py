@@ -134,7 +134,7 @@ class UsageTable:
 
     def _epochs(self, params: Mapping[str, object], counts: Counts) -> frozenset[str]:
         rows = self._clickhouse.rows(
-            f"{_WITH} SELECT epoch, toInt64(max(sequence)) - toInt64(count()) AS missing FROM counted GROUP BY epoch", params
+            f"{_WITH} SELECT epoch, greatest(0, toInt64(max(sequence)) - toInt64(count())) AS missing FROM counted GROUP BY epoch", params
         )
         counts.missing = sum(int(row["missing"]) for row in rows)
         return frozenset(str(row["epoch"]) for row in rows)

@@ -185,7 +185,8 @@ class StatementBuilder:
         setattr(self._counts, verdict, getattr(self._counts, verdict) + 1)
 
     def statement(self) -> Statement:
-        self._counts.missing = sum(newest - counted for counted, newest in self._epochs.values())
+        # Numbers used twice are no holes; nor may one forged number make a count that no bill can say.
+        self._counts.missing = sum(max(0, newest - counted) for counted, newest in self._epochs.values())
         usage = {bucket: tuple(sums) for bucket, sums in self._usage.items()}
         return Statement(rate(usage, self._book), self._counts, frozenset(self._epochs))
 

@@ -191,6 +191,11 @@ def test_a_hole_in_a_producers_sequence_is_counted_as_missing() -> None:
     assert statement_of(records, everything(records), BOOK).counts.missing == 2
 
 
+def test_a_number_used_twice_is_no_hole_and_hides_none() -> None:
+    records = [call(0, sequence=1), call(1, sequence=1), call(2, sequence=0), call(3, sequence=4, epoch="epoch-2")]
+    assert statement_of(records, everything(records), BOOK).counts.missing == 3
+
+
 # --- bills as differences
 
 
