@@ -27,7 +27,7 @@ check: setup ## run the quick checks: format, lint, imports, types, and unit, co
 	@.venv/bin/basedpyright
 	@$(PY) -m pytest tests/unit tests/contract tests/tidy
 
-bench: setup ## measure, and write the table in bench/README.md
+bench: setup ## measure on a stack of its own; print the tables, keep them in bench/results
 	@$(PY) -m bench
 
 up: setup ## start the stack and leave it running

@@ -77,7 +77,8 @@ def decoded(record: Record, codec: Codec) -> tuple[str, dict[str, Any]]:
     """(name, body) of a record, or what is wrong with it."""
     try:
         if record.topic == "heartbeats":
-            return "Heartbeat", json.loads(record.value or b"{}")
+            said = json.loads(record.value or b"{}")
+            return "Heartbeat", said if isinstance(said, dict) else {"not_an_object": said}
         return codec.decode(record.value)
     except ValueError as e:
         return "unreadable", {"code": "not_json", "reason": str(e), "bytes": len(record.value or b"")}

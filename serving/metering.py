@@ -31,9 +31,6 @@ SWEEP_S = 0.25
 OPEN_S_MAX = 30.0
 CLOSE_S_MAX = 5.0
 
-TENANT_UNKNOWN = "-"
-"""Whose usage a refusal is when no key was recognised."""
-
 
 class NotAcknowledged(Exception):
     """The log did not take the fact in time. It stays queued, and a fact that voids it is queued behind it."""

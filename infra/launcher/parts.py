@@ -38,9 +38,6 @@ class Part:
         return isinstance(self.probe, ExitProbe)
 
 
-INFRASTRUCTURE = ("kafka", "registry", "clickhouse", "ray")
-
-
 def parts_of(settings: Settings, places: Places) -> dict[str, Part]:
     """All parts of this stack by name, in an order in which each comes after what it needs."""
     own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings)]
