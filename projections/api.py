@@ -31,7 +31,7 @@ from projections.api_access import AccountKeys, Caller, Refusal
 from projections.api_answers import Bill, BillPage, CatalogPage, Health, Model, ModelHistory, UsagePage
 from projections.api_bills import bill_of, bills_of
 from projections.biller import admin_key
-from projections.catalog import END_OF_TIME, PAGE_MAX, Catalog, Wanted
+from projections.catalog import END_OF_TIME, PAGE_MAX, Catalog, Wanted, public
 from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.instants import NotAnInstant, instant_of
 from rating.period import NoPeriod, bounds_of
@@ -144,7 +144,7 @@ def _add_catalog(app: FastAPI) -> None:
         at = _instant(as_of, "as_of", END_OF_TIME)
         wanted = Wanted(at, text, domain, task, scenario, tag, tenant, retired, after, limit)
         models, following = parts.catalog.page(wanted)
-        return {"models": models, "next": following, "as_of": None if at == END_OF_TIME else at}
+        return {"models": [_shown(caller, m) for m in models], "next": following, "as_of": None if at == END_OF_TIME else at}
 
     @app.get("/v1/catalog/{model}", response_model=Model, tags=["catalog"])
     def model(parts: Parts, caller: Known, model: str, as_of: Instant = "") -> Any:  # pyright: ignore[reportUnusedFunction]
@@ -152,12 +152,21 @@ def _add_catalog(app: FastAPI) -> None:
         found = parts.catalog.model(model, _instant(as_of, "as_of", END_OF_TIME))
         if found is None:
             raise Problem(404, "model_unknown", "there was no model of this name then", "model", "look it up in /v1/catalog")
-        return found
+        return _shown(caller, found)
 
     @app.get("/v1/catalog/{model}/history", response_model=ModelHistory, tags=["catalog"])
     def history(parts: Parts, caller: Known, model: str, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Any:  # pyright: ignore[reportUnusedFunction]
-        """What happened to a model, newest first, each fact with its place on the log."""
+        """What happened to a model, newest first, each fact with its place on the log. For its owner and reviewers."""
+        found = parts.catalog.model(model)
+        if found is not None and not caller.sees_all_of(found["tenant"]):
+            raise Problem(
+                403, "model_foreign", "how this model came about is its owner's", "model", "GET /v1/catalog/{model} shows what is public"
+            )
         return {"model": model, "facts": parts.catalog.history(model, limit)}
+
+
+def _shown(caller: Caller, model: dict[str, Any]) -> dict[str, Any]:
+    return model if caller.sees_all_of(model["tenant"]) else public(model)
 
 
 def _add_usage(app: FastAPI) -> None:

@@ -29,6 +29,10 @@ class Caller:
     def may(self, scope: str) -> bool:
         return self.admin or scope in self.scopes
 
+    def sees_all_of(self, owner: str) -> bool:
+        """Whether drafts and reviews of this tenant's models may be shown. Reviewers are the market's own, and see everybody's."""
+        return self.tenant == owner or self.may("review:business") or self.may("review:security")
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

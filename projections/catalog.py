@@ -129,6 +129,31 @@ def _model(row: dict[str, Any], deployment: dict[str, Any] | None) -> Model:
     }
 
 
+_PUBLIC_VERSION = (
+    "model_version",
+    "technical",
+    "artifact",
+    "artifact_bytes",
+    "release_notes",
+    "lineage",
+    "status",
+    "added_at",
+    "approved_at",
+)
+_PUBLIC_DEPLOYMENT = ("status", "replicas", "spec", "requested_at", "ready_at")
+
+
+def public(model: Model) -> Model:
+    """What the market shows of a model to strangers: the approved versions, without who said what of them and why one did not load."""
+    versions: dict[str, Any] = {}
+    for version, said in model["versions"].items():
+        if said["status"] == "approved":
+            deployment: dict[str, Any] | None = said["deployment"]
+            seen = {k: deployment[k] for k in _PUBLIC_DEPLOYMENT if k in deployment} if deployment else None
+            versions[version] = {**{k: said[k] for k in _PUBLIC_VERSION if k in said}, "reviews": {}, "deployment": seen}
+    return {**model, "versions": versions}
+
+
 def _release(item: tuple[str, Any]) -> tuple[list[int], str]:
     """SemVer order as far as people read lists: the numbers, then the rest as text."""
     numbers, _, rest = item[0].partition("-")

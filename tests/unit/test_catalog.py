@@ -12,6 +12,8 @@ import pytest
 from events.catalogue import DECIDED_TOPICS, entries
 from events.chain import TYPE, Place
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from projections.api_access import Caller
+from projections.catalog import public
 from projections.history_fold import STEPS, evolve
 from projections.history_rows import PartitionFold
 from projections.history_tables import HISTORY_ROWS
@@ -215,3 +217,30 @@ def test_a_rejection_returns_the_version_to_draft() -> None:
     ):
         document = evolve("models", document, fact, {**base(1), **body})
         assert document["versions"]["1.0.0"]["status"] == status
+
+
+def test_strangers_see_what_was_approved_and_nothing_of_how() -> None:
+    draft = {"model_version": "2.0.0", "status": "draft", "technical": {}, "artifact": "d", "reviews": {}, "deployment": None}
+    reviews = {"business": {"verdict": "approved", "by": "u-1", "comment": "as agreed with the customer"}}
+    running = {"status": "failed", "replicas": 0, "error": "load_failed: secret path", "by": "u-2"}
+    approved = {**draft, "model_version": "1.0.0", "status": "approved", "by": "u-2", "reviews": reviews, "deployment": running}
+    model = {"model": MODEL, "tenant": "acme", "live": "1.0.0", "versions": {"1.0.0": approved, "2.0.0": draft}}
+    shown = public(model)
+    assert list(shown["versions"]) == ["1.0.0"]
+    assert (shown["model"], shown["live"], shown["versions"]["1.0.0"]["deployment"]) == (
+        MODEL,
+        "1.0.0",
+        {"status": "failed", "replicas": 0},
+    )
+    assert not [word for word in ("u-1", "u-2", "customer", "secret") if word in json.dumps(shown)]
+    assert model["versions"] == {"1.0.0": approved, "2.0.0": draft}
+
+
+def test_owners_reviewers_and_admins_see_drafts() -> None:
+    def sees(tenant: str, *scopes: str) -> bool:
+        return Caller(tenant, "k", frozenset(scopes)).sees_all_of("acme")
+
+    assert sees("acme", "read")
+    assert sees("platform", "admin")
+    assert sees("platform", "review:security")
+    assert not sees("globex", "read", "models", "deploy", "invoke")
