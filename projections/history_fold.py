@@ -135,9 +135,17 @@ def _failed(d: Document, b: Body) -> Document:
     return _with(d, "versions", b["model_version"], status="failed", failed_at=b["occurred_at"], error=f"{b['error_code']}: {b['message']}")
 
 
+ROUTES_KEPT = 64
+"""Gateways told apart in a deployment's document. Each start of one has a name of its own, so those heard last are kept."""
+
+
 def _route_applied(d: Document, b: Body) -> Document:
-    """By gateway name, not by epoch: a gateway that came back replaces its former self, so the document stays small."""
-    return _with(d, "routes", b["gateway"], **_pick(b, "epoch", "position", "weights"), at=b["occurred_at"])
+    routes = dict(d.get("routes", {}))
+    routes.pop(b["gateway"], None)
+    while len(routes) >= ROUTES_KEPT:
+        del routes[next(iter(routes))]
+    routes[b["gateway"]] = {**_pick(b, "epoch", "position", "weights"), "at": b["occurred_at"]}
+    return _with(d, routes=routes)
 
 
 # --- accounts: a tenant and its keys, hashes only

@@ -14,7 +14,7 @@ from events.chain import TYPE, Place
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 from projections.api_access import Caller
 from projections.catalog import public
-from projections.history_fold import STEPS, evolve
+from projections.history_fold import ROUTES_KEPT, STEPS, evolve
 from projections.history_rows import PartitionFold
 from projections.history_tables import HISTORY_ROWS
 
@@ -244,3 +244,14 @@ def test_owners_reviewers_and_admins_see_drafts() -> None:
     assert sees("platform", "admin")
     assert sees("platform", "review:security")
     assert not sees("globex", "read", "models", "deploy", "invoke")
+
+
+def test_gateways_that_come_and_go_do_not_make_a_document_grow() -> None:
+    document: dict[str, Any] = {}
+    for number in range(3 * ROUTES_KEPT):
+        for gateway in ("gateway-old", f"gateway-{number}"):
+            body = {**base(number), "model": MODEL, "gateway": gateway, "epoch": "e", "position": number, "weights": {"1.0.0": 100}}
+            document = evolve("deployments", document, "RouteApplied", body)
+    newest = [f"gateway-{n}" for n in range(3 * ROUTES_KEPT - ROUTES_KEPT + 1, 3 * ROUTES_KEPT)]
+    assert sorted(document["routes"]) == sorted(["gateway-old", *newest])
+    assert document["routes"]["gateway-old"]["position"] == 3 * ROUTES_KEPT - 1
