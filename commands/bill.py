@@ -65,6 +65,8 @@ class FixCut:
     rating_version: int
     price_book: BookId
     currency: str
+    book_currency: str = ""
+    """What the book's prices are in; empty when there is no such book yet, and everything is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,9 @@ def decide(state: BillState, command: BillCommand, origin: Origin) -> Decision:
 def _fix(state: BillState, c: FixCut, o: Origin) -> Decision:
     if c.period_start > o.now:
         return conflict("period_not_begun", f"{c.period} has not begun", "period", "bill it when it has")
+    if c.book_currency not in ("", c.currency):
+        message = f"{c.tenant} pays in {c.currency}, book {c.price_book} is in {c.book_currency}"
+        return conflict("currency_differs", message, "tenant", "an amount of one currency is never billed in another; a person must decide")
     until = min(c.period_end, o.now)
     match state:
         case CutOpen():

@@ -14,6 +14,9 @@ from events.problem import Violation
 PAST_TOLERANCE_US = 300_000_000
 """A caller's clock and ours may differ by this much; further back, calls already priced would change."""
 
+FUTURE_US_MAX = 10 * 366 * 86_400_000_000
+"""Versions start one after another and none is taken back: one slip into nanoseconds would close the book for ever."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoBook:
@@ -80,6 +83,12 @@ def _violations(c: PublishPriceBook, start: Micros, now: Micros) -> tuple[Violat
     if start < now - PAST_TOLERANCE_US:
         found.append(
             Violation("effective_in_past", "prices never change backwards", "effective_from", "give an instant from now on, in µs UTC")
+        )
+    if start > now + FUTURE_US_MAX:
+        found.append(
+            Violation(
+                "effective_too_late", "prices start within ten years", "effective_from", "give an instant in µs UTC, not in nanoseconds"
+            )
         )
     seen: set[tuple[str, str]] = set()
     for i, price in enumerate(c.prices):

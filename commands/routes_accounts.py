@@ -41,6 +41,12 @@ def existing_tenant(office: Office, name: str) -> ActiveTenant:
     return state
 
 
+def book_currency(office: Office, book: BookId) -> str:
+    """Empty when there is no such book."""
+    state = office.aggregates.load(BOOK, book)
+    return state.currency if isinstance(state, price_book.OpenBook) else ""
+
+
 class Tenants:
     """Tenants and their API keys."""
 
@@ -67,7 +73,9 @@ class Tenants:
                 "timezone_unknown", f"'{body.timezone}' is no time zone", "timezone", "write an IANA name, for example Asia/Shanghai"
             )
             return rejected_response(wrong, call.headers)
-        command = CreateTenant(TenantId(body.tenant), body.display_name, BookId(body.price_book), body.currency, body.timezone)
+        book = BookId(body.price_book)
+        in_book = book_currency(self._office, book)
+        command = CreateTenant(TenantId(body.tenant), body.display_name, book, body.currency, body.timezone, in_book)
         return self._office.run(
             call,
             TENANT,
@@ -218,6 +226,7 @@ class Bills:
             RATING_VERSION,
             billed.price_book,
             billed.currency,
+            book_currency(self._office, billed.price_book),
         )
         return self._office.run(
             call,

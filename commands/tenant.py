@@ -48,6 +48,8 @@ class CreateTenant:
     price_book: BookId
     currency: str
     timezone: str
+    book_currency: str = ""
+    """What the book's prices are in; empty when there is no such book yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ def no_tenant() -> Rejected:
 def _create(state: TenantState, c: CreateTenant, o: Origin) -> Decision:
     if not isinstance(state, NoTenant):
         return conflict("tenant_exists", f"tenant {c.tenant} exists", "tenant", "choose another id")
+    if c.book_currency not in ("", c.currency):
+        message = f"book {c.price_book} is in {c.book_currency}"
+        return invalid("currency_differs", message, "currency", "take the book's currency, or a book in the tenant's")
     fact = TenantCreated(
         **o.head(1),
         tenant=c.tenant,

@@ -53,6 +53,11 @@ def issue(key: str, **changes: Any) -> IssueApiKey:
 ACME: TenantState = after(tenant, NoTenant(), CREATE)
 
 
+def test_a_tenant_pays_in_the_currency_of_its_book() -> None:
+    assert refused(tenant.decide(NoTenant(), replace(CREATE, book_currency="USD"), at())) == "currency_differs"
+    assert after(tenant, NoTenant(), replace(CREATE, book_currency="CNY")) == ACME
+
+
 def test_a_tenant_is_created_once() -> None:
     assert refused(tenant.decide(ACME, CREATE, at())) == "tenant_exists"
     assert refused(tenant.decide(NoTenant(), issue("k1"), at())) == "tenant_unknown"
@@ -111,6 +116,11 @@ def test_every_broken_rule_of_a_book_is_named_at_once() -> None:
     ]
 
 
+def test_a_slip_of_the_unit_does_not_close_a_book_for_ever() -> None:
+    assert refused(price_book.decide(BOOK, publish(NOW * 1000), at())) == "effective_too_late"
+    assert not isinstance(price_book.decide(BOOK, publish(NOW + 3000 * DAY), at()), Rejected)
+
+
 def test_a_book_keeps_its_currency() -> None:
     assert refused(price_book.decide(BOOK, publish(NOW + 2 * DAY, currency="USD"), at())) == "currency_changed"
 
@@ -149,6 +159,11 @@ CUT: BillState = after(bill, NoBills(), fix())
 def fixed(state: BillState) -> BillCutFixed:
     assert not isinstance(state, NoBills)
     return state.cut
+
+
+def test_amounts_of_one_currency_are_never_billed_in_another() -> None:
+    assert refused(bill.decide(NoBills(), replace(fix(), book_currency="USD"), at())) == "currency_differs"
+    assert after(bill, NoBills(), replace(fix(), book_currency="CNY")) == CUT
 
 
 def issued(state: BillState = CUT) -> BillState:
