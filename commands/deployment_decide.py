@@ -51,7 +51,7 @@ class PromoteRollout:
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """`to_version` empty: the version that was live before the rollout."""
+    """`to_version` empty: the version that was live before the rollout, or before the last promotion."""
 
     reason: str
     to_version: str = ""
@@ -194,8 +194,8 @@ def _roll_back(state: ActiveModel, c: RollBack, o: Origin) -> Decision:
     was = state.deployment
     if isinstance(was, NotDeployed):
         return conflict("not_deployed", f"{state.model} serves nothing yet", "model", "deploy a version")
-    default = was.live if isinstance(was, Shifting) else next(iter([*was.standby][::-1]), "")  # the one that was live last
-    to = c.to_version or default
+    # Asked twice, by two people or by one who heard no answer, it goes back once: never forward again to what was left.
+    to = c.to_version or (was.live if isinstance(was, Shifting) else was.before)
     if not to:
         return conflict("nothing_to_go_back_to", "no other version was live before", "to_version", "name an approved version")
     approved = _approved(state, to)

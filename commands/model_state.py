@@ -75,11 +75,13 @@ class NotDeployed:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """`live` takes every call; `standby` versions are loaded and take none."""
+    """`live` takes every call; `standby` versions are loaded and take none. `before` was live until `live` was promoted; empty when
+    nothing was, or when `live` is itself where somebody went back to."""
 
     live: str
     standby: Mapping[str, ServiceSpec]
     spec: ServiceSpec
+    before: str = ""
     kind: Literal["serving"] = "serving"
 
 
@@ -211,12 +213,15 @@ def _evolve_deployment(was: Deployment, fact: DeploymentFact) -> Deployment:
             return replace(was, weight_percent=fact.weight_percent)
         case RolloutPromoted():
             assert isinstance(was, Shifting)
-            return Serving(was.candidate, {**was.standby, was.live: was.spec}, was.candidate_spec)
+            return Serving(was.candidate, {**was.standby, was.live: was.spec}, was.candidate_spec, before=was.live)
         case RolledBack():
             return _rolled_back(was, fact.to_version)
         case VersionUndeployed():
             assert isinstance(was, Serving | Shifting)
-            return replace(was, standby={v: s for v, s in was.standby.items() if v != fact.model_version})
+            standby = {v: s for v, s in was.standby.items() if v != fact.model_version}
+            if isinstance(was, Shifting):
+                return replace(was, standby=standby)
+            return replace(was, standby=standby, before="" if was.before == fact.model_version else was.before)
         case _:
             assert_never(fact)
 

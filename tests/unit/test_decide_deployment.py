@@ -117,7 +117,7 @@ def test_one_rollout_at_a_time() -> None:
 def test_a_share_advances_and_is_promoted_and_the_old_version_stays_loaded() -> None:
     assert deployment(after(CANARY, AdvanceRollout(60))).weight_percent == 60
     assert refused(decide(CANARY, AdvanceRollout(20))) == "weight_unchanged"
-    assert deployment(PROMOTED) == Serving("1.1.0", {"1.0.0": BIG}, BIG)
+    assert deployment(PROMOTED) == Serving("1.1.0", {"1.0.0": BIG}, BIG, before="1.0.0")
 
 
 def test_rolling_back_a_canary_gives_all_calls_to_the_live_version() -> None:
@@ -134,6 +134,15 @@ def test_one_step_goes_back_to_any_approved_version() -> None:
     assert refused(decide(PROMOTED, RollBack("wrong", "1.1.0"))) == "already_live"
     assert refused(decide(LIVE, RollBack("wrong"))) == "nothing_to_go_back_to"
     assert refused(decide(ALL, RollBack("wrong"))) == "not_deployed"
+
+
+def test_going_back_twice_never_goes_forward_to_what_was_left() -> None:
+    for state, live in ((after(CANARY, RollBack("slow")), "1.0.0"), (after(PROMOTED, RollBack("wrong")), "1.0.0")):
+        assert deployment(state).live == live
+        assert refused(decide(state, RollBack("slow"))) == "nothing_to_go_back_to"
+        assert deployment(after(state, RollBack("I mean it", "1.1.0"))).live == "1.1.0"
+    unloaded = after(PROMOTED, UndeployVersion("1.0.0", "done"))
+    assert refused(decide(unloaded, RollBack("wrong"))) == "nothing_to_go_back_to"
 
 
 def test_only_a_standby_version_is_unloaded() -> None:
