@@ -17,13 +17,14 @@ from events.log import Reader
 from events.registry import read_schemas
 from events.settings import Settings
 from infra.launcher.ports import free_block
-from projections.container import zigzag
+from projections.container import TAIL, zigzag
 from projections.replay import Rebuild
 from tests.integration.usage_oracle import Schemas, compare, daily, decoded, read_topic, table_rows
 from tests.integration.usage_stack import UsageStack, until
 
 MUTANTS = 10_000
 SESSION_S = 3.0
+PREVIOUS = bytes(range(100, 132))
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +110,30 @@ def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(
 
 
 def test_a_record_cannot_swallow_its_neighbour_or_forge_a_row(market: UsageStack) -> None:
-    """The attack seen in the spike: a last field whose length covers what is appended and the beginning of the next record."""
-    good, forged = market.settled(20, tenant="honest"), market.settled(21, tenant="victim")
-    for swallowed in range(1, 400, 3):
-        # A string field in the middle claims the rest of this record and `swallowed` bytes more.
-        at = good.rindex(b"\x0cvision")
-        market.write(good[:at] + zigzag(len(good) - at + swallowed) + good[at + 1 :], market.settled(22), partition=1)
-    market.write(good + forged[5:], good[:5] + good[5:] + forged[5:] + good[5:], market.settled(23), partition=1)
+    """The attack that a container without a guard falls for: a record that holds a whole row, its tail, and the beginning of a second
+    row, whose bytes field swallows the true tail and the next record's beginning. As many rows as records, none of them true."""
+    for _ in range(50):
+        honest = market.settled(20, tenant="honest", invocation_key=b"", previous_sha256=PREVIOUS)
+        good, victim = (
+            market.settled(21, tenant="attacker", invocation_key=b"", previous_sha256=PREVIOUS),
+            market.settled(22, tenant="victim", invocation_key=b"", previous_sha256=PREVIOUS),
+        )
+        tail = TAIL.pack(1, market.ends()[1], 0, bytes(32), bytes(16))
+        key_at = len(honest) - len(_after_key(honest))
+        attack = good + tail + victim[5 : len(victim) - len(_after_key(victim)) - 1] + zigzag(TAIL.size + key_at - 5)
+        market.write(attack, honest, partition=1)
     with market.working():
         market.caught_up()
     compare(market.settings)
     assert market.clickhouse.value("SELECT count() AS n FROM usage_rows WHERE tenant = 'victim'") == 0
+    assert market.clickhouse.value("SELECT count() AS n FROM usage_rows WHERE tenant = 'honest'") == 50
+
+
+def _after_key(frame: bytes) -> bytes:
+    """What follows the empty `invocation_key`: the field after the 32 bytes of `previous_sha256`."""
+    at = frame.index(PREVIOUS) + 32
+    assert frame[at] == 0
+    return frame[at + 1 :]
 
 
 def test_a_worker_killed_between_the_parts_of_a_chunk_leaves_no_hole(market: UsageStack) -> None:
