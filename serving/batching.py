@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 QUEUE_CALLS_MAX = 4096
 """Calls waiting for one version; past it the caller is told 429, since it would wait longer than its time-out."""
+QUEUE_BYTES_MAX = 256 << 20
+"""Tensors waiting for one version: four thousand large calls would take the memory of the whole node."""
 FLIGHT_BYTES_MAX = 16 << 20
 """Tensors in one Ray call: larger ones would block the event loop that copies them."""
 FLIGHTS_PER_REPLICA = 2
@@ -64,23 +66,25 @@ class Lane:
         self._address, self._replicas = address, replicas
         self._batch_max, self._flights_max, self._timeout_s = batch_max, flights_max, timeout_s
         self._waiting: deque[Passenger] = deque()
+        self._waiting_bytes = 0
         self._flights: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._called = False
 
     def board(self, call: Inference, *, alone: bool = False) -> asyncio.Future[Landed]:
         """The future of a call's result. A call that rode with others when their replica was lost is sent `alone` (K16)."""
-        if len(self._waiting) >= QUEUE_CALLS_MAX:
+        if len(self._waiting) >= QUEUE_CALLS_MAX or self._waiting_bytes + call.size > QUEUE_BYTES_MAX:
             raise Refused(
                 429,
                 "overloaded",
-                f"{QUEUE_CALLS_MAX} calls of {self._address} wait already",
+                f"{len(self._waiting)} calls of {self._address} with {self._waiting_bytes} bytes wait already",
                 "",
                 "slow down, then retry",
                 ((b"retry-after", b"1"),),
             )
         passenger = Passenger(call, alone, time.monotonic_ns(), self._loop.create_future())
         self._waiting.append(passenger)
+        self._waiting_bytes += call.size
         if not self._called and len(self._flights) < self._flights_max:
             self._called = True
             self._loop.call_soon(self._depart)  # not now: what came in the same turn of the loop rides along
@@ -107,6 +111,7 @@ class Lane:
             if passenger.alone and aboard:
                 break
             self._waiting.popleft()
+            self._waiting_bytes -= passenger.call.size
             if passenger.future.done():  # its caller gave up
                 continue
             aboard.append(passenger)
