@@ -25,6 +25,8 @@ from events.problem import Violation
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 UPLOADS_MAX = 8
 """Uploads under way at once: bounds the disk they take before they are judged."""
+UPLOAD_S_MAX = 900.0
+"""Longest an upload may take: else eight callers who send nothing keep everybody else from uploading."""
 
 
 def artifact_routes(office: Office, intake: IntakeDesk) -> APIRouter:
@@ -51,15 +53,19 @@ async def _take(office: Office, intake: IntakeDesk, call: Call, tenant: TenantId
     try:
         with os.fdopen(handle, "wb") as file:
             size, found = 0, hashlib.sha256()
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    violation = Violation(
-                        "artifact_too_large", f"more than {limit} bytes", "", "make the model smaller, or raise artifact_bytes_max"
-                    )
-                    return problem_response(413, [violation], {**call.headers, "Connection": "close"})
-                found.update(chunk)
-                file.write(chunk)
+            try:
+                async with asyncio.timeout(UPLOAD_S_MAX):
+                    async for chunk in request.stream():
+                        size += len(chunk)
+                        if size > limit:
+                            remedy = "make the model smaller, or raise artifact_bytes_max"
+                            violation = Violation("artifact_too_large", f"more than {limit} bytes", "", remedy)
+                            return problem_response(413, [violation], {**call.headers, "Connection": "close"})
+                        found.update(chunk)
+                        file.write(chunk)
+            except TimeoutError:
+                violation = Violation("upload_slow", f"the file did not come within {UPLOAD_S_MAX:.0f} s", "", "send it faster")
+                return problem_response(408, [violation], {**call.headers, "Connection": "close"})
         if f"sha256:{found.hexdigest()}" != digest:
             message = f"the {size} bytes that came hash to sha256:{found.hexdigest()}"
             return rejected_response(
