@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from events.artifacts import ArtifactCorrupt, ArtifactMissing, Artifacts
 from events.fact import TenantId
+from events.health import start_logging
 from events.settings import Settings
 from serving.batching import ReplicaLost
 from serving.desired import MODEL_DEPLOYMENT
@@ -42,6 +43,7 @@ class ModelReplica:
     """One loaded version. Its bytes are verified against their digest before every load."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        start_logging("replica")
         settings = Settings()
         try:
             model = Artifacts(settings).read(TenantId(args["provider"]), args["artifact"])
@@ -89,6 +91,7 @@ class GatewayReplica:
     """The gateway as Serve runs it: its ASGI application lives as long as the replica."""
 
     def __init__(self) -> None:
+        start_logging("gateway")
         self._edge = Edge(Settings(), RayReplicas())
 
     async def __serve_build_asgi_app__(self) -> Gateway:
