@@ -84,18 +84,25 @@ class Schemas:
 
     def __init__(self, settings: Settings) -> None:
         self._url, self._known = settings.registry, dict[int, Any]()
-        subjects = json.load(urllib.request.urlopen(f"{self._url}/subjects", timeout=10))
-        self.usage_ids = {
-            json.load(urllib.request.urlopen(f"{self._url}/subjects/{s}/versions/latest", timeout=10))["id"]
-            for s in subjects
-            if s.startswith("usage-")
-        }
+        subjects = _get(f"{self._url}/subjects")
+        self.usage_ids = {_get(f"{self._url}/subjects/{s}/versions/latest")["id"] for s in subjects if s.startswith("usage-")}
 
     def of(self, schema_id: int) -> Any:
         if schema_id not in self._known:
-            with urllib.request.urlopen(f"{self._url}/schemas/ids/{schema_id}", timeout=10) as r:
-                self._known[schema_id] = fastavro.parse_schema(_plain(json.loads(json.load(r)["schema"])))
+            definition = _get(f"{self._url}/schemas/ids/{schema_id}")["schema"]
+            self._known[schema_id] = fastavro.parse_schema(_plain(json.loads(definition)))
         return self._known[schema_id]
+
+
+def _get(url: str, tries: int = 3) -> Any:
+    """A busy registry has been seen to hang up on a request."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as r:
+            return json.load(r)
+    except OSError:
+        if tries == 1:
+            raise
+        return _get(url, tries - 1)
 
 
 def decoded(value: bytes | None, schemas: Schemas) -> tuple[str, dict[str, Any]] | None:
