@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +26,7 @@ from commands.bodies import Problem
 from commands.intake_desk import IntakeDesk
 from commands.office import Office, Refused, open_office, unavailable
 from commands.problems import problem_response, violations_of
+from commands.resume import StoreMismatch
 from commands.routes_accounts import Bills, PriceBooks, Tenants
 from commands.routes_artifacts import artifact_routes
 from commands.routes_models import Models, Traffic
@@ -50,7 +52,7 @@ def build(office: Office) -> FastAPI:
         await asyncio.to_thread(office.close)
 
     bearer = HTTPBearer(auto_error=False, description="An API key: mk_…")
-    app = FastAPI(
+    app = FastAPIOffline(  # its pages bring their scripts along: a closed network has no content delivery network
         title="modelmarket commands",
         version="1",
         description=(__doc__ or ""),
@@ -138,7 +140,7 @@ def main() -> int:
     settings = Settings()
     try:
         office = open_office(settings)
-    except LogMismatch as e:
+    except (LogMismatch, StoreMismatch) as e:
         raise SystemExit(f"the command API does not start: {e}") from e
     server = uvicorn.Server(
         uvicorn.Config(

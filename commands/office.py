@@ -24,6 +24,7 @@ from commands.opening import open_epoch
 from commands.origin import Origin
 from commands.problems import problem_response, rejected_response
 from commands.refusal import Rejected
+from commands.resume import REMEDY, StoreMismatch, read_tails, resume
 from commands.store import Store, StoreUnavailable, open_store
 from events.artifacts import Artifacts
 from events.fact import Decided, UserId, now_us
@@ -137,12 +138,15 @@ class Office:
 
 
 def open_office(settings: Settings) -> Office:
-    """Waits for the registry; raises LogMismatch when log and registry are not each other's."""
+    """Waits for the registry; raises LogMismatch when log and registry are not each other's, StoreMismatch when log and store are
+    not: what such a store decided would never reach the log, so nothing may be decided on it."""
     reader = Reader(settings, "commands")
     codec, log_id = open_codec(settings, reader)
     store = open_store(settings)
-    if current_epoch(store) is None:
-        open_epoch(store, codec, UserId("commands"))
+    epoch, tails = current_epoch(store), read_tails(reader)
+    if epoch is None and tails:
+        raise StoreMismatch(f"the store is empty, but decisions are on the log. {REMEDY}")
+    resume(store, epoch or open_epoch(store, codec, UserId("commands")), tails)
     return Office(settings, store, codec, log_id, reader)
 
 

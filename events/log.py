@@ -285,6 +285,7 @@ class Reader:
                 low, high = (self._offsets(partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
                 return {tp: (low[tp], high[tp]) for tp in partitions}
             except (ck.KafkaException, TimeoutError) as e:  # a new topic has no leader for a moment
+                self._admin = None  # it asks the leaders of before a broker's restart for ever; a new one asks who leads now
                 if time.monotonic() > end:
                     raise LogUnavailable(f"ends of {', '.join(topics)}: {e}") from e
                 time.sleep(0.05)

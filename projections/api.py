@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from events.fact import now_us
@@ -115,7 +116,7 @@ def _instant(text: str, field: str, default: int) -> int:
 
 def make_app(queries: Queries | None = None) -> FastAPI:
     """The application; without `queries` the composition root sets `app.state.queries` before it serves."""
-    app = FastAPI(title="modelmarket queries", version="1", description="Catalog, usage and bills: folds of the facts on the log.")
+    app = FastAPIOffline(title="modelmarket queries", version="1", description="Catalog, usage and bills: folds of the facts on the log.")
     app.state.queries = queries
     _add_handlers(app)
     _add_catalog(app)

@@ -246,3 +246,15 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     assert again.tenants == [*fold.tenants, "late"]
     resumed.stop()
     writer.close()
+
+
+def test_a_reader_finds_the_ends_again_after_the_broker_was_killed(log: Stack) -> None:
+    writer, _ = _prepare(log.settings)
+    reader = Reader(log.settings, "test")
+    before = reader.bounds("models", "usage")  # from now on it knows the leaders, and their epoch
+    log.kill9("kafka")
+    log.wait_healthy("kafka", 30)
+    assert reader.bounds("models", "usage") == before
+    at = writer.append("usage", b"acme", b"x").result(20)
+    assert reader.end_offsets("usage")["usage", at.partition] == at.offset + 1
+    writer.close()

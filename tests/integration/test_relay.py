@@ -291,6 +291,12 @@ def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, clerk: Cler
     foreign.start()
     assert foreign.ended() == 2
     assert "this is store" in _last_message(foreign.log)
+
+    # The command API takes no decision into a store that the log does not know: not into yesterday's, and not into an empty one.
+    for lost in (url, f"sqlite:///{tmp_path / 'lost' / 'events.sqlite'}"):
+        api = Process("commands.api", log.settings, {"STORE_URL": lost}).start()
+        assert api.ended() == 1
+        assert "python -m commands.rebuild" in api.log.read_text()
     assert len(read_log(log.settings, "accounts", "prices")) == before
     check_complete(log.settings)
     shutil.rmtree(tmp_path, ignore_errors=True)
