@@ -49,6 +49,7 @@ class _Throttled(logging.Filter):
 
 _client_log = logging.getLogger("librdkafka")
 _client_log.addFilter(_Throttled())
+_client_log.addHandler(logging.NullHandler())  # processes log it as JSON lines; on a command line it is noise
 
 Headers = Mapping[str, bytes]
 Delivered = Callable[[Coordinate | None, Exception | None], None]
