@@ -41,6 +41,8 @@ FETCH_BYTES_MIN, FETCH_WAIT_MS_MAX = 1 << 18, 100
 """The broker answers with a quarter megabyte or after 100 ms: else a fetch every few ms for a handful of facts."""
 PARTITION_FETCH_BYTES_MAX = 2 << 20
 POLL_RECORDS_MAX = 10_000
+IDLE_WAIT_S = 0.02
+"""Longest a first record waits for company while nothing is being written."""
 CHUNKS_WAITING_MAX = 16
 """Chunks a lane holds: with the chunk size it bounds the memory of a worker."""
 DIED_LATE, DIED_FAILED = 75, 70
@@ -89,7 +91,7 @@ class Sink(Protocol):
     rows_max: int
     """Records gathered into one write, at most (one chunk more or less)."""
     wait_s: float
-    """Longest a first record waits for company."""
+    """Longest a first record waits for company while the write before it lasts."""
 
     def resume(self, partition: int) -> int: ...
     def prepare(self, chunks: list[Chunk]) -> Any: ...
@@ -337,7 +339,7 @@ class _Lane:
     async def run(self, waiting: asyncio.Queue[Any]) -> None:
         loop, writing = asyncio.get_running_loop(), None
         while True:
-            events = await self._gather(waiting)
+            events = await self._gather(waiting, writing)
             chunks = [chunk for event in events if (chunk := self._take(event)) is not None]
             prepared = await loop.run_in_executor(self._preparer, self._sink.prepare, chunks) if chunks else None
             if writing is not None:
@@ -345,19 +347,22 @@ class _Lane:
             writing = asyncio.create_task(self._write(events, prepared))
             writing.add_done_callback(_fatal)
 
-    async def _gather(self, waiting: asyncio.Queue[Any]) -> list[Any]:
-        events = [await waiting.get()]
-        rows, end = len(events[0].message.value), asyncio.get_running_loop().time() + self._sink.wait_s
+    async def _gather(self, waiting: asyncio.Queue[Any], writing: asyncio.Task[None] | None) -> list[Any]:
+        """What may go in one write. The engine idle: only what is there, for a fetch brings all partitions at once and company comes with
+        the next. The engine busy: as much as comes meanwhile, up to `wait_s`, since the next write must wait anyway."""
+        loop, events = asyncio.get_running_loop(), [await waiting.get()]
+        rows, began = len(events[0].message.value), asyncio.get_running_loop().time()
         while rows < self._sink.rows_max:
-            left = end - asyncio.get_running_loop().time()
-            try:
-                event = waiting.get_nowait() if not waiting.empty() else await asyncio.wait_for(waiting.get(), max(0.001, left))
-            except TimeoutError:
+            idle = writing is None or writing.done()
+            left = began + (min(IDLE_WAIT_S, self._sink.wait_s) if idle else self._sink.wait_s) - loop.time()
+            if waiting.empty() and left <= 0:
                 break
+            try:
+                event = waiting.get_nowait() if not waiting.empty() else await asyncio.wait_for(waiting.get(), min(left, IDLE_WAIT_S))
+            except TimeoutError:
+                continue
             events.append(event)
             rows += len(event.message.value)
-            if left <= 0 and waiting.empty():
-                break
         return events
 
     def _take(self, event: Any) -> Chunk | None:

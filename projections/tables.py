@@ -8,7 +8,7 @@ from events.settings import Settings
 from projections import bill_tables, history_tables
 from projections.clickhouse import ClickHouse
 from projections.dead_letters import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
-from projections.usage_table import create_table
+from projections.usage_table import alter_settings, create_table
 from projections.usage_views import views
 
 _NAME = re.compile(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW) (?:IF NOT EXISTS )?(\w+)")
@@ -29,4 +29,4 @@ def apply_tables(settings: Settings) -> list[str]:
 
 def usage_statements(table: str) -> tuple[str, ...]:
     """The usage table and the views that read it; `table` is `usage` for the live ones."""
-    return (create_table(table), *views(table))
+    return (create_table(table), alter_settings(table), *views(table))

@@ -19,6 +19,13 @@ OFFSETS_PER_PARTITION = 10_000_000
 OCCURRED = "fromUnixTimestamp64Micro(greatest(-2208988800000000, least(occurred_at, 10413791999999999)), 'UTC')"
 UNREADABLE = "Unreadable"
 """`fact` of a tombstone."""
+_TABLE_SETTINGS = {
+    "non_replicated_deduplication_window": 1000,
+    # Sixty columns in files of their own are 120 files a part, and a file system pays for each when it is made and deleted: what an
+    # insert makes keeps its columns in one file. Larger parts are wide, since only those merge column by column.
+    "min_bytes_for_wide_part": 32 << 20,
+    "merge_selector_base": 10,  # a row is written again at each tenfold growth, not at each fivefold
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +137,14 @@ CREATE TABLE IF NOT EXISTS {table} (
 ) ENGINE = ReplacingMergeTree(readable)
 PARTITION BY (kafka_partition, intDiv(kafka_offset, {OFFSETS_PER_PARTITION}))
 ORDER BY (kafka_partition, kafka_offset)
-SETTINGS non_replicated_deduplication_window = 1000
+SETTINGS {", ".join(f"{k} = {v}" for k, v in _TABLE_SETTINGS.items())}
 COMMENT 'Raw usage: one row per record of topic usage; a paused worker may write a row twice, so read usage_rows'
 """
+
+
+def alter_settings(table: str) -> str:
+    """A table that was created before has these settings from now on."""
+    return f"ALTER TABLE {table} MODIFY SETTING {', '.join(f'{k} = {v}' for k, v in _TABLE_SETTINGS.items())}"
 
 
 # --- from Avro to rows

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import threading
+import time
 
 from events.catalogue import DECIDED_TOPICS
 from events.health import serve_health, start_logging
@@ -27,6 +29,8 @@ from projections.usage_sink import UsageSink
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """How long a worker waits for a ClickHouse that is away before it lets its supervisor try."""
+SWEEP_S = 30.0
+"""Between two searches for cycles of garbage."""
 FOLDED_TOPICS = (*DECIDED_TOPICS, "producers")
 
 
@@ -55,6 +59,20 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
     return [usage, letters, *folds]
 
 
+def _collect_rarely() -> None:
+    """A hundred thousand records are alive at once and none is in a cycle: looking for cycles after so many allocations costs a tenth of the
+    worker's time, looking once a minute nothing."""
+    gc.freeze()
+    gc.disable()
+
+    def sweep() -> None:
+        while True:
+            time.sleep(SWEEP_S)
+            gc.collect()
+
+    threading.Thread(target=sweep, name="sweep", daemon=True).start()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", type=int, default=0, help="which worker of this stack, from 0")
@@ -68,9 +86,7 @@ def main() -> None:
     reader.close()
     logger.info("folding log %s", log_id)
     writer = Writer(settings, name)
-    # A hundred thousand records are alive at once and none is in a cycle: looking for cycles at the usual pace costs a tenth of the time.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
+    _collect_rarely()
     worker = ChunkWorker(settings, f"{settings.stack}-projections", f"{settings.stack}-{name}", sinks(settings, codec, writer, name))
     serve_health(settings.host, settings.worker_health_port(index), worker.state)
     worker.run()
