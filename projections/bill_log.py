@@ -12,8 +12,9 @@ from hashlib import sha256
 from typing import Any
 
 from events.catalogue import TOPICS
-from events.chain import STORE_OPENED, TYPE, Chain, Verdict, place_of
+from events.chain import Chain, Verdict, place_of
 from events.log import Reader, Record
+from events.opening import judge
 from events.partition import partition_of
 from events.wire import Codec, Undecodable, frame_schema_id
 from rating.bill import Bill, make_bill
@@ -64,12 +65,8 @@ def _next(chain: Chain, queue: list[Record], codec: Codec) -> DecidedFact | None
     for record in list(queue):
         place = place_of(record.headers)
         assert place is not None
-        opened: tuple[str, int] | None = None
-        if record.headers.get(TYPE) == STORE_OPENED.encode():
-            _, body = codec.decode(record.value)
-            opened = (str(body["previous_store"]), int(body["previous_position"]))
-        match chain.judge(place, opened):
-            case Verdict.COPY:
+        match judge(chain, codec, place, record.headers, record.value):
+            case Verdict.COPY | Verdict.STRAY:
                 queue.remove(record)
             case Verdict.NEXT:
                 queue.remove(record)
