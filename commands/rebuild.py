@@ -27,8 +27,10 @@ from events.settings import Settings
 from events.wire import Codec, Undecodable
 
 logger = logging.getLogger(__name__)
-KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills"}
+KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills", "producers": "producer"}
 """Topic → the kind of aggregate whose facts it carries; the record key is the aggregate's own."""
+KIND_OF_FACT = {"RecordWriteOffRequested": "record", "RecordWrittenOff": "record"}
+"""Facts of another kind of aggregate than their topic's."""
 GROUP = 1000
 TP = tuple[str, int]
 
@@ -80,7 +82,7 @@ def take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -
     headers = {k: v for k, v in record.headers.items() if k not in (STORE_HEADER, POSITION, PREVIOUS)}
     assert record.key is not None and record.value is not None
     envelope = Envelope(record.topic, record.partition, record.key, headers, record.value, opening)
-    originator = STORE if opening else f"{KIND_OF[record.topic]}/{record.key.decode()}"
+    originator = STORE if opening else f"{KIND_OF_FACT.get(name, KIND_OF[record.topic])}/{record.key.decode()}"
     events[place.position] = Event(originator, int(body["version"]), name, envelope.pack(), place.position)
 
 

@@ -27,7 +27,6 @@ from projections.usage_sink import UsageSink
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """How long a worker waits for a ClickHouse that is away before it lets its supervisor try."""
-FOLDED_TOPICS = (*DECIDED_TOPICS, "producers")
 
 
 def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[Sink]:
@@ -51,7 +50,7 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
         lambda table, partition, fence: first_missing(clickhouse, letters_reader, table, "dead-letters", partition, fence=fence),
         late,
     )
-    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in FOLDED_TOPICS]
+    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in DECIDED_TOPICS]
     return [usage, letters, *folds]
 
 
