@@ -16,7 +16,7 @@ from events.registry import read_schemas
 from events.settings import Settings
 from events.wire import Codec, Undecodable
 from projections.clickhouse import ClickHouse
-from projections.letters import OPEN, STATES, Letter, letters
+from projections.letters import LETTERS_MAX, OPEN, STATES, Letter, letters
 from projections.redrive import Redrive, Tried
 from projections.usage_judge import unreadable
 
@@ -42,6 +42,8 @@ def list_(
     for letter in found:
         table.add_row(str(letter.at), f"{letter.code}: {letter.reason}"[:120], when(letter.first_us), _state(letter))
     console.print(table)
+    if len(found) == LETTERS_MAX:
+        console.print(f"the first {LETTERS_MAX}; there are more")
     if any(letter.at.topic == "usage" and letter.state in OPEN for letter in found):
         console.print("bills of the partitions of usage named here wait")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from cli.app import app
 from events.catalogue import TOPICS
 from events.fact import Coordinate, now_us
 from events.partition import partition_of
-from events.registry import read_schemas
+from events.registry import Registry, read_schemas
 from events.settings import Settings
 from events.wire import Codec, Schema
 from infra.launcher import Stack
@@ -222,10 +223,14 @@ def give_up_elsewhere(market: Market, at: Coordinate, value: bytes) -> None:
 
 def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: Market) -> None:
     tenant = tenant_of(market, 3)
-    schema_id = 4_000_000
+    lost = unreadable_below(market.clickhouse, 3, 1 << 40).written_off
     known = market.codec.schema_for("InvocationSettled")
+    newer: dict[str, Any] = json.loads(known.definition)
+    newer["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
+    definition = json.dumps(newer)
+    schema_id = Registry(market.settings).register(known.subject, definition)
     frames = [market.settled(tenant) for _ in range(2)]
-    early = [b"\x00" + schema_id.to_bytes(4, "big") + frame[5:] for frame in frames]
+    early = [b"\x00" + schema_id.to_bytes(4, "big") + frame[5:] + b"\x02" for frame in frames]
     places = [put(market, tenant, value) for value in early]
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
@@ -236,19 +241,19 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     assert (still.kind, "unknown_schema" in still.message) == ("unreadable", True)
 
     fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id, "schema_id": schema_id}
-    late = Schema.of(schema_id, known.subject, known.definition)
+    late = Schema.of(schema_id, known.subject, definition)
     frame = market.codec.encode_dict(
         "SchemaRegistered", {**fact, "subject": late.subject, "sha256": late.sha256, "definition": late.definition}
     )
-    market.writer.append("schemas", b"4000000", frame, {"ce_type": b"SchemaRegistered"}).result(10)
+    market.writer.append("schemas", str(schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
     redrive = Redrive(market.settings, market.clickhouse)
     assert [redrive.retry(at).kind for at in (*places, places[0])] == ["redriven", "redriven", "readable"]
     redrive.close()
     assert {letter.state for letter in letters(market.clickhouse, STATES) if letter.at in places} == {"redriven"}
     bill = issued(market, tenant, 1)
-    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (3, 0, 3_000_000)
+    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
     market.codec = Codec(read_schemas(market.reader)[0])
-    assert claimed(market, tenant) == {1: (3, 0, 0)}
+    assert claimed(market, tenant) == {1: (3, 0, lost)}
 
 
 def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(market: Market, second: str) -> None:
