@@ -73,6 +73,7 @@ def show(where: Where) -> None:
 def retry(
     where: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET; not with --all.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="Every open dead letter of usage.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again about one that is written off.")] = False,
 ) -> None:
     """Reads records again with today's schemas; what can be read now takes its place in the table. Exit code 1 when one cannot."""
     if bool(where) == everything:
@@ -80,10 +81,13 @@ def retry(
     settings = Settings()
     with in_words():
         clickhouse = ClickHouse(settings)
+        if where and not yes and letters(clickhouse, ("written_off",), where):
+            console.print(f"{where} is written off. Bills issued over it did not count it and never will: if it can be read now, then")
+            typer.confirm("`modelmarket bill --verify` shows the difference on each of them from now on. Read it again?", abort=True)
         asked = [coordinate(where)] if where else [letter.at for letter in letters(clickhouse) if letter.at.topic == "usage"]
         redrive = Redrive(settings, clickhouse)
         try:
-            tried = [_tell(clickhouse, redrive.retry(at)) for at in asked]
+            tried = [_tell(redrive.retry(at)) for at in asked]
         finally:
             redrive.close()
     if not tried:
@@ -149,12 +153,10 @@ def _hash(record: Record) -> str:
     return hashlib.sha256(record.value or b"").hexdigest()
 
 
-def _tell(clickhouse: ClickHouse, tried: Tried) -> Tried:
+def _tell(tried: Tried) -> Tried:
     style = "green" if tried.kind in ("redriven", "readable") else "red"
     console.print(f"{tried.at} [{style}]{tried.kind}[/]: ", end="", highlight=False)
     console.print(tried.message, highlight=False, markup=False)
-    if tried.kind == "redriven" and any(letter.approver for letter in letters(clickhouse, STATES, str(tried.at))):
-        console.print("[yellow]it had been written off: bills issued over it did not count it, and `bill --verify` says so from now on[/]")
     return tried
 
 

@@ -320,6 +320,8 @@ def test_the_commands_of_operations_lead_through_it(market: Market, second: str,
         until("closed", lambda: at not in {letter.at for letter in letters(market.clickhouse)})
     assert str(at) not in run("dead-letters", "list")
     assert "written off by admin and second" in " ".join(run("dead-letters", "list", "--all").split())
+    assert "is written off" in run("dead-letters", "retry", str(at), code=1), "it asks first, and nobody answered"
+    assert "unreadable" in run("dead-letters", "retry", str(at), "--yes", code=1)
     admin = {"Authorization": f"Bearer {market.admin}"}
     told = httpx.get(f"{settings.queries}/v1/dead-letters", headers=admin, timeout=30).json()["dead_letters"]
     assert (str(where), "open") in {(letter["record"], letter["state"]) for letter in told}
