@@ -59,7 +59,7 @@ def _show(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
             for line in lines:
                 table.add_row(*_words(line), f"{line['quantity']:,}", "held" if line["held"] else money(line["amount_micros"]))
             console.print(table)
-        console.print(f"total {money(one['total_micros'])} {one['currency']}\n")
+        console.print(f"total {money(one['total_micros'])} {one['currency']}{_given_up(one['records_written_off'])}\n")
     if not found["bills"]:
         console.print(f"no bill of {tenant} for {period}: no usage has been priced in it")
     return bool(found["bills"])
@@ -102,9 +102,14 @@ def _print(tenant: str, period: str, one: ComparedBill) -> None:
     console.print(
         f"total {money(one.billed_micros)} {one.currency}, recomputed {money(one.recomputed_micros)}, difference {one.difference_micros}"
     )
-    console.print("facts: " + (", ".join(f"{name} {count}" for name, count in one.facts.items() if count) or "none") + "\n")
+    facts = ", ".join(f"{name} {count}" for name, count in one.facts.items() if count) or "none"
+    console.print(f"facts: {facts}{_given_up(one.records_written_off)}\n")
     for wrong in one.wrong:
         console.print(f"[red]{wrong}[/]")
+
+
+def _given_up(records: int) -> str:
+    return f"; records written off: {records}" if records else ""
 
 
 def _both(billed: str, recomputed: str) -> str:
@@ -138,6 +143,7 @@ def _as_json(one: ComparedBill) -> dict[str, Any]:
         "wrong": one.wrong,
         "lines": lines,
         "facts": dict(one.facts),
+        "records_written_off": one.records_written_off,
     }
 
 

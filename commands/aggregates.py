@@ -8,20 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from commands import bill, model_state, price_book, tenant
+from commands import bill, model_state, price_book, tenant, write_off_producer, write_off_record
 from commands.bill import BillState
 from commands.envelope import unpack
 from commands.model_state import ModelState
 from commands.price_book import BookState
 from commands.store import Event, Store
 from commands.tenant import TenantState
+from commands.write_off_producer import ProducerState
+from commands.write_off_record import RecordState
 from events.catalogue import FACTS
 from events.wire import Codec
 
 STATES_KEPT = 10_000
 """States remembered: the market's models once over; a forgotten one is folded again from its events."""
 
-S = TypeVar("S", bound="BillState | ModelState | BookState | TenantState")
+AnyState = BillState | ModelState | BookState | TenantState | RecordState | ProducerState
+S = TypeVar("S", bound=AnyState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ MODEL: Kind[ModelState] = Kind("model", model_state.NoModel(), model_state.evolv
 TENANT: Kind[TenantState] = Kind("tenant", tenant.NoTenant(), tenant.evolve)
 BOOK: Kind[BookState] = Kind("prices", price_book.NoBook(), price_book.evolve)
 BILLS: Kind[BillState] = Kind("bills", bill.NoBills(), bill.evolve)
+RECORD: Kind[RecordState] = Kind("record", write_off_record.Untouched(), write_off_record.evolve)
+PRODUCER: Kind[ProducerState] = Kind("producer", write_off_producer.ProducerState(), write_off_producer.evolve)
 
 
 class Aggregates:
@@ -62,7 +67,7 @@ class Aggregates:
             self.remember(originator, state)
         return state
 
-    def remember(self, originator: str, state: BillState | ModelState | BookState | TenantState) -> None:
+    def remember(self, originator: str, state: AnyState) -> None:
         with self._lock:
             known = self._states.get(originator)
             if known is None or known.version < state.version:

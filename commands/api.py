@@ -30,6 +30,7 @@ from commands.resume import StoreMismatch
 from commands.routes_accounts import Bills, PriceBooks, Tenants
 from commands.routes_artifacts import artifact_routes
 from commands.routes_models import Models, Traffic
+from commands.routes_write_offs import ProducerWriteOffs, RecordWriteOffs
 from commands.store import StoreUnavailable
 from events.health import start_logging
 from events.log import LogMismatch
@@ -62,7 +63,8 @@ def build(office: Office) -> FastAPI:
     )
     intake = IntakeDesk(office.artifacts, office.settings.folder / "uploads")
     app.include_router(artifact_routes(office, intake))
-    for resource in (Models(office, intake), Traffic(office), Tenants(office), PriceBooks(office), Bills(office)):
+    market = (Models(office, intake), Traffic(office), Tenants(office), PriceBooks(office), Bills(office))
+    for resource in (*market, RecordWriteOffs(office), ProducerWriteOffs(office)):
         app.include_router(resource.router())
     _answer_errors(app)
 

@@ -80,6 +80,7 @@ class CompleteBill:
     facts: Mapping[str, int]
     """The counts of `rating.bill.Bill.facts`, by their names."""
     producers_open: int
+    records_written_off: int = 0
 
 
 BillCommand = FixCut | CompleteBill
@@ -194,6 +195,7 @@ def _complete(state: BillState, c: CompleteBill, o: Origin) -> Decision:
         lines=c.lines,
         **counts,
         producers_open=c.producers_open,
+        records_written_off=c.records_written_off,
     )
     return (fact,)
 
@@ -208,7 +210,7 @@ def _wrong(cut: BillCutFixed, c: CompleteBill) -> tuple[Violation, ...]:
         )
     keys = (LineKey(**line.model_dump(include=set(LineKey._fields))) for line in c.lines)
     lines = tuple(Line(key, line.quantity, line.amount_micros) for key, line in zip(keys, c.lines, strict=True))
-    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open).digest()
+    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open, c.records_written_off).digest()
     if digest != c.digest:
         remedy = "hash the canonical bytes of this cut and these lines (rating/bill.py)"
         found.append(Violation("digest_wrong", f"the bill hashes to {digest.hex()}", "digest", remedy))

@@ -29,6 +29,7 @@ Reason = Annotated[str, Field(min_length=1, max_length=1000)]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 Whole = Annotated[int, Field(ge=0, le=INT64_MAX)]
 Signed = Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)]
+HEX_256 = r"^[0-9a-f]{64}$"
 Weight = Annotated[int, Field(description="Percent of the calls, 1…99", ge=-INT64_MAX, le=INT64_MAX)]
 
 
@@ -60,6 +61,8 @@ def _unique_tensors(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 ModelPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,200}$")]
 NamePath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,63}$")]
 PartPath = Annotated[str, Path(max_length=200)]
+WordPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
+WholePath = Annotated[int, Path(ge=0, le=INT64_MAX)]
 
 SemVerText = Annotated[str, Field(max_length=TEXT_MAX), AfterValidator(_semver)]
 Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=256), AfterValidator(_unique_tensors)]
@@ -244,7 +247,7 @@ class BillLineBody(Body):
 class CompleteBody(Body):
     number: Whole
     cut_event_id: Annotated[str, Field(max_length=64)]
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the canonical bill, in hex.")]
+    digest: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the canonical bill, in hex.")]
     lines: Annotated[tuple[BillLineBody, ...], Field(max_length=20_000)]
     total_micros: Signed
     facts_claimed: Signed
@@ -257,9 +260,23 @@ class CompleteBody(Body):
     facts_retimed: Whole = 0
     facts_missing: Whole = 0
     producers_open: Whole
+    records_written_off: Whole = 0
 
     def counts(self) -> dict[str, int]:
         return {name.removeprefix("facts_"): value for name, value in self.model_dump().items() if name.startswith("facts_")}
+
+
+class RecordWriteOffBody(Body):
+    sha256: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the record's value, in hex.")]
+    reason: Reason
+
+
+class ApproveRecordBody(Body):
+    sha256: Annotated[str, Field(pattern=HEX_256, description="Of the bytes you approve: must be what was requested.")]
+
+
+class ProducerWriteOffBody(Body):
+    reason: Reason
 
 
 class WrittenFact(BaseModel):

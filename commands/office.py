@@ -6,8 +6,9 @@ import hashlib
 import re
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from commands.aggregates import Aggregates, Kind, S
 from commands.answers import Request as Repeatable
 from commands.desk import Busy, Desk, Done, Task
 from commands.epoch import current_epoch
-from commands.opening import open_epoch
+from commands.opening import open_epoch, open_new_partitions
 from commands.origin import Origin
 from commands.problems import problem_response, rejected_response
 from commands.refusal import Rejected
@@ -29,7 +30,7 @@ from commands.store import Store, StoreUnavailable, open_store
 from events.artifacts import Artifacts
 from events.fact import Decided, UserId, now_us
 from events.facts.accounts import Scope
-from events.log import Reader
+from events.log import LogUnavailable, Reader
 from events.problem import Violation
 from events.registry import open_codec
 from events.settings import Settings
@@ -71,7 +72,7 @@ class Office:
     """Everything a handler needs. Built once, in `open_office`."""
 
     def __init__(self, settings: Settings, store: Store, codec: Codec, log_id: str, reader: Reader) -> None:
-        self.settings, self.store, self.log_id = settings, store, log_id
+        self.settings, self.store, self.codec, self.log_id = settings, store, codec, log_id
         self.aggregates = Aggregates(store, codec)
         self.access = Access(store, codec, sha256_of(admin_secret(settings)))
         self.desk = Desk(store, codec, self.aggregates)
@@ -131,6 +132,15 @@ class Office:
         with self._reader_lock:
             return self._reader.end_offsets(*topics)
 
+    @contextmanager
+    def reading(self) -> Generator[Reader]:
+        """The log, for one question at a time. Raises Refused while Kafka is away."""
+        try:
+            with self._reader_lock:
+                yield self._reader
+        except LogUnavailable as e:
+            raise Refused(unavailable("log_unavailable", str(e), "try again when Kafka is back")) from e
+
     def close(self) -> None:
         self.desk.close()
         self.store.close()
@@ -147,6 +157,7 @@ def open_office(settings: Settings) -> Office:
     if epoch is None and tails:
         raise StoreMismatch(f"the store is empty, but decisions are on the log. {REMEDY}")
     resume(store, epoch or open_epoch(store, codec, UserId("commands")), tails)
+    open_new_partitions(store, codec, UserId("commands"))
     return Office(settings, store, codec, log_id, reader)
 
 

@@ -31,6 +31,23 @@ def open_epoch(store: Store, codec: Codec, by: UserId, before: Mapping[tuple[str
     return epoch
 
 
+def open_new_partitions(store: Store, codec: Codec, by: UserId) -> int:
+    """A topic that began to carry decisions after this store was opened gets its opening now; how many partitions. Safe to repeat, and
+    by several processes at once: one of them writes them, and the store's id stays."""
+    version = store.events(STORE)[-1].version  # before we look what is missing: who was faster since then has taken the next one
+    epoch = current_epoch(store)
+    assert epoch is not None, "the store is opened first"
+    missing = [tp for tp in decided_partitions() if tp not in epoch.before]
+    events = [
+        _event(codec, Opening(epoch.store, "", 0), topic, partition, version + i, by)
+        for i, (topic, partition) in enumerate(missing, start=1)
+    ]
+    if events:
+        with suppress(Conflict):
+            store.append(events)
+    return len(events)
+
+
 def _event(codec: Codec, opening: Opening, topic: str, partition: int, version: int, by: UserId) -> Event:
     fact = StoreOpened(
         event_id=new_id(),

@@ -21,13 +21,16 @@ from events.chain import STORE as STORE_HEADER
 from events.fact import UserId
 from events.health import start_logging
 from events.log import LogMismatch, LogUnavailable, Reader, Record
+from events.opening import judge
 from events.registry import RegistryUnavailable, open_codec
 from events.settings import Settings
-from events.wire import Codec
+from events.wire import Codec, Undecodable
 
 logger = logging.getLogger(__name__)
-KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills"}
+KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills", "producers": "producer"}
 """Topic → the kind of aggregate whose facts it carries; the record key is the aggregate's own."""
+KIND_OF_FACT = {"RecordWriteOffRequested": "record", "RecordWrittenOff": "record"}
+"""Facts of another kind of aggregate than their topic's."""
 GROUP = 1000
 TP = tuple[str, int]
 
@@ -43,7 +46,7 @@ def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -
     chains = {tp: Chain() for tp in decided_partitions()}
     events: dict[int, Event] = {}
     for record in records:
-        _take(record, codec, chains[record.topic, record.partition], events)
+        take(record, codec, chains[record.topic, record.partition], events)
     ordered = [events[position] for position in sorted(events)]
     for start in range(0, len(ordered), GROUP):
         store.append_at(ordered[start : start + GROUP])
@@ -54,24 +57,32 @@ def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -
     return len(ordered)
 
 
-def _take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
+def take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
+    """One record of a partition, in order, into `events` by position. Raises Unfit."""
     place = place_of(record.headers)
     if place is None:
         return  # observed by somebody, or garbage: no decision
-    name, body = codec.decode(record.value)
+    match judge(chain, codec, place, record.headers, record.value):
+        case Verdict.COPY:
+            return
+        case Verdict.STRAY:
+            logger.warning("set %s aside: it claims to open store %s, and nobody can read it", record.coordinate, place.store)
+            return
+        case Verdict.WAITS:
+            raise Unfit(
+                f"{record.coordinate} follows position {place.previous}, but {chain.position} is the last before it: the log is not whole"
+            )
+        case Verdict.NEXT:
+            chain.take(place)
+    try:
+        name, body = codec.decode(record.value)
+    except Undecodable as e:
+        raise Unfit(f"{record.coordinate} is position {place.position}, and nobody can read it: {e}") from e
     opening = Opening(str(body["store"]), str(body["previous_store"]), int(body["previous_position"])) if name == STORE_OPENED else None
-    verdict = chain.judge(place, (opening.previous_store, opening.previous_position) if opening else None)
-    if verdict is Verdict.COPY:
-        return
-    if verdict is Verdict.WAITS:
-        raise Unfit(
-            f"{record.coordinate} follows position {place.previous}, but {chain.position} is the last before it: the log is not whole"
-        )
-    chain.take(place)
     headers = {k: v for k, v in record.headers.items() if k not in (STORE_HEADER, POSITION, PREVIOUS)}
     assert record.key is not None and record.value is not None
     envelope = Envelope(record.topic, record.partition, record.key, headers, record.value, opening)
-    originator = STORE if opening else f"{KIND_OF[record.topic]}/{record.key.decode()}"
+    originator = STORE if opening else f"{KIND_OF_FACT.get(name, KIND_OF[record.topic])}/{record.key.decode()}"
     events[place.position] = Event(originator, int(body["version"]), name, envelope.pack(), place.position)
 
 

@@ -46,7 +46,7 @@ def resume(store: Store, epoch: Epoch, tails: Mapping[TP, Tail]) -> dict[TP, int
 
 
 def _resume(store: Store, epoch: Epoch, tp: TP, tail: Tail | None) -> int:
-    before = epoch.before[tp]
+    before = epoch.before.get(tp, ("", 0))  # a partition that became decided after this store was opened
     if tail is None:
         if before != ("", 0):
             raise StoreMismatch(
@@ -86,7 +86,7 @@ def read_tails(reader: Reader) -> dict[TP, Tail]:
 
 
 def _read(reader: Reader, spans: Mapping[TP, tuple[int, int]]) -> Iterator[Record]:
-    """All records within first … end of each partition, read together: one by one, seventeen partitions would take seconds."""
+    """All records within first … end of each partition, read together: one by one, eighteen partitions would take seconds."""
     left = {tp: end for tp, (_, end) in spans.items()}
     reader.assign({tp: start for tp, (start, _) in spans.items()})
     heard = time.monotonic()

@@ -250,6 +250,7 @@ class Bills:
             body.total_micros,
             body.counts(),
             body.producers_open,
+            body.records_written_off,
         )
         return self._office.run(
             call,

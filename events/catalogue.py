@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from events.fact import Fact
-from events.facts import accounts, alerts, bills, deployments, log, models, prices, producers, usage
+from events.facts import accounts, alerts, bills, deployments, log, models, prices, producers, usage, write_offs
 
 FOREVER_MS = -1
 DAY_MS = 86_400_000
@@ -46,7 +46,7 @@ class FactEntry:
         return f"{self.topic}-{self.name}"
 
 
-DECIDED_TOPICS = ("models", "deployments", "accounts", "prices", "bills")
+DECIDED_TOPICS = ("models", "deployments", "accounts", "prices", "bills", "producers")
 
 TOPICS: dict[str, Topic] = {
     t.name: t
@@ -55,10 +55,10 @@ TOPICS: dict[str, Topic] = {
         Topic("deployments", 4, FOREVER_MS, "both", "commands, serving", "model"),
         Topic("accounts", 4, FOREVER_MS, "decided", "commands", "tenant"),
         Topic("prices", 1, FOREVER_MS, "decided", "commands", "book"),
-        Topic("bills", 4, FOREVER_MS, "decided", "commands", "tenant"),
+        Topic("bills", 4, FOREVER_MS, "decided", "commands", "tenant, or record"),
         # Deleted only behind archived, checkpointed offsets (K1); until there is an archive that means never.
         Topic("usage", 4, FOREVER_MS, "observed", "serving", "tenant"),
-        Topic("producers", 1, FOREVER_MS, "observed", "serving", "producer"),
+        Topic("producers", 1, FOREVER_MS, "both", "serving, commands", "producer"),
         Topic("alerts", 1, FOREVER_MS, "observed", "every room", "subject"),
         Topic("schemas", 1, FOREVER_MS, "observed", "events", "schema id"),
         # JSON, not facts: nothing is ever folded from them (K5).
@@ -107,9 +107,15 @@ _ENTRIES: tuple[FactEntry, ...] = (
     ),
     *(
         FactEntry(cls, "producers", "producer")
-        for cls in (producers.ProducerOpened, producers.ProducerClosed, producers.ProducerWrittenOff)
+        for cls in (
+            producers.ProducerOpened,
+            producers.ProducerClosed,
+            producers.ProducerWriteOffRequested,
+            producers.ProducerWrittenOff,
+        )
     ),
     *(FactEntry(cls, "bills", "tenant") for cls in (bills.BillCutFixed, bills.BillIssued)),
+    *(FactEntry(cls, "bills", "record") for cls in (write_offs.RecordWriteOffRequested, write_offs.RecordWrittenOff)),
     *(FactEntry(cls, "alerts", "subject") for cls in (alerts.AlertRaised, alerts.AlertResolved)),
     FactEntry(log.LogCreated, "schemas", "log_id"),
     FactEntry(log.SchemaRegistered, "schemas", "schema_id"),

@@ -23,6 +23,8 @@ class Verdict(Enum):
     NEXT = "next"
     COPY = "copy"
     WAITS = "waits"
+    STRAY = "stray"
+    """Claims to open a store, and nobody can read it (`events.opening`): set aside, with an alarm."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from events.catalogue import FACTS, TOPICS
-from events.chain import STALLED_S_MAX, STORE_OPENED, TYPE, Chain, Heartbeat, Verdict, place_of
+from events.chain import STALLED_S_MAX, Chain, Heartbeat, Verdict, place_of
 from events.fact import Coordinate
 from events.log import LogMismatch, LogUnavailable, Reader, Record
+from events.opening import judge
 from events.settings import Settings
 from events.wire import Codec, Undecodable
 
@@ -232,19 +233,20 @@ class Follower:
                 return True
             self._due.append((lane.chain.position, 1, record.offset, record.coordinate, name, body))
             return True
-        name = body = None
-        opened: tuple[str, int] | None = None
-        if record.headers.get(TYPE) == STORE_OPENED.encode():
-            name, body = self._codec.decode(record.value)
-            opened = (str(body["previous_store"]), int(body["previous_position"]))
-        match lane.chain.judge(place, opened):
+        match judge(lane.chain, self._codec, place, record.headers, record.value):
             case Verdict.COPY:
                 return True
             case Verdict.WAITS:
                 return False
+            case Verdict.STRAY:
+                self.unreadable += 1
+                self._alarm(
+                    f"{record.topic}/{record.partition}",
+                    f"fold {self._name} set {record.coordinate} aside: it claims to open store {place.store}, and nobody can read it",
+                )
+                return True
             case Verdict.NEXT:
-                if name is None or body is None:
-                    name, body = self._codec.decode(record.value)  # Undecodable stops the fold: it skips nothing
+                name, body = self._codec.decode(record.value)  # Undecodable stops the fold: it skips nothing
                 lane.chain.take(place)
                 self._due.append((place.position, 0, record.offset, record.coordinate, name, body))
                 return True

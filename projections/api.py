@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import uvicorn
@@ -29,12 +30,14 @@ from events.registry import open_codec
 from events.settings import Settings
 from projections import api_usage
 from projections.api_access import AccountKeys, Caller, Refusal
-from projections.api_answers import Bill, BillPage, CatalogPage, Health, Model, ModelHistory, UsagePage
+from projections.api_answers import Bill, BillPage, CatalogPage, EpochPage, Health, LetterPage, Model, ModelHistory, UsagePage
 from projections.api_bills import bill_of, bills_of
 from projections.biller import admin_key
 from projections.catalog import END_OF_TIME, PAGE_MAX, Catalog, Wanted, public
 from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
+from projections.epochs import epochs
 from projections.instants import NotAnInstant, instant_of
+from projections.letters import OPEN, STATES, letters
 from rating.period import NoPeriod, bounds_of
 
 logger = logging.getLogger(__name__)
@@ -93,9 +96,16 @@ def _reader(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
     return caller
 
 
+def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    if not caller.admin:
+        raise Problem(403, "scope_missing", "this is for admins", "Authorization", "use a key with the scope `admin`")
+    return caller
+
+
 Parts = Annotated[Queries, Depends(_queries)]
 Known = Annotated[Caller, Depends(_caller)]
 MayRead = Annotated[Caller, Depends(_reader)]
+Admin = Annotated[Caller, Depends(_admin)]
 
 
 def _own(caller: Caller, tenant: str) -> str:
@@ -122,6 +132,7 @@ def make_app(queries: Queries | None = None) -> FastAPI:
     _add_catalog(app)
     _add_usage(app)
     _add_bills(app)
+    _add_operations(app)
     return app
 
 
@@ -221,6 +232,18 @@ def _add_bills(app: FastAPI) -> None:
         except NoPeriod as e:
             raise Problem(422, "period_malformed", "this is no period", "period", "write YYYY-MM or YYYY-MM-DD") from e
         return bill_of(parts.clickhouse, whose, period)
+
+
+def _add_operations(app: FastAPI) -> None:
+    @app.get("/v1/dead-letters", response_model=LetterPage, tags=["operation"])
+    def dead_letters(parts: Parts, caller: Admin, everything: bool = False) -> Any:  # pyright: ignore[reportUnusedFunction]
+        """Records nobody could read: open ones, or all with what became of them. Their bytes stay on the log."""
+        return {"dead_letters": [letter.to_json() for letter in letters(parts.clickhouse, STATES if everything else OPEN)]}
+
+    @app.get("/v1/producers", response_model=EpochPage, tags=["operation"])
+    def producers(parts: Parts, caller: Admin, everything: bool = False) -> Any:  # pyright: ignore[reportUnusedFunction]
+        """Epochs of producers, newest first: open ones, or all; and when the last fact of each came."""
+        return {"epochs": [asdict(e) for e in epochs(parts.clickhouse, only_open=not everything)]}
 
 
 def _add_handlers(app: FastAPI) -> None:

@@ -78,6 +78,7 @@ class BillHead(Answer):
     digest: str = Field(description="SHA-256 of the canonical bill, hex; empty while it runs.")
     facts: dict[str, int]
     producers_open: int
+    records_written_off: int = Field(description="Records below the cut that nobody can read and two people gave up: billed to nobody.")
 
 
 class BillWithLines(BillHead):
@@ -93,6 +94,14 @@ class Bill(Answer):
     period: str
     bills: list[BillWithLines]
     total_micros: int
+
+
+class LetterPage(Answer):
+    dead_letters: list[dict[str, Any]] = Field(description="record, state (open, requested, written_off, redriven), code, reason, sha256.")
+
+
+class EpochPage(Answer):
+    epochs: list[dict[str, Any]] = Field(description="producer, epoch, status (open, closed, written_off), host, instants in µs UTC.")
 
 
 class Health(Answer):

@@ -7,7 +7,8 @@ from typing import Any
 from projections.clickhouse import ClickHouse
 
 LINES_MAX = 20_000
-_HEAD = "SELECT status, tenant, period, number, currency, total_micros, digest, toUnixTimestamp64Micro(at) AS at, facts, producers_open FROM bills"
+_HEAD = """SELECT status, tenant, period, number, currency, total_micros, digest, toUnixTimestamp64Micro(at) AS at, facts, producers_open,
+    records_written_off FROM bills"""
 _BOUNDS = {"max_execution_time": 10}
 
 

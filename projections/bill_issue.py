@@ -13,10 +13,11 @@ from events.catalogue import TOPICS
 from events.chain import Heartbeat
 from events.log import Reader
 from events.partition import partition_of
+from events.registry import read_schemas
 from events.wire import Codec
 from projections.bill_log import LogIncomplete, bills_from_log, epochs_ended
 from projections.bill_running import newest_position
-from projections.bill_table import bill_from_table, cuts_of
+from projections.bill_table import bill_from_table, cuts_of, unreadable_below
 from projections.clickhouse import ClickHouse
 from projections.positions import dense_end
 from rating.bill import Bill
@@ -80,11 +81,17 @@ class Issuer:
         try:
             log = bills_from_log(self._reader, self._codec, tenant, cuts)[-1]
         except LogIncomplete as e:
+            self._learn()
             return Waiting("log_incomplete", str(e), alarming=True)
         if table.canonical() != log.canonical():
+            self._learn()
             message = f"bill {number} of {tenant} is {table.total_micros} from the table and {log.total_micros} from the log, {table.facts} and {log.facts}"
             return Waiting("suppliers_differ", message, alarming=True)
         return self._post(table)
+
+    def _learn(self) -> None:
+        """A schema that came to the log after this process began may be why a record could not be read."""
+        self._codec = Codec(read_schemas(self._reader)[0])
 
     def _post(self, bill: Bill) -> Outcome:
         cut = bill.cut
@@ -96,6 +103,7 @@ class Issuer:
             "total_micros": bill.total_micros,
             **{f"facts_{name}": value for name, value in bill.facts.items()},
             "producers_open": bill.producers_open,
+            "records_written_off": bill.records_written_off,
         }
         try:
             answer = self._http.post(f"/v1/bills/{cut['tenant']}/{cut['period']}/complete", json=body)
@@ -127,15 +135,13 @@ class Issuer:
         return None
 
     def _dead_letters(self, cut: Body) -> Waiting | None:
-        """K9: a record nobody could read may have been a fact of anybody whose usage is in that partition."""
+        """K9: a record nobody could read may have been a fact of anybody whose usage is in that partition, until two people give it up."""
         partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
         below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
-        rows = self._clickhouse.rows(
-            """SELECT toInt64(kafka_offset) AS at FROM usage FINAL
-            WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64} AND readable = 0 ORDER BY at LIMIT 10""",
-            {"partition": partition, "below": below},
-        )
-        if not rows:
+        found = unreadable_below(self._clickhouse, partition, below)
+        if not found.open:
             return None
-        where = ", ".join(f"usage/{partition}/{row['at']}" for row in rows)
-        return Waiting("dead_letters", f"nobody could read {where}: see the table dead_letters", alarming=True)
+        where = ", ".join(f"usage/{partition}/{offset}" for offset in found.open)
+        ignored = ", ".join(f"usage/{partition}/{offset}" for offset in found.mistaken)
+        more = f"; the write-off of {ignored} names other bytes than lie there and is ignored" if ignored else ""
+        return Waiting("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)

@@ -12,10 +12,12 @@ from hashlib import sha256
 from typing import Any
 
 from events.catalogue import TOPICS
-from events.chain import STORE_OPENED, TYPE, Chain, Verdict, place_of
+from events.chain import Chain, Verdict, place_of
 from events.log import Reader, Record
+from events.opening import judge
 from events.partition import partition_of
 from events.wire import Codec, Undecodable, frame_schema_id
+from projections.usage_judge import unreadable
 from rating.bill import Bill, make_bill
 from rating.book import METERS, PriceBook, book_version
 from rating.rules import SETTLED, VOIDED, UsageRecord
@@ -64,12 +66,8 @@ def _next(chain: Chain, queue: list[Record], codec: Codec) -> DecidedFact | None
     for record in list(queue):
         place = place_of(record.headers)
         assert place is not None
-        opened: tuple[str, int] | None = None
-        if record.headers.get(TYPE) == STORE_OPENED.encode():
-            _, body = codec.decode(record.value)
-            opened = (str(body["previous_store"]), int(body["previous_position"]))
-        match chain.judge(place, opened):
-            case Verdict.COPY:
+        match judge(chain, codec, place, record.headers, record.value):
+            case Verdict.COPY | Verdict.STRAY:
                 queue.remove(record)
             case Verdict.NEXT:
                 queue.remove(record)
@@ -93,18 +91,40 @@ def price_book(facts: Iterable[DecidedFact], book: str, position: int | None = N
 
 
 def epochs_ended(reader: Reader, codec: Codec, below: int) -> frozenset[str]:
-    """Producer epochs closed or written off by the records of `producers` below an offset."""
+    """Producer epochs closed or written off by the records of `producers` below an offset. A write-off counts only in the relay's chain,
+    and not while its predecessor is missing below the offset: the bill says "open" then, which is the safe side."""
     if not below:
         return frozenset()
     ended: set[str] = set()
+    chain, waiting = Chain(), list[Record]()
     for record in reader.read("producers", end={0: below}):
+        if place_of(record.headers) is not None:
+            waiting.append(record)
+            while (due := _next(chain, waiting, codec)) is not None:
+                if due.name == "ProducerWrittenOff":
+                    ended.add(str(due.body["epoch"]))
+            continue
         try:
             name, body = codec.decode(record.value)
         except Undecodable:
-            continue  # somebody's stray bytes end no epoch: the bill says "open", which is the safe side
-        if name in ("ProducerClosed", "ProducerWrittenOff"):
+            continue  # somebody's stray bytes end no epoch
+        if name == "ProducerClosed":
             ended.add(str(body["epoch"]))
     return frozenset(ended)
+
+
+GivenUp = Mapping[int, frozenset[bytes]]
+"""Of one partition: offset → hashes of the bytes that were written off there."""
+
+
+def written_off(reader: Reader, codec: Codec, topic: str, partition: int) -> GivenUp:
+    """What two people gave up on a partition, whether or not it can be read. Raises LogIncomplete."""
+    found: dict[int, frozenset[bytes]] = {}
+    for fact in decided_facts(reader, codec, "bills"):
+        if fact.name == "RecordWrittenOff" and (fact.body["topic"], fact.body["partition"]) == (topic, partition):
+            offset = int(fact.body["offset"])
+            found[offset] = found.get(offset, frozenset()) | {bytes(fact.body["sha256"])}
+    return found
 
 
 # --- usage
@@ -141,8 +161,11 @@ class UsageLog:
     def __init__(self, reader: Reader, codec: Codec, tenant: str) -> None:
         self._reader, self._codec, self._tenant = reader, codec, tenant
         self.unreadable: set[int] = set()
-        """Offsets met that nobody can read: they may have been anybody's (K9)."""
+        """Offsets met that nobody can read, and nobody wrote off: they may have been anybody's (K9)."""
+        self.written_off: set[int] = set()
+        """Offsets met that nobody can read, and two people gave up."""
         self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
+        self._given_up: GivenUp | None = None
 
     def end(self) -> int:
         """The offset after the last record now."""
@@ -150,8 +173,11 @@ class UsageLog:
 
     def records(self, below: int) -> Iterator[UsageRecord]:
         """The tenant's records below an offset. What cannot be read is noted in `unreadable` and passed over, as in the table."""
-        needle = self._tenant.encode()
+        needle, given_up = self._tenant.encode(), self._read_given_up()
         for record in self._reader.read("usage", end=self._only(below)):
+            if record.offset in given_up and self._is_lost(record, given_up[record.offset]):
+                self.written_off.add(record.offset)
+                continue
             try:
                 frame_schema_id(record.value)
                 # An Avro string lies in the frame as its own bytes: what does not contain them is somebody else's, undecoded.
@@ -168,8 +194,11 @@ class UsageLog:
         """(offset, voided event_id) of the tenant's voids below an offset; others are passed over by their schema id alone."""
         ids = {i.to_bytes(4, "big") for i, s in self._codec.book.by_id.items() if s.name == VOIDED}
         found: list[tuple[int, str]] = []
+        given_up = self._read_given_up()
         for record in self._reader.read("usage", end=self._only(below)):
             if record.value and record.value[1:5] in ids:
+                if record.offset in given_up and self._is_lost(record, given_up[record.offset]):
+                    continue
                 try:
                     _, body = self._codec.decode(record.value)
                 except Undecodable:
@@ -192,6 +221,16 @@ class UsageLog:
                 builder.take(record)
         return [builder.statement() for builder in builders]
 
+    def _read_given_up(self) -> GivenUp:
+        """Before a pass: the reader follows one topic at a time."""
+        if self._given_up is None:
+            self._given_up = written_off(self._reader, self._codec, "usage", self.partition)
+        return self._given_up
+
+    def _is_lost(self, record: Record, hashes: frozenset[bytes]) -> bool:
+        """These very bytes were given up, and nobody can read them: what can be read is counted, whoever wrote it off."""
+        return sha256(record.value or b"").digest() in hashes and unreadable(self._codec.book, record.value) is not None
+
     def _only(self, below: int) -> dict[int, int]:
         return {p: below if p == self.partition else 0 for p in range(TOPICS["usage"].partitions)}
 
@@ -210,11 +249,15 @@ def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Bod
     usage = UsageLog(reader, codec, tenant)
     statements = usage.statements(asked)
     if usage.unreadable:
-        raise LogIncomplete(f"usage/{usage.partition}: nobody can read the records at {sorted(usage.unreadable)[:10]} (K9)")
+        raise LogIncomplete(
+            f"usage/{usage.partition}: nobody can read the records at {sorted(usage.unreadable)[:10]}, and they are not written off (K9)"
+        )
     bills: list[Bill] = []
     for i, (cut, now) in enumerate(zip(cuts, statements, strict=True)):
         if i == 0 and cut["number"] != 1:
             continue
         before = statements[i - 1] if i else Statement()
-        bills.append(make_bill(cut, now, before, epochs_ended(reader, codec, cut.get("producers_offset", 0))))
+        ended = epochs_ended(reader, codec, cut.get("producers_offset", 0))
+        below = asked[i][0].cuts.get(usage.partition, 0)
+        bills.append(make_bill(cut, now, before, ended, sum(offset < below for offset in usage.written_off)))
     return bills

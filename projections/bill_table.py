@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from events.catalogue import TOPICS
@@ -19,6 +20,8 @@ from rating.rules import BILLABLE_OUTCOMES, EARLY_US_MAX, LATE_US_MAX, SETTLED, 
 from rating.statement import Bucket, Counts, Cutoff, Statement, rate
 
 Body = Mapping[str, Any]
+LISTED_MAX = 10
+"""Unreadable records that a message names; the others are counted."""
 FEW_MAX = 1_000_000
 """Executions that share an invocation key with another, of one tenant: judged one by one in memory, about 300 bytes each."""
 
@@ -140,6 +143,36 @@ class UsageTable:
         return frozenset(str(row["epoch"]) for row in rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Records of a usage partition below a cut that nobody can read. `open` ones hold bills back, at most `LISTED_MAX` are named;
+    `mistaken` are those of them whose write-off names other bytes than lie there, so that it says nothing."""
+
+    open: tuple[int, ...]
+    mistaken: tuple[int, ...]
+    written_off: int
+
+
+def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unreadable:
+    """By the tombstones of the table and the write-offs of the history: a write-off counts for the very bytes it names (K9)."""
+    params: dict[str, object] = {"partition": partition, "below": below}
+    # First the few offsets, by one narrow column; then what they are now, since a tombstone may have been replaced.
+    tombstones = """SELECT toInt64(kafka_offset) AS at, lower(hex(sha256)) AS hash FROM usage FINAL
+        WHERE kafka_partition = {partition:Int32} AND readable = 0 AND kafka_offset IN (
+            SELECT kafka_offset FROM usage WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64} AND readable = 0)"""
+    given_up = """SELECT JSONExtractInt(body, 'offset') AS at, groupUniqArray(JSONExtractString(body, 'sha256')) AS hashes FROM history
+        WHERE topic = 'bills' AND fact = 'RecordWrittenOff' AND JSONExtractString(body, 'topic') = 'usage'
+        AND JSONExtractInt(body, 'partition') = {partition:Int32} GROUP BY at"""
+    (row,) = clickhouse.rows(
+        f"""SELECT countIf(honoured) AS written_off, arraySlice(arraySort(groupArrayIf(at, NOT honoured)), 1, {LISTED_MAX}) AS open,
+            arraySlice(arraySort(groupArrayIf(at, NOT honoured AND notEmpty(hashes))), 1, {LISTED_MAX}) AS mistaken
+        FROM (SELECT t.at AS at, w.hashes AS hashes, has(w.hashes, t.hash) AS honoured
+            FROM ({tombstones}) AS t LEFT JOIN ({given_up}) AS w ON t.at = w.at)""",
+        params,
+    )
+    return Unreadable(tuple(map(int, row["open"])), tuple(map(int, row["mistaken"])), int(row["written_off"]))
+
+
 class TooManyRepeats(Exception):
     """A tenant repeats itself more than this program can judge in memory."""
 
@@ -176,4 +209,6 @@ def bill_from_table(clickhouse: ClickHouse, cut: Body, before: Body | None, ende
         cutoff = Cutoff({c["partition"]: c["offset"] for c in of["cuts"]}, of["until"], of["rating_version"])
         return table.statement(cutoff, price_book_of(clickhouse, of["price_book"], of["decided_position"]))
 
-    return make_bill(cut, statement(cut), statement(before) if before else Statement(), ended)
+    below = next((c["offset"] for c in cut["cuts"] if c["partition"] == table.partition), 0)
+    written_off = unreadable_below(clickhouse, table.partition, below).written_off
+    return make_bill(cut, statement(cut), statement(before) if before else Statement(), ended, written_off)

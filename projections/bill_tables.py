@@ -58,10 +58,11 @@ SELECT 'issued' AS status, key AS tenant,
     valid_from AS at,
     mapFromArrays(arrayMap(x -> substring(x.1, 7), arrayFilter(x -> startsWith(x.1, 'facts_'), JSONExtractKeysAndValuesRaw(body) AS pairs)),
         arrayMap(x -> toInt64OrZero(x.2), arrayFilter(x -> startsWith(x.1, 'facts_'), pairs))) AS facts,
-    JSONExtractInt(body, 'producers_open') AS producers_open
+    JSONExtractInt(body, 'producers_open') AS producers_open,
+    JSONExtractInt(body, 'records_written_off') AS records_written_off
 FROM history WHERE topic = 'bills' AND fact = 'BillIssued'
 UNION ALL
-SELECT 'running', tenant, period, number, currency, total_micros, '', fromUnixTimestamp64Micro(generation), facts, 0
+SELECT 'running', tenant, period, number, currency, total_micros, '', fromUnixTimestamp64Micro(generation), facts, 0, 0
 FROM bills_running
 """
 

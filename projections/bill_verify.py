@@ -40,6 +40,7 @@ class ComparedBill:
     lines: tuple[ComparedLine, ...]
     wrong: tuple[str, ...]
     facts: Mapping[str, int]
+    records_written_off: int = 0
 
     @property
     def billed_micros(self) -> int:
@@ -94,8 +95,14 @@ def _issued(
         before = issued[number - 1]["digest"] if number > 1 else bytes(32)
         if bytes(bill.cut["previous_bill_sha256"]) != bytes(before):
             wrong.append("its cut does not name the bill before")
+        if said["records_written_off"] != bill.records_written_off:
+            wrong.append(f"it says {said['records_written_off']} records were written off, the log says {bill.records_written_off}")
         lines = [_line(body) for body in said["lines"]]
-        compared.append(ComparedBill("issued", number, said["currency"], _compare(lines, bill.lines), tuple(wrong), bill.facts))
+        compared.append(
+            ComparedBill(
+                "issued", number, said["currency"], _compare(lines, bill.lines), tuple(wrong), bill.facts, bill.records_written_off
+            )
+        )
     return compared
 
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from events.chain import STALLED_S_MAX, Chain
 from events.log import Reader
+from events.opening import UNREADABLE_OPENING
 from events.wire import Codec
 from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse
@@ -80,6 +81,9 @@ class HistorySink:
                 rows, dead = fold.take(record, dict(record.headers))
                 batch.rows += rows
                 batch.dead += dead
+                for d in dead:
+                    if d.code == UNREADABLE_OPENING:
+                        self._alarm(f"{self.topic}/{chunk.partition}", f"the record at {d.record.offset} is set aside: {d.reason}")
             batch.fences[chunk.partition] = self._fences[chunk.partition]
             batch.token.append(f"{chunk.partition}:{chunk.records[0].offset}-{chunk.records[-1].offset}@{fold.step}")
             self._watch(chunk.partition, fold)

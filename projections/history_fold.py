@@ -1,4 +1,4 @@
-"""What a model, a deployment, a tenant, a price book, a tenant's bills or a producer look like after a fact: the whole document, folded purely.
+"""What a model, a deployment, a tenant, a price book, a tenant's bills, a record given up or a producer look like after a fact: the whole document, folded purely.
 
 A document is plain JSON: instants are µs UTC, hashes hex. `evolve` never changes the document it is given.
 """
@@ -181,6 +181,21 @@ def _issued(d: Document, b: Body) -> Document:
     return _with(d, tenant=b["tenant"], issued=said)
 
 
+def _write_off_requested(d: Document, b: Body) -> Document:
+    return _with(d, **_record(b), state="requested", requested_by=b["requested_by"], requested_at=b["occurred_at"])
+
+
+def _record_written_off(d: Document, b: Body) -> Document:
+    """`written_off`: every hash that was given up at this coordinate."""
+    hashes = [*d.get("written_off", []), plain(b["sha256"])]
+    more = _pick(b, "requested_by", "approver")
+    return _with(d, **_record(b), **more, state="written_off", approved_at=b["occurred_at"], written_off=hashes)
+
+
+def _record(b: Body) -> Document:
+    return _pick(b, "record", "topic", "partition", "offset", "sha256", "reason")
+
+
 # --- producers: the life of each epoch
 
 
@@ -194,8 +209,13 @@ def _closed(d: Document, b: Body) -> Document:
     return _with(d, "epochs", b["epoch"], **_pick(b, "last", "closed_by"), status="closed", closed_at=b["occurred_at"])
 
 
-def _written_off(d: Document, b: Body) -> Document:
-    return _with(d, "epochs", b["epoch"], **_pick(b, "reason", "approver"), status="written_off", closed_at=b["occurred_at"])
+def _epoch_write_off_requested(d: Document, b: Body) -> Document:
+    return _with(d, "epochs", b["epoch"], **_pick(b, "reason", "requested_by"), requested_at=b["occurred_at"])
+
+
+def _epoch_written_off(d: Document, b: Body) -> Document:
+    more = _pick(b, "reason", "requested_by", "approver")
+    return _with(d, "epochs", b["epoch"], **more, status="written_off", closed_at=b["occurred_at"])
 
 
 STEPS: dict[str, dict[str, Evolve]] = {
@@ -220,7 +240,17 @@ STEPS: dict[str, dict[str, Evolve]] = {
     },
     "accounts": {"TenantCreated": _tenant_created, "ApiKeyIssued": _key_issued, "ApiKeyRevoked": _key_revoked},
     "prices": {"PriceBookPublished": _published},
-    "bills": {"BillCutFixed": _cut_fixed, "BillIssued": _issued},
-    "producers": {"ProducerOpened": _opened, "ProducerClosed": _closed, "ProducerWrittenOff": _written_off},
+    "bills": {
+        "BillCutFixed": _cut_fixed,
+        "BillIssued": _issued,
+        "RecordWriteOffRequested": _write_off_requested,
+        "RecordWrittenOff": _record_written_off,
+    },
+    "producers": {
+        "ProducerOpened": _opened,
+        "ProducerClosed": _closed,
+        "ProducerWriteOffRequested": _epoch_write_off_requested,
+        "ProducerWrittenOff": _epoch_written_off,
+    },
 }
 """topic → fact → step. `tests/unit/test_catalog.py` fails when the catalogue of facts has one that is missing here."""

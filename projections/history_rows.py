@@ -14,7 +14,8 @@ from hashlib import sha256
 from typing import Any, Literal, Protocol
 
 from events.catalogue import FACTS
-from events.chain import STORE_OPENED, TYPE, Chain, Place, Verdict, place_of
+from events.chain import STORE_OPENED, Chain, Place, Verdict, place_of
+from events.opening import UNREADABLE_OPENING, judge
 from events.wire import Codec, Undecodable
 from projections.history_fold import Document, Misplaced, evolve, plain
 
@@ -98,21 +99,20 @@ class PartitionFold:
                     continue
                 row = self._observed(record, dead)
             else:
-                row = self._decided(record, headers, place)
+                row = self._decided(record, headers, place, dead)
             if row is not None:
                 del self.waiting[index]
                 rows.append(row)
                 return True
         return False
 
-    def _decided(self, record: RawRecord, headers: Mapping[str, bytes], place: Place) -> dict[str, Any] | None:
-        opened: tuple[str, int] | None = None
-        if headers.get(TYPE) == STORE_OPENED.encode():
-            _, body = self.codec.decode(record.value)
-            opened = (str(body["previous_store"]), int(body["previous_position"]))
-        match self.chain.judge(place, opened):
+    def _decided(self, record: RawRecord, headers: Mapping[str, bytes], place: Place, dead: list[DeadLetter]) -> dict[str, Any] | None:
+        match judge(self.chain, self.codec, place, headers, record.value):
             case Verdict.WAITS:
                 return None
+            case Verdict.STRAY:
+                dead.append(DeadLetter(record, UNREADABLE_OPENING, f"it claims to open store {place.store}, and nobody can read it"))
+                return self._row(record, "dead")  # without its place: that is nobody's word
             case Verdict.COPY:
                 return self._row(record, "copy", place=place)
             case Verdict.NEXT:

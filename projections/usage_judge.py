@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from events.wire import HEADER_BYTES, Schema, Undecodable
+from events.wire import HEADER_BYTES, Schema, SchemaBook, Undecodable, frame_schema_id
 from projections.usage_table import COLUMNS
 
+SUBJECTS = "usage-"
 _COUNTS = frozenset(c.name for c in COLUMNS if c.count)
 _TEXTS = frozenset(c.name for c in COLUMNS if c.text)
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -36,6 +37,21 @@ def judge(schema: Schema, value: bytes) -> None:
             raise Undecodable("not_a_uuid", "event_id is not a UUID in lower case")
     if at != len(value):
         raise Undecodable("trailing_bytes", f"{len(value) - at} bytes after the end of the record")
+
+
+def unreadable(book: SchemaBook, value: bytes | None) -> Undecodable | None:
+    """Why nobody can read these bytes as usage, by the schemas of a book; None for a usage fact. The one meaning of "readable" (K9)."""
+    try:
+        schema = book.by_id.get(frame_schema_id(value))
+        if schema is None:
+            raise Undecodable("unknown_schema", f"schema id {frame_schema_id(value)} is not on the log")
+        if not schema.subject.startswith(SUBJECTS):
+            raise Undecodable("wrong_subject", f"schema id {schema.schema_id} is {schema.subject}, which is no usage fact")
+        assert value is not None
+        judge(schema, value)
+    except Undecodable as e:
+        return e
+    return None
 
 
 def _check_text(name: str, found: bytes | list[bytes]) -> None:

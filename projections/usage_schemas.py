@@ -9,10 +9,10 @@ from events.log import Reader
 from events.registry import read_schemas
 from events.wire import HEADER_BYTES, MAGIC, Schema, SchemaBook, Undecodable
 from projections import container
+from projections.usage_judge import SUBJECTS
 from projections.usage_table import Insert, UnsuitableSchema, insert_for
 
 logger = logging.getLogger(__name__)
-SUBJECTS = "usage-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ PATIENCE_S = 60.0
 """How long a worker waits for a ClickHouse that is away before it lets its supervisor try."""
 SWEEP_S = 30.0
 """Between two searches for cycles of garbage."""
-FOLDED_TOPICS = (*DECIDED_TOPICS, "producers")
 
 
 def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[Sink]:
@@ -55,7 +54,7 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
         lambda table, partition, fence: first_missing(clickhouse, letters_reader, table, "dead-letters", partition, fence=fence),
         late,
     )
-    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in FOLDED_TOPICS]
+    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in DECIDED_TOPICS]
     return [usage, letters, *folds]
 
 

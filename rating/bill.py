@@ -22,6 +22,8 @@ class Bill:
     facts: Mapping[str, int]
     """`claimed` is the difference to the bill before; the others count all records below the cut."""
     producers_open: int
+    records_written_off: int = 0
+    """Unreadable records of the partition below the cut that two people gave up: nobody pays for them, and the bill says so."""
 
     def line_bodies(self) -> list[dict[str, Any]]:
         """The lines in the words of the fact class `BillLine`."""
@@ -41,6 +43,8 @@ class Bill:
             "total_micros": self.total_micros,
             "facts": dict(self.facts),
             "producers_open": self.producers_open,
+            # Left out where there is none: bills issued before records could be written off keep their digests.
+            **({"records_written_off": self.records_written_off} if self.records_written_off else {}),
         }
 
     def canonical(self) -> bytes:
@@ -51,7 +55,7 @@ class Bill:
         return hashlib.sha256(self.canonical()).digest()
 
 
-def make_bill(cut: Mapping[str, Any], now: Statement, before: Statement, epochs_ended: Set[str]) -> Bill:
+def make_bill(cut: Mapping[str, Any], now: Statement, before: Statement, epochs_ended: Set[str], records_written_off: int = 0) -> Bill:
     """Bill `cut["number"]` from its own statement and that of the bill before (an empty one for the first).
 
     `epochs_ended`: producers closed or written off below `cut["producers_offset"]`. Open are the epochs that wrote a counted
@@ -75,4 +79,5 @@ def make_bill(cut: Mapping[str, Any], now: Statement, before: Statement, epochs_
             "missing": counts.missing,
         },
         producers_open=len(now.epochs - epochs_ended),
+        records_written_off=records_written_off,
     )

@@ -79,6 +79,8 @@ class BillIssued(Decided):
     facts_retimed: Count = 0
     facts_missing: Count = 0
     producers_open: Count
+    records_written_off: Count = 0
+    """Records of the tenant's usage partition below the cut that nobody can read and two people wrote off: anybody's, billed to nobody."""
     merkle_root: bytes = b""
     checkpoint: str = ""
     issued_by: Literal["biller", "person"] = "biller"

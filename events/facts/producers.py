@@ -1,8 +1,15 @@
-"""Who writes usage: the life of each producer epoch. Topic `producers`, key = producer."""
+"""Who writes usage: the life of each producer epoch. Topic `producers`, key = producer.
+
+An epoch's own words are observed; that a dead one is given up is decided, by two people, and counts only in the relay's chain.
+"""
 
 from __future__ import annotations
 
-from events.fact import Fact, UserId
+from typing import Annotated
+
+from pydantic import Field
+
+from events.fact import Decided, Fact, UserId
 
 
 class ProducerOpened(Fact):
@@ -23,9 +30,19 @@ class ProducerClosed(Fact):
     closed_by: str
 
 
-class ProducerWrittenOff(Fact):
-    """The epoch died without a word; a person accepts that what it had not written is lost."""
+class ProducerWriteOffRequested(Decided):
+    """One admin asks that a dead epoch be given up. `producer` is whose epoch it was: the fact lies beside that one's own."""
 
     epoch: str
     reason: str
+    requested_by: UserId
+
+
+class ProducerWrittenOff(Decided):
+    """The epoch died without a word; two people accept that what it had not written is lost. `producer` is whose epoch it was."""
+
+    version: Annotated[int, Field(ge=1)] = 1
+    epoch: str
+    reason: str
     approver: UserId
+    requested_by: UserId = UserId("")

@@ -14,17 +14,19 @@ from typing import Any
 import psycopg
 import pytest
 
-from commands import model_decide
+from commands import model_decide, opening
 from commands.aggregates import MODEL, Aggregates
 from commands.answers import ANSWERED, KEPT_US, Request
 from commands.desk import Desk, Done, Task
 from commands.envelope import unpack
 from commands.epoch import current_epoch, decided_partitions
 from commands.model_decide import AddVersion, RegisterModel, SubmitVersion
-from commands.opening import open_epoch
+from commands.opening import open_epoch, open_new_partitions
 from commands.origin import Origin
 from commands.refusal import Rejected
+from commands.resume import resume
 from commands.store import Conflict, Event, Store, open_store
+from events.chain import Chain, Place, Verdict
 from events.fact import ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, Technical, TensorSpec
 from events.settings import Settings
@@ -344,3 +346,24 @@ def test_a_store_opens_once_and_says_so_on_every_decided_partition(opener: Opene
     assert [(e.topic, e.partition) for e in opened] == list(decided_partitions())
     assert all(CODEC.decode(e.frame)[1]["store"] == epochs[0].store for e in opened)
     assert epochs[0].position == stores[0].notifications(0, 1)[0].position
+
+
+def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [opener() for _ in range(2)]
+    before = [tp for tp in decided_partitions() if tp[0] != "producers"]
+    with monkeypatch.context() as yesterday:
+        yesterday.setattr(opening, "decided_partitions", lambda: iter(before))
+        epoch = open_epoch(stores[0], CODEC, UserId("commands"))
+        assert open_new_partitions(stores[0], CODEC, UserId("commands")) == 0
+    assert ("producers", 0) not in epoch.before
+    assert resume(stores[0], epoch, {})["producers", 0] == 0, "a relay of today can start before the opening is there"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda s: open_new_partitions(s, CODEC, UserId("commands")), stores))
+    after = current_epoch(stores[0])
+    assert after is not None
+    assert (after.store, after.position, set(after.before)) == (epoch.store, epoch.position, set(decided_partitions()))
+    opened = [unpack(e.state) for e in stores[0].notifications(0)]
+    assert [(e.topic, e.partition) for e in opened] == [*before, ("producers", 0)]
+    # Its chain begins with it, in the same store.
+    chain, last = Chain(), stores[0].last_position()
+    assert chain.judge(Place(epoch.store, last, 0), ("", 0)) is Verdict.NEXT

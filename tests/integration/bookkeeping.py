@@ -25,7 +25,7 @@ from projections.bill_issue import Issuer, pending
 from projections.biller import Biller, admin_key
 from projections.chunks import Chunk
 from projections.clickhouse import ClickHouse
-from projections.dead_letters import DeadLetters
+from projections.dead_letters import DeadLetters, DeadLetterSink
 from projections.history import HistorySink
 from projections.positions import first_missing
 from projections.usage_schemas import UsageSchemas
@@ -76,14 +76,19 @@ class Market:
         """New sinks that know nothing but what the tables say, as after a kill -9."""
         letters = DeadLetters(self.writer, self.codec, "projections")
         self.sinks: dict[str, Any] = {
-            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.say, lambda: None)
-            for topic in (*DECIDED_TOPICS, "producers")
+            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.say, lambda: None) for topic in DECIDED_TOPICS
         }
         self.sinks["usage"] = UsageSink(
             self.clickhouse,
             UsageSchemas(self.reader, self.codec.book),
             lambda partition, fence: first_missing(self.clickhouse, self.reader, "usage", "usage", partition, fence=fence),
             letters.say,
+            lambda: None,
+        )
+        self.sinks["dead-letters"] = DeadLetterSink(
+            self.clickhouse,
+            self.codec,
+            lambda table, partition, fence: first_missing(self.clickhouse, self.reader, table, "dead-letters", partition, fence=fence),
             lambda: None,
         )
         self._next: dict[tuple[str, int], int] = {}

@@ -28,7 +28,7 @@ from infra.launcher import Stack
 ADMIN = "mk_" + "a" * 43
 ROOT = Path(__file__).resolve().parents[2]
 HEALTHY_S_MAX = 60.0
-DECIDED = {"models": 4, "deployments": 4, "accounts": 4, "prices": 1, "bills": 4}
+DECIDED = {"models": 4, "deployments": 4, "accounts": 4, "prices": 1, "bills": 4, "producers": 1}
 
 
 def until(true: Callable[[], Any], what: str, timeout_s: float = HEALTHY_S_MAX) -> Any:

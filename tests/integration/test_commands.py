@@ -458,6 +458,8 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
         "hyperparameters": {f"{i:0200}": "界" * 200 for i in range(200)},
         "commit": "界" * 200,
     }
+    until(lambda: read_log(side.settings, "models"), "a record that somebody may give up")
+    lying = read_log(side.settings, "models")[0]
     prices = [{"model": f"{i:0200}", "meter": "calls", "amount_micros": 10**15, "per_units": 10**15} for i in range(3500)]
     answers = [
         http(
@@ -488,8 +490,13 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
         http("POST", "/v1/price-books/large/versions", json={"prices": prices}),
         http("POST", f"/v1/models/{model}/deployments", acme.owner, json={"version": "1.0.0"}),
         http("POST", f"/v1/models/{model}/retire", acme.owner, json={"reason": "界" * 1000, "successor": "界" * 200}),
+        http(
+            "POST",
+            f"/v1/write-offs/records/{lying.topic}/{lying.partition}/{lying.offset}",
+            json={"sha256": hashlib.sha256(lying.value).hexdigest(), "reason": "界" * 1000},
+        ),
     ]
-    assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200], [a.text[:200] for a in answers]
+    assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200, 201], [a.text[:200] for a in answers]
     problem(answers[4], 422, "fact_too_large")
     end = side.end()
     until(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= end, "relayed")

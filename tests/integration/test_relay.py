@@ -317,7 +317,7 @@ def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(log: Stack, cle
         assert {p: (e.originator, e.version, e.name) for p, e in rebuilt.items() if p in old} == {
             p: (e.originator, e.version, e.name) for p, e in old.items()
         }
-        assert len(rebuilt) == len(old) + 17  # the openings of the new epoch
+        assert len(rebuilt) == len(old) + 18  # the openings of the new epoch
         position = again.decide(5)
         anew = Process("commands.relay", log.settings, more).start()
         try:

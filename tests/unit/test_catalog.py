@@ -11,6 +11,7 @@ import pytest
 
 from events.catalogue import DECIDED_TOPICS, entries
 from events.chain import TYPE, Place
+from events.opening import UNREADABLE_OPENING
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 from projections.api_access import Caller
 from projections.catalog import public
@@ -84,7 +85,7 @@ def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), posi
 
 
 def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
-    expected = {(e.topic, e.name) for e in entries() if e.topic in (*DECIDED_TOPICS, "producers") and e.name != "StoreOpened"}
+    expected = {(e.topic, e.name) for e in entries() if e.topic in DECIDED_TOPICS and e.name != "StoreOpened"}
     assert {(topic, fact) for topic, steps in STEPS.items() for fact in steps} == expected
 
 
@@ -172,6 +173,17 @@ def test_a_stray_is_a_dead_letter_with_a_row_and_the_fold_goes_on(stray: bytes, 
     opened(log)
     assert kinds(log.put(stray)) == [("dead", 1)]
     assert log.dead == [code]
+    assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
+
+
+def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on() -> None:
+    log = Log("models")
+    opened(log)
+    fake = Raw("models", 0, log.offset, 1, b"k", b"garbage")
+    rows, dead = log.fold.take(fake, {TYPE: b"StoreOpened", **Place("stranger", 1 << 40, 0).headers})
+    log.offset += 1
+    assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1)], [UNREADABLE_OPENING])
+    assert rows[0]["position"] == 1, "a number that nobody vouches for moves no position"
     assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
 
 

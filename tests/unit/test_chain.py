@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands.rebuild import take
 from events.chain import Chain, Heartbeat, Place, Verdict, place_of
 from events.fact import Coordinate
 from events.follow import Follower
 from events.log import Record
 from events.settings import Settings
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from projections.bill_log import decided_facts
 
 OPENINGS = 8
 
@@ -65,8 +68,8 @@ def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, 
     return lanes, Record("heartbeats", 0, 0, 1, None, beat.to_json(), {})
 
 
-def _follower(codec: Codec, fold: Seen) -> Follower:
-    return Follower(Settings(), codec, "log", ("models", "accounts"), fold, name="test")
+def _follower(codec: Codec, fold: Seen, alarm: Callable[[str, str], None] | None = None) -> Follower:
+    return Follower(Settings(), codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
 
 
 def _feed(follower: Follower, records: list[Record]) -> None:
@@ -204,6 +207,61 @@ def test_garbage_without_a_place_is_skipped_and_counted(codec: Codec) -> None:
     _feed(follower, [Record("models", 1, 99, 0, None, b"garbage", {}), *(r for rs in lanes.values() for r in rs), beat])
     assert fold.names == ["1", "2", "3", "4", "5"]
     assert follower.unreadable == 1
+
+
+FAKES = {
+    "garbage": b"garbage",
+    "no_value": None,
+    "torn": b"\x00\x00\x00\x00\x64\xff\xff",
+    "another_fact": b"retired",
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+@pytest.mark.parametrize("place", [Place("stranger", 999, 0), Place("s", 999, 2)])
+def test_an_opening_that_nobody_can_read_opens_nothing_and_ends_nothing(codec: Codec, fake: str, place: Place) -> None:
+    lanes, beat = _log(codec, 20, random.Random(6))
+    body = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": "", "model": "m"}
+    value = codec.encode_dict("ModelRetired", body) if fake == "another_fact" else FAKES[fake]
+    records = lanes["models", 1]
+    stray = Record("models", 1, 900, 0, b"k", value, place.headers | {"ce_type": b"StoreOpened"})
+    alarms: list[str] = []
+    follower = _follower(codec, fold := Seen(), lambda subject, message: alarms.append(f"{subject} {message}"))
+    rest = [r for tp, rs in lanes.items() if tp != ("models", 1) for r in rs]
+    _feed(follower, [*records[:1], stray, *records[1:], *rest, beat])
+    assert fold.names == [str(n) for n in range(1, 21)]
+    assert (follower.unreadable, follower.lag) == (1, 0)
+    assert len(alarms) == 1 and "models/1/900" in alarms[0]
+
+    # The same record before the other readers of the chain: the log's supplier of bills, and whoever makes a store again.
+    topics = {("models", 1): [*records[:1], stray, *records[1:]]}
+    assert [f.position for f in decided_facts(_Reading(topics), codec, "models")] == [  # type: ignore[arg-type]
+        p.position for r in records if (p := place_of(r.headers))
+    ]
+    events: dict[int, Any] = {}
+    chain = Chain()
+    for record in topics["models", 1]:
+        take(record, codec, chain, events)
+    assert sorted(events) == [p.position for r in records if (p := place_of(r.headers))]
+
+
+def test_an_opening_of_a_schema_not_known_yet_waits_for_a_program_that_knows_it(codec: Codec) -> None:
+    lanes, beat = _log(codec, 20, random.Random(6))
+    newer = Record("models", 1, 900, 0, b"k", b"\x00\x7f\x00\x00\x00...", Place("next", 999, 0).headers | {"ce_type": b"StoreOpened"})
+    follower = _follower(codec, fold := Seen())
+    _feed(follower, [*(r for rs in lanes.values() for r in rs), newer, beat])
+    assert fold.names == [str(n) for n in range(1, 21)]
+    assert follower.lag == 1, "a snapshot past it would never see it again"
+
+
+class _Reading:
+    """A reader of records that a test made."""
+
+    def __init__(self, lanes: dict[tuple[str, int], list[Record]]) -> None:
+        self._lanes = lanes
+
+    def read(self, topic: str, **_: Any) -> list[Record]:
+        return [r for (t, _), rs in self._lanes.items() if t == topic for r in rs]
 
 
 def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:

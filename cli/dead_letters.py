@@ -1,0 +1,172 @@
+"""`modelmarket dead-letters`: records nobody could read, tried again or given up, so that bills can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cli.asking import AsJson, KeyFile, ask, console, coordinate, in_words, when
+from events.fact import Coordinate
+from events.log import Reader, Record
+from events.registry import read_schemas
+from events.settings import Settings
+from events.wire import Codec, Undecodable
+from projections.clickhouse import ClickHouse
+from projections.letters import LETTERS_MAX, OPEN, STATES, Letter, letters
+from projections.redrive import Redrive, Tried
+from projections.usage_judge import unreadable
+
+app = typer.Typer(help="Records nobody could read: try again, or give up.", no_args_is_help=True)
+SHOWN_BYTES = 256
+Where = Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET, for example usage/2/1041.")]
+
+
+@app.command("list")
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Also those written off or read in the end.")] = False, as_json: AsJson = False
+) -> None:
+    """Open dead letters: where, why, since when, and whether somebody asked to write them off."""
+    with in_words():
+        found = letters(ClickHouse(Settings()), STATES if everything else OPEN)
+    if as_json:
+        console.print_json(json.dumps([letter.to_json() for letter in found]))
+        return
+    if not found:
+        console.print("no dead letter is open")
+        return
+    table = Table("record", "why", "since (UTC)", "state")
+    for letter in found:
+        table.add_row(str(letter.at), f"{letter.code}: {letter.reason}"[:120], when(letter.first_us), _state(letter))
+    console.print(table)
+    if len(found) == LETTERS_MAX:
+        console.print(f"the first {LETTERS_MAX}; there are more")
+    if any(letter.at.topic == "usage" and letter.state in OPEN for letter in found):
+        console.print("bills of the partitions of usage named here wait")
+
+
+@app.command("show")
+def show(where: Where) -> None:
+    """One record: what is known of it, its bytes, and what today's schemas say to it."""
+    at, settings = coordinate(where), Settings()
+    with in_words():
+        known = letters(ClickHouse(settings), STATES, str(at))
+        record, why = _look(settings, at)
+    for letter in known:
+        console.print(f"[bold]{at}[/] {_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}", highlight=False)
+    if not known:
+        console.print(f"[bold]{at}[/]: no dead letter is known of this record")
+    value = record.value or b""
+    console.print(f"sha256 {hashlib.sha256(value).hexdigest()}, {len(value)} bytes, key {record.key!r}", highlight=False, markup=False)
+    console.print(f"headers {record.headers!r}", highlight=False, markup=False)
+    for start in range(0, min(len(value), SHOWN_BYTES), 16):
+        piece = value[start : start + 16]
+        text = "".join(chr(b) if 32 <= b < 127 else "." for b in piece)
+        console.print(f"{start:6d}  {piece.hex(' '):48}  {text}", highlight=False, markup=False)
+    console.print(f"today: {why}" if why else "today: it can be read", highlight=False, markup=False)
+
+
+@app.command("retry")
+def retry(
+    where: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET; not with --all.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Every open dead letter of usage.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again about one that is written off.")] = False,
+) -> None:
+    """Reads records again with today's schemas; what can be read now takes its place in the table. Exit code 1 when one cannot."""
+    if bool(where) == everything:
+        raise typer.BadParameter("name one record, or give --all")
+    settings = Settings()
+    with in_words():
+        clickhouse = ClickHouse(settings)
+        if where and not yes and letters(clickhouse, ("written_off",), where):
+            console.print(f"{where} is written off. Bills issued over it did not count it and never will: if it can be read now, then")
+            typer.confirm("`modelmarket bill --verify` shows the difference on each of them from now on. Read it again?", abort=True)
+        asked = [coordinate(where)] if where else [letter.at for letter in letters(clickhouse) if letter.at.topic == "usage"]
+        redrive = Redrive(settings, clickhouse)
+        try:
+            tried = [_tell(redrive.retry(at)) for at in asked]
+        finally:
+            redrive.close()
+    if not tried:
+        console.print("no dead letter of usage is open")
+    raise typer.Exit(0 if all(t.kind in ("redriven", "readable") for t in tried) else 1)
+
+
+@app.command("write-off")
+def write_off(
+    where: Where,
+    reason: Annotated[str, typer.Option("--reason", help="Why nobody will ever read it.", prompt=True)],
+    key_file: KeyFile = None,
+) -> None:
+    """Asks that a record be given up; another admin approves. A record that can be read is refused here: it is counted, not given up."""
+    at, settings = coordinate(where), Settings()
+    with in_words():
+        record, why = _look(settings, at)
+        if not why:
+            console.print(f"{at} can be read and is counted, whatever is written off: `modelmarket dead-letters retry {at}`")
+            raise typer.Exit(1)
+        if why.startswith("unknown_schema"):
+            console.print(
+                "[yellow]its schema is not on the log: if the program that wrote it is known, publish its schemas and retry first[/]"
+            )
+        said = ask(settings, key_file, "POST", f"/v1/write-offs/records/{at}", {"sha256": _hash(record), "reason": reason})
+    console.print(f"requested by {said['requested_by']}: {at}, sha256 {said['sha256']}", highlight=False)
+    console.print(f"another admin: modelmarket dead-letters approve {at} --key-file FILE", highlight=False)
+
+
+@app.command("approve")
+def approve(where: Where, yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False, key_file: KeyFile = None) -> None:
+    """Approves what another admin asked for, after a look at the bytes on the log. From then on bills are cut over the record."""
+    at, settings = coordinate(where), Settings()
+    with in_words():
+        asked = ask(settings, key_file, "GET", f"/v1/write-offs/records/{at}")
+        record, why = _look(settings, at)
+        console.print(f"{at}: {asked['requested_by']} asks to give it up: {asked['reason']}", highlight=False, markup=False)
+        console.print(f"today: {why}" if why else "today: it can be read, so it stays counted", highlight=False, markup=False)
+        if not yes:
+            typer.confirm("give it up?", abort=True)
+        said = ask(settings, key_file, "POST", f"/v1/write-offs/records/{at}/approve", {"sha256": _hash(record)})
+    console.print(f"written off: {at}, requested by {said['requested_by']}, approved by {said['approver']}", highlight=False)
+
+
+def _look(settings: Settings, at: Coordinate) -> tuple[Record, str]:
+    """The record, and why it cannot be read; empty when it can."""
+    reader = Reader(settings, "dead-letters")
+    try:
+        book, _ = read_schemas(reader)
+        record = reader.record_at(at.topic, at.partition, at.offset)
+    finally:
+        reader.close()
+    if at.topic == "usage":
+        return record, str(unreadable(book, record.value) or "")
+    try:
+        name, _ = Codec(book).decode(record.value)
+    except Undecodable as e:
+        return record, str(e)
+    return record, f"it reads as {name}, and has no place there" if letters(ClickHouse(settings), STATES, str(at)) else ""
+
+
+def _hash(record: Record) -> str:
+    return hashlib.sha256(record.value or b"").hexdigest()
+
+
+def _tell(tried: Tried) -> Tried:
+    style = "green" if tried.kind in ("redriven", "readable") else "red"
+    console.print(f"{tried.at} [{style}]{tried.kind}[/]: ", end="", highlight=False)
+    console.print(tried.message, highlight=False, markup=False)
+    return tried
+
+
+def _state(letter: Letter) -> str:
+    match letter.state:
+        case "open":
+            return "open; a write-off names other bytes and is ignored" if letter.mistaken else "open"
+        case "requested":
+            return f"write-off requested by {letter.requested_by}"
+        case "written_off":
+            return f"written off by {letter.requested_by} and {letter.approver}"
+        case "redriven":
+            return "read in the end"

@@ -1,0 +1,89 @@
+"""`modelmarket producers`: the epochs that write usage; one that died without a word is given up by two people (K13)."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cli.asking import AsJson, KeyFile, ask, console, in_words, when
+from events.settings import Settings
+from projections.clickhouse import ClickHouse
+from projections.epochs import Epoch, epochs
+
+app = typer.Typer(help="Epochs of producers: list them, give up dead ones.", no_args_is_help=True)
+QUIET_S_MIN = 600
+"""An epoch heard or opened within this time may well be alive: its write-off has to be forced."""
+Which = Annotated[str, typer.Argument(help="The epoch, as `producers list` shows it.")]
+
+
+@app.command("list")
+def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs that ended.")] = False, as_json: AsJson = False) -> None:
+    """Epochs that are open, newest first, and when the last fact of each came."""
+    with in_words():
+        found = epochs(ClickHouse(Settings()), only_open=not everything)
+    if as_json:
+        console.print_json(json.dumps([asdict(e) for e in found]))
+        return
+    table = Table("producer", "epoch", "status", "host", "opened (UTC)", "last fact (UTC)")
+    for e in found:
+        table.add_row(e.producer, e.epoch, _status(e), e.host, when(e.opened_at), when(e.last_fact_us))
+    console.print(table if found else "no epoch is open")
+
+
+@app.command("write-off")
+def write_off(
+    epoch: Which,
+    reason: Annotated[str, typer.Option("--reason", help="How it is known that it is dead.", prompt=True)],
+    force: Annotated[bool, typer.Option("--force", help="Although it was heard a moment ago.")] = False,
+    key_file: KeyFile = None,
+) -> None:
+    """Asks that a dead epoch be given up; another admin approves. What it had not written is lost; what it wrote stays counted."""
+    settings = Settings()
+    with in_words():
+        found = _find(settings, epoch, force)
+        said = ask(settings, key_file, "POST", f"/v1/write-offs/producers/{found.producer}/{epoch}", {"reason": reason})
+    console.print(f"requested by {said['requested_by']}: epoch {epoch} of {found.producer}", highlight=False)
+    console.print(f"another admin: modelmarket producers approve {epoch} --key-file FILE", highlight=False)
+
+
+@app.command("approve")
+def approve(
+    epoch: Which,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Although it was heard a moment ago.")] = False,
+    key_file: KeyFile = None,
+) -> None:
+    """Approves what another admin asked for. Bills cut from then on call the epoch open no more."""
+    settings = Settings()
+    with in_words():
+        found = _find(settings, epoch, force)
+        asked = ask(settings, key_file, "GET", f"/v1/write-offs/producers/{found.producer}/{epoch}")
+        console.print(f"{asked['requested_by']} asks to give it up: {asked['reason']}", highlight=False, markup=False)
+        if not yes:
+            typer.confirm("give it up?", abort=True)
+        said = ask(settings, key_file, "POST", f"/v1/write-offs/producers/{found.producer}/{epoch}/approve")
+    console.print(f"written off: epoch {epoch}, requested by {said['requested_by']}, approved by {said['approver']}", highlight=False)
+
+
+def _find(settings: Settings, epoch: str, force: bool) -> Epoch:
+    """The epoch, after saying when it was heard last; one that seems alive ends the command."""
+    found = next(iter(epochs(ClickHouse(settings), only_open=False, epoch=epoch)), None)
+    if found is None:
+        console.print(f"no epoch {epoch} is in the table: `modelmarket producers list --all`", highlight=False)
+        raise typer.Exit(1)
+    said = f"epoch {epoch} of {found.producer} on {found.host}: {_status(found)}, opened {when(found.opened_at)} UTC"
+    console.print(f"{said}, last fact {when(found.last_fact_us)} UTC", highlight=False)
+    quiet_s = time.time() - max(found.opened_at, found.last_fact_us) / 1e6
+    if quiet_s < QUIET_S_MIN and not force:
+        console.print(f"[red]it was heard {quiet_s:.0f} s ago and may be alive:[/] make sure that its process is gone, then --force")
+        raise typer.Exit(1)
+    return found
+
+
+def _status(e: Epoch) -> str:
+    return f"open, write-off requested by {e.requested_by}" if e.status == "open" and e.requested_by else e.status.replace("_", " ")

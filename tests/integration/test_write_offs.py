@@ -1,0 +1,344 @@
+"""What nobody can read holds a bill back until two people give it up; what can be read is counted, whatever anybody writes off (K9, K13)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from events.catalogue import TOPICS
+from events.fact import Coordinate, now_us
+from events.partition import partition_of
+from events.registry import Registry, read_schemas
+from events.settings import Settings
+from events.wire import Codec, Schema
+from infra.launcher import Stack
+from infra.launcher.ports import free_block
+from projections.bill_issue import pending
+from projections.bill_log import UsageLog, bills_from_log, epochs_ended
+from projections.bill_table import cuts_of, unreadable_below
+from projections.bill_verify import verify
+from projections.epochs import epochs
+from projections.letters import STATES, letters
+from projections.redrive import Redrive
+from rating.book import METERS
+from tests.integration.bookkeeping import Market
+
+PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS}
+PARTITIONS = TOPICS["usage"].partitions
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    with free_block() as base_port:
+        stack = Stack(Settings(stack="writeoffs", base_port=base_port, data=tmp_path_factory.mktemp("writeoffs")))
+        try:
+            stack.up({"kafka", "registry", "clickhouse", "prepare", "commands", "relay", "queries"})
+            market = Market(stack.settings)
+            yield market
+            market.close()
+        finally:
+            stack.down()
+
+
+@pytest.fixture(scope="module")
+def second(market: Market) -> str:
+    """Another admin's key."""
+    tenant, _ = market.tenant("standard")
+    return str(market.command("POST", f"/v1/tenants/{tenant}/keys", {"scopes": ["admin"], "user": "second"})["api_key"])
+
+
+def month() -> str:
+    return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
+
+
+def put(market: Market, tenant: str, value: bytes | None) -> Coordinate:
+    return market.writer.append("usage", tenant.encode(), value, {}).result(10)
+
+
+def post(market: Market, path: str, body: dict[str, Any] | None = None, key: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key or market.admin}", "Idempotency-Key": str(uuid.uuid4())}
+    return httpx.post(market.settings.commands + path, json=body, headers=headers, timeout=30)
+
+
+def give_up(market: Market, second: str, at: Coordinate, value: bytes | None) -> None:
+    sha256 = hashlib.sha256(value or b"").hexdigest()
+    path = f"/v1/write-offs/records/{at}"
+    assert post(market, path, {"sha256": sha256, "reason": "nobody of ours wrote it"}).status_code == 201
+    assert post(market, f"{path}/approve", {"sha256": sha256}, second).status_code == 200
+
+
+def waits(market: Market, tenant: str, number: int, reason: str) -> None:
+    biller = market.biller()
+    with market.folding() as until:
+
+        def refused() -> bool:
+            biller.issue()
+            return biller.waiting.get(f"{tenant}#{number}") == reason
+
+        until(f"the biller says {reason}", refused)
+
+
+def issued(market: Market, tenant: str, number: int) -> dict[str, Any]:
+    """Waits for a bill whose cut is fixed."""
+    biller = market.biller()
+    with market.folding() as until:
+
+        def done() -> bool:
+            biller.issue()
+            return (tenant, number) not in pending(market.clickhouse)
+
+        until(f"bill {number} of {tenant}: {biller.waiting}", done)
+    (said,) = [
+        body
+        for name, body in (market.codec.decode(r.value) for r in market.reader.read("bills"))
+        if name == "BillIssued" and (body["tenant"], body["number"]) == (tenant, number)
+    ]
+    return said
+
+
+def claimed(market: Market, tenant: str) -> dict[int, tuple[int, int, int]]:
+    """number → (calls, difference in micro-units, records written off) of a verification from Kafka alone."""
+    compared = verify(market.reader, market.codec, None, tenant, month())
+    assert all(c.agrees for c in compared), [(c.number, c.wrong) for c in compared]
+    calls = {c.number: sum(line.recomputed[0] for line in c.lines if line.key.meter == "calls") for c in compared}
+    return {c.number: (calls[c.number], c.difference_micros, c.records_written_off) for c in compared}
+
+
+def tenant_of(market: Market, partition: int) -> str:
+    """A new tenant whose usage is in this partition."""
+    book = market.prices(PRICED)
+    while True:
+        tenant = f"t{uuid.uuid4().hex[:12]}"
+        if partition_of(tenant.encode(), PARTITIONS) == partition:
+            market.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": tenant, "price_book": book})
+            return tenant
+
+
+def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, second: str) -> None:
+    tenant = tenant_of(market, 0)
+    market.append(tenant, [market.settled(tenant)])
+    garbage = [b"garbage", None, market.settled(tenant, event_id="NOT-A-UUID")]
+    places = [put(market, tenant, value) for value in garbage]
+    market.append(tenant, [market.settled(tenant)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    waits(market, tenant, 1, "dead_letters")
+    assert {(letter.at, letter.state) for letter in letters(market.clickhouse)} >= {(at, "open") for at in places}
+
+    path = f"/v1/write-offs/records/{places[0]}"
+    right, wrong = hashlib.sha256(b"garbage").hexdigest(), hashlib.sha256(b"other").hexdigest()
+    refusals = [
+        (post(market, path, {"sha256": wrong, "reason": "r"}), 409, "sha256_differs", "sha256"),
+        (post(market, path, {"sha256": "zz", "reason": "r"}), 422, "string_pattern_mismatch", "sha256"),
+        (post(market, path, {"sha256": right, "reason": "x" * 1001}), 422, "string_too_long", "reason"),
+        (post(market, f"{path}/approve", {"sha256": right}), 404, "not_requested", "offset"),
+        (post(market, "/v1/write-offs/records/usage/9/0", {"sha256": right, "reason": "r"}), 404, "partition_unknown", "partition"),
+        (post(market, "/v1/write-offs/records/usage/0/999999", {"sha256": right, "reason": "r"}), 404, "record_missing", "offset"),
+        (post(market, "/v1/write-offs/records/nothing/0/0", {"sha256": right, "reason": "r"}), 404, "topic_unknown", "topic"),
+    ]
+    for answer, status, code, field in refusals:
+        said = answer.json()
+        assert (answer.status_code, said["code"], said["field"]) == (status, code, field), answer.text
+        assert said["remedy"]
+    _, reader_key = market.tenant("standard")
+    assert post(market, path, {"sha256": right, "reason": "r"}, reader_key).status_code == 403
+
+    for at, value in zip(places, garbage, strict=True):
+        sha256 = hashlib.sha256(value or b"").hexdigest()
+        path = f"/v1/write-offs/records/{at}"
+        assert post(market, path, {"sha256": sha256, "reason": "nobody of ours wrote it"}).status_code == 201
+        same = post(market, f"{path}/approve", {"sha256": sha256})
+        assert (same.status_code, same.json()["code"]) == (403, "same_person")
+    with market.folding() as until:
+        until("requested", lambda: {letter.at: letter.state for letter in letters(market.clickhouse)}.get(places[0]) == "requested")
+    waits(market, tenant, 1, "dead_letters")
+
+    for at, value in zip(places, garbage, strict=True):
+        approved = post(market, f"/v1/write-offs/records/{at}/approve", {"sha256": hashlib.sha256(value or b"").hexdigest()}, second)
+        assert (approved.status_code, approved.json()["state"], approved.json()["approver"]) == (200, "written_off", "second")
+    bill = issued(market, tenant, 1)
+    assert (bill["records_written_off"], bill["facts_claimed"], bill["total_micros"]) == (3, 2, 2_000_000)
+    assert claimed(market, tenant) == {1: (2, 0, 3)}
+    assert not [letter for letter in letters(market.clickhouse) if letter.at in places]
+    assert {letter.state for letter in letters(market.clickhouse, STATES) if letter.at in places} == {"written_off"}
+
+    # Both suppliers by themselves, and the next bill of the partition.
+    cut = cuts_of(market.clickhouse, tenant, [1])[0]
+    (from_log,) = bills_from_log(market.reader, market.codec, tenant, [cut])
+    below = next(c["offset"] for c in cut["cuts"] if c["partition"] == 0)
+    assert from_log.records_written_off == unreadable_below(market.clickhouse, 0, below).written_off == 3
+    neighbour = tenant_of(market, 0)
+    market.append(neighbour, [market.settled(neighbour)])
+    assert market.issue(neighbour, month())["records_written_off"] == 3
+    admin = httpx.get(f"{market.settings.queries}/v1/bills", headers={"Authorization": f"Bearer {market.admin}"}, params={"tenant": tenant})
+    assert [b["records_written_off"] for b in admin.json()["bills"] if b["status"] == "issued"] == [3]
+
+
+def test_what_can_be_read_is_billed_whoever_writes_it_off(market: Market, second: str) -> None:
+    tenant = tenant_of(market, 1)
+    value = market.settled(tenant)
+    at = put(market, tenant, value)
+    answer = post(market, f"/v1/write-offs/records/{at}", {"sha256": hashlib.sha256(value).hexdigest(), "reason": "make it disappear"})
+    assert (answer.status_code, "counted all the same" in answer.json()["note"]) == (201, True)
+    assert post(market, f"/v1/write-offs/records/{at}/approve", {"sha256": hashlib.sha256(value).hexdigest()}, second).is_success
+    bill = market.issue(tenant, month())
+    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (1, 0, 1_000_000)
+    assert claimed(market, tenant) == {1: (1, 0, 0)}
+
+
+def test_a_write_off_of_other_bytes_is_ignored_and_said(market: Market, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command compares the hash with the log; should a store's decision meet another log all the same, the readers do."""
+    tenant = tenant_of(market, 2)
+    at = put(market, tenant, b"garbage")
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    give_up_elsewhere(market, at, b"other bytes")
+    waits(market, tenant, 1, "dead_letters")
+    found = unreadable_below(market.clickhouse, 2, at.offset + 1)
+    assert (found.open, found.mistaken, found.written_off) == ((at.offset,), (at.offset,), 0)
+    outcome = market.issuer().issue(tenant, 1)
+    assert "other bytes" in getattr(outcome, "message", "")
+    usage = UsageLog(market.reader, market.codec, tenant)
+    monkeypatch.setattr(usage, "_given_up", {at.offset: frozenset({hashlib.sha256(b"other bytes").digest()})})
+    list(usage.records(at.offset + 1))
+    assert (usage.unreadable, usage.written_off) == ({at.offset}, set())
+    give_up(market, second, at, b"garbage")
+    assert issued(market, tenant, 1)["records_written_off"] == 1
+
+
+def give_up_elsewhere(market: Market, at: Coordinate, value: bytes) -> None:
+    """As if it had been decided: a row of the history that no command would write."""
+    body = f'{{"topic":"{at.topic}","partition":{at.partition},"offset":{at.offset},"sha256":"{hashlib.sha256(value).hexdigest()}"}}'
+    row = {"topic": "bills", "kafka_partition": 900, "kafka_offset": 1, "kind": "decided", "fact": "RecordWrittenOff", "key": str(at)}
+    market.clickhouse.insert_rows("history_rows", [{**row, "body": body, "sha256": "0" * 64}])
+
+
+def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: Market) -> None:
+    tenant = tenant_of(market, 3)
+    lost = unreadable_below(market.clickhouse, 3, 1 << 40).written_off
+    known = market.codec.schema_for("InvocationSettled")
+    newer: dict[str, Any] = json.loads(known.definition)
+    newer["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
+    definition = json.dumps(newer)
+    schema_id = Registry(market.settings).register(known.subject, definition)
+    frames = [market.settled(tenant) for _ in range(2)]
+    early = [b"\x00" + schema_id.to_bytes(4, "big") + frame[5:] + b"\x02" for frame in frames]
+    places = [put(market, tenant, value) for value in early]
+    market.append(tenant, [market.settled(tenant)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    waits(market, tenant, 1, "dead_letters")
+    redrive = Redrive(market.settings, market.clickhouse)
+    still = redrive.retry(places[0])
+    redrive.close()
+    assert (still.kind, "unknown_schema" in still.message) == ("unreadable", True)
+
+    fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id, "schema_id": schema_id}
+    late = Schema.of(schema_id, known.subject, definition)
+    frame = market.codec.encode_dict(
+        "SchemaRegistered", {**fact, "subject": late.subject, "sha256": late.sha256, "definition": late.definition}
+    )
+    market.writer.append("schemas", str(schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
+    redrive = Redrive(market.settings, market.clickhouse)
+    assert [redrive.retry(at).kind for at in (*places, places[0])] == ["redriven", "redriven", "readable"]
+    redrive.close()
+    assert {letter.state for letter in letters(market.clickhouse, STATES) if letter.at in places} == {"redriven"}
+    bill = issued(market, tenant, 1)
+    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
+    market.codec = Codec(read_schemas(market.reader)[0])
+    assert claimed(market, tenant) == {1: (3, 0, lost)}
+
+
+def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(market: Market, second: str) -> None:
+    tenant, epoch, producer = tenant_of(market, 1), str(uuid.uuid4()), f"gateway-{uuid.uuid4().hex[:8]}"
+    said = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": producer, "epoch": epoch}
+    opened = market.codec.encode_dict("ProducerOpened", {**said, "log_id": market.log_id, "host": "h", "region": "local"})
+    path = f"/v1/write-offs/producers/{producer}/{epoch}"
+    unknown = post(market, path, {"reason": "killed"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "epoch_unknown")
+    market.writer.append("producers", producer.encode(), opened, {}).result(10)
+    market.append(tenant, [market.settled(tenant, epoch=epoch)])
+    assert market.issue(tenant, month())["producers_open"] == 1
+    (found,) = epochs(market.clickhouse, epoch=epoch)
+    assert (found.status, found.last_fact_us > 0) == ("open", True)
+
+    assert post(market, path, {"reason": "killed"}).status_code == 201
+    same = post(market, f"{path}/approve")
+    assert (same.status_code, same.json()["code"]) == (403, "same_person")
+    # Whoever can write to the topic gives nothing up: the fact counts in the relay's chain.
+    forged = market.codec.encode_dict("ProducerWrittenOff", {**said, "reason": "r", "approver": "nobody"})
+    market.writer.append("producers", producer.encode(), forged, {}).result(10)
+    assert market.issue(tenant, month())["producers_open"] == 1
+    assert post(market, f"{path}/approve", key=second).status_code == 200
+    with market.folding() as until:
+        until("written off", lambda: epochs(market.clickhouse, only_open=False, epoch=epoch)[0].status == "written_off")
+    bill = market.issue(tenant, month())
+    assert bill["producers_open"] == 0
+    assert {n: c[1] for n, c in claimed(market, tenant).items()} == {1: 0, 2: 0, 3: 0}
+    assert epoch in epochs_ended(market.reader, market.codec, market.reader.end_offsets("producers")["producers", 0])
+
+    closed, end = {**said, "epoch": str(uuid.uuid4())}, {"last": {tenant: 1}, "closed_by": producer}
+    for name, more in (("ProducerOpened", {"log_id": market.log_id, "host": "h", "region": "local"}), ("ProducerClosed", end)):
+        value = market.codec.encode_dict(name, {**closed, "event_id": str(uuid.uuid4()), **more})
+        market.writer.append("producers", producer.encode(), value, {}).result(10)
+    over = post(market, f"/v1/write-offs/producers/{producer}/{closed['epoch']}", {"reason": "killed"})
+    assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
+
+
+def test_the_commands_of_operations_lead_through_it(market: Market, second: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    settings = market.settings
+    for name, value in (("STACK", settings.stack), ("BASE_PORT", str(settings.base_port)), ("DATA", str(settings.folder))):
+        monkeypatch.setenv(f"MODELMARKET_{name}", value)
+    monkeypatch.setenv("COLUMNS", "200")
+    key_file = tmp_path / "second.key"
+    key_file.write_text(second)
+
+    def run(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, list(words))
+        assert done.exit_code == code, done.output
+        return done.output
+
+    tenant = tenant_of(market, 3)
+    at = put(market, tenant, b"rubbish")
+    where = market.writer.append("models", b"stray", b"hello", {}).result(10)
+    market.fold()
+    assert str(at) in run("dead-letters", "list")
+    assert "not_framed" in run("dead-letters", "show", str(at))
+    assert "unreadable" in run("dead-letters", "retry", str(at), code=1)
+    assert "no bill depends on it" in " ".join(run("dead-letters", "retry", str(where), code=1).split())
+    assert "requested by admin" in run("dead-letters", "write-off", str(at), "--reason", "typed by hand")
+    assert "same_person" in run("dead-letters", "approve", str(at), "--yes", code=1)
+    assert "approved by second" in run("dead-letters", "approve", str(at), "--yes", "--key-file", str(key_file))
+    with market.folding() as until:
+        until("closed", lambda: at not in {letter.at for letter in letters(market.clickhouse)})
+    assert str(at) not in run("dead-letters", "list")
+    assert "written off by admin and second" in " ".join(run("dead-letters", "list", "--all").split())
+    assert "is written off" in run("dead-letters", "retry", str(at), code=1), "it asks first, and nobody answered"
+    assert "unreadable" in run("dead-letters", "retry", str(at), "--yes", code=1)
+    admin = {"Authorization": f"Bearer {market.admin}"}
+    told = httpx.get(f"{settings.queries}/v1/dead-letters", headers=admin, timeout=30).json()["dead_letters"]
+    assert (str(where), "open") in {(letter["record"], letter["state"]) for letter in told}
+
+    market.append(tenant, [market.settled(tenant)])
+    good = put(market, tenant, market.settled(tenant))
+    market.fold()
+    assert "can be read and is counted" in run("dead-letters", "write-off", str(good), "--reason", "r", code=1)
+
+    epoch = str(uuid.uuid4())
+    said = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "gateway-cli", "epoch": epoch}
+    opened = market.codec.encode_dict("ProducerOpened", {**said, "log_id": market.log_id, "host": "h", "region": "local"})
+    market.writer.append("producers", b"gateway-cli", opened, {}).result(10)
+    market.fold()
+    assert epoch in run("producers", "list")
+    assert "may be alive" in run("producers", "write-off", epoch, "--reason", "killed", code=1)
+    assert "requested by admin" in run("producers", "write-off", epoch, "--reason", "killed", "--force")
+    assert "approved by second" in run("producers", "approve", epoch, "--yes", "--force", "--key-file", str(key_file))
+    with market.folding() as until:
+        until("ended", lambda: epoch not in {e.epoch for e in epochs(market.clickhouse)})
