@@ -174,11 +174,11 @@ def test_a_snapshot_holds_all_that_the_facts_made() -> None:
     digest = hashlib.sha256(b"mk_secret").digest()
     issued = {"tenant": "acme", "key_id": "k1", "key_sha256": digest.hex(), "user": "u", "scopes": ["invoke", "read"]}
     routes, copy = told(*CANARY, ("ApiKeyIssued", issued)), Routes()
-    copy.load(routes.dump())
-    assert copy.keys == routes.keys
+    copy.load(b"".join(routes.dump()))
+    assert copy.keys.get(digest) == routes.keys.get(digest) != None  # noqa: E711
     assert copy.models == routes.models
     copy.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
-    assert not copy.keys
+    assert len(copy.keys) == 0
 
 
 @given(st.integers(1, 99), st.integers(0, 10**9))
