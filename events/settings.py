@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     removals_approved_position: int = Field(
         default=0,
         ge=0,
-        description="A person agreed that the controller removes more than a fifth of the models at once, decided up to here.",
+        description="A person agreed to removals of more than a fifth of the models at once: to those decided up to here, to no later ones.",
     )
     region: str = Field(default="local", description="Region written on every usage fact of this edge.")
 

@@ -47,7 +47,8 @@ class Interface:
 
 @dataclass(slots=True)
 class Version:
-    """What the facts say of one version. `since` is the position of the fact that asked for it to be loaded."""
+    """What the facts say of one version. `since` is the position of the fact that asked for it to be loaded, `withdrawn_at` of the
+    one that took it away."""
 
     model: str
     version: str
@@ -58,6 +59,7 @@ class Version:
     spec: Mapping[str, Any] | None = None
     deployed: bool = False
     withdrawn: bool = False
+    withdrawn_at: int = 0
     since: int = 0
     ready: bool = False
     failure: tuple[str, str] | None = None
@@ -123,7 +125,7 @@ def interface_of(technical: Mapping[str, Any]) -> Interface:
 class Routes:
     """The fold: implements `events.follow.Fold`. It never skips a fact silently."""
 
-    code_version = "routes-2"
+    code_version = "routes-3"
 
     def __init__(self) -> None:
         self.keys = Keys()
@@ -170,8 +172,8 @@ class Routes:
             case "ModelRetired":
                 model.retired = Retirement(body["reason"], body.get("successor", ""))
                 for version in model.versions.values():
-                    version.withdrawn = version.withdrawn or version.deployed
-                    version.deployed = version.ready = False
+                    if version.deployed:
+                        withdraw(version, body.get("position", 0))
             case "VersionReady" | "VersionFailed":
                 seen(model, name, body)
             case _:
@@ -256,7 +258,7 @@ def shift(model: Model, name: str, body: Mapping[str, Any], position: int) -> No
             load(model, body["to_version"], position, body)
             model.live, model.before, model.canary, model.weight = body["to_version"], body["from_version"], None, 0
         case "VersionUndeployed":
-            unload(model, body["model_version"])
+            unload(model, body["model_version"], position)
         case _:
             pass  # submitted, reviewed, approved, applied elsewhere: no call goes another way for it
 
@@ -269,10 +271,13 @@ def load(model: Model, name: str, position: int, body: Mapping[str, Any]) -> Non
         version.spec = body["spec"]
 
 
-def unload(model: Model, name: str) -> None:
-    version = model.versions[name]
+def withdraw(version: Version, position: int) -> None:
     version.deployed = version.ready = False
-    version.withdrawn = True
+    version.withdrawn, version.withdrawn_at = True, position
+
+
+def unload(model: Model, name: str, position: int) -> None:
+    withdraw(model.versions[name], position)
     if model.canary == name:
         model.canary, model.weight = None, 0
     if model.before == name:

@@ -129,6 +129,12 @@ def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may
     assert model.route == NOWHERE
     assert model.retired is not None and model.retired.successor == "model-vision-core-new"
     assert all(v.withdrawn and not v.deployed for v in model.versions.values())
+    assert {v.withdrawn_at for v in model.versions.values()} == {len(CANARY) + 1}
+
+
+def test_a_version_knows_which_fact_took_it_away() -> None:
+    routes = told(*CANARY, undeployed("1.1.0"), RETIRED)
+    assert {n: v.withdrawn_at for n, v in routes.models[M].versions.items()} == {"1.1.0": len(CANARY) + 1, "1.0.0": len(CANARY) + 2}
 
 
 def test_observed_facts_of_a_model_that_is_not_change_nothing_and_decided_ones_stop_the_fold() -> None:
