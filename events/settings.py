@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     command_url: str = Field(default="", description="Where the biller posts finished bills.")
     gateway_url: str = Field(default="", description="Where callers find the gateway.")
     ray_dashboard_url: str = Field(default="", description="Ray's REST address; the controller applies Serve's configuration there.")
+    ray_address: str = Field(default="", description="Ray's GCS for a gateway that runs alone; empty = the node it runs on.")
     ray_auth_token: SecretStr = SecretStr("")
 
     # --- who may do what at the start
@@ -128,6 +129,11 @@ class Settings(BaseSettings):
     @property
     def biller_health_port(self) -> int:
         return self.port(10)
+
+    @property
+    def alone_port(self) -> int:
+        """A gateway that runs by itself."""
+        return self.port(11)
 
     @property
     def ray_dashboard_port(self) -> int:
