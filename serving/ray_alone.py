@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import uvicorn
+import uvloop
 
 from events.health import start_logging
 from events.settings import Settings
@@ -62,7 +63,8 @@ def main() -> int:
     init(address=settings.ray_address or "auto", log_to_driver=False, configure_logging=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _served)  # in place of Ray's handler, which would make of it a failure
-    return asyncio.run(serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings))
 
 
 if __name__ == "__main__":
