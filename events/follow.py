@@ -7,17 +7,16 @@ topics always see a state that existed. Observed facts of the same topics are ap
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from events import snapshot as snapshots
 from events.catalogue import FACTS, TOPICS
 from events.chain import STALLED_S_MAX, Chain, Heartbeat, Verdict, place_of
 from events.fact import Coordinate
@@ -30,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 FRESH_S_MAX = 5.0
 SNAPSHOT_S = 60.0
+SLICE_PAUSE_S = 0.005
+"""Between two slices of a snapshot the process does its work: a million keys are written in two seconds, and no call notices."""
 HEARTBEATS_KEPT = 10_000
 """Heartbeats waiting for their records: at 20 a second eight minutes; older ones are dropped, the newest is what counts."""
 HEARTBEAT = ("heartbeats", 0)
@@ -46,9 +47,13 @@ class Fold(Protocol):
         """`body["position"]` of a decided fact is its place in the store; observed ones say what their writer knew."""
         ...
 
-    def dump(self) -> bytes: ...
+    def dump(self) -> bytes | Iterable[bytes]:
+        """The state of this moment; slices of it are asked for later, in another thread, while `apply` goes on."""
+        ...
 
-    def load(self, state: bytes) -> None: ...
+    def load(self, state: bytes) -> None:
+        """Takes all slices as one. Raises ValueError, KeyError or TypeError, and has taken nothing then."""
+        ...
 
 
 @dataclass(slots=True)
@@ -61,8 +66,9 @@ class _Lane:
     stalled_at: float | None = None
 
 
-_Due = tuple[int, int, int, Coordinate, str, dict[str, Any]]
-"""(position, 0 decided | 1 observed, offset, coordinate, fact name, body): sorts into the order of application."""
+_Due = tuple[int, int, int, str, int, bytes | None]
+"""(position, 0 decided | 1 observed, offset, topic, partition, frame): sorts into the order of application. Nothing else, since
+a start holds a million: of plain values Python's collector forgets a tuple, decoded ones it would visit again and again."""
 
 
 class Follower:
@@ -96,6 +102,9 @@ class Follower:
         self.failure: BaseException | None = None
         self.unreadable = 0
         self._snapped = time.monotonic()
+        self._saved: dict[str, Any] = {}
+        """Where the fold stood in the last snapshot."""
+        self._saving: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run_guarded, name=f"follow-{name}", daemon=True)
 
     # --- what others ask
@@ -133,8 +142,9 @@ class Follower:
 
     def stop(self, timeout_s: float = 5.0) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        for thread in (self._thread, self._saving):
+            if thread is not None and thread.is_alive():
+                thread.join(timeout_s)
 
     def wait_caught_up(self, timeout_s: float) -> bool:
         end = time.monotonic() + timeout_s
@@ -220,7 +230,7 @@ class Follower:
         place = place_of(record.headers)
         if place is None:
             try:
-                name, body = self._codec.decode(record.value)
+                name, _ = self._codec.decode(record.value)
             except Undecodable as e:
                 self.unreadable += 1
                 logger.warning("skipped an unreadable record without a place in the chain at %s: %s", record.coordinate, e)
@@ -231,7 +241,7 @@ class Follower:
                 self.unreadable += 1
                 logger.warning("skipped %s at %s: it has no place in the chain of this topic", name, record.coordinate)
                 return True
-            self._due.append((lane.chain.position, 1, record.offset, record.coordinate, name, body))
+            self._due.append((lane.chain.position, 1, record.offset, record.topic, record.partition, record.value))
             return True
         match judge(lane.chain, self._codec, place, record.headers, record.value):
             case Verdict.COPY:
@@ -246,9 +256,8 @@ class Follower:
                 )
                 return True
             case Verdict.NEXT:
-                name, body = self._codec.decode(record.value)  # Undecodable stops the fold: it skips nothing
                 lane.chain.take(place)
-                self._due.append((place.position, 0, record.offset, record.coordinate, name, body))
+                self._due.append((place.position, 0, record.offset, record.topic, record.partition, record.value))
                 return True
 
     def _apply_fresh(self) -> None:
@@ -259,9 +268,12 @@ class Follower:
         for _ in range(found):  # older ones say nothing more
             self._beats.popleft()
         beat, at_ms = self._beats.popleft()
-        due = sorted((d for d in self._due if d[0] <= beat.position), key=lambda d: d[:4])
-        for position, observed, _, at, name, body in due:
-            self._fold.apply(name, body if observed else body | {"position": position}, at)
+        due = sorted(d for d in self._due if d[0] <= beat.position)
+        for position, observed, offset, topic, partition, frame in due:
+            name, body = self._codec.decode(frame)  # Undecodable stops the fold: it skips nothing
+            if not observed:
+                body["position"] = position
+            self._fold.apply(name, body, Coordinate(topic, partition, offset))
         if due:
             self._due = [d for d in self._due if d[0] > beat.position]
         self._position, self._fresh_ms = max(self._position, beat.position), at_ms
@@ -296,37 +308,46 @@ class Follower:
     def _maybe_snapshot(self) -> None:
         if self._snapshot is None or time.monotonic() - self._snapped < self._snapshot_s or self.lag or not self._caught_up:
             return
+        if self._saving is not None and self._saving.is_alive():
+            return
         self._snapped = time.monotonic()
-        self.save()
+        stood = self._stands()
+        if stood["lanes"] == self._saved.get("lanes"):  # only heartbeats came
+            return
+        # The fold must go on meanwhile: a key that is revoked now must stop within two seconds (K5).
+        work = (self._snapshot, stood, self._state(), SLICE_PAUSE_S)
+        self._saving = threading.Thread(target=self._save, args=work, name=f"snapshot-{self._name}", daemon=True)
+        self._saving.start()
+
+    def _save(self, path: Path, stood: dict[str, Any], state: Iterable[bytes], pause_s: float) -> None:
+        try:
+            snapshots.write(path, stood, state, pause_s)
+            self._saved = stood
+        except Exception:  # a full disk costs the next start its time, and nothing else
+            logger.exception("the snapshot of %s was not written", self._name)
 
     def save(self) -> None:
-        """Writes the snapshot now. Only from the follower's thread or after `stop`, and only when nothing waits."""
+        """Writes the snapshot now. Only after `stop`, and only when nothing waits."""
         assert self._snapshot is not None and not self.lag
+        snapshots.write(self._snapshot, self._stands(), self._state())
+
+    def _state(self) -> Iterable[bytes]:
+        state = self._fold.dump()
+        return (state,) if isinstance(state, bytes) else state
+
+    def _stands(self) -> dict[str, Any]:
         lanes = {
-            f"{t}/{p}": [lane.next_offset, lane.chain.store, lane.chain.position, lane.chain.spares] for (t, p), lane in self._lanes.items()
+            f"{t}/{p}": [lane.next_offset, lane.chain.store, lane.chain.position, dict(lane.chain.spares)]
+            for (t, p), lane in self._lanes.items()
         }
-        head = {
-            "code": self._fold.code_version,
-            "log_id": self._log_id,
-            "position": self._position,
-            "fresh_ms": self._fresh_ms,
-            "lanes": lanes,
-        }
-        self._snapshot.parent.mkdir(parents=True, exist_ok=True)
-        part = self._snapshot.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as f:
-            f.write(json.dumps(head).encode() + b"\n" + self._fold.dump())
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(self._snapshot)
+        return {"code": self._fold.code_version, "log_id": self._log_id, "position": self._position, "lanes": lanes}
 
     def _restore(self) -> None:
         """Takes the snapshot if it is of this log and this code; a broken or foreign one is ignored, the log has it all."""
         if self._snapshot is None or not self._snapshot.exists():
             return
         try:
-            head_line, _, state = self._snapshot.read_bytes().partition(b"\n")
-            head = json.loads(head_line)
+            head, state = snapshots.read(self._snapshot)
             if (
                 head["code"] != self._fold.code_version
                 or head["log_id"] != self._log_id
@@ -334,11 +355,13 @@ class Follower:
             ):
                 logger.info("snapshot of %s is of other code or another log: folding from the start", self._name)
                 return
-            self._fold.load(state)
-            for (t, p), lane in self._lanes.items():
+            found: dict[TP, _Lane] = {}
+            for t, p in self._lanes:
                 offset, store, position, spares = head["lanes"][f"{t}/{p}"]
-                lane.next_offset, lane.chain = int(offset), Chain(str(store), int(position), dict(spares))
-            self._position = int(head["position"])
+                found[t, p] = _Lane(Chain(str(store), int(position), dict(spares)), int(offset), deque())
+            reached = int(head["position"])
+            self._fold.load(state)
+            self._lanes, self._position, self._saved = found, reached, head
         except (ValueError, KeyError, TypeError, OSError) as e:
             logger.warning("snapshot of %s is unreadable (%s): folding from the start", self._name, e)
 

@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     command_url: str = Field(default="", description="Where the biller posts finished bills.")
     gateway_url: str = Field(default="", description="Where callers find the gateway.")
     ray_dashboard_url: str = Field(default="", description="Ray's REST address; the controller applies Serve's configuration there.")
+    ray_address: str = Field(default="", description="Ray's GCS for a gateway that runs alone; empty = the node it runs on.")
     ray_auth_token: SecretStr = SecretStr("")
 
     # --- who may do what at the start
@@ -77,7 +78,7 @@ class Settings(BaseSettings):
     removals_approved_position: int = Field(
         default=0,
         ge=0,
-        description="A person agreed that the controller removes more than a fifth of the models at once, decided up to here.",
+        description="A person agreed to removals of more than a fifth of the models at once: to those decided up to here, to no later ones.",
     )
     region: str = Field(default="local", description="Region written on every usage fact of this edge.")
 
@@ -128,6 +129,11 @@ class Settings(BaseSettings):
     @property
     def biller_health_port(self) -> int:
         return self.port(10)
+
+    @property
+    def alone_port(self) -> int:
+        """A gateway that runs by itself."""
+        return self.port(11)
 
     @property
     def ray_dashboard_port(self) -> int:

@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, assert_never
 
 from events.fact import ModelId, ModelVersion, new_id, now_us
-from events.facts.alerts import AlertRaised, AlertResolved
 from events.facts.deployments import VersionFailed, VersionReady
 from events.follow import Follower
 from events.health import serve_health, start_logging
@@ -26,8 +26,10 @@ from events.log import Reader, Writer
 from events.registry import open_codec
 from events.settings import Settings
 from events.wire import Codec
-from serving.desired import Apply, Generation, Hold, Keep, Shape, plan
+from serving.alerting import Alerts, headers
+from serving.desired import GATEWAY_APP, Apply, Generation, Hold, Keep, Shape, attempt_of, plan
 from serving.ray_rest import AppState, RayAway, RayRefused, RayRest, Seen
+from serving.retries import FAILED, Retries, given_up
 from serving.routes import Routes, Version
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,16 @@ LEAVE_S = 5.0
 """A withdrawn version stays this long, until every gateway has folded that it takes no more calls."""
 MESSAGE_CHARS_MAX = 500
 PRODUCER = "controller"
+DEPLOY_RULE = "controller.deploy_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How the controller speaks: facts of its own, and alerts."""
+
+    writer: Writer
+    codec: Codec
+    alerts: Alerts
 
 
 class Controller:
@@ -52,7 +64,9 @@ class Controller:
         """What was last reported of each version, so that each change is reported once although the log echoes later."""
         self._left: dict[str, float] = {}
         self._applied: Generation | None = None
-        self._alert: tuple[str, str] | None = None
+        self._holding: str | None = None
+        """The code of the hold that an alert is out for."""
+        self._retries = Retries()
         self._follower: Follower | None = None
 
     def state(self) -> Mapping[str, Any]:
@@ -72,6 +86,7 @@ class Controller:
                 return
             codec, log_id = self._open()
             writer = Writer(self.settings, PRODUCER)
+            voice = Voice(writer, codec, Alerts(PRODUCER, writer, codec))
             snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
             follower = self._follower = Follower(self.settings, codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot)
             follower.start()
@@ -79,7 +94,7 @@ class Controller:
                 while not self._stop.is_set():
                     if follower.failure is not None:
                         raise follower.failure
-                    self._stop.wait(self._round(follower, log_id, writer, codec))
+                    self._stop.wait(self._round(follower, log_id, voice))
             finally:
                 follower.stop()
                 writer.close()
@@ -110,7 +125,7 @@ class Controller:
 
     # --- one round
 
-    def _round(self, follower: Follower, log_id: str, writer: Writer, codec: Codec) -> float:
+    def _round(self, follower: Follower, log_id: str, voice: Voice) -> float:
         """Returns how long to wait before the next."""
         if not follower.caught_up:
             self._say("starting", "folding the log")
@@ -118,9 +133,9 @@ class Controller:
         now = Generation(log_id, follower.store, follower.position)
         try:
             seen = self._ray.look()
-            busy = self._reconcile(now, seen, writer, codec)
+            busy = self._reconcile(now, seen, voice)
             for version in self._loaded():
-                busy |= self._report(version, seen.states.get(version.address), now.position, writer, codec)
+                busy |= self._report(version, seen.states.get(version.address), now.position, voice)
         except RayAway as e:
             self._say("starting", f"Ray does not answer: {e}")
             return BUSY_S
@@ -129,30 +144,58 @@ class Controller:
             return IDLE_S
         return BUSY_S if busy else IDLE_S
 
-    def _reconcile(self, now: Generation, seen: Seen, writer: Writer, codec: Codec) -> bool:
-        nodes = self._ray.nodes()
-        shape = Shape(self.settings.host, self.settings.gateway_port, self.settings.gateways_per_node, nodes)
-        approved = self.settings.removals_approved_position
-        decided = plan(self._routes, now, seen.applied, shape, leaving=self._leaving(), approved_position=approved)
+    def _reconcile(self, now: Generation, seen: Seen, voice: Voice) -> bool:
+        shape = Shape(self.settings.host, self.settings.gateway_port, self.settings.gateways_per_node, self._ray.nodes())
+        decided = plan(
+            self._routes,
+            now,
+            seen.applied,
+            shape,
+            leaving=self._leaving(),
+            approved_position=self.settings.removals_approved_position,
+            again=self._again(seen, voice.alerts),
+        )
         match decided:
             case Hold(code, message, remedy):
                 self._say("failed", f"{code}: {message}; {remedy}")
-                self._raise_alert(writer, codec, code, message, remedy)
+                self._hold(decided, voice.alerts)
                 return False
-            case Apply(config, removed, unexplained):
+            case Apply(config, removed, unexplained, held):
                 logger.info(
                     "applying position %d: %d applications, removing %s", now.position, len(config["applications"]), list(removed) or "none"
                 )
                 self._ray.apply(config)
                 self._applied = now
-            case Keep(unexplained):
+            case Keep(unexplained, held):
                 self._applied = seen.applied.generation
             case _:
                 assert_never(decided)
-        self._clear_alert(writer, codec)
+        self._hold(held, voice.alerts)
         extra = f"; no fact asks for {', '.join(unexplained)}" if unexplained else ""
+        extra += f"; {held.code}: {held.message}; {held.remedy}" if held else ""
         self._say("ready", f"applied position {self._applied.position if self._applied else 0}{extra}")
         return isinstance(decided, Apply)
+
+    def _again(self, seen: Seen, alerts: Alerts) -> frozenset[str]:
+        """Applications that Ray gave up on and that are to be tried once more; those that had all their attempts are told."""
+        ours = {GATEWAY_APP, *(v.address for v in self._loaded())}
+        failed = {n: attempt_of(seen.applied.apps.get(n)) for n, s in seen.states.items() if s.status == FAILED and n in ours}
+        for name in given_up(failed):
+            code, message = _failure(seen.states[name])
+            remedy = "mend the cause, undeploy it, and deploy it again when it is gone; Ray's logs have the whole story"
+            alerts.raise_(name, DEPLOY_RULE, f"{failed[name]} attempts to start {name} failed; the last: {code}: {message}", remedy)
+        alerts.resolve_others(DEPLOY_RULE, frozenset(n for n, s in seen.states.items() if s.status != "RUNNING" and n in ours))
+        again = self._retries.due(failed, time.monotonic(), endless=GATEWAY_APP)
+        for name in again:
+            logger.warning("starting %s again: attempt %d failed", name, failed[name])
+        return again
+
+    def _hold(self, hold: Hold | None, alerts: Alerts) -> None:
+        if self._holding is not None and (hold is None or hold.code != self._holding):
+            alerts.resolve(PRODUCER, f"controller.{self._holding}")
+        self._holding = hold.code if hold else None
+        if hold is not None:
+            alerts.raise_(PRODUCER, f"controller.{hold.code}", hold.message, hold.remedy)
 
     def _leaving(self) -> frozenset[str]:
         withdrawn = {v.address for v in self._routes.versions() if v.withdrawn}
@@ -165,54 +208,28 @@ class Controller:
 
     # --- what became of it
 
-    def _report(self, version: Version, state: AppState | None, position: int, writer: Writer, codec: Codec) -> bool:
+    def _report(self, version: Version, state: AppState | None, position: int, voice: Voice) -> bool:
         """Reports a version's change once; True while it is still loading."""
         if state is None:
             return True
         if state.status == "RUNNING" and state.replicas > 0:
-            if not version.ready:
-                self._tell(version, ("ready", version.since), writer, codec, _ready(version, state, position))
+            if not version.ready or version.failure is not None:
+                self._tell(version, ("ready", version.since), voice, _ready(version, state, position))
             return False
-        if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if state.status in (FAILED, "UNHEALTHY"):
             code, message = _failure(state)
             if version.failure != (code, message):
-                self._tell(version, ("failed", version.since, code, message), writer, codec, _failed(version, code, message, position))
+                self._tell(version, ("failed", version.since, code, message), voice, _failed(version, code, message, position))
             return False
         return True
 
-    def _tell(self, version: Version, what: object, writer: Writer, codec: Codec, fact: VersionReady | VersionFailed) -> None:
+    def _tell(self, version: Version, what: object, voice: Voice, fact: VersionReady | VersionFailed) -> None:
         if self._said.get(version.address) == what:
             return
-        writer.append("deployments", version.model.encode(), codec.encode(fact), _headers(fact))
+        said = headers(fact.event_id, type(fact).__name__)
+        voice.writer.append("deployments", version.model.encode(), voice.codec.encode(fact), said)
         self._said[version.address] = what
         logger.info("%s is %s", version.address, type(fact).__name__)
-
-    def _raise_alert(self, writer: Writer, codec: Codec, code: str, message: str, remedy: str) -> None:
-        if self._alert is not None and self._alert[0] == code:
-            return
-        self._clear_alert(writer, codec)
-        fact = AlertRaised(
-            event_id=new_id(),
-            occurred_at=now_us(),
-            producer=PRODUCER,
-            subject=PRODUCER,
-            rule=f"controller.{code}",
-            severity="critical",
-            message=message,
-            remedy=remedy,
-        )
-        writer.append("alerts", PRODUCER.encode(), codec.encode(fact), _headers(fact))
-        self._alert = (code, fact.event_id)
-
-    def _clear_alert(self, writer: Writer, codec: Codec) -> None:
-        if self._alert is None:
-            return
-        code, raised = self._alert
-        fact = AlertResolved(
-            event_id=new_id(), occurred_at=now_us(), producer=PRODUCER, subject=PRODUCER, rule=f"controller.{code}", raised=raised
-        )
-        writer.append("alerts", PRODUCER.encode(), codec.encode(fact), _headers(fact))
-        self._alert = None
 
     def _say(self, status: str, detail: str) -> None:
         if self._status.get("detail") != detail:
@@ -252,15 +269,6 @@ def _failure(state: AppState) -> tuple[str, str]:
         return found.group(1), found.group(2)[:MESSAGE_CHARS_MAX]
     lines = [line for line in state.message.strip().splitlines() if line.strip()]
     return state.status.lower(), (lines[-1] if lines else "")[:MESSAGE_CHARS_MAX]
-
-
-def _headers(fact: VersionReady | VersionFailed | AlertRaised | AlertResolved) -> dict[str, bytes]:
-    return {
-        "ce_id": fact.event_id.encode(),
-        "ce_type": type(fact).__name__.encode(),
-        "ce_source": b"modelmarket/controller",
-        "ce_specversion": b"1.0",
-    }
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from serving.routes import Routes, Version
 GATEWAY_APP = "gateway"
 MODEL_DEPLOYMENT = "model"
 REMOVED_SHARE_MAX = 0.2
-"""More models than this leaving at once needs a person; one at a time may always go."""
+"""More models than this leaving at once needs a person; one at a time may always go. What drains counts: it is about to leave."""
 
 Config = dict[str, Any]
 
@@ -49,6 +49,15 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Something is not done, and this is why."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Send this set. `removed` are the applications that leave with it."""
 
@@ -56,6 +65,8 @@ class Apply:
     removed: tuple[str, ...]
     unexplained: tuple[str, ...]
     """Applications no fact asks for and no fact took away: they stay, and somebody should look."""
+    held: Hold | None = None
+    """Applications that facts took away and that stay until a person agrees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +74,11 @@ class Keep:
     """Ray has been told already."""
 
     unexplained: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Nothing is sent, and this is why."""
-
-    code: str
-    message: str
-    remedy: str
+    held: Hold | None = None
 
 
 Plan = Apply | Keep | Hold
+"""A `Hold` alone: nothing is sent at all."""
 
 
 def model_app(version: Version) -> Config:
@@ -104,31 +108,52 @@ def gateway_app(shape: Shape, generation: Generation) -> Config:
 
 
 def plan(
-    routes: Routes, now: Generation, applied: Applied, shape: Shape, *, leaving: frozenset[str] = frozenset(), approved_position: int = 0
+    routes: Routes,
+    now: Generation,
+    applied: Applied,
+    shape: Shape,
+    *,
+    leaving: frozenset[str] = frozenset(),
+    approved_position: int = 0,
+    again: frozenset[str] = frozenset(),
 ) -> Plan:
-    """`leaving` are applications whose time to drain at the gateways is not over: they stay for now.
-    `approved_position`: a person agreed to removals decided up to there."""
+    """`leaving` are applications whose time to drain at the gateways is not over: they stay for now. `approved_position`: a person
+    agreed to the removals decided up to there, and to no later ones. `again` are applications to be started once more."""
     if (refused := _foreign(now, applied.generation)) is not None:
         return refused
     versions = routes.versions()
-    wanted = {v.address: model_app(v) for v in versions if v.deployed}
-    withdrawn = {v.address for v in versions if v.withdrawn}
     there = {name: app for name, app in applied.apps.items() if name != GATEWAY_APP}
-    unexplained = tuple(sorted(there.keys() - wanted.keys() - withdrawn))
-    kept = {name: there[name] for name in (*unexplained, *(leaving & there.keys() - wanted.keys()))}
-    removed = tuple(sorted(there.keys() - wanted.keys() - kept.keys()))
-    if (too_many := _mass_removal(removed, there, now, approved_position)) is not None:
-        return too_many
-    apps = wanted | kept
-    gateway = gateway_app(shape, now)
+    wanted = {v.address: _attempted(model_app(v), applied, again) for v in versions if v.deployed}
+    withdrawn = {v.address: v.withdrawn_at for v in versions if v.withdrawn and not v.deployed and v.address in there}
+    unexplained = tuple(sorted(there.keys() - wanted.keys() - withdrawn.keys()))
+    held = {name: at for name, at in withdrawn.items() if at > approved_position}
+    hold = _mass_removal(held, there)
+    kept = {*unexplained, *(leaving & withdrawn.keys()), *(held if hold else ())}
+    removed = tuple(sorted(withdrawn.keys() - kept))
+    apps = wanted | {name: there[name] for name in kept}
+    gateway = _attempted(gateway_app(shape, now), applied, again)
     if not removed and _same(apps, gateway, applied):
-        return Keep(unexplained)
+        return Keep(unexplained, hold)
     config = {
         "proxy_location": "EveryNode",
         "http_options": {"host": shape.host, "port": shape.gateway_port},
         "applications": [gateway, *(apps[name] for name in sorted(apps))],
     }
-    return Apply(config, removed, unexplained)
+    return Apply(config, removed, unexplained, hold)
+
+
+def attempt_of(app: Config | None) -> int:
+    """The number of the attempt that Ray was told; it is only said from the second on."""
+    return int((app or {}).get("args", {}).get("attempt", 1))
+
+
+def _attempted(app: Config, applied: Applied, again: frozenset[str]) -> Config:
+    """The application with the attempt Ray is at, or one more: Ray starts what failed anew only when it is told something else."""
+    there = applied.apps.get(app["name"])
+    if there is None or {k: v for k, v in there.get("args", {}).items() if k != "attempt"} != app["args"]:
+        return app
+    attempt = attempt_of(there) + (app["name"] in again)
+    return app if attempt == 1 else app | {"args": app["args"] | {"attempt": attempt}}
 
 
 def _foreign(now: Generation, applied: Generation | None) -> Hold | None:
@@ -145,17 +170,18 @@ def _foreign(now: Generation, applied: Generation | None) -> Hold | None:
     return None
 
 
-def _mass_removal(removed: tuple[str, ...], there: Mapping[str, Config], now: Generation, approved_position: int) -> Hold | None:
-    def models(names: tuple[str, ...] | Mapping[str, Config]) -> set[str]:
+def _mass_removal(held: Mapping[str, int], there: Mapping[str, Config]) -> Hold | None:
+    """`held`: what would leave without anybody's word, and the position of the fact that took it away."""
+
+    def models(names: Mapping[str, object]) -> set[str]:
         return {str(there[name].get("args", {}).get("model", name)) for name in names}
 
-    gone, all_models = models(removed), models(there)
-    if len(gone) <= 1 or len(gone) <= REMOVED_SHARE_MAX * len(all_models) or now.position <= approved_position:
+    gone, all_models = models(held), models(there)
+    if len(gone) <= 1 or len(gone) <= REMOVED_SHARE_MAX * len(all_models):
         return None
-    message = f"{len(gone)} of {len(all_models)} models would leave at once: {', '.join(sorted(gone))[:300]}"
-    return Hold(
-        "mass_removal", message, f"if that is meant, set MODELMARKET_REMOVALS_APPROVED_POSITION={now.position} and restart the controller"
-    )
+    message = f"{len(gone)} of {len(all_models)} models would leave at once, and stay loaded: {', '.join(sorted(gone))[:300]}"
+    remedy = f"if that is meant, set MODELMARKET_REMOVALS_APPROVED_POSITION={max(held.values())} and restart the controller"
+    return Hold("mass_removal", message, remedy)
 
 
 def _same(apps: Mapping[str, Config], gateway: Config, applied: Applied) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ import orjson
 from events.fact import now_us
 from serving.edge import Edge
 from serving.invocation import Answer, Call, invoke, servable
+from serving.presence import gone
 from serving.refusal import Headers, Refused, bad, document
 from serving.refusals import NOBODY, RefusalKey
 from serving.routes import Key, Model, Tensor
@@ -148,7 +150,7 @@ class Gateway:
             )
         header_length = _number(request.headers.get(b"inference-header-content-length"), "Inference-Header-Content-Length")
         body = await _body(request, self.edge.settings.infer_bytes_max)
-        call = Call(key, request.model, pinned, name, body, header_length, idempotency, request.began_us)
+        call = Call(key, request.model, pinned, name, body, header_length, idempotency, request.began_us, partial(gone, request.receive))
         return await invoke(self.edge, call)
 
     def _metadata(self, request: Request, name: str, pinned: str | None) -> Answer:
@@ -211,7 +213,7 @@ class Gateway:
         return found[0], pinned or found[1]
 
 
-EXECUTED = frozenset({"inference_failed", "replica_lost", "timed_out", "not_acknowledged"})
+EXECUTED = frozenset({"inference_failed", "replica_lost", "timed_out", "not_acknowledged", "caller_gone"})
 """Refusals of calls that were executed: each has settled facts of its own."""
 
 

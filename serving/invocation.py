@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -48,6 +49,8 @@ class Call:
     header_length: int | None
     idempotency: bytes
     began_us: int
+    gone: Callable[[], bool] = lambda: False
+    """Whether the caller has gone away meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,11 @@ async def invoke(edge: Edge, call: Call) -> Answer:
                 f"the model did not take this input: {message}",
                 "inputs",
                 "check the values against what it was made for",
+            )
+        case Done() if call.gone():
+            execution.settle(Ended("aborted", 499, "caller_gone", landed=landed))
+            raise Refused(
+                499, "caller_gone", "the caller went away before the answer was there", "", "call again with the same Idempotency-Key"
             )
         case Done(outputs):
             body, head_length = render(call.model.model, version.version, inference, outputs, version.interface)

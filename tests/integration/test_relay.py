@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from events.examples import example_of
 from events.fact import BookId, TenantId, UserId, now_us
 from events.facts.prices import Price
 from events.follow import Follower
-from events.log import Reader, Writer
+from events.log import LogBroken, Reader, Writer
 from events.registry import open_codec
 from events.settings import Settings
 from infra.launcher import Stack
@@ -197,6 +198,48 @@ def test_while_kafka_is_away_the_relay_waits_and_then_goes_on(log: Stack, clerk:
             break
         assert time.monotonic() < end, said
         time.sleep(0.1)
+    check_complete(log.settings)
+
+
+@pytest.mark.timeout(240)
+def test_a_record_that_is_given_up_on_ends_the_relay_and_the_next_one_leaves_no_gap(
+    log: Stack, clerk: Clerk, relay: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay's records never time out; here they do, half a second after the broker fell silent, with some of a batch written and some not."""
+    pid = next(p.pid for p in log.status() if p.name == "kafka")
+    assert pid is not None
+    with monkeypatch.context() as patched:
+        patched.setattr("commands.relay.Writer", partial(Writer, extra={"message.timeout.ms": 500}))
+        for round_ in range(6):
+            store, ended = open_store(log.settings), list[BaseException]()
+            doomed = Relay(log.settings, store, threading.Event())
+
+            def run(doomed: Relay = doomed, ended: list[BaseException] = ended) -> None:
+                try:
+                    doomed.run()
+                except LogBroken as e:
+                    ended.append(e)
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            until(lambda doomed=doomed: doomed.progress.status == "ready", "the relay is at work")
+            done = threading.Event()
+            deciding = threading.Thread(target=lambda done=done: [clerk.decide(40) for _ in iter(done.is_set, True)])
+            deciding.start()
+            time.sleep(0.1 + 0.07 * round_)  # a moment in the middle of a batch, another one each time
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                thread.join(30)
+                assert not thread.is_alive()
+                assert ended, "a record was given up on and the relay went on"
+            finally:
+                os.kill(pid, signal.SIGCONT)
+                done.set()
+                deciding.join(60)
+                store.close()
+            check_chain(log.settings)
+    relay.start()
+    caught_up(log.settings, clerk.decide(1))
     check_complete(log.settings)
 
 

@@ -20,10 +20,9 @@ from events.topics import apply_topics
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from serving.controller import Controller
-from serving.ray_rest import RayRest
 from tests.integration.decided import Pen
 from tests.integration.digits import TECHNICAL, write_digits
-from tests.integration.edge import SECRET, V1, M, Running, check_answers, check_chains, eventually, running_edge
+from tests.integration.edge import SECRET, V1, M, Running, apps, beside, check_answers, check_chains, eventually, running_edge
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -39,15 +38,6 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         running_edge(Settings(stack="edge", base_port=base_port, data=folder, staleness_s_max=STALE_S), folder) as running,
     ):
         yield running
-
-
-def apps(edge: Running) -> set[str]:
-    token = (edge.stack.places.ray_token).read_text().strip()
-    rest = RayRest(edge.settings.model_copy(update={"ray_auth_token": type(edge.settings.ray_auth_token)(token)}))
-    try:
-        return set(rest.look().applied.apps)
-    finally:
-        rest.close()
 
 
 def test_an_answer_has_its_fact_with_every_dimension_where_the_receipt_says(edge: Running) -> None:
@@ -266,18 +256,6 @@ def test_a_retired_model_is_gone_with_its_successor_and_unloaded(edge: Running) 
     assert answer.json()["successor"] == M and M in answer.json()["remedy"]
     eventually(lambda: f"{other}-v1.0.0" not in apps(edge), 30, "unloaded")
     assert edge.infer(secret=SECRET).status_code == 200
-
-
-def beside(edge: Running, other: Settings, folder: Path) -> Settings:
-    """Settings of a controller that would write to the edge's Ray, but reads another log."""
-    token = edge.stack.places.ray_token.read_text().strip()
-    change = {
-        "kafka_bootstrap": other.kafka,
-        "registry_url": other.registry,
-        "data": folder,
-        "ray_dashboard_url": edge.settings.ray_dashboard,
-    }
-    return Settings(**change | {"ray_auth_token": token, "base_port": edge.settings.base_port, "artifacts_url": edge.settings.artifacts})
 
 
 def test_on_an_empty_or_a_wrong_log_no_serving_model_disappears(edge: Running, log_stack: Stack, tmp_path: Path) -> None:

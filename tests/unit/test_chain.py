@@ -265,10 +265,14 @@ class _Reading:
 
 
 def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:
-    lanes, _ = _log(codec, 5, random.Random(5))
-    tail = lanes["models", 1][-1]
-    place = place_of(tail.headers)
-    assert place is not None
+    lanes, beat = _log(codec, 5, random.Random(5))
+    said = Heartbeat.from_json(beat.value)
+    place = place_of(lanes["models", 1][-1].headers)
+    assert place is not None and said is not None
     bad = Record("models", 1, 99, 0, None, b"garbage", Place("s", 999, place.position).headers)
+    later = Heartbeat("s", 999, {**said.sent, "models/1": 999})
+    follower = _follower(codec, Seen())
+    records = [*(r for rs in lanes.values() for r in rs), bad, Record("heartbeats", 0, 0, 1, None, later.to_json(), {})]
     with pytest.raises(Undecodable, match="not_framed"):
-        _feed(_follower(codec, Seen()), [*lanes["models", 1], bad])
+        _feed(follower, records)
+    assert follower.position == 0

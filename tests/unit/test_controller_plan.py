@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from serving.desired import GATEWAY_APP, Applied, Apply, Generation, Hold, Keep, Shape, gateway_app, model_app, plan
+from serving.desired import GATEWAY_APP, Applied, Apply, Generation, Hold, Keep, Shape, attempt_of, gateway_app, model_app, plan
+from serving.retries import Retries, given_up
 from serving.routes import Interface, Model, Routes, Tensor, Version
 
 SHAPE = Shape("127.0.0.1", 24000, 1, 1)
@@ -14,10 +15,13 @@ FACE = Interface((Tensor("x", "FP32", (-1, 2)),), (Tensor("y", "FP32", (-1, 2)),
 
 
 def routes(*models: str, withdrawn: tuple[str, ...] = ()) -> Routes:
+    """What is withdrawn was so at positions 40, 41, …"""
     found = Routes()
     for name in (*models, *withdrawn):
         version = Version(name, "1.0.0", "acme", FACE, "sha256:" + "0" * 64, "onnx")
-        version.deployed, version.withdrawn = name not in withdrawn, name in withdrawn
+        if name in withdrawn:
+            version.withdrawn, version.withdrawn_at = True, 40 + withdrawn.index(name)
+        version.deployed = not version.withdrawn
         found.models[name] = Model(name, "acme", {"1.0.0": version})
     return found
 
@@ -99,12 +103,97 @@ def test_one_model_may_always_go_and_a_fifth_of_many() -> None:
     assert isinstance(plan(routes(*many[2:], withdrawn=("m0", "m1")), NOW, applied(*many), SHAPE), Apply)
 
 
-def test_more_than_a_fifth_at_once_waits_for_a_person() -> None:
-    many = [f"m{i}" for i in range(10)]
-    facts = routes(*many[3:], withdrawn=("m0", "m1", "m2"))
-    assert held(plan(facts, NOW, applied(*many), SHAPE)) == "mass_removal"
-    assert held(plan(facts, NOW, applied(*many), SHAPE, approved_position=49)) == "mass_removal"
-    assert isinstance(plan(facts, NOW, applied(*many), SHAPE, approved_position=50), Apply)
+MANY = tuple(f"m{i}" for i in range(10))
+
+
+def waits(decided: object, position: int) -> None:
+    assert isinstance(decided, Apply | Keep) and decided.held is not None
+    assert decided.held.code == "mass_removal"
+    assert f"MODELMARKET_REMOVALS_APPROVED_POSITION={position} " in decided.held.remedy
+
+
+def test_more_than_a_fifth_at_once_waits_for_a_person_and_stays_loaded() -> None:
+    facts = routes(*MANY[3:], withdrawn=MANY[:3])
+    decided = plan(facts, NOW, applied(*MANY), SHAPE)
+    assert isinstance(decided, Keep)
+    waits(decided, 42)
+    assert isinstance(plan(facts, NOW, applied(*MANY), SHAPE, approved_position=42), Apply)
+
+
+def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() -> None:
+    facts = routes(*MANY[3:], "new", withdrawn=MANY[:3])
+    facts.models["m5"].versions["1.0.0"].spec = {"replicas_min": 2, "replicas_max": 2}
+    decided = plan(facts, NOW, applied(*MANY), SHAPE)
+    waits(decided, 42)
+    assert names(decided) == {GATEWAY_APP, *(f"{m}-v1.0.0" for m in (*MANY, "new"))}
+    assert isinstance(decided, Apply) and decided.removed == ()
+    (changed,) = [a for a in decided.config["applications"] if a["name"] == "m5-v1.0.0"]
+    assert changed["args"]["spec"]["replicas_min"] == 2
+
+
+def test_a_person_agrees_to_what_was_withdrawn_by_then_and_to_nothing_later() -> None:
+    facts = routes(*MANY[5:], withdrawn=MANY[:5])  # at 40 … 44
+    decided = plan(facts, NOW, applied(*MANY), SHAPE, approved_position=41)
+    assert isinstance(decided, Apply) and decided.removed == ("m0-v1.0.0", "m1-v1.0.0")
+    waits(decided, 44)
+    late = replace(NOW, position=10_000)
+    assert isinstance(plan(facts, late, applied(*MANY), SHAPE, approved_position=44), Apply)
+    waits(plan(facts, late, applied(*MANY), SHAPE, approved_position=39), 44)
+
+
+def test_what_drains_counts_so_that_a_mass_removal_does_not_leave_one_by_one() -> None:
+    facts = routes(*MANY[3:], withdrawn=MANY[:3])
+    decided = plan(facts, NOW, applied(*MANY), SHAPE, leaving=frozenset({"m1-v1.0.0", "m2-v1.0.0"}))
+    assert isinstance(decided, Keep)
+    waits(decided, 42)
+
+
+def test_an_empty_fold_that_is_not_behind_takes_nothing_away() -> None:
+    assert plan(routes(), NOW, applied(*MANY), SHAPE) == Keep(tuple(f"{m}-v1.0.0" for m in MANY))
+
+
+# --- what Ray gave up on
+
+
+def attempts(decided: object) -> dict[str, int]:
+    assert isinstance(decided, Apply)
+    return {app["name"]: attempt_of(app) for app in decided.config["applications"]}
+
+
+def test_an_application_is_tried_again_under_a_new_number_and_the_others_are_left_alone() -> None:
+    decided = plan(routes("m1", "m2"), NOW, applied("m1", "m2"), SHAPE, again=frozenset({"m1-v1.0.0"}))
+    assert attempts(decided) == {GATEWAY_APP: 1, "m1-v1.0.0": 2, "m2-v1.0.0": 1}
+    assert isinstance(decided, Apply)
+    there = Applied(NOW, {app["name"]: app for app in decided.config["applications"]})
+    assert plan(routes("m1", "m2"), NOW, there, SHAPE) == Keep()  # its number stays, also for the next controller
+    assert attempts(plan(routes("m1", "m2"), NOW, there, SHAPE, again=frozenset({"m1-v1.0.0"})))["m1-v1.0.0"] == 3
+    changed = routes("m1", "m2")
+    changed.models["m1"].versions["1.0.0"].spec = {"replicas_min": 2, "replicas_max": 2}
+    assert attempts(plan(changed, NOW, there, SHAPE))["m1-v1.0.0"] == 1  # something else is to be started
+
+
+def test_the_gateway_is_tried_again_too() -> None:
+    assert attempts(plan(routes("m1"), NOW, applied("m1"), SHAPE, again=frozenset({GATEWAY_APP})))[GATEWAY_APP] == 2
+
+
+def test_pauses_grow_and_attempts_end_but_not_those_of_the_gateway() -> None:
+    retries, tried = Retries(), dict[str, list[float]]()
+    attempt = {"m1": 1, GATEWAY_APP: 1}
+    for second in range(600):
+        for name in retries.due(attempt, second, endless=GATEWAY_APP):
+            tried.setdefault(name, []).append(second)
+            attempt[name] += 1
+    assert tried["m1"] == [10, 41, 162]  # a second passes until the failure of the next attempt is seen
+    assert tried[GATEWAY_APP] == [10, 41, 162, 283, 404, 525]
+    assert given_up(attempt) == {"m1", GATEWAY_APP} and given_up({"m1": 3}) == set()
+
+
+def test_an_application_that_recovered_starts_its_pauses_anew() -> None:
+    retries = Retries()
+    assert not retries.due({"m1": 1}, 0)
+    assert not retries.due({}, 5)
+    assert not retries.due({"m1": 1}, 11)
+    assert retries.due({"m1": 1}, 21) == {"m1"}
 
 
 def test_arguments_are_plain_json() -> None:

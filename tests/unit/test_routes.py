@@ -129,6 +129,12 @@ def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may
     assert model.route == NOWHERE
     assert model.retired is not None and model.retired.successor == "model-vision-core-new"
     assert all(v.withdrawn and not v.deployed for v in model.versions.values())
+    assert {v.withdrawn_at for v in model.versions.values()} == {len(CANARY) + 1}
+
+
+def test_a_version_knows_which_fact_took_it_away() -> None:
+    routes = told(*CANARY, undeployed("1.1.0"), RETIRED)
+    assert {n: v.withdrawn_at for n, v in routes.models[M].versions.items()} == {"1.1.0": len(CANARY) + 1, "1.0.0": len(CANARY) + 2}
 
 
 def test_observed_facts_of_a_model_that_is_not_change_nothing_and_decided_ones_stop_the_fold() -> None:
@@ -174,11 +180,11 @@ def test_a_snapshot_holds_all_that_the_facts_made() -> None:
     digest = hashlib.sha256(b"mk_secret").digest()
     issued = {"tenant": "acme", "key_id": "k1", "key_sha256": digest.hex(), "user": "u", "scopes": ["invoke", "read"]}
     routes, copy = told(*CANARY, ("ApiKeyIssued", issued)), Routes()
-    copy.load(routes.dump())
-    assert copy.keys == routes.keys
+    copy.load(b"".join(routes.dump()))
+    assert copy.keys.get(digest) == routes.keys.get(digest) != None  # noqa: E711
     assert copy.models == routes.models
     copy.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
-    assert not copy.keys
+    assert len(copy.keys) == 0
 
 
 @given(st.integers(1, 99), st.integers(0, 10**9))

@@ -1,0 +1,243 @@
+"""How the edge begins and ends: what Ray gave up on is tried again, epochs are closed, callers who left pay nothing (K12, K13, K18)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from events.artifacts import Artifacts
+from events.catalogue import FACTS
+from events.examples import example_of
+from events.fact import TenantId
+from events.log import Reader, Writer
+from events.settings import Settings
+from infra.launcher import raynode
+from infra.launcher.jvm import java, kafka_classpath
+from infra.launcher.ports import free_block
+from infra.launcher.supervision import settings_environment
+from projections.bill_log import epochs_ended
+from serving.controller import Controller
+from tests.integration.digits import TECHNICAL, write_digits
+from tests.integration.edge import PIXELS, SECRET, M, Running, apps, beside, check_chains, eventually, oracle, rest_of, running_edge
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("control")
+    with free_block() as base_port, running_edge(Settings(stack="control", base_port=base_port, data=folder), folder) as running:
+        yield running
+
+
+def facts(edge: Running, topic: str) -> list[tuple[str, dict[str, Any]]]:
+    return [edge.pen.codec.decode(value) for _, _, value in oracle(edge.settings, topic)]
+
+
+def closed(edge: Running) -> dict[str, dict[str, int]]:
+    """Epoch → the last sequence of each tenant, as its producer said at the end."""
+    return {body["epoch"]: body["last"] for name, body in facts(edge, "producers") if name == "ProducerClosed"}
+
+
+def written(edge: Running) -> dict[str, dict[str, int]]:
+    """Epoch → the last sequence of each tenant that is on the log."""
+    last: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for _, body, _ in edge.usage():
+        last[body["epoch"]][body["tenant"]] = max(body["sequence"], last[body["epoch"]].get(body["tenant"], 0))
+    return dict(last)
+
+
+def newest_epoch(edge: Running) -> str:
+    return [body["epoch"] for name, body in facts(edge, "producers") if name == "ProducerOpened"][-1]
+
+
+def hang_up(edge: Running, wait_s: float) -> None:
+    """Sends a whole call and goes away before its answer."""
+    body = httpx.Request("POST", "http://x", json={"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]})
+    content = body.read()
+    head = f"POST /v2/models/{M}/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((edge.settings.host, edge.settings.gateway_port)) as connection:
+        connection.sendall(head.encode() + content)
+        time.sleep(wait_s)
+
+
+def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_billed_for(edge: Running) -> None:
+    (replica,) = edge.pids("ServeReplica:model-vision-core-digits-v1.0.0")
+    os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
+    try:
+        hang_up(edge, 0.5)
+        time.sleep(0.5)
+    finally:
+        os.kill(replica, signal.SIGCONT)
+
+    def aborted() -> list[dict[str, Any]]:
+        return [body for _, body, _ in edge.usage() if body.get("outcome") == "aborted"]
+
+    eventually(aborted, 20, "the execution is on the log")
+    assert edge.infer().status_code == 200
+    (fact,) = aborted()
+    assert (fact["status"], fact["error_code"], fact["calls"], fact["bytes_out"]) == (499, "caller_gone", 1, 0)
+    assert fact["cpu_us"] > 0 and fact["replica"] and fact["latency_us"] > 500_000
+    assert not any(body.get("error_code") == "caller_gone" for _, body, _ in edge.usage() if body["_name"] == "InvocationRefused")
+    check_chains(edge.usage())
+
+
+def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_help(edge: Running) -> None:
+    other = "model-vision-core-late"
+    edge.pen.model(other, "acme")
+    digest = edge.pen.version(other, "acme", "1.0.0", write_digits(edge.settings.folder / "late.onnx", 3.0), TECHNICAL)
+    file = next(path for path in (edge.settings.folder / "artifacts").rglob("*") if path.is_file() and digest.split(":")[1] in str(path))
+    away = file.with_name("away")
+    file.rename(away)
+    edge.pen.deploy(other, "acme", "1.0.0", digest)
+
+    def failed() -> bool:
+        said = [body for name, body in facts(edge, "deployments") if name == "VersionFailed" and body["model"] == other]
+        return bool(said) and said[-1]["error_code"] == "artifact_missing"
+
+    eventually(failed, 90, "the failure is told")
+    away.rename(file)
+    assert Artifacts(edge.settings).read(TenantId("acme"), digest)
+    eventually(lambda: edge.infer(other).status_code == 200, 60, "it is tried again and answers")
+    rest = rest_of(edge)
+    try:
+        args = rest.look().applied.apps[f"{other}-v1.0.0"]["args"]
+    finally:
+        rest.close()
+    assert args["attempt"] == 2
+
+
+def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: Running) -> None:
+    edge.infer_many(40)
+    old = newest_epoch(edge)
+    rest = rest_of(edge)
+    try:
+        apps = dict(rest.look().applied.apps)
+        gateway = apps.pop("gateway")
+        again = gateway | {"args": gateway["args"] | {"attempt": 2}}  # what the controller does with one that failed
+        options = {"host": edge.settings.host, "port": edge.settings.gateway_port}
+        rest.apply({"proxy_location": "EveryNode", "http_options": options, "applications": [again, *apps.values()]})
+    finally:
+        rest.close()
+    eventually(lambda: old in closed(edge), 60, "the old gateway closes its epoch")
+    assert closed(edge)[old] == written(edge)[old]
+    eventually(lambda: newest_epoch(edge) != old and edge.infer().status_code == 200, 30, "the new one answers")
+
+
+def test_a_gateway_by_itself_answers_with_a_receipt_and_closes_its_epoch(edge: Running) -> None:
+    settings = edge.settings.model_copy(update={"ray_address": f"{edge.settings.host}:{edge.settings.port(raynode.GCS)}"})
+    environment = os.environ | raynode.environment(settings, edge.stack.places) | settings_environment(settings)
+    log = (edge.settings.folder / "alone.log").open("w")
+    alone = subprocess.Popen([sys.executable, "-m", "serving.ray_alone"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    url = f"http://{settings.host}:{settings.alone_port}"
+    try:
+        eventually(lambda: edge.client.get(f"{url}/v2/health/ready").status_code == 200, 60, "it is ready")
+        body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]}
+        answers = [
+            edge.client.post(f"{url}/v2/models/{M}/infer", json=body, headers={"Authorization": f"Bearer {SECRET}"}, timeout=20)
+            for _ in range(10)
+        ]
+        assert [a.status_code for a in answers] == [200] * 10
+        epoch = answers[0].headers["modelmarket-epoch"]
+        assert epoch not in closed(edge)
+        alone.send_signal(signal.SIGTERM)
+        assert alone.wait(30) == 0
+    finally:
+        alone.kill()
+        alone.wait(10)
+        log.close()
+    assert closed(edge)[epoch] == written(edge)[epoch] == {"caller": 10}
+
+
+@contextmanager
+def throttled(edge: Running, client_id: str, bytes_per_s: int) -> Iterator[None]:
+    """A quota of Kafka's own on what a client may read."""
+
+    def configure(*what: str) -> None:
+        tool = [java(), "-Xmx128m", "-cp", kafka_classpath(), "kafka.admin.ConfigCommand", "--bootstrap-server", edge.settings.kafka]
+        entity = ["--alter", *what, "--entity-type", "clients", "--entity-name", client_id]
+        subprocess.run([*tool, *entity], check=True, capture_output=True, timeout=60)
+
+    configure("--add-config", f"consumer_byte_rate={bytes_per_s}")
+    try:
+        yield
+    finally:
+        configure("--delete-config", "consumer_byte_rate")
+
+
+def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_that_was_there(edge: Running, tmp_path: Path) -> None:
+    new = "model-vision-core-new"
+    edge.stack.supervisor.stop("controller")
+    eventually(lambda: not edge.pids("serving.controller"), 20, "the stack's own controller is gone")
+    before = apps(edge)
+    edge.pen.model(new, "acme")
+    edge.pen.deploy(new, "acme", "1.0.0", edge.pen.version(new, "acme", "1.0.0", write_digits(tmp_path / "new.onnx", 4.0), TECHNICAL))
+    writer, frame = Writer(edge.settings, "test"), edge.pen.codec.encode(example_of(FACTS["RouteApplied"]))
+    for n in range(12_000):  # three megabytes behind the facts that matter
+        writer.append("deployments", b"m", frame, {"ce_type": b"RouteApplied", "ce_id": bytes(100)}, n % 4)
+    assert writer.flush(30)
+    reader = Reader(edge.settings, "test")
+    ends = reader.end_offsets("models", "deployments")
+    reader.close()
+
+    controller = Controller(beside(edge, edge.settings, tmp_path))
+    applied: list[bool] = []
+    send = controller._ray.apply  # pyright: ignore[reportPrivateUsage]
+
+    def watched(config: dict[str, Any]) -> None:
+        lanes = controller._follower._lanes  # pyright: ignore
+        applied.append(all(lanes[tp].next_offset >= end for tp, end in ends.items()))
+        send(config)
+
+    controller._ray.apply = watched  # pyright: ignore[reportPrivateUsage]
+    thread = threading.Thread(target=controller.run)
+    with throttled(edge, "follow-controller", 100_000):
+        thread.start()
+        try:
+            eventually(lambda: controller.state()["detail"] == "folding the log", 20, "it folds")
+            slow_until = time.monotonic() + 8
+            while time.monotonic() < slow_until:
+                assert (controller.state()["detail"], controller.state()["position"], applied) == ("folding the log", 0, [])
+                assert apps(edge) == before and edge.infer().status_code == 200
+                time.sleep(0.2)
+            eventually(lambda: f"{new}-v1.0.0" in apps(edge), 120, "then it applies what is new")
+            assert apps(edge) == before | {f"{new}-v1.0.0"} and all(applied)
+        finally:
+            controller.stop()
+            thread.join(20)
+            writer.close()
+    assert not thread.is_alive()
+    edge.stack.supervisor.start("controller")
+    eventually(lambda: edge.infer(new).status_code == 200, 60, "the stack's own controller goes on with it")
+
+
+def test_when_the_stack_goes_down_every_epoch_is_closed_and_a_bill_says_so(edge: Running) -> None:
+    """The last test here: afterwards only the log is there."""
+    edge.infer_many(20)
+    last = newest_epoch(edge)
+    edge.pen.close()
+    edge.stack.down()
+    edge.stack.up({"kafka", "registry"})
+    assert closed(edge)[last] == written(edge)[last]
+    reader = Reader(edge.settings, "test")
+    try:
+        (end,) = reader.end_offsets("producers").values()
+        ended = epochs_ended(reader, edge.pen.codec, end)
+    finally:
+        reader.close()
+    assert set(written(edge)) <= ended, "a bill over all of it has no open producer"

@@ -1,0 +1,67 @@
+"""An alert is said once, anew when something else is to be done, and resolved by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from events.facts.alerts import AlertRaised, AlertResolved
+from events.wire import Codec, Schema, SchemaBook, todays_schemas
+from serving.alerting import Alerts
+
+
+class Paper:
+    """Takes what a log would."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.said: list[tuple[str, str, str, str]] = []
+
+    def append(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes]) -> None:
+        fact = self._codec.fact(value)
+        assert isinstance(fact, AlertRaised | AlertResolved)
+        assert (topic, key, headers["ce_type"]) == ("alerts", fact.subject.encode(), type(fact).__name__.encode())
+        self.said.append(
+            (type(fact).__name__[5:], fact.subject, fact.rule, fact.raised if isinstance(fact, AlertResolved) else fact.event_id)
+        )
+
+
+@pytest.fixture
+def paper() -> Paper:
+    book = SchemaBook()
+    for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
+        book.add(Schema.of(schema_id, subject, definition))
+    return Paper(Codec(book))
+
+
+@pytest.fixture
+def alerts(paper: Paper) -> Alerts:
+    writer: Any = paper
+    return Alerts("controller", writer, paper._codec)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_an_alert_is_said_once_and_its_end_names_it(alerts: Alerts, paper: Paper) -> None:
+    for position in range(3):
+        alerts.raise_("controller", "behind", f"at {position}", "wait")
+    alerts.resolve("controller", "behind")
+    alerts.resolve("controller", "behind")
+    (raised, resolved) = paper.said
+    assert raised[:3] == ("Raised", "controller", "behind") and resolved == ("Resolved", *raised[1:])
+
+
+def test_another_remedy_is_another_alert(alerts: Alerts, paper: Paper) -> None:
+    alerts.raise_("controller", "mass_removal", "3 of 10", "approve 42")
+    alerts.raise_("controller", "mass_removal", "4 of 10", "approve 57")
+    assert [said[0] for said in paper.said] == ["Raised", "Resolved", "Raised"]
+    assert paper.said[0][3] == paper.said[1][3] != paper.said[2][3]
+
+
+def test_those_that_recovered_are_resolved_and_the_others_stay(alerts: Alerts, paper: Paper) -> None:
+    for subject in ("a", "b", "c"):
+        alerts.raise_(subject, "deploy_failed", "", "mend it")
+    alerts.raise_("a", "other", "", "")
+    paper.said.clear()
+    alerts.resolve_others("deploy_failed", frozenset({"b"}))
+    assert [said[:3] for said in paper.said] == [("Resolved", "a", "deploy_failed"), ("Resolved", "c", "deploy_failed")]

@@ -1,0 +1,53 @@
+"""A caller who went away is noticed when the answer is there, by the HTTP server that the gateway runs under."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import pytest
+import uvicorn
+
+from serving.presence import gone
+
+Message = MutableMapping[str, Any]
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_uvicorn_tells_who_left_and_who_stayed_and_nothing_is_lost_by_asking(http: Any) -> None:
+    asyncio.run(asyncio.wait_for(_two_callers(http), 20))
+
+
+async def _two_callers(http: Any) -> None:
+    asked, go_on = asyncio.Queue[None](), asyncio.Queue[None]()
+    said: list[tuple[bool, bool]] = []
+
+    async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+        assert (await receive())["body"] == b"hello"
+        before = gone(receive)
+        await asked.put(None)
+        await go_on.get()
+        said.append((before, gone(receive)))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", log_config=None, access_log=False))
+        serving = asyncio.create_task(server.serve([listening]))
+        for stays in (True, False, True):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello")
+            await asked.get()
+            if not stays:
+                writer.close()
+                await writer.wait_closed()
+                await asyncio.sleep(0.2)
+            await go_on.put(None)
+            if stays:
+                assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+                writer.close()
+        server.should_exit = True
+        await serving
+    assert said == [(False, False), (False, True), (False, False)]
