@@ -19,7 +19,7 @@ import orjson
 from events.fact import now_us
 from serving.edge import Edge
 from serving.invocation import Answer, Call, invoke, servable
-from serving.presence import gone
+from serving.presence import at_once, gone
 from serving.refusal import Headers, Refused, bad, document
 from serving.refusals import NOBODY, RefusalKey
 from serving.routes import Key, Model, Tensor
@@ -249,12 +249,14 @@ def _number(value: bytes | None, name: str) -> int | None:
 
 async def _body(request: Request, bytes_max: int) -> bytes:
     announced = _number(request.headers.get(b"content-length"), "Content-Length") or 0
+    message = at_once(request.receive)
+    if message is not None and message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")  # as nearly always: a small body comes with its headers
+        if announced <= bytes_max and len(body) <= bytes_max:
+            return body
     try:
         async with asyncio.timeout(BODY_S_MAX):
-            message = await request.receive()
-            if not message.get("more_body") and announced <= bytes_max and len(message.get("body", b"")) <= bytes_max:
-                return message.get("body", b"")
-            return await _rest(request, message, bytes_max)
+            return await _rest(request, message or await request.receive(), bytes_max)
     except TimeoutError:
         raise Refused(408, "slow_body", f"the body did not come within {BODY_S_MAX:.0f} s", "", "send it faster") from None
 

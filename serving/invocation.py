@@ -153,22 +153,24 @@ class Execution:
     async def run(self) -> Landed:
         """What came back. A lost replica costs one more attempt, alone (K16)."""
         spec = self._version.spec or {}
-        lane = self._edge.lane(self._version)
-        try:
-            async with asyncio.timeout(spec.get("timeout_us", 10_000_000) / 1e6):
-                while True:
-                    try:
-                        return await lane.board(self._inference, alone=self._attempt > 1)
-                    except ReplicaLost as e:
-                        self.settle(Ended("failed", 503, "replica_lost"))
-                        if self._attempt >= ATTEMPTS_MAX:
-                            raise later("replica_lost", f"the model's replica was lost, {ATTEMPTS_MAX} times: {str(e)[:200]}", 2) from e
-                        self._event_id, self._attempt = new_id(), self._attempt + 1
-        except TimeoutError:
-            self.settle(Ended("timed_out", 504, "timed_out"))
-            raise Refused(
-                504, "timed_out", "the model did not answer in time", "", "send fewer rows, or ask for a longer time-out of the deployment"
-            ) from None
+        lane, loop = self._edge.lane(self._version), asyncio.get_running_loop()
+        until = loop.time() + spec.get("timeout_us", 10_000_000) / 1e6
+        while True:
+            landing = lane.board(self._inference, alone=self._attempt > 1)
+            late = loop.call_at(until, _expire, landing)
+            try:
+                return await landing
+            except ReplicaLost as e:
+                self.settle(Ended("failed", 503, "replica_lost"))
+                if self._attempt >= ATTEMPTS_MAX:
+                    raise later("replica_lost", f"the model's replica was lost, {ATTEMPTS_MAX} times: {str(e)[:200]}", 2) from e
+                self._event_id, self._attempt = new_id(), self._attempt + 1
+            except TimeoutError:
+                self.settle(Ended("timed_out", 504, "timed_out"))
+                remedy = "send fewer rows, or ask for a longer time-out of the deployment"
+                raise Refused(504, "timed_out", "the model did not answer in time", "", remedy) from None
+            finally:
+                late.cancel()
 
     def settle(self, ended: Ended) -> Entry:
         call, key, landed = self._call, self._call.key, ended.landed
@@ -236,3 +238,8 @@ class Execution:
             digest.update(len(part).to_bytes(8, "big"))
             digest.update(part)
         return digest.digest()
+
+
+def _expire(landing: asyncio.Future[Landed]) -> None:
+    if not landing.done():
+        landing.set_exception(TimeoutError())

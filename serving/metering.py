@@ -72,6 +72,8 @@ class Meter:
         self._delivered: deque[tuple[Entry, Coordinate | None, Exception | None]] = deque()
         self._refusals = Refusals()
         self._tasks: list[asyncio.Task[None]] = []
+        self._second = (-1, b"")
+        """The second told last, and how it is written."""
         self._source = f"modelmarket/{identity.producer}".encode()
         self.opened = False
 
@@ -181,8 +183,10 @@ class Meter:
 
     def _headers(self, name: str, event_id: str, at_us: int) -> dict[str, bytes]:
         """The CloudEvents attributes, for other people's tools."""
-        at = time.gmtime(at_us // 1_000_000)
-        stamp = b"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ" % (*at[:6], at_us % 1_000_000)
+        second, micros = divmod(at_us, 1_000_000)
+        if second != self._second[0]:
+            self._second = (second, b"%04d-%02d-%02dT%02d:%02d:%02d" % time.gmtime(second)[:6])
+        stamp = b"%s.%06dZ" % (self._second[1], micros)
         return {"ce_id": event_id.encode(), "ce_type": name.encode(), "ce_source": self._source, "ce_time": stamp, "ce_specversion": b"1.0"}
 
     # --- the background
