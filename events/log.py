@@ -27,6 +27,7 @@ QUEUE_RECORDS_MAX = 100_000
 RECORD_BYTES_MAX = 1 << 20
 CALL_S_MAX = 10.0
 """Longest a metadata or admin call may take."""
+LEADERS_S_MAX = 2.0
 
 CLIENT_LOG_S = 10.0
 """While a broker is away librdkafka says so forty times a second; once in this time is enough."""
@@ -238,6 +239,7 @@ class Reader:
     def __init__(self, settings: Settings, client_id: str = "reader") -> None:
         self._config = client_config(settings) | {"client.id": client_id}
         self._admin: AdminClient | None = None
+        self._known: set[str] = set()
         self._consumer = ck.Consumer(
             self._config
             | {
@@ -256,6 +258,13 @@ class Reader:
     def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
         """Read from these offsets on, each (topic, partition) → offset."""
         self._consumer.assign([ck.TopicPartition(t, p, o) for (t, p), o in positions.items()])
+        for topic in {t for t, _ in positions} - self._known:
+            # The client asks for the leaders of a topic it has not read before once a second; asked outright it knows them at once.
+            try:
+                self._consumer.list_topics(topic, timeout=LEADERS_S_MAX)
+            except ck.KafkaException:
+                return  # it will ask by itself
+            self._known.add(topic)
 
     def poll(self, records_max: int = 5000, timeout_s: float = 0.5) -> list[Record]:
         """What has come, up to `records_max`. Raises LogMismatch when an offset is not there (any more)."""
