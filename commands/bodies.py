@@ -224,7 +224,9 @@ class PriceBody(Body):
 
 class PublishBody(Body):
     currency: Currency = DEFAULT_CURRENCY
-    effective_from: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(None, description="µs UTC; none: now.")
+    effective_from: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(
+        None, description="µs UTC; none: now. Up to five minutes back is taken as now: prices never change backwards."
+    )
     prices: Annotated[tuple[PriceBody, ...], Field(min_length=1, max_length=10_000)]
 
 

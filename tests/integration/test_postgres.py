@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from tests.contract.postgres_server import programs, running_postgres
 from tests.integration.clerk import Clerk, caught_up
-from tests.integration.command_side import ADMIN, Http, Process, check_complete, health, prepared_log, ready, until
+from tests.integration.command_side import ADMIN, ROOT, Http, Process, check_complete, environment, health, prepared_log, ready, until
 
 NOTICED_S_MAX = 5.0
 """A relay asks for its lock at every batch, and at the latest with its heartbeat, once a second."""
@@ -157,13 +159,19 @@ def test_a_relay_whose_lock_was_lost_ends_instead_of_sending_beside_the_next_one
     check_complete(log.settings)
 
 
+def _run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
 def test_a_lost_database_is_made_again_from_the_log(log: Stack, clerk: Clerk, server: str) -> None:
     with relay_on(log.settings):
         caught_up(log.settings, clerk.decide(5))
     old = {e.position: (e.originator, e.version, e.name) for e in clerk.store.notifications(0, 10**6)}
     url = database(server, "again")
-    rebuild = Process("commands.rebuild", log.settings, {"STORE_URL": url}).start()
-    assert rebuild.ended() == 0, rebuild.log.read_text()
+    rebuild = [sys.executable, "-m", "cli.app", "store", "rebuild"]
+    first, second = (_run(rebuild, environment(log.settings, STORE_URL=url)) for _ in range(2))
+    assert (first.returncode, "rebuilt" in first.stdout) == (0, True), first.stdout
+    assert (second.returncode, "is not empty" in second.stdout) == (1, True), second.stdout
     again = Clerk(log.settings.model_copy(update={"store_url": url}))
     try:
         rebuilt = {e.position: (e.originator, e.version, e.name) for e in again.store.notifications(0, 10**6)}
