@@ -250,7 +250,7 @@ class CompleteBody(Body):
     number: Whole
     cut_event_id: Annotated[str, Field(max_length=64)]
     digest: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the canonical bill, in hex.")]
-    lines: Annotated[tuple[BillLineBody, ...], Field(max_length=20_000)]
+    lines: Annotated[tuple[BillLineBody, ...], Field(max_length=100_000)]
     total_micros: Signed
     facts_claimed: Signed
     facts_carried: Whole

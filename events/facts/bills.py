@@ -53,6 +53,16 @@ class BillCutFixed(Decided):
     by: UserId
 
 
+class BillLinesListed(Decided):
+    """A part of a bill whose lines do not fit into one record (K3). The parts come before their `BillIssued`, in order, decided together
+    with it; without it they say nothing."""
+
+    tenant: TenantId
+    period: Period
+    number: Annotated[int, Field(ge=1)]
+    lines: tuple[BillLine, ...]
+
+
 class BillIssued(Decided):
     """The bill is out: these lines are owed, and nothing of it changes. `facts_claimed` is the difference to the bill before;
     the other counts are of all the tenant's records below the cut, so that the claims of bills 1 to n and the counts of bill n
@@ -69,6 +79,8 @@ class BillIssued(Decided):
     currency: str = DEFAULT_CURRENCY
     total_micros: int
     lines: tuple[BillLine, ...]
+    lines_before: Count = 0
+    """So many of its lines stand in the `BillLinesListed` of its number, and come before `lines`."""
     facts_claimed: int
     facts_carried: Count
     facts_copied: Count
