@@ -85,7 +85,7 @@ class CompleteBill:
     facts: Mapping[str, int]
     """The counts of `rating.bill.Bill.facts`, by their names."""
     producers_open: int
-    records_written_off: int = 0
+    excluded: tuple[int, ...] = ()
 
 
 BillCommand = FixCut | CompleteBill
@@ -209,7 +209,8 @@ def _complete(state: BillState, c: CompleteBill, o: Origin) -> Decision:
         lines_before=len(c.lines) - len(last),
         **counts,
         producers_open=c.producers_open,
-        records_written_off=c.records_written_off,
+        records_written_off=len(c.excluded),
+        excluded=c.excluded,
     )
     return (*listed, fact)
 
@@ -238,7 +239,9 @@ def _wrong(cut: BillCutFixed, c: CompleteBill) -> tuple[Violation, ...]:
         )
     keys = (LineKey(**line.model_dump(include=set(LineKey._fields))) for line in c.lines)
     lines = tuple(Line(key, line.quantity, line.amount_micros) for key, line in zip(keys, c.lines, strict=True))
-    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open, c.records_written_off).digest()
+    if list(c.excluded) != sorted(set(c.excluded)):
+        found.append(Violation("not_in_order", "offsets grow, and none comes twice", "excluded", "sort them"))
+    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open, c.excluded).digest()
     if digest != c.digest:
         remedy = "hash the canonical bytes of this cut and these lines (rating/bill.py)"
         found.append(Violation("digest_wrong", f"the bill hashes to {digest.hex()}", "digest", remedy))

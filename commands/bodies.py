@@ -262,7 +262,7 @@ class CompleteBody(Body):
     facts_retimed: Whole = 0
     facts_missing: Whole = 0
     producers_open: Whole
-    records_written_off: Whole = 0
+    excluded: Annotated[tuple[Whole, ...], Field(max_length=10_000, description="Offsets that two people gave up, in order.")] = ()
 
     def counts(self) -> dict[str, int]:
         return {name.removeprefix("facts_"): value for name, value in self.model_dump().items() if name.startswith("facts_")}

@@ -252,7 +252,7 @@ class Bills:
             body.total_micros,
             body.counts(),
             body.producers_open,
-            body.records_written_off,
+            body.excluded,
         )
         return self._office.run(
             call,

@@ -106,7 +106,7 @@ class Issuer:
             "total_micros": bill.total_micros,
             **{f"facts_{name}": value for name, value in bill.facts.items()},
             "producers_open": bill.producers_open,
-            "records_written_off": bill.records_written_off,
+            "excluded": bill.excluded,
         }
         try:
             answer = self._http.post(f"/v1/bills/{cut['tenant']}/{cut['period']}/complete", json=body)

@@ -72,7 +72,7 @@ def verify(reader: Reader, codec: Codec, clickhouse: ClickHouse | None, tenant: 
     compared = _issued(reader, codec, tenant, cuts, issued, period)
     running = _running_rows(clickhouse, tenant, period) if clickhouse else None
     if running:
-        compared.append(_running(reader, codec, tenant, cuts, *running))
+        compared.append(_running(reader, codec, tenant, cuts, issued, *running))
     return compared
 
 
@@ -120,13 +120,16 @@ def _issued(
     return compared
 
 
-def _running(reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], head: Body, rows: Sequence[Body]) -> ComparedBill:
+def _running(
+    reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], issued: Mapping[int, Body], head: Body, rows: Sequence[Body]
+) -> ComparedBill:
     prices = list(decided_facts(reader, codec, "prices"))
     cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"])
     asked = [(cutoff, price_book(prices, head["price_book"], head["decided_position"]))]
     base = cuts.get(head["number"] - 1)
     if base:
-        asked.append((cutoff_of(base), price_book(prices, base["price_book"], base["decided_position"])))
+        excluded = issued[base["number"]]["excluded"] if base["number"] in issued else ()
+        asked.append((cutoff_of(base, excluded), price_book(prices, base["price_book"], base["decided_position"])))
     now, *before = UsageLog(reader, codec, tenant).statements(asked)
     lines = difference(now, before[0] if before else Statement())
     billed = [_line(row) for row in rows]

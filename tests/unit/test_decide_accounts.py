@@ -239,6 +239,8 @@ def test_many_billers_issue_one_bill() -> None:
 def test_a_bill_that_does_not_add_up_or_hashes_to_something_else_is_refused() -> None:
     assert refused(bill.decide(CUT, completion(fixed(CUT), total_micros=1999), at())) == "total_differs"
     assert refused(bill.decide(CUT, completion(fixed(CUT), producers_open=1), at())) == "digest_wrong"
+    assert refused(bill.decide(CUT, completion(fixed(CUT), excluded=(4,)), at())) == "digest_wrong"
+    assert refused(bill.decide(CUT, completion(fixed(CUT), excluded=(4, 4)), at())) == "not_in_order"
 
 
 def test_a_bill_answers_exactly_the_open_cut() -> None:
