@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import bill, dead_letters, log, producers, replay, stack
+from cli import bill, dead_letters, log, producers, replay, stack, store
 
 app = typer.Typer(help="The AI model market on this machine.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(stack.app)
@@ -12,6 +12,7 @@ app.command("bill")(bill.bill)
 app.add_typer(replay.replay, name="replay")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(producers.app, name="producers")
+app.add_typer(store.app, name="store")
 app.add_typer(log.log, name="log")
 app.add_typer(log.topics, name="topics")
 app.add_typer(log.schemas, name="schemas")

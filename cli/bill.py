@@ -14,7 +14,7 @@ from events.log import LogUnavailable, Reader
 from events.registry import read_schemas
 from events.settings import Settings
 from events.wire import Codec
-from projections.api_bills import bill_of
+from projections.api_bills import whole_bill_of
 from projections.bill_log import LogIncomplete
 from projections.bill_verify import ComparedBill, verify
 from projections.clickhouse import ClickHouse, ClickHouseUnavailable
@@ -48,7 +48,7 @@ def bill(
 
 
 def _show(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
-    found = bill_of(ClickHouse(settings), tenant, period)
+    found = whole_bill_of(ClickHouse(settings), tenant, period)
     if as_json:
         console.print_json(json.dumps(found))
         return bool(found["bills"])

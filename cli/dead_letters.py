@@ -82,8 +82,8 @@ def retry(
     with in_words():
         clickhouse = ClickHouse(settings)
         if where and not yes and letters(clickhouse, ("written_off",), where):
-            console.print(f"{where} is written off. Bills issued over it did not count it and never will: if it can be read now, then")
-            typer.confirm("`modelmarket bill --verify` shows the difference on each of them from now on. Read it again?", abort=True)
+            console.print(f"{where} is written off. Bills issued over it left it out and stay as they are. If it can be read now,")
+            typer.confirm("the next bill of its tenant counts it. Read it again?", abort=True)
         asked = [coordinate(where)] if where else [letter.at for letter in letters(clickhouse) if letter.at.topic == "usage"]
         redrive = Redrive(settings, clickhouse)
         try:

@@ -18,6 +18,7 @@ from events.examples import add_examples, undecodable_examples
 from events.fact import Coordinate
 from events.log import LogMismatch, LogUnavailable, Reader, Record, Writer
 from events.registry import Incompatible, Registry, RegistryUnavailable, folder_drift, open_codec, publish, read_schemas, write_folder
+from events.registry_restore import restore
 from events.settings import Settings
 from events.topics import apply_topics, topic_drift
 from events.wire import Codec, SchemaBook, Undecodable, todays_schemas
@@ -150,6 +151,17 @@ def schemas_publish() -> None:
         for subject in publish(settings, writer, reader):
             console.print(f"published {subject}")
     writer.close()
+
+
+@schemas.command("restore")
+def schemas_restore() -> None:
+    """Fills an EMPTY registry with the log's schemas under their own ids; for when the registry's data was lost."""
+    settings = Settings()
+    reader = Reader(settings, "schemas-restore")
+    with in_words():
+        restored = restore(settings, reader)
+    reader.close()
+    console.print(f"restored {len(restored)} schemas under the ids of the log")
 
 
 @schemas.command("check")

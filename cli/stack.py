@@ -1,4 +1,4 @@
-"""`modelmarket up`, `down`, `status` and `logs`: the local stack from the command line."""
+"""`modelmarket up`, `down`, `restart`, `status` and `logs`: the local stack from the command line."""
 
 from __future__ import annotations
 
@@ -55,6 +55,15 @@ def down() -> None:
     except LaunchFailed as failure:
         stop_with(failure)
     console.print(f"down after {time.monotonic() - began:.1f} s; the data stays in {stack.settings.folder}" if ended else "already down")
+
+
+@app.command()
+def restart(part: Annotated[str, typer.Argument(help="A part, as `status` names it.")]) -> None:
+    """End one part and start it again; return when it is healthy. The others go on meanwhile."""
+    try:
+        Stack(Settings()).restart(part, progress=tell)
+    except LaunchFailed as failure:
+        stop_with(failure)
 
 
 @app.command()

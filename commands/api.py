@@ -40,7 +40,8 @@ from events.settings import Settings
 logger = logging.getLogger(__name__)
 BODY_BYTES_MAX = 1 << 20
 """A JSON body; a command whose fact fits into 512 KiB fits into this. Bills of many lines may take more."""
-BILL_BYTES_MAX = 8 << 20
+BILL_BYTES_MAX = 32 << 20
+"""100 000 lines of a bill, with names of usual length."""
 CONNECTIONS_MAX = 1000
 GRACE_S = 10
 """Requests under way at the end; a caller who sends slowly must not keep a process whose desk has failed."""

@@ -7,19 +7,24 @@ There is no grace after a period's end: what arrives late is late, and the next 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never
 
 from commands.origin import Origin
 from commands.refusal import Rejected, conflict, missing
 from events.fact import NO_HASH, BookId, Micros, TenantId
-from events.facts.bills import BillCutFixed, BillIssued, BillLine, Cut
+from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.problem import Violation
 from rating.bill import Bill
 from rating.statement import Line, LineKey
 
-BillFact = BillCutFixed | BillIssued
+LINES_BYTES_MAX = 400 * 1024
+"""Lines of one record, by an upper bound of their encoding: with everything else of a bill that is below K3's 512 KiB."""
+NUMBERS_BYTES_MAX = 80
+"""The numbers of a line, and the lengths of its texts: at most ten bytes each in Avro."""
+
+BillFact = BillCutFixed | BillLinesListed | BillIssued
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class CompleteBill:
     facts: Mapping[str, int]
     """The counts of `rating.bill.Bill.facts`, by their names."""
     producers_open: int
-    records_written_off: int = 0
+    excluded: tuple[int, ...] = ()
 
 
 BillCommand = FixCut | CompleteBill
@@ -101,6 +106,9 @@ def evolve(state: BillState, fact: BillFact) -> BillState:
     match fact:
         case BillCutFixed():
             return CutOpen(fact.version, fact)
+        case BillLinesListed():
+            assert isinstance(state, CutOpen)
+            return replace(state, version=fact.version)
         case BillIssued():
             assert isinstance(state, CutOpen)
             return Issued(fact.version, state.cut, fact.digest)
@@ -183,8 +191,13 @@ def _complete(state: BillState, c: CompleteBill, o: Origin) -> Decision:
     if wrong:
         return Rejected("invalid", wrong)
     counts: dict[str, Any] = {f"facts_{name}": count for name, count in c.facts.items()}
+    *parts, last = parts_of(c.lines)
+    listed = [
+        BillLinesListed(**o.head(state.version + i), tenant=cut.tenant, period=cut.period, number=cut.number, lines=part)
+        for i, part in enumerate(parts, 1)
+    ]
     fact = BillIssued(
-        **o.head(state.version + 1),
+        **o.head(state.version + 1 + len(listed)),
         tenant=cut.tenant,
         period=cut.period,
         number=cut.number,
@@ -192,12 +205,28 @@ def _complete(state: BillState, c: CompleteBill, o: Origin) -> Decision:
         digest=c.digest,
         currency=cut.currency,
         total_micros=c.total_micros,
-        lines=c.lines,
+        lines=last,
+        lines_before=len(c.lines) - len(last),
         **counts,
         producers_open=c.producers_open,
-        records_written_off=c.records_written_off,
+        records_written_off=len(c.excluded),
+        excluded=c.excluded,
     )
-    return (fact,)
+    return (*listed, fact)
+
+
+def parts_of(lines: Sequence[BillLine]) -> list[tuple[BillLine, ...]]:
+    """The lines in their order, in as many parts as fit into a record each; at least one, which may be empty."""
+    parts: list[list[BillLine]] = [[]]
+    filled = 0
+    for line in lines:
+        size = NUMBERS_BYTES_MAX + sum(len(text.encode()) for text in (line.model, line.model_version, line.provider, line.meter))
+        if filled + size > LINES_BYTES_MAX:
+            parts.append([])
+            filled = 0
+        parts[-1].append(line)
+        filled += size
+    return [tuple(part) for part in parts]
 
 
 def _wrong(cut: BillCutFixed, c: CompleteBill) -> tuple[Violation, ...]:
@@ -210,7 +239,9 @@ def _wrong(cut: BillCutFixed, c: CompleteBill) -> tuple[Violation, ...]:
         )
     keys = (LineKey(**line.model_dump(include=set(LineKey._fields))) for line in c.lines)
     lines = tuple(Line(key, line.quantity, line.amount_micros) for key, line in zip(keys, c.lines, strict=True))
-    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open, c.records_written_off).digest()
+    if list(c.excluded) != sorted(set(c.excluded)):
+        found.append(Violation("not_in_order", "offsets grow, and none comes twice", "excluded", "sort them"))
+    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open, c.excluded).digest()
     if digest != c.digest:
         remedy = "hash the canonical bytes of this cut and these lines (rating/bill.py)"
         found.append(Violation("digest_wrong", f"the bill hashes to {digest.hex()}", "digest", remedy))

@@ -224,7 +224,9 @@ class PriceBody(Body):
 
 class PublishBody(Body):
     currency: Currency = DEFAULT_CURRENCY
-    effective_from: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(None, description="µs UTC; none: now.")
+    effective_from: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(
+        None, description="µs UTC; none: now. Up to five minutes back is taken as now: prices never change backwards."
+    )
     prices: Annotated[tuple[PriceBody, ...], Field(min_length=1, max_length=10_000)]
 
 
@@ -248,7 +250,7 @@ class CompleteBody(Body):
     number: Whole
     cut_event_id: Annotated[str, Field(max_length=64)]
     digest: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the canonical bill, in hex.")]
-    lines: Annotated[tuple[BillLineBody, ...], Field(max_length=20_000)]
+    lines: Annotated[tuple[BillLineBody, ...], Field(max_length=100_000)]
     total_micros: Signed
     facts_claimed: Signed
     facts_carried: Whole
@@ -260,7 +262,7 @@ class CompleteBody(Body):
     facts_retimed: Whole = 0
     facts_missing: Whole = 0
     producers_open: Whole
-    records_written_off: Whole = 0
+    excluded: Annotated[tuple[Whole, ...], Field(max_length=10_000, description="Offsets that two people gave up, in order.")] = ()
 
     def counts(self) -> dict[str, int]:
         return {name.removeprefix("facts_"): value for name, value in self.model_dump().items() if name.startswith("facts_")}

@@ -111,10 +111,13 @@ class Office:
         shown_once: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> Response:
         """Decides, waits until it is durable, and answers. `operation` and `body` are what makes two requests the same;
-        `shown_once` makes members from the kept answer that are not kept themselves."""
+        `shown_once` makes members from the kept answer and the caller's key that are not kept themselves: with another key of
+        the same tenant it is another request."""
         repeatable = None
         if call.idempotency_key:
             said = f"{operation} {key}\n{call.if_match}\n{body.model_dump_json() if body else ''}"
+            if shown_once is not None:
+                said += f"\n{sha256_of(call.secret)}"  # made from the caller's own key, so that only under that key it is the same again
             repeatable = Repeatable(call.principal.tenant, call.idempotency_key, hashlib.sha256(said.encode()).hexdigest())
         task = Task(kind, key, decide, call.origin, answer or (lambda _state, _facts: {}), call.if_match, repeatable)
         try:

@@ -12,7 +12,7 @@ from events.facts.prices import Price, PriceBookPublished
 from events.problem import Violation
 
 PAST_TOLERANCE_US = 300_000_000
-"""A caller's clock and ours may differ by this much; further back, calls already priced would change."""
+"""A caller's clock may be behind ours by this much: what it calls now is our now. Further back it is meant, and refused."""
 
 FUTURE_US_MAX = 10 * 366 * 86_400_000_000
 """Versions start one after another and none is taken back: one slip into nanoseconds would close the book for ever."""
@@ -39,7 +39,7 @@ BookState = NoBook | OpenBook
 
 @dataclass(frozen=True, slots=True)
 class PublishPriceBook:
-    """`effective_from` None: from now on."""
+    """`effective_from` None, or a little in the past: from now on."""
 
     book: BookId
     currency: str
@@ -57,6 +57,7 @@ def decide(state: BookState, command: PublishPriceBook, origin: Origin) -> tuple
     violations = _violations(command, start, origin.now)
     if violations:
         return Rejected("invalid", violations)
+    start = max(start, origin.now)  # never earlier: what was counted, or is on a bill, would be priced anew on the next one
     if isinstance(state, OpenBook):
         if state.currency != command.currency:
             return conflict(

@@ -39,6 +39,10 @@ class Unfit(Exception):
     """The store is not empty, or the log is not whole. Nothing, or only a part, was written: remove the new store and try again."""
 
 
+class NotRebuilt(Exception):
+    """The store was not made; the text says why."""
+
+
 def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -> int:
     """Fills an empty store from all records of the decided topics, per partition in order; the number of facts. Raises Unfit."""
     if store.last_position():
@@ -91,19 +95,31 @@ def read_decided(reader: Reader) -> Iterable[Record]:
         yield from reader.read(topic)
 
 
-def main() -> int:
-    start_logging("rebuild")
-    settings = Settings()
+def rebuild_store(settings: Settings) -> int:
+    """Fills this stack's store from its log; the number of facts. Raises NotRebuilt."""
     reader = Reader(settings, "rebuild")
     try:
         codec, _ = open_codec(settings, reader)
         store = open_store(settings)
-        count = rebuild(store, codec, read_decided(reader), UserId("rebuild"))
-        store.close()
+        try:
+            return rebuild(store, codec, read_decided(reader), UserId("rebuild"))
+        finally:
+            store.close()
     except (Unfit, LogMismatch, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:
+        raise NotRebuilt(str(e)) from e
+    finally:
+        reader.close()
+
+
+def main() -> int:
+    start_logging("rebuild")
+    settings = Settings()
+    try:
+        count = rebuild_store(settings)
+    except NotRebuilt as e:
         logger.error("the store was not rebuilt: %s", e)
         return 1
-    logger.info("rebuilt %d facts into %s; start the command API and the relay again", count, store.url)
+    logger.info("rebuilt %d facts into %s; start the command API and the relay again", count, settings.store)
     return 0
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from types import FrameType
@@ -20,7 +20,7 @@ from typing import Any
 from commands.answers import ANSWERED
 from commands.envelope import unpack
 from commands.epoch import Epoch, current_epoch
-from commands.relay_lock import RelayLock
+from commands.relay_lock import LockLost, RelayLock
 from commands.resume import TP, StoreMismatch, newest_heartbeat, read_tails, resume, start_after
 from commands.store import Event, Store, StoreUnavailable, open_store
 from events.chain import Heartbeat, Place
@@ -68,10 +68,11 @@ class Progress:
 
 
 class Relay:
-    """Runs in the caller's thread until `stop` is set. Raises StoreMismatch, LogBroken, LogMismatch, StoreUnavailable."""
+    """Runs in the caller's thread until `stop` is set. Raises StoreMismatch, LogBroken, LogMismatch, StoreUnavailable, and
+    whatever `still_mine` raises: it is asked before anything is sent."""
 
-    def __init__(self, settings: Settings, store: Store, stop: threading.Event) -> None:
-        self._settings, self._store, self._stop = settings, store, stop
+    def __init__(self, settings: Settings, store: Store, stop: threading.Event, still_mine: Callable[[], None] = lambda: None) -> None:
+        self._settings, self._store, self._stop, self._still_mine = settings, store, stop, still_mine
         self.progress = Progress()
 
     def run(self) -> None:
@@ -85,11 +86,12 @@ class Relay:
             reader.close()
         self.progress.store, self.progress.sent, self.progress.position = epoch.store, sent, position
         logger.info("relaying", extra={"store": epoch.store, "after_position": position})
-        writer = Writer(self._settings, "relay")
+        writer, patience_s = Writer(self._settings, "relay"), 0.0
         try:
             self._relay(writer, epoch)
+            patience_s = 5.0
         finally:
-            writer.close(0.0 if writer.fatal else 5.0)
+            writer.close(patience_s)  # after an error what still waits is dropped: the next relay sends it, from the tail
 
     def _epoch(self) -> Epoch | None:
         """Waits for a store that was opened. None when stopped."""
@@ -117,6 +119,8 @@ class Relay:
         self.progress.status, self.progress.message = "ready", ""
         while not self._stop.is_set():
             events = self._store.notifications(self.progress.position, BATCH_MAX)
+            if events or beats.due():
+                self._still_mine()
             if events:
                 self._send(writer, epoch, events)
             self.progress.newest = self.progress.position if len(events) < BATCH_MAX else self._store.last_position()
@@ -153,6 +157,8 @@ class Relay:
             for future in done:
                 future.result()  # LogBroken: the first delivery error ends the relay
             self.progress.newest, self.progress.oldest_wait_s = max(self.progress.newest, newest), writer.oldest_wait_s()
+            if pending:
+                self._still_mine()
 
 
 class _Beats:
@@ -164,10 +170,14 @@ class _Beats:
         self._owed = True
         self._pending: Future[Coordinate] | None = None
 
+    def due(self) -> bool:
+        age = time.monotonic() - self._last
+        waits = self._pending is not None and not self._pending.done()
+        return not waits and age >= (BEAT_S_MIN if self._owed else BEAT_S)
+
     def maybe(self, *, moved: bool) -> None:
         self._owed = self._owed or moved
-        age = time.monotonic() - self._last
-        if age < BEAT_S_MIN or (age < BEAT_S and not self._owed) or (self._pending is not None and not self._pending.done()):
+        if not self.due():
             return
         sent = {f"{topic}/{partition}": position for (topic, partition), position in self._progress.sent.items() if position}
         beat = Heartbeat(self._store, self._progress.position, sent)
@@ -178,10 +188,11 @@ class _Beats:
 def run(settings: Settings, stop: threading.Event) -> None:
     """Waits for its turn, then relays until `stop`."""
     store = open_store(settings)
-    relay = Relay(settings, store, stop)
+    lock = RelayLock(settings)
+    relay = Relay(settings, store, stop, lock.check)
     health = serve_health(settings.host, settings.relay_health_port, relay.progress.to_json)
     try:
-        with RelayLock(settings) as lock:
+        with lock:
             while not lock.take():
                 relay.progress.message = "another relay of this store is at work; waiting for its turn"
                 if stop.wait(WAIT_S):
@@ -218,7 +229,7 @@ def main() -> int:
     except (StoreMismatch, LogMismatch) as e:
         logger.error("the relay stops, nothing was sent: %s", e)
         return 2
-    except (LogBroken, LogUnavailable, StoreUnavailable) as e:
+    except (LockLost, LogBroken, LogUnavailable, StoreUnavailable) as e:
         logger.error("the relay ends and is to be started again: %s", e)
         return 1
     return 0

@@ -104,7 +104,9 @@ class Tenants:
         return Response(orjson.dumps(said), 200, {**call.headers, "ETag": f'"{state.version}"'}, "application/json")
 
     def issue_key(self, name: NamePath, body: IssueKeyBody, request: Request) -> Response:
-        """A new API key. `api_key` is shown here and nowhere else; a repeat with the same Idempotency-Key shows it again."""
+        """A new API key. `api_key` is shown here and nowhere else; a repeat with the same Idempotency-Key shows it again.
+
+        To the same caller only: under another admin's key the Idempotency-Key is refused as used."""
         call = self._office.enter(request, "admin")
         key_id, nonce = KeyId(f"k-{uuid.uuid4().hex}"), secrets.token_hex(16)
         user = body.user or f"u-{hashlib.sha256(key_id.encode()).hexdigest()[:16]}"
@@ -250,7 +252,7 @@ class Bills:
             body.total_micros,
             body.counts(),
             body.producers_open,
-            body.records_written_off,
+            body.excluded,
         )
         return self._office.run(
             call,

@@ -114,7 +114,7 @@ _ENTRIES: tuple[FactEntry, ...] = (
             producers.ProducerWrittenOff,
         )
     ),
-    *(FactEntry(cls, "bills", "tenant") for cls in (bills.BillCutFixed, bills.BillIssued)),
+    *(FactEntry(cls, "bills", "tenant") for cls in (bills.BillCutFixed, bills.BillLinesListed, bills.BillIssued)),
     *(FactEntry(cls, "bills", "record") for cls in (write_offs.RecordWriteOffRequested, write_offs.RecordWrittenOff)),
     *(FactEntry(cls, "alerts", "subject") for cls in (alerts.AlertRaised, alerts.AlertResolved)),
     FactEntry(log.LogCreated, "schemas", "log_id"),

@@ -42,7 +42,7 @@ class Incompatible(Exception):
 
 
 class Registry:
-    """The Confluent API of a schema registry, in the three calls we need."""
+    """The Confluent API of a schema registry, in the calls we need."""
 
     def __init__(self, settings: Settings) -> None:
         config: dict[str, Any] = {"url": settings.registry, "timeout": 10}
@@ -64,6 +64,9 @@ class Registry:
             return self._call(lambda: self._client.get_schema(schema_id, subject_name=subject)).schema_str
         except KeyError:
             return None
+
+    def subjects(self) -> list[str]:
+        return list(self._call(self._client.get_subjects))
 
     def _call(self, call: Any) -> Any:
         try:
@@ -89,7 +92,7 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
     registry.require_compatibility()
     todays = todays_schemas()
     for known in sorted(book.by_id.values(), key=lambda s: s.schema_id):
-        _compare(registry, known)
+        compare(registry, known)
     ids = {subject: registry.register(subject, definition) for subject, definition in todays.items()}
     codec_book = SchemaBook()
     for subject, definition in todays.items():
@@ -137,7 +140,7 @@ def open_codec(settings: Settings, reader: Reader) -> tuple[Codec, str]:
     while True:
         try:
             for schema in book.by_id.values():
-                _compare(registry, schema)
+                compare(registry, schema)
             return Codec(book), log_id
         except RegistryUnavailable as e:
             if time.monotonic() > end:
@@ -152,6 +155,17 @@ def read_schemas(reader: Reader) -> tuple[SchemaBook, str | None]:
     for record in reader.read("schemas"):
         log_id = _learn(book, record) or log_id
     return book, log_id
+
+
+def schemas_on_log(reader: Reader) -> list[Schema]:
+    """Every (id, subject) that was ever recorded, once, in the order of the log. One id may serve several subjects."""
+    found: dict[tuple[int, str], Schema] = {}
+    for record in reader.read("schemas"):
+        one = SchemaBook()
+        _learn(one, record)
+        for schema in one.by_id.values():
+            found.setdefault((schema.schema_id, schema.subject), schema)
+    return list(found.values())
 
 
 def _learn(book: SchemaBook, record: Record) -> str | None:
@@ -183,7 +197,8 @@ def _bootstrap_codec(name: str, record: Record) -> Codec:
     return Codec(book)
 
 
-def _compare(registry: Registry, schema: Schema) -> None:
+def compare(registry: Registry, schema: Schema) -> None:
+    """Raises LogMismatch unless the registry has this schema under this id."""
     there = registry.schema(schema.subject, schema.schema_id)
     if there is None or json.loads(there) != json.loads(schema.definition):
         was = "does not know it" if there is None else "has another schema under it"

@@ -27,6 +27,8 @@ CHECKSUMS = ROOT / "infra" / "jvm" / "checksums.sha256"
 JVM = ROOT / ".modelmarket" / "jvm"
 FETCH_S_MAX = 1800
 """A fetch may be slow, but must not hang for ever."""
+UNATTENDED = ("env", "DEBIAN_FRONTEND=noninteractive")
+"""A package that asks its questions on a terminal would wait for an answer until that bound."""
 
 
 class SetupFailed(Exception):
@@ -140,13 +142,19 @@ def find_maven() -> str:
         return found
     apt = shutil.which("apt-get")
     if apt is None or os.geteuid() != 0:
-        raise SetupFailed("Maven (mvn) is needed to fetch Kafka and Apicurio: install the package 'maven' and run this again")
+        how = "`sudo apt-get install maven`" if apt else "with this system's package manager"
+        raise SetupFailed(f"Maven (mvn) is needed to fetch Kafka and Apicurio: install the package 'maven' ({how}) and run this again")
     with progress("installing Maven from the system's packages"):
-        run([apt, "update", "-qq"], "the system's package list could not be read")
-        run([apt, "install", "-y", "-qq", "--no-install-recommends", "maven"], "Maven could not be installed")
+        run([*UNATTENDED, apt, "update", "-qq"], "the system's package list could not be read")
+        run(
+            [*UNATTENDED, apt, "install", "-y", "-qq", "-o=Dpkg::Use-Pty=0", "--no-install-recommends", "maven"],
+            "Maven could not be installed",
+        )
     found = shutil.which("mvn")
     if found is None:
-        raise SetupFailed("the package 'maven' was installed, but there is no mvn on the PATH")
+        raise SetupFailed(
+            "the package 'maven' is installed, but there is no mvn on the PATH: add the folder of `dpkg -L maven | grep bin/mvn`"
+        )
     return found
 
 

@@ -43,6 +43,7 @@ from rating.period import NoPeriod, bounds_of
 logger = logging.getLogger(__name__)
 Text = Annotated[str, Query(max_length=200)]
 TenantFilter = Annotated[str, Query(max_length=100, description="Another tenant's; for admins only.")]
+LinesFrom = Annotated[int, Query(ge=0, le=1 << 40, description="Where this page of lines begins: `next_lines_from` of the last one.")]
 Instant = Annotated[str, Query(max_length=40, description="ISO 8601 or microseconds since 1970 UTC; now if empty.")]
 
 WATCH_S, GRACE_S = 0.5, 10
@@ -222,8 +223,8 @@ def _add_bills(app: FastAPI) -> None:
         return {"bills": bills_of(parts.clickhouse, _own(caller, tenant), limit)}
 
     @app.get("/v1/bills/{period}", response_model=Bill, tags=["bills"])
-    def bill(parts: Parts, caller: MayRead, period: str, tenant: TenantFilter = "") -> Any:  # pyright: ignore[reportUnusedFunction]
-        """A period's bills with their lines: `YYYY-MM` or `YYYY-MM-DD` in the tenant's zone."""
+    def bill(parts: Parts, caller: MayRead, period: str, tenant: TenantFilter = "", lines_from: LinesFrom = 0) -> Any:  # pyright: ignore[reportUnusedFunction]
+        """A period's bills with their lines, page by page: `YYYY-MM` or `YYYY-MM-DD` in the tenant's zone."""
         whose = _own(caller, tenant)
         if not whose:
             raise Problem(422, "tenant_missing", "an admin has no bills of its own", "tenant", "name the tenant: ?tenant=…")
@@ -231,7 +232,7 @@ def _add_bills(app: FastAPI) -> None:
             bounds_of(period, parts.keys.zone(whose))
         except NoPeriod as e:
             raise Problem(422, "period_malformed", "this is no period", "period", "write YYYY-MM or YYYY-MM-DD") from e
-        return bill_of(parts.clickhouse, whose, period)
+        return bill_of(parts.clickhouse, whose, period, lines_from)
 
 
 def _add_operations(app: FastAPI) -> None:

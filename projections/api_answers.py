@@ -94,6 +94,8 @@ class Bill(Answer):
     period: str
     bills: list[BillWithLines]
     total_micros: int
+    lines_total: int = Field(description="Of all bills of the period; an answer has at most 20 000 of them.")
+    next_lines_from: int | None = Field(description="Set while there are more: ask again with ?lines_from=… for the next ones.")
 
 
 class LetterPage(Answer):

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 PENDING_MAX = 1000
 """Cuts looked at in one round; the rest have their turn in the next."""
 
+POST_S_MAX = 60
+"""A bill of 100 000 lines takes seconds to check; a second post of the same bill does no harm."""
+
 Body = Mapping[str, Any]
 
 
@@ -69,7 +72,7 @@ class Issuer:
 
     def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
         self._clickhouse, self._reader, self._codec = clickhouse, reader, codec
-        self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=30)
+        self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
 
     def issue(self, tenant: str, number: int) -> Outcome:
         cuts = cuts_of(self._clickhouse, tenant, [number - 1, number])
@@ -103,7 +106,7 @@ class Issuer:
             "total_micros": bill.total_micros,
             **{f"facts_{name}": value for name, value in bill.facts.items()},
             "producers_open": bill.producers_open,
-            "records_written_off": bill.records_written_off,
+            "excluded": bill.excluded,
         }
         try:
             answer = self._http.post(f"/v1/bills/{cut['tenant']}/{cut['period']}/complete", json=body)

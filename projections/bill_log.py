@@ -7,7 +7,7 @@ which is what makes their agreement worth something.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -164,6 +164,8 @@ class UsageLog:
         """Offsets met that nobody can read, and nobody wrote off: they may have been anybody's (K9)."""
         self.written_off: set[int] = set()
         """Offsets met that nobody can read, and two people gave up."""
+        self.given_up: set[int] = set()
+        """Offsets met whose very bytes two people gave up, whether or not they can be read by now."""
         self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
         self._given_up: GivenUp | None = None
 
@@ -175,9 +177,11 @@ class UsageLog:
         """The tenant's records below an offset. What cannot be read is noted in `unreadable` and passed over, as in the table."""
         needle, given_up = self._tenant.encode(), self._read_given_up()
         for record in self._reader.read("usage", end=self._only(below)):
-            if record.offset in given_up and self._is_lost(record, given_up[record.offset]):
-                self.written_off.add(record.offset)
-                continue
+            if record.offset in given_up and sha256(record.value or b"").digest() in given_up[record.offset]:
+                self.given_up.add(record.offset)
+                if self._is_lost(record, given_up[record.offset]):
+                    self.written_off.add(record.offset)
+                    continue
             try:
                 frame_schema_id(record.value)
                 # An Avro string lies in the frame as its own bytes: what does not contain them is somebody else's, undecoded.
@@ -213,8 +217,8 @@ class UsageLog:
         below = max(ends, default=0)
         voids = self.voids(below)
         builders = [
-            StatementBuilder(cutoff, book, frozenset(event for offset, event in voids if offset < end))
-            for (cutoff, book), end in zip(asked, ends, strict=True)
+            StatementBuilder(cutoff, book, frozenset(event for offset, event in voids if cutoff.knows(self.partition, offset)))
+            for cutoff, book in asked
         ]
         for record in self.records(below):
             for builder in builders:
@@ -235,9 +239,9 @@ class UsageLog:
         return {p: below if p == self.partition else 0 for p in range(TOPICS["usage"].partitions)}
 
 
-def cutoff_of(cut: Body) -> Cutoff:
-    """The cut-off that a `BillCutFixed` pins. Raises UnknownRatingVersion."""
-    return Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"])
+def cutoff_of(cut: Body, excluded: Iterable[int] = ()) -> Cutoff:
+    """The cut-off that a `BillCutFixed` pins, without what its bill excluded. Raises UnknownRatingVersion."""
+    return Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"], frozenset(excluded))
 
 
 def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Body]) -> list[Bill]:
@@ -245,7 +249,11 @@ def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Bod
     what the second is compared with. Raises LogIncomplete over an unreadable record.
     """
     prices = list(decided_facts(reader, codec, "prices"))
-    asked = [(cutoff_of(cut), price_book(prices, cut["price_book"], cut["decided_position"])) for cut in cuts]
+    issued = _issued(reader, codec, tenant)
+    listed = {number: body["excluded"] for number, body in issued.items()}
+    asked = [
+        (cutoff_of(cut, listed.get(cut["number"], ())), price_book(prices, cut["price_book"], cut["decided_position"])) for cut in cuts
+    ]
     usage = UsageLog(reader, codec, tenant)
     statements = usage.statements(asked)
     if usage.unreadable:
@@ -259,5 +267,16 @@ def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Bod
         before = statements[i - 1] if i else Statement()
         ended = epochs_ended(reader, codec, cut.get("producers_offset", 0))
         below = asked[i][0].cuts.get(usage.partition, 0)
-        bills.append(make_bill(cut, now, before, ended, sum(offset < below for offset in usage.written_off)))
+        # What the bill says it left out counts only as far as two people gave up those very bytes.
+        excluded = usage.written_off | (usage.given_up & asked[i][0].excluded)
+        bill = make_bill(cut, now, before, ended, (offset for offset in excluded if offset < below))
+        old = cut["number"] in issued and not listed[cut["number"]]
+        bills.append(replace(bill, listed=not old))
     return bills
+
+
+def _issued(reader: Reader, codec: Codec, tenant: str) -> dict[int, Body]:
+    """A tenant's issued bills by number."""
+    partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
+    facts = decided_facts(reader, codec, "bills", partition)
+    return {f.body["number"]: f.body for f in facts if f.name == "BillIssued" and f.body["tenant"] == tenant}

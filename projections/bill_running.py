@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from projections.bill_table import UsageTable, cuts_of, price_book_of
+from projections.bill_table import UsageTable, cuts_of, excluded_by, price_book_of, statement_of_cut
 from projections.clickhouse import ClickHouse
 from rating.period import bounds_of, month_of
 from rating.rules import RATING_VERSION
@@ -107,9 +107,7 @@ class RunningBills:
         if known and known[0] == number:
             return known
         (cut,) = cuts_of(self._clickhouse, tenant, [number])
-        cutoff = Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"])
-        book = price_book_of(self._clickhouse, cut["price_book"], cut["decided_position"])
-        self._bases[tenant] = number, UsageTable(self._clickhouse, tenant).statement(cutoff, book)
+        self._bases[tenant] = number, statement_of_cut(self._clickhouse, cut, excluded_by(self._clickhouse, tenant, number))
         return self._bases[tenant]
 
 

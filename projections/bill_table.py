@@ -20,6 +20,8 @@ from rating.rules import BILLABLE_OUTCOMES, EARLY_US_MAX, LATE_US_MAX, SETTLED, 
 from rating.statement import Bucket, Counts, Cutoff, Statement, rate
 
 Body = Mapping[str, Any]
+EXCLUDED_MAX = 10_000
+"""Offsets that a bill names, about 40 KB; each was given up by two people, by hand."""
 LISTED_MAX = 10
 """Unreadable records that a message names; the others are counted."""
 FEW_MAX = 1_000_000
@@ -28,7 +30,10 @@ FEW_MAX = 1_000_000
 _APPEND = "kafka_time_us"
 _EFFECTIVE = f"if(occurred_at >= {_APPEND} - {LATE_US_MAX} AND occurred_at <= {_APPEND} + {EARLY_US_MAX}, occurred_at, {_APPEND})"
 _BILLABLE = f"(fact = '{SETTLED}' AND outcome IN ({', '.join(repr(o) for o in sorted(BILLABLE_OUTCOMES))}) AND NOT shadow)"
-_BELOW = "tenant = {tenant:String} AND kafka_partition = {partition:Int32} AND kafka_offset < {cut:Int64}"
+_BELOW = (
+    "tenant = {tenant:String} AND kafka_partition = {partition:Int32} AND kafka_offset < {cut:Int64}"
+    " AND kafka_offset NOT IN {excluded:Array(Int64)}"
+)
 _WITH = f"""
 WITH
     below AS (SELECT * FROM usage_rows WHERE {_BELOW}),
@@ -58,6 +63,7 @@ class UsageTable:
             "cut": cutoff.cuts.get(self.partition, 0),
             "until": cutoff.until,
             "bounds": list(book.bounds),
+            "excluded": sorted(cutoff.excluded) or [-1],
         }
         counts = self._classes(params)
         usage = self._many(params, counts)
@@ -150,7 +156,8 @@ class Unreadable:
 
     open: tuple[int, ...]
     mistaken: tuple[int, ...]
-    written_off: int
+    excluded: tuple[int, ...]
+    """The others: given up by their bytes."""
 
 
 def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unreadable:
@@ -164,13 +171,18 @@ def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unre
         WHERE topic = 'bills' AND fact = 'RecordWrittenOff' AND JSONExtractString(body, 'topic') = 'usage'
         AND JSONExtractInt(body, 'partition') = {partition:Int32} GROUP BY at"""
     (row,) = clickhouse.rows(
-        f"""SELECT countIf(honoured) AS written_off, arraySlice(arraySort(groupArrayIf(at, NOT honoured)), 1, {LISTED_MAX}) AS open,
+        f"""SELECT arraySort(groupArrayIf({EXCLUDED_MAX + 1})(at, honoured)) AS excluded,
+            arraySlice(arraySort(groupArrayIf(at, NOT honoured)), 1, {LISTED_MAX}) AS open,
             arraySlice(arraySort(groupArrayIf(at, NOT honoured AND notEmpty(hashes))), 1, {LISTED_MAX}) AS mistaken
         FROM (SELECT t.at AS at, w.hashes AS hashes, has(w.hashes, t.hash) AS honoured
             FROM ({tombstones}) AS t LEFT JOIN ({given_up}) AS w ON t.at = w.at)""",
         params,
     )
-    return Unreadable(tuple(map(int, row["open"])), tuple(map(int, row["mistaken"])), int(row["written_off"]))
+    return Unreadable(tuple(map(int, row["open"])), tuple(map(int, row["mistaken"])), tuple(map(int, row["excluded"])))
+
+
+class TooManyWrittenOff(Exception):
+    """More records of a partition were given up than a bill can name."""
 
 
 class TooManyRepeats(Exception):
@@ -201,14 +213,28 @@ def cuts_of(clickhouse: ClickHouse, tenant: str, numbers: Sequence[int]) -> list
     return [{**body, "previous_bill_sha256": bytes.fromhex(body["previous_bill_sha256"])} for body in bodies]
 
 
+def excluded_by(clickhouse: ClickHouse, tenant: str, number: int) -> frozenset[int]:
+    """The offsets that an issued bill left out."""
+    rows = clickhouse.rows(
+        """SELECT JSONExtract(body, 'excluded', 'Array(Int64)') AS excluded FROM history WHERE topic = 'bills' AND fact = 'BillIssued'
+        AND key = {tenant:String} AND JSONExtractInt(body, 'number') = {number:Int64}""",
+        {"tenant": tenant, "number": number},
+    )
+    return frozenset(int(offset) for row in rows for offset in row["excluded"])
+
+
+def statement_of_cut(clickhouse: ClickHouse, cut: Body, excluded: frozenset[int]) -> Statement:
+    """The statement that a cut pins, without what its bill excluded."""
+    cutoff = Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"], excluded)
+    return UsageTable(clickhouse, cut["tenant"]).statement(cutoff, price_book_of(clickhouse, cut["price_book"], cut["decided_position"]))
+
+
 def bill_from_table(clickhouse: ClickHouse, cut: Body, before: Body | None, ended: frozenset[str]) -> Bill:
-    """The bill of a cut against the one before it (None for number 1)."""
-    table = UsageTable(clickhouse, cut["tenant"])
-
-    def statement(of: Body) -> Statement:
-        cutoff = Cutoff({c["partition"]: c["offset"] for c in of["cuts"]}, of["until"], of["rating_version"])
-        return table.statement(cutoff, price_book_of(clickhouse, of["price_book"], of["decided_position"]))
-
-    below = next((c["offset"] for c in cut["cuts"] if c["partition"] == table.partition), 0)
-    written_off = unreadable_below(clickhouse, table.partition, below).written_off
-    return make_bill(cut, statement(cut), statement(before) if before else Statement(), ended, written_off)
+    """The bill of a cut against the one before it (None for number 1), which was issued. Raises TooManyWrittenOff."""
+    partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
+    below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
+    excluded = unreadable_below(clickhouse, partition, below).excluded
+    if len(excluded) > EXCLUDED_MAX:
+        raise TooManyWrittenOff(f"more than {EXCLUDED_MAX} records of usage/{partition} were given up below {below}")
+    earlier = statement_of_cut(clickhouse, before, excluded_by(clickhouse, cut["tenant"], before["number"])) if before else Statement()
+    return make_bill(cut, statement_of_cut(clickhouse, cut, frozenset()), earlier, ended, excluded)

@@ -82,7 +82,8 @@ SELECT 'issued' AS status, tenant, period, number,
 FROM (
     SELECT key AS tenant, JSONExtractString(body, 'period') AS period, JSONExtractInt(body, 'number') AS number,
         arrayJoin(JSONExtractArrayRaw(body, 'lines')) AS line
-    FROM history WHERE topic = 'bills' AND fact = 'BillIssued'
+    FROM history WHERE topic = 'bills' AND (fact = 'BillIssued' OR (fact = 'BillLinesListed' AND (key, JSONExtractInt(body, 'number')) IN (
+        SELECT key, JSONExtractInt(body, 'number') FROM history WHERE topic = 'bills' AND fact = 'BillIssued')))
 )
 UNION ALL
 SELECT 'running', l.tenant, l.period, r.number, l.model, l.model_version, l.provider, toString(l.meter), l.book_version, l.amount_per_micros, l.per_units,

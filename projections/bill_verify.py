@@ -10,7 +10,7 @@ from events.catalogue import TOPICS
 from events.log import Reader
 from events.partition import partition_of
 from events.wire import Codec
-from projections.bill_log import UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
+from projections.bill_log import DecidedFact, UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
 from projections.clickhouse import ClickHouse
 from rating.statement import Cutoff, Line, LineKey, Statement, difference
 
@@ -64,12 +64,22 @@ def verify(reader: Reader, codec: Codec, clickhouse: ClickHouse | None, tenant: 
     partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
     mine = [f for f in decided_facts(reader, codec, "bills", partition) if f.body.get("tenant") == tenant]
     cuts = {f.body["number"]: f.body for f in mine if f.name == "BillCutFixed"}
-    issued = {f.body["number"]: f.body for f in mine if f.name == "BillIssued"}
+    issued = {
+        f.body["number"]: {**f.body, "lines": lines_of(mine, f.body), "lines_own": len(f.body["lines"])}
+        for f in mine
+        if f.name == "BillIssued"
+    }
     compared = _issued(reader, codec, tenant, cuts, issued, period)
     running = _running_rows(clickhouse, tenant, period) if clickhouse else None
     if running:
-        compared.append(_running(reader, codec, tenant, cuts, *running))
+        compared.append(_running(reader, codec, tenant, cuts, issued, *running))
     return compared
+
+
+def lines_of(facts: Sequence[DecidedFact], issued: Body) -> list[Body]:
+    """All lines of an issued bill, in order: of the parts that were listed before it, and its own."""
+    parts = (f.body["lines"] for f in facts if f.name == "BillLinesListed" and f.body["number"] == issued["number"])
+    return [line for part in (*parts, issued["lines"]) for line in part]
 
 
 def _issued(
@@ -90,6 +100,10 @@ def _issued(
             wrong.append("the digest is not that of the recomputed bill")
         if said["cut_event_id"] != bill.cut["event_id"]:
             wrong.append("it was issued for another cut")
+        if len(said["lines"]) != said["lines_before"] + said["lines_own"]:
+            wrong.append(
+                f"it says that {said['lines_before']} lines are listed before it, and {len(said['lines']) - said['lines_own']} are"
+            )
         if said["total_micros"] != sum(line["amount_micros"] for line in said["lines"]):
             wrong.append("its lines do not add up to its total")
         before = issued[number - 1]["digest"] if number > 1 else bytes(32)
@@ -106,13 +120,16 @@ def _issued(
     return compared
 
 
-def _running(reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], head: Body, rows: Sequence[Body]) -> ComparedBill:
+def _running(
+    reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], issued: Mapping[int, Body], head: Body, rows: Sequence[Body]
+) -> ComparedBill:
     prices = list(decided_facts(reader, codec, "prices"))
     cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"])
     asked = [(cutoff, price_book(prices, head["price_book"], head["decided_position"]))]
     base = cuts.get(head["number"] - 1)
     if base:
-        asked.append((cutoff_of(base), price_book(prices, base["price_book"], base["decided_position"])))
+        excluded = issued[base["number"]]["excluded"] if base["number"] in issued else ()
+        asked.append((cutoff_of(base, excluded), price_book(prices, base["price_book"], base["decided_position"])))
     now, *before = UsageLog(reader, codec, tenant).statements(asked)
     lines = difference(now, before[0] if before else Statement())
     billed = [_line(row) for row in rows]

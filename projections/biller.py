@@ -22,7 +22,7 @@ from events.settings import Settings
 from events.wire import Undecodable
 from projections.bill_issue import Issuer, Outcome, Posted, Waiting, pending
 from projections.bill_running import RunningBills, newest_position
-from projections.bill_table import TooManyRepeats
+from projections.bill_table import TooManyRepeats, TooManyWrittenOff
 from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.positions import dense_end
 from rating.period import NoPeriod
@@ -87,7 +87,7 @@ class Biller:
     def _issue(self, tenant: str, number: int) -> Outcome:
         try:
             return self._issuer.issue(tenant, number)
-        except (NoPeriod, ClickHouseError, TooManyRepeats, Undecodable, UnknownRatingVersion) as e:
+        except (NoPeriod, ClickHouseError, TooManyRepeats, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
             # One tenant's trouble is not the others': this bill waits, theirs go on.
             return Waiting("not_computable", f"{type(e).__name__}: {e}", alarming=True)
 

@@ -176,8 +176,16 @@ def _cut_fixed(d: Document, b: Body) -> Document:
     return _with(d, tenant=b["tenant"], cut=_pick(b, "number", "period", "event_id", "until", "cuts", "decided_position"))
 
 
+def _lines_listed(d: Document, _: Body) -> Document:
+    return d  # the lines are in the fact, and its bill's head counts them
+
+
 def _issued(d: Document, b: Body) -> Document:
-    said = {**_pick(b, "number", "period", "digest", "currency", "total_micros"), "issued_at": b["occurred_at"], "lines": len(b["lines"])}
+    said = {
+        **_pick(b, "number", "period", "digest", "currency", "total_micros"),
+        "issued_at": b["occurred_at"],
+        "lines": b["lines_before"] + len(b["lines"]),
+    }
     return _with(d, tenant=b["tenant"], issued=said)
 
 
@@ -242,6 +250,7 @@ STEPS: dict[str, dict[str, Evolve]] = {
     "prices": {"PriceBookPublished": _published},
     "bills": {
         "BillCutFixed": _cut_fixed,
+        "BillLinesListed": _lines_listed,
         "BillIssued": _issued,
         "RecordWriteOffRequested": _write_off_requested,
         "RecordWrittenOff": _record_written_off,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,15 @@ class Bill:
     facts: Mapping[str, int]
     """`claimed` is the difference to the bill before; the others count all records below the cut."""
     producers_open: int
-    records_written_off: int = 0
-    """Unreadable records of the partition below the cut that two people gave up: nobody pays for them, and the bill says so."""
+    excluded: tuple[int, ...] = ()
+    """Offsets of the tenant's partition below the cut that nobody could read and two people gave up: nobody pays for them here, and
+    the bill says so. When one can be read later, this bill stays as it is, and the next one counts it."""
+    listed: bool = True
+    """False for a bill that was issued before the offsets were listed: it says how many, and not which."""
+
+    @property
+    def records_written_off(self) -> int:
+        return len(self.excluded)
 
     def line_bodies(self) -> list[dict[str, Any]]:
         """The lines in the words of the fact class `BillLine`."""
@@ -44,7 +51,8 @@ class Bill:
             "facts": dict(self.facts),
             "producers_open": self.producers_open,
             # Left out where there is none: bills issued before records could be written off keep their digests.
-            **({"records_written_off": self.records_written_off} if self.records_written_off else {}),
+            **({"records_written_off": self.records_written_off} if self.excluded else {}),
+            **({"excluded": list(self.excluded)} if self.excluded and self.listed else {}),
         }
 
     def canonical(self) -> bytes:
@@ -55,8 +63,9 @@ class Bill:
         return hashlib.sha256(self.canonical()).digest()
 
 
-def make_bill(cut: Mapping[str, Any], now: Statement, before: Statement, epochs_ended: Set[str], records_written_off: int = 0) -> Bill:
-    """Bill `cut["number"]` from its own statement and that of the bill before (an empty one for the first).
+def make_bill(cut: Mapping[str, Any], now: Statement, before: Statement, epochs_ended: Set[str], excluded: Iterable[int] = ()) -> Bill:
+    """Bill `cut["number"]` from its own statement and that of the bill before (an empty one for the first), each without what that
+    bill excluded.
 
     `epochs_ended`: producers closed or written off below `cut["producers_offset"]`. Open are the epochs that wrote a counted
     record of this tenant below the cut and are not among them.
@@ -79,5 +88,5 @@ def make_bill(cut: Mapping[str, Any], now: Statement, before: Statement, epochs_
             "missing": counts.missing,
         },
         producers_open=len(now.epochs - epochs_ended),
-        records_written_off=records_written_off,
+        excluded=tuple(sorted(excluded)),
     )

@@ -129,13 +129,15 @@ class Cutoff:
     cuts: Mapping[int, int]
     until: int
     rating_version: int = RATING_VERSION
+    excluded: frozenset[int] = frozenset()
+    """Offsets that the bill of this statement left out, because nobody could read them when it was issued."""
 
     def __post_init__(self) -> None:
         if self.rating_version != RATING_VERSION:
             raise UnknownRatingVersion(f"rating version {self.rating_version} is not known to this program; newest is {RATING_VERSION}")
 
     def knows(self, partition: int, offset: int) -> bool:
-        return offset < self.cuts.get(partition, 0)
+        return offset < self.cuts.get(partition, 0) and offset not in self.excluded
 
 
 class UnknownRatingVersion(Exception):

@@ -53,6 +53,16 @@ class BillCutFixed(Decided):
     by: UserId
 
 
+class BillLinesListed(Decided):
+    """A part of a bill whose lines do not fit into one record (K3). The parts come before their `BillIssued`, in order, decided together
+    with it; without it they say nothing."""
+
+    tenant: TenantId
+    period: Period
+    number: Annotated[int, Field(ge=1)]
+    lines: tuple[BillLine, ...]
+
+
 class BillIssued(Decided):
     """The bill is out: these lines are owed, and nothing of it changes. `facts_claimed` is the difference to the bill before;
     the other counts are of all the tenant's records below the cut, so that the claims of bills 1 to n and the counts of bill n
@@ -69,6 +79,8 @@ class BillIssued(Decided):
     currency: str = DEFAULT_CURRENCY
     total_micros: int
     lines: tuple[BillLine, ...]
+    lines_before: Count = 0
+    """So many of its lines stand in the `BillLinesListed` of its number, and come before `lines`."""
     facts_claimed: int
     facts_carried: Count
     facts_copied: Count
@@ -81,6 +93,9 @@ class BillIssued(Decided):
     producers_open: Count
     records_written_off: Count = 0
     """Records of the tenant's usage partition below the cut that nobody can read and two people wrote off: anybody's, billed to nobody."""
+    excluded: tuple[Count, ...] = ()
+    """Their offsets. One that can be read later stays left out of this bill, and the next one counts it. Empty beside a count: issued
+    before offsets were listed."""
     merkle_root: bytes = b""
     checkpoint: str = ""
     issued_by: Literal["biller", "person"] = "biller"

@@ -291,6 +291,23 @@ class Stack:
             shutil.rmtree(self.places.short, ignore_errors=True)
         return bool(found)
 
+    def restart(self, name: str, *, progress: Progress = silent) -> None:
+        """End one part and start it again; return when it is healthy. Its data stays, and the others go on."""
+        (part,) = self.wanted([name]).values()
+        if not part.command:
+            raise LaunchFailed("not-ours", f"{name} runs inside Ray", part=name, remedy="restart ray; the controller sets it up again")
+        with self.alone(progress):
+            if self.supervisor.pid() is None:
+                raise LaunchFailed("not-running", "the stack does not run", remedy="start it with `modelmarket up`")
+            self.check_same_settings()
+            again = {name: part}
+            if name == "ray":  # its gateways close their epochs first, and nobody sets them up meanwhile
+                again["controller"] = self.parts["controller"]
+                self.stop_parts([again["controller"]], progress)
+                raynode.end_serve(self.settings, self.places)
+            self.stop_parts([part], progress)
+            self.start_in_order(again, progress)
+
     def stop_in_order(self, progress: Progress) -> None:
         """What is needed by others stops after them; those that need nothing of each other stop together."""
         remaining = {name: part for name, part in self.parts.items() if part.command}

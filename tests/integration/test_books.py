@@ -17,6 +17,7 @@ from events.fact import now_us
 from events.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
+from projections.api_bills import bill_of, whole_bill_of
 from projections.bill_issue import Posted, pending
 from projections.bill_running import RunningBills
 from projections.bill_table import UsageTable
@@ -203,6 +204,33 @@ def test_usage_without_a_price_is_held_and_shown_and_charged_once_there_is_one(m
     assert priced["calls"] == half_up(1, 1_000_003, 7)
     assert not [line for line in then["lines"] if line["held"]]
     assert difference(market, tenant) == 0
+
+
+def test_a_bill_of_more_lines_than_a_record_holds_is_issued_shown_and_verified(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 512 KiB of lines (K3), and more than one page of them."""
+    tenant, key = market.tenant(market.prices(PRICED))
+    versions = 2400
+    market.append(
+        tenant, [market.settled(tenant, model_version=f"1.{i}.0", model=f"model-vision-acme-{'x' * 100}") for i in range(versions)]
+    )
+    bill = market.issue(tenant, month())
+    parts = [
+        body["lines"] for name, body in (market.codec.decode(r.value) for r in market.reader.read("bills")) if name == "BillLinesListed"
+    ]
+    count = sum(len(part) for part in parts) + len(bill["lines"])
+    assert (bill["lines_before"], count) == (sum(len(part) for part in parts), versions * 4)
+    assert len(parts) >= 2
+    (compared,) = [c for c in verify(market.reader, market.codec, market.clickhouse, tenant, month()) if c.status == "issued"]
+    assert (compared.agrees, compared.difference_micros, len(compared.lines)) == (True, 0, count), compared.wrong
+    assert market.clickhouse.value("SELECT count() FROM bill_lines WHERE tenant = {t:String} AND status = 'issued'", {"t": tenant}) == count
+
+    whole = query(market, key, f"/v1/bills/{month()}").json()
+    assert (whole["lines_total"], whole["next_lines_from"], len(whole["bills"][0]["lines"])) == (count, None, count)
+    rest = query(market, key, f"/v1/bills/{month()}", lines_from=count - 3).json()
+    assert rest["bills"][0]["lines"] == whole["bills"][0]["lines"][-3:]
+    monkeypatch.setattr("projections.api_bills.LINES_MAX", 1000)
+    assert bill_of(market.clickhouse, tenant, month())["next_lines_from"] == 1000
+    assert whole_bill_of(market.clickhouse, tenant, month())["bills"][0]["lines"] == whole["bills"][0]["lines"]
 
 
 def test_two_billers_issue_one_bill(market: Market) -> None:

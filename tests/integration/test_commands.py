@@ -390,6 +390,12 @@ def test_a_key_opens_what_its_scopes_say_and_nothing_once_it_is_gone(side: Side,
     problem(http("DELETE", f"/v1/tenants/{acme.tenant}/keys/{issued['key_id']}"), 409, "already_revoked")
 
 
+def _keyholders(side: Side) -> tuple[str, str]:
+    """Two admins of one tenant."""
+    side.http.ok("POST", "/v1/tenants", json={"tenant": "platform-keys", "display_name": "two admins"})
+    return "first", "second"
+
+
 def test_a_new_key_is_shown_again_to_whoever_asked_and_is_nowhere_in_the_store(side: Side, acme: Company) -> None:
     def issue(key: str, caller: str = ADMIN) -> httpx.Response:
         return side.http("POST", f"/v1/tenants/{acme.tenant}/keys", caller, json={"scopes": ["invoke"]}, headers={"Idempotency-Key": key})
@@ -401,6 +407,11 @@ def test_a_new_key_is_shown_again_to_whoever_asked_and_is_nowhere_in_the_store(s
     assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
     secret = first.json()["api_key"]
     assert issue(uuid.uuid4().hex).json()["api_key"] != secret
+    # Another admin of the same tenant could only be shown a key that opens nothing.
+    ours = [side.http.key("platform-keys", "admin", user=user) for user in _keyholders(side)]
+    mine, theirs = issue(other := uuid.uuid4().hex, ours[0]), issue(other, ours[1])
+    assert (mine.status_code, theirs.status_code, theirs.json()["code"]) == (201, 422, "idempotency_key_reused")
+    assert issue(other, ours[0]).json()["api_key"] == mine.json()["api_key"]
     kept = b"".join(p.read_bytes() for p in Path(side.settings.folder, "store").iterdir())
     assert hashlib.sha256(secret.encode()).hexdigest().encode() in kept
     assert secret.encode() not in kept

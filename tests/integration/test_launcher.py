@@ -132,6 +132,24 @@ def test_a_killed_kafka_comes_back_by_itself(stack: Stack) -> None:
     stack.wait_healthy("kafka", 20)
 
 
+def test_one_part_is_started_again_while_the_others_go_on(stack: Stack) -> None:
+    asked = command_line(stack, "restart", "kafka")
+    assert "the stack does not run" in asked.communicate(timeout=60)[0]
+    assert asked.returncode == 1
+    stack.up(LOG)
+    before = {name: stack.pid(name) for name in LOG}
+    asked = command_line(stack, "restart", "kafka")
+    said = asked.communicate(timeout=120)[0]
+    assert asked.returncode == 0, said
+    after = {name: stack.pid(name) for name in LOG}
+    assert after["kafka"] not in (None, before["kafka"])
+    assert after["registry"] == before["registry"]
+    for part, reason in (("gateway", "runs inside Ray"), ("kafak", "there is no part kafak")):
+        asked = command_line(stack, "restart", part)
+        assert reason in asked.communicate(timeout=60)[0]
+        assert asked.returncode == 1
+
+
 def test_a_killed_up_does_not_block_the_next(stack: Stack) -> None:
     killed = command_line(stack, "up", "kafka", "registry")
     assert eventually(lambda: stack.supervisor.pid() is not None, within_s=20)

@@ -20,13 +20,16 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from events.catalogue import FACTS, TOPICS
 from events.chain import Heartbeat, Place
 from events.examples import example_of
-from events.fact import Coordinate
+from events.fact import Coordinate, new_id, now_us
+from events.facts.log import SchemaRegistered
 from events.follow import Follower
 from events.log import LogMismatch, Reader, Writer
 from events.partition import partition_of
-from events.registry import Incompatible, Registry, open_codec, publish, read_schemas
+from events.registry import Incompatible, Registry, open_codec, publish, read_schemas, schemas_on_log
+from events.registry_restore import restore
 from events.settings import Settings
 from events.topics import apply_topics, check_partitions, topic_drift
+from events.wire import Schema, todays_schemas
 from infra.launcher import Stack
 
 
@@ -192,6 +195,51 @@ class _Tenants:
 
     def load(self, state: bytes) -> None:
         self.tenants = json.loads(state)
+
+
+def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: Stack) -> None:
+    settings = log.settings
+    writer, reader = _prepare(settings)
+    with pytest.raises(LogMismatch, match="is not empty"):
+        restore(settings, reader)
+    # A second version of one subject: ids with holes between a subject's versions.
+    known = schemas_on_log(reader)
+    settled = next(s for s in known if s.name == "InvocationSettled")
+    newer = json.loads(settled.definition)
+    newer["fields"].append({"name": "later", "type": "long", "default": 0})
+    later = Schema.of(Registry(settings).register(settled.subject, json.dumps(newer)), settled.subject, json.dumps(newer))
+    codec, log_id = open_codec(settings, reader)
+    fact = SchemaRegistered(
+        event_id=new_id(),
+        occurred_at=now_us(),
+        producer="test",
+        log_id=log_id,
+        schema_id=later.schema_id,
+        subject=later.subject,
+        sha256=later.sha256,
+        definition=later.definition,
+    )
+    writer.append("schemas", b"x", codec.encode(fact), {"ce_type": b"SchemaRegistered"}).result(10)
+
+    log.down()
+    shutil.rmtree(settings.folder / "registry")
+    log.up({"kafka", "registry"})
+    with pytest.raises(LogMismatch):
+        open_codec(settings, reader)
+    restored = restore(settings, reader)
+    assert {(s.schema_id, s.subject) for s in restored} == {(s.schema_id, s.subject) for s in known} | {(later.schema_id, later.subject)}
+    assert open_codec(settings, reader)[1] == log_id
+    assert publish(settings, writer, reader) == []  # the registry finds every text of today under its old id …
+    registry, again = Registry(settings), {s.subject: s.schema_id for s in known}
+    assert {subject: registry.register(subject, text) for subject, text in todays_schemas().items()} == again
+    other = json.dumps({"type": "record", "name": "Other", "fields": []})
+    assert registry.register("schemas-Other", other) > later.schema_id  # … and gives no old id away
+    with pytest.raises(Incompatible):
+        registry.register(settled.subject, json.dumps({**newer, "fields": [*newer["fields"], {"name": "no_default", "type": "long"}]}))
+    with pytest.raises(LogMismatch, match="is not empty"):
+        restore(settings, reader)
+    writer.close()
+    reader.close()
 
 
 def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: Stack, tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from projections.bill_issue import pending
 from projections.bill_log import UsageLog, bills_from_log, epochs_ended
+from projections.bill_running import RunningBills
 from projections.bill_table import cuts_of, unreadable_below
 from projections.bill_verify import verify
 from projections.epochs import epochs
 from projections.letters import STATES, letters
+from projections.positions import dense_end
 from projections.redrive import Redrive
 from rating.book import METERS
 from tests.integration.bookkeeping import Market
@@ -175,7 +177,7 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
     cut = cuts_of(market.clickhouse, tenant, [1])[0]
     (from_log,) = bills_from_log(market.reader, market.codec, tenant, [cut])
     below = next(c["offset"] for c in cut["cuts"] if c["partition"] == 0)
-    assert from_log.records_written_off == unreadable_below(market.clickhouse, 0, below).written_off == 3
+    assert from_log.records_written_off == len(unreadable_below(market.clickhouse, 0, below).excluded) == 3
     neighbour = tenant_of(market, 0)
     market.append(neighbour, [market.settled(neighbour)])
     assert market.issue(neighbour, month())["records_written_off"] == 3
@@ -203,7 +205,7 @@ def test_a_write_off_of_other_bytes_is_ignored_and_said(market: Market, second: 
     give_up_elsewhere(market, at, b"other bytes")
     waits(market, tenant, 1, "dead_letters")
     found = unreadable_below(market.clickhouse, 2, at.offset + 1)
-    assert (found.open, found.mistaken, found.written_off) == ((at.offset,), (at.offset,), 0)
+    assert (found.open, found.mistaken, found.excluded) == ((at.offset,), (at.offset,), ())
     outcome = market.issuer().issue(tenant, 1)
     assert "other bytes" in getattr(outcome, "message", "")
     usage = UsageLog(market.reader, market.codec, tenant)
@@ -223,15 +225,9 @@ def give_up_elsewhere(market: Market, at: Coordinate, value: bytes) -> None:
 
 def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: Market) -> None:
     tenant = tenant_of(market, 3)
-    lost = unreadable_below(market.clickhouse, 3, 1 << 40).written_off
-    known = market.codec.schema_for("InvocationSettled")
-    newer: dict[str, Any] = json.loads(known.definition)
-    newer["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
-    definition = json.dumps(newer)
-    schema_id = Registry(market.settings).register(known.subject, definition)
-    frames = [market.settled(tenant) for _ in range(2)]
-    early = [b"\x00" + schema_id.to_bytes(4, "big") + frame[5:] + b"\x02" for frame in frames]
-    places = [put(market, tenant, value) for value in early]
+    lost = len(unreadable_below(market.clickhouse, 3, 1 << 40).excluded)
+    late = later_schema(market)
+    places = [put(market, tenant, value) for value in (under(late, market.settled(tenant)), under(late, market.settled(tenant)))]
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     waits(market, tenant, 1, "dead_letters")
@@ -240,12 +236,7 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     redrive.close()
     assert (still.kind, "unknown_schema" in still.message) == ("unreadable", True)
 
-    fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id, "schema_id": schema_id}
-    late = Schema.of(schema_id, known.subject, definition)
-    frame = market.codec.encode_dict(
-        "SchemaRegistered", {**fact, "subject": late.subject, "sha256": late.sha256, "definition": late.definition}
-    )
-    market.writer.append("schemas", str(schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
+    publish_late(market, late)
     redrive = Redrive(market.settings, market.clickhouse)
     assert [redrive.retry(at).kind for at in (*places, places[0])] == ["redriven", "redriven", "readable"]
     redrive.close()
@@ -254,6 +245,55 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
     market.codec = Codec(read_schemas(market.reader)[0])
     assert claimed(market, tenant) == {1: (3, 0, lost)}
+
+
+def later_schema(market: Market) -> Schema:
+    """A version of InvocationSettled that the registry knows and the log does not: a gateway newer than this program wrote with it."""
+    known = market.codec.schema_for("InvocationSettled")
+    newer: dict[str, Any] = json.loads(known.definition)
+    newer["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
+    definition = json.dumps(newer)
+    return Schema.of(Registry(market.settings).register(known.subject, definition), known.subject, definition)
+
+
+def under(schema: Schema, frame: bytes) -> bytes:
+    return b"\x00" + schema.schema_id.to_bytes(4, "big") + frame[5:] + b"\x02"
+
+
+def publish_late(market: Market, late: Schema) -> None:
+    fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id}
+    schema = {"schema_id": late.schema_id, "subject": late.subject, "sha256": late.sha256, "definition": late.definition}
+    frame = market.codec.encode_dict("SchemaRegistered", {**fact, **schema})
+    market.writer.append("schemas", str(late.schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
+
+
+def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_one_changes(market: Market, second: str) -> None:
+    tenant = tenant_of(market, 2)
+    late = later_schema(market)
+    value = under(late, market.settled(tenant))
+    at = put(market, tenant, value)
+    market.append(tenant, [market.settled(tenant)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    waits(market, tenant, 1, "dead_letters")
+    give_up(market, second, at, value)
+    first = issued(market, tenant, 1)
+    lost = first["records_written_off"]
+    assert (first["facts_claimed"], at.offset in first["excluded"], len(first["excluded"])) == (1, True, lost)
+    assert claimed(market, tenant) == {1: (1, 0, lost)}
+
+    publish_late(market, late)
+    market.codec = Codec(read_schemas(market.reader)[0])
+    redrive = Redrive(market.settings, market.clickhouse)
+    assert redrive.retry(at).kind == "redriven"
+    redrive.close()
+    assert claimed(market, tenant) == {1: (1, 0, lost)}, "the issued bill is what it was"
+    market.append(tenant, [market.settled(tenant)])
+    market.fold()
+    running = RunningBills(market.clickhouse).compute(tenant, dense_end(market.clickhouse, "usage", 2), now_us())
+    assert running.facts["claimed"] == 2
+    then = market.issue(tenant, month())
+    assert (then["facts_claimed"], then["total_micros"], at.offset in then["excluded"]) == (2, 2_000_000, False)
+    assert claimed(market, tenant) == {1: (1, 0, lost), 2: (2, 0, lost - 1)}
 
 
 def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(market: Market, second: str) -> None:

@@ -13,8 +13,9 @@ from commands.price_book import PAST_TOLERANCE_US, BookState, NoBook, PublishPri
 from commands.refusal import Rejected
 from commands.tenant import CreateTenant, IssueApiKey, NoTenant, RevokeApiKey, TenantState
 from events.fact import NO_HASH, BookId, KeyId, TenantId, UserId
-from events.facts.bills import BillCutFixed, BillIssued, BillLine, Cut
+from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.prices import Price
+from events.wire import FRAME_BYTES_MAX, Codec, Schema, SchemaBook, todays_schemas
 from rating.bill import Bill
 from rating.statement import Line, LineKey
 
@@ -102,7 +103,12 @@ def test_versions_of_a_book_are_counted_from_one() -> None:
 def test_prices_never_change_backwards() -> None:
     assert refused(price_book.decide(NoBook(), publish(NOW - PAST_TOLERANCE_US - 1), at())) == "effective_in_past"
     assert refused(price_book.decide(BOOK, publish(NOW + DAY), at())) == "effective_before_last"
-    assert not isinstance(price_book.decide(NoBook(), publish(NOW - PAST_TOLERANCE_US), at()), Rejected)
+
+
+def test_a_clock_that_is_a_little_behind_prices_nothing_that_was_counted_before() -> None:
+    for said in (NOW - PAST_TOLERANCE_US, NOW - 1, NOW, None):
+        (fact,) = price_book.decide(NoBook(), publish(said), at())  # type: ignore[misc]
+        assert fact.effective_from == NOW
 
 
 def test_every_broken_rule_of_a_book_is_named_at_once() -> None:
@@ -201,6 +207,28 @@ def test_a_bill_is_issued_as_it_was_computed() -> None:
     assert (fact.number, fact.total_micros, fact.facts_claimed, fact.lines) == (1, 2000, 2, (LINE,))
 
 
+def test_a_bill_that_does_not_fit_into_one_record_is_listed_before_it_is_issued() -> None:
+    keys = [LineKey("模" * 200, f"1.0.{i}", "p" * 200, "calls", 1, 1, 1, False) for i in range(5000)]
+    lines = tuple(BillLine(**key._asdict(), quantity=i, amount_micros=i) for i, key in enumerate(keys))
+    total = sum(line.amount_micros for line in lines)
+    said = tuple(Line(key, i, i) for i, key in enumerate(keys))
+    digest = Bill(fixed(CUT).model_dump(), said, total, COUNTS, 0).digest()
+    *listed, last = bill.decide(CUT, completion(fixed(CUT), lines=lines, total_micros=total, digest=digest, facts=COUNTS), at())  # type: ignore[misc]
+    assert isinstance(last, BillIssued)
+    assert len(listed) > 5
+    assert all(isinstance(part, BillLinesListed) for part in listed)
+    assert (*(line for part in listed for line in part.lines), *last.lines) == lines
+    assert (last.lines_before, last.version) == (5000 - len(last.lines), CUT.version + len(listed) + 1)
+    state = CUT
+    book = SchemaBook()
+    for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
+        book.add(Schema.of(i, subject, definition))
+    for fact in (*listed, last):
+        assert len(Codec(book).encode(fact, "bills")) <= FRAME_BYTES_MAX
+        state = bill.evolve(state, fact)
+    assert isinstance(state, bill.Issued)
+
+
 def test_many_billers_issue_one_bill() -> None:
     state = issued()
     assert bill.decide(state, completion(fixed(state)), at()) == AlreadyIssued(1)
@@ -211,6 +239,8 @@ def test_many_billers_issue_one_bill() -> None:
 def test_a_bill_that_does_not_add_up_or_hashes_to_something_else_is_refused() -> None:
     assert refused(bill.decide(CUT, completion(fixed(CUT), total_micros=1999), at())) == "total_differs"
     assert refused(bill.decide(CUT, completion(fixed(CUT), producers_open=1), at())) == "digest_wrong"
+    assert refused(bill.decide(CUT, completion(fixed(CUT), excluded=(4,)), at())) == "digest_wrong"
+    assert refused(bill.decide(CUT, completion(fixed(CUT), excluded=(4, 4)), at())) == "not_in_order"
 
 
 def test_a_bill_answers_exactly_the_open_cut() -> None:

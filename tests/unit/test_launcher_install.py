@@ -93,6 +93,56 @@ def test_another_pom_is_another_folder(checkout: Path) -> None:
     assert install.jvm_folder() != before
 
 
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH: a system with apt-get and without mvn."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    _program(folder / "apt-get")
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def _program(path: Path) -> None:
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+
+
+def test_root_without_maven_gets_it_from_the_systems_packages_and_nothing_asks(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], otherwise: str) -> None:
+        ran.append(command)
+        if "install" in command:
+            _program(bare / "mvn")
+
+    monkeypatch.setattr(install, "run", run)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    assert install.find_maven() == str(bare / "mvn")
+    assert [("update" in c, "install" in c) for c in ran] == [(True, False), (False, True)]
+    assert all("DEBIAN_FRONTEND=noninteractive" in c for c in ran)
+    ran.clear()
+    assert install.find_maven() == str(bare / "mvn")
+    assert ran == []
+
+
+def test_anybody_else_without_maven_is_told_the_package_and_the_command(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
+    with pytest.raises(install.SetupFailed, match=r"package 'maven' \(`sudo apt-get install maven`\)"):
+        install.find_maven()
+    (bare / "apt-get").unlink()
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    with pytest.raises(install.SetupFailed, match=r"package 'maven' \(with this system's package manager\)"):
+        install.find_maven()
+
+
+def test_maven_outside_the_path_is_said(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "run", lambda command, otherwise: None)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    with pytest.raises(install.SetupFailed, match="no mvn on the PATH"):
+        install.find_maven()
+
+
 def test_set_up_needs_nothing_but_the_standard_library() -> None:
     program = "import sys, runpy; sys.path = [p for p in sys.path if 'site-packages' not in p]; runpy.run_path('infra/install.py')"
     subprocess.run([sys.executable, "-I", "-S", "-c", program], cwd=ROOT, check=True, timeout=30)

@@ -354,6 +354,23 @@ def test_a_fact_of_the_very_end_of_a_bill_is_carried_to_the_next() -> None:
     assert (counts.claimed, counts.carried) == (1, 1)
 
 
+def test_what_a_bill_excluded_stays_out_of_it_and_is_on_the_next() -> None:
+    records = [call(0), call(1), call(2)]
+    billed = statement_of(records, Cutoff({0: 2}, 1 << 62, excluded=frozenset({1})), BOOK)
+    then = statement_of(records, Cutoff({0: 3}, 1 << 62), BOOK)
+    assert (billed.counts.claimed, then.counts.claimed) == (1, 3)
+    assert [line.quantity for line in difference(then, billed) if line.key.meter == "calls"] == [2]
+
+
+def test_a_bill_names_what_it_excluded_and_one_of_before_only_how_many() -> None:
+    cutoff = everything([call(0)])
+    none, some = (make_bill(cut_of(1, cutoff), Statement(), Statement(), frozenset(), offsets) for offsets in ((), (9, 4)))
+    old = replace(some, listed=False)
+    assert none.content().keys() & {"excluded", "records_written_off"} == set()
+    assert (some.content()["excluded"], some.content()["records_written_off"]) == ([4, 9], 2)
+    assert ("excluded" in old.content(), old.content()["records_written_off"]) == (False, 2)
+
+
 def test_a_line_that_is_voided_away_is_given_back() -> None:
     records = [call(0, "a"), void(1, "a")]
     billed, then = (statement_of(records, Cutoff({0: cut}, 1 << 62), BOOK) for cut in (1, 2))

@@ -1,0 +1,28 @@
+"""`modelmarket store`: the event store of decisions, made again from the log."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from commands.rebuild import NotRebuilt, rebuild_store
+from events.settings import Settings
+
+app = typer.Typer(help="The event store of decisions.", no_args_is_help=True)
+console = Console()
+
+
+@app.callback()
+def store() -> None:
+    """The event store of decisions."""
+
+
+@app.command()
+def rebuild() -> None:
+    """Fills an empty store from the log; for when it was lost. End the command API and the relay first, and move the old store away."""
+    try:
+        count = rebuild_store(Settings())
+    except NotRebuilt as e:
+        console.print(f"[red]the store was not rebuilt:[/] {e}\nwhat to do: docs/operations.md, 'The relay ends with 2'", soft_wrap=True)
+        raise typer.Exit(1) from e
+    console.print(f"rebuilt {count} facts; now `modelmarket up`")
