@@ -143,6 +143,10 @@ def restored(path: Path) -> tuple[Follower, Routes]:
     return follower, routes
 
 
+SHAPELESS = b'1\n{"model":"m","owner":"o","versions":7}\n'
+"""A model whose versions are a number."""
+
+
 def written(path: Path, **changes: Any) -> bytes:
     routes = Routes()
     routes.apply("ApiKeyIssued", issued(1), AT)
@@ -189,7 +193,7 @@ def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(
         follower, routes = restored(path)
         assert (follower.position, len(routes.keys)) == (0, 0)
     lanes = {f"accounts/{p}": [10, "s", 100, {}] for p in range(4)}
-    for state in (b"", b"0\nnot a key\n", b"1\n{}\n", b"0\n" + b"0" * 64 + b"[]\n"):
+    for state in (b"", b"0\nnot a key\n", b"1\n{}\n", b"0\n" + b"0" * 64 + b"[]\n", b"0\n\n\n", SHAPELESS):
         snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes}, [state])
         follower, routes = restored(path)
         assert (follower.position, follower.store, len(routes.keys), routes.models) == (0, "", 0, {})
