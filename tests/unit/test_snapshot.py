@@ -18,7 +18,7 @@ from events.settings import Settings
 from events.snapshot import FORMAT, SnapshotBroken
 from events.wire import Codec, SchemaBook
 from serving.keys import Keys
-from serving.routes import Routes
+from serving.routes import Interface, Retirement, Routes, Tensor, Version
 
 HEAD = {"code": "routes-2", "log_id": "log", "position": 7}
 AT = Coordinate("accounts", 0, 0)
@@ -131,6 +131,19 @@ def test_a_key_issued_again_is_not_the_one_that_was_used_before() -> None:
     keys.issue(issued(1, scopes=["read"]))
     key = keys.get(digest(1))
     assert key is not None and key.scopes == {"read"}
+
+
+def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
+    """A key is unpacked when it is used: one of another shape would come through the start and fail every call."""
+    routes = Routes()
+    routes.apply("ModelRegistered", {"model": "m", "tenant": "t"}, AT)
+    routes.models["m"].versions["1.0.0"] = Version("m", "1.0.0", "t", Interface((Tensor("x", "FP32", (-1, 4)),), ()), "sha256:0", "onnx")
+    routes.models["m"].retired = Retirement("old", "")
+    routes.apply("ApiKeyIssued", issued(1), AT)
+    seen = hashlib.sha256(b"".join(routes.dump())).hexdigest()
+    assert (Routes.code_version, seen[:16]) == ("routes-3", "5f4769ef98000a45"), (
+        "give Routes.code_version another number, then change this line"
+    )
 
 
 # --- which snapshots are taken
