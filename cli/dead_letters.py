@@ -7,6 +7,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cli.asking import AsJson, KeyFile, ask, console, coordinate, in_words, when
@@ -40,7 +41,7 @@ def list_(
         return
     table = Table("record", "why", "since (UTC)", "state")
     for letter in found:
-        table.add_row(str(letter.at), f"{letter.code}: {letter.reason}"[:120], when(letter.first_us), _state(letter))
+        table.add_row(str(letter.at), escape(f"{letter.code}: {letter.reason}"[:120]), when(letter.first_us), escape(_state(letter)))
     console.print(table)
     if len(found) == LETTERS_MAX:
         console.print(f"the first {LETTERS_MAX}; there are more")
@@ -56,7 +57,8 @@ def show(where: Where) -> None:
         known = letters(ClickHouse(settings), STATES, str(at))
         record, why = _look(settings, at)
     for letter in known:
-        console.print(f"[bold]{at}[/] {_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}", highlight=False)
+        said = escape(f"{_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}")
+        console.print(f"[bold]{at}[/] {said}", highlight=False)
     if not known:
         console.print(f"[bold]{at}[/]: no dead letter is known of this record")
     value = record.value or b""
