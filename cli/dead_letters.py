@@ -17,7 +17,7 @@ from events.registry import read_schemas
 from events.settings import Settings
 from events.wire import Codec, Undecodable
 from projections.clickhouse import ClickHouse
-from projections.letters import LETTERS_MAX, OPEN, STATES, Letter, letters
+from projections.letters import LETTERS_MAX, OPEN, STATES, Letter, every_open, letters
 from projections.redrive import Redrive, Tried
 from projections.usage_judge import unreadable
 
@@ -86,7 +86,7 @@ def retry(
         if where and not yes and letters(clickhouse, ("written_off",), where):
             console.print(f"{where} is written off. Bills issued over it did not count it and never will: if it can be read now, then")
             typer.confirm("`modelmarket bill --verify` shows the difference on each of them from now on. Read it again?", abort=True)
-        asked = [coordinate(where)] if where else [letter.at for letter in letters(clickhouse) if letter.at.topic == "usage"]
+        asked = [coordinate(where)] if where else (letter.at for letter in every_open(clickhouse, "usage"))
         redrive = Redrive(settings, clickhouse)
         try:
             tried = [_tell(redrive.retry(at)) for at in asked]
