@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from events.catalogue import TOPICS
 from events.fact import Coordinate
@@ -33,11 +34,11 @@ def in_words() -> Generator[None]:
     try:
         yield
     except (LogUnavailable, ClickHouseUnavailable, httpx.TransportError) as e:
-        console.print(f"[red]not available:[/] {type(e).__name__}: {e}")
+        console.print(f"[red]not available:[/] {type(e).__name__}: {escape(str(e))}")
         console.print("what to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
         raise typer.Exit(2) from e
     except LogMismatch as e:
-        console.print(f"[red]the log does not have it:[/] {e}")
+        console.print(f"[red]the log does not have it:[/] {escape(str(e))}")
         raise typer.Exit(1) from e
 
 
@@ -60,10 +61,10 @@ def ask(settings: Settings, key_file: Path | None, method: str, path: str, body:
         return answer.json()
     try:
         said = answer.json()
-        console.print(f"[red]refused ({said['code']}):[/] {said['detail']}", highlight=False)
-        console.print(f"what to do: {said['remedy'] or 'see docs/operations.md'}", highlight=False)
+        console.print(f"[red]refused ({said['code']}):[/] {escape(said['detail'])}", highlight=False)
+        console.print(f"what to do: {said['remedy'] or 'see docs/operations.md'}", highlight=False, markup=False)
     except (ValueError, KeyError):
-        console.print(f"[red]refused:[/] {answer.status_code} {answer.text[:300]}")
+        console.print(f"[red]refused:[/] {answer.status_code} {escape(answer.text[:300])}")
     raise typer.Exit(1)
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cli.asking import AsJson, KeyFile, ask, console, coordinate, in_words, when
@@ -16,7 +17,7 @@ from events.registry import read_schemas
 from events.settings import Settings
 from events.wire import Codec, Undecodable
 from projections.clickhouse import ClickHouse
-from projections.letters import LETTERS_MAX, OPEN, STATES, Letter, letters
+from projections.letters import LETTERS_MAX, OPEN, STATES, Letter, every_open, letters
 from projections.redrive import Redrive, Tried
 from projections.usage_judge import unreadable
 
@@ -40,7 +41,7 @@ def list_(
         return
     table = Table("record", "why", "since (UTC)", "state")
     for letter in found:
-        table.add_row(str(letter.at), f"{letter.code}: {letter.reason}"[:120], when(letter.first_us), _state(letter))
+        table.add_row(str(letter.at), escape(f"{letter.code}: {letter.reason}"[:120]), when(letter.first_us), escape(_state(letter)))
     console.print(table)
     if len(found) == LETTERS_MAX:
         console.print(f"the first {LETTERS_MAX}; there are more")
@@ -56,7 +57,8 @@ def show(where: Where) -> None:
         known = letters(ClickHouse(settings), STATES, str(at))
         record, why = _look(settings, at)
     for letter in known:
-        console.print(f"[bold]{at}[/] {_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}", highlight=False)
+        said = escape(f"{_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}")
+        console.print(f"[bold]{at}[/] {said}", highlight=False)
     if not known:
         console.print(f"[bold]{at}[/]: no dead letter is known of this record")
     value = record.value or b""
@@ -84,7 +86,7 @@ def retry(
         if where and not yes and letters(clickhouse, ("written_off",), where):
             console.print(f"{where} is written off. Bills issued over it left it out and stay as they are. If it can be read now,")
             typer.confirm("the next bill of its tenant counts it. Read it again?", abort=True)
-        asked = [coordinate(where)] if where else [letter.at for letter in letters(clickhouse) if letter.at.topic == "usage"]
+        asked = [coordinate(where)] if where else (letter.at for letter in every_open(clickhouse, "usage"))
         redrive = Redrive(settings, clickhouse)
         try:
             tried = [_tell(redrive.retry(at)) for at in asked]

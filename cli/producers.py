@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cli.asking import AsJson, KeyFile, ask, console, in_words, when
@@ -31,7 +32,7 @@ def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs th
         return
     table = Table("producer", "epoch", "status", "host", "opened (UTC)", "last fact (UTC)")
     for e in found:
-        table.add_row(e.producer, e.epoch, _status(e), e.host, when(e.opened_at), when(e.last_fact_us))
+        table.add_row(*map(escape, (e.producer, e.epoch, _status(e), e.host)), when(e.opened_at), when(e.last_fact_us))
     console.print(table if found else "no epoch is open")
 
 
@@ -77,7 +78,7 @@ def _find(settings: Settings, epoch: str, force: bool) -> Epoch:
         console.print(f"no epoch {epoch} is in the table: `modelmarket producers list --all`", highlight=False)
         raise typer.Exit(1)
     said = f"epoch {epoch} of {found.producer} on {found.host}: {_status(found)}, opened {when(found.opened_at)} UTC"
-    console.print(f"{said}, last fact {when(found.last_fact_us)} UTC", highlight=False)
+    console.print(f"{said}, last fact {when(found.last_fact_us)} UTC", highlight=False, markup=False)
     quiet_s = time.time() - max(found.opened_at, found.last_fact_us) / 1e6
     if quiet_s < QUIET_S_MIN and not force:
         console.print(f"[red]it was heard {quiet_s:.0f} s ago and may be alive:[/] make sure that its process is gone, then --force")

@@ -72,7 +72,7 @@ class Office:
     """Everything a handler needs. Built once, in `open_office`."""
 
     def __init__(self, settings: Settings, store: Store, codec: Codec, log_id: str, reader: Reader) -> None:
-        self.settings, self.store, self.codec, self.log_id = settings, store, codec, log_id
+        self.settings, self.store, self.log_id = settings, store, log_id
         self.aggregates = Aggregates(store, codec)
         self.access = Access(store, codec, sha256_of(admin_secret(settings)))
         self.desk = Desk(store, codec, self.aggregates)

@@ -21,6 +21,7 @@ from commands.write_off_record import ApproveRecordWriteOff, RecordCommand, Reco
 from events.fact import Coordinate, Decided
 from events.facts.producers import ProducerClosed, ProducerOpened
 from events.log import LogMismatch, Reader
+from events.registry import read_schemas
 from events.wire import Codec, Undecodable
 
 NOTE = "a record that can be read is counted all the same: only bytes that nobody can read are given up"
@@ -118,7 +119,8 @@ class ProducerWriteOffs:
 
     def _seen(self, producer: str, epoch: str) -> Seen:
         with self._office.reading() as reader:
-            return seen_of(reader, self._office.codec, producer, epoch)
+            book, _ = read_schemas(reader)  # of today: a newer gateway's words are words, too
+            return seen_of(reader, Codec(book), producer, epoch)
 
     def _run(self, call: Call, command: ProducerCommand, verb: str, body: ProducerWriteOffBody | None, status: int) -> Response:
         return self._office.run(

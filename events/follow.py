@@ -52,7 +52,7 @@ class Fold(Protocol):
         ...
 
     def load(self, state: bytes) -> None:
-        """Takes all slices as one. Raises ValueError, KeyError or TypeError, and has taken nothing then."""
+        """Takes all slices as one. Whatever it raises, it has taken nothing then."""
         ...
 
 
@@ -362,8 +362,8 @@ class Follower:
             reached = int(head["position"])
             self._fold.load(state)
             self._lanes, self._position, self._saved = found, reached, head
-        except (ValueError, KeyError, TypeError, OSError) as e:
-            logger.warning("snapshot of %s is unreadable (%s): folding from the start", self._name, e)
+        except Exception as e:  # whatever a strange state provokes: a fold that died of it would die of it at each start
+            logger.warning("snapshot of %s is unreadable (%s: %s): folding from the start", self._name, type(e).__name__, e)
 
 
 def _log_alarm(subject: str, message: str) -> None:

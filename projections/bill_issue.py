@@ -71,7 +71,7 @@ class Issuer:
     """One biller. Any number of them may run: they post the same bytes, and the second is told so."""
 
     def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
-        self._clickhouse, self._reader, self._codec = clickhouse, reader, codec
+        self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
         self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
 
     def issue(self, tenant: str, number: int) -> Outcome:
@@ -80,21 +80,23 @@ class Issuer:
         not_yet = self._table_is_behind(cut) or self._prices_are_behind(cut) or self._dead_letters(cut)
         if not_yet:
             return not_yet
+        self._learn()
         table = bill_from_table(self._clickhouse, cut, before, epochs_ended(self._reader, self._codec, cut["producers_offset"]))
         try:
             log = bills_from_log(self._reader, self._codec, tenant, cuts)[-1]
         except LogIncomplete as e:
-            self._learn()
             return Waiting("log_incomplete", str(e), alarming=True)
         if table.canonical() != log.canonical():
-            self._learn()
             message = f"bill {number} of {tenant} is {table.total_micros} from the table and {log.total_micros} from the log, {table.facts} and {log.facts}"
             return Waiting("suppliers_differ", message, alarming=True)
         return self._post(table)
 
     def _learn(self) -> None:
-        """A schema that came to the log after this process began may be why a record could not be read."""
-        self._codec = Codec(read_schemas(self._reader)[0])
+        """An id is on the log before it is used (K2): who has read all schemas now can read whatever lies below a cut. Without those
+        that came since this process began, its bill would be another than that of a biller which began today."""
+        end = self._reader.end_offsets("schemas")["schemas", 0]
+        if end != self._schemas_end:
+            self._codec, self._schemas_end = Codec(read_schemas(self._reader)[0]), end
 
     def _post(self, bill: Bill) -> Outcome:
         cut = bill.cut

@@ -7,7 +7,7 @@ The first supplier of the pure functions in `rating/`; the other is Kafka (`bill
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ EXCLUDED_MAX = 10_000
 """Offsets that a bill names, about 40 KB; each was given up by two people, by hand."""
 LISTED_MAX = 10
 """Unreadable records that a message names; the others are counted."""
-FEW_MAX = 1_000_000
-"""Executions that share an invocation key with another, of one tenant: judged one by one in memory, about 300 bytes each."""
+FEW_PAGE = 50_000
+"""Executions that share an invocation key with another are judged one by one, so many at a time in memory. There is no most of them:
+who repeats a call often enough would get no bill any more."""
 
 _APPEND = "kafka_time_us"
 _EFFECTIVE = f"if(occurred_at >= {_APPEND} - {LATE_US_MAX} AND occurred_at <= {_APPEND} + {EARLY_US_MAX}, occurred_at, {_APPEND})"
@@ -117,16 +118,8 @@ class UsageTable:
 
     def _few(self, params: Mapping[str, object], cutoff: Cutoff, book: PriceBook, usage: dict[Bucket, list[int]], counts: Counts) -> None:
         """Executions that share a key: in log order, the first bills and the others within a day repeat it (K11)."""
-        rows = self._clickhouse.rows(
-            f"""{_WITH}
-            SELECT hex(invocation_key) AS key_hex, occurred_at, {_APPEND} AS append_us, model, model_version, provider, {", ".join(METERS)}
-            FROM due WHERE invocation_key IN (SELECT invocation_key FROM shared) ORDER BY kafka_offset LIMIT {FEW_MAX + 1}""",
-            params,
-        )
-        if len(rows) > FEW_MAX:
-            raise TooManyRepeats(f"more than {FEW_MAX} executions of {self._tenant} share invocation keys")
         windows = KeyWindows()
-        for row in rows:
+        for row in self._shared(params):
             effective = effective_us(int(row["occurred_at"]), int(row["append_us"]))
             if windows.repeats(row["key_hex"].encode(), effective):
                 counts.duplicate += 1
@@ -140,6 +133,22 @@ class UsageTable:
             sums = usage.setdefault(Bucket(row["model"], row["model_version"], row["provider"], passed), [0] * len(METERS))
             for i, meter in enumerate(METERS):
                 sums[i] += int(row[meter])
+
+    def _shared(self, params: Mapping[str, object]) -> Iterator[Mapping[str, Any]]:
+        after = -1
+        while True:
+            rows = self._clickhouse.rows(
+                f"""{_WITH}
+                SELECT toInt64(kafka_offset) AS at, hex(invocation_key) AS key_hex, occurred_at, {_APPEND} AS append_us,
+                    model, model_version, provider, {", ".join(METERS)}
+                FROM due WHERE invocation_key IN (SELECT invocation_key FROM shared) AND kafka_offset > {{after:Int64}}
+                ORDER BY kafka_offset LIMIT {FEW_PAGE}""",
+                {**params, "after": after},
+            )
+            yield from rows
+            if len(rows) < FEW_PAGE:
+                return
+            after = int(rows[-1]["at"])
 
     def _epochs(self, params: Mapping[str, object], counts: Counts) -> frozenset[str]:
         rows = self._clickhouse.rows(
@@ -183,13 +192,6 @@ def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unre
 
 class TooManyWrittenOff(Exception):
     """More records of a partition were given up than a bill can name."""
-
-
-class TooManyRepeats(Exception):
-    """A tenant repeats itself more than this program can judge in memory."""
-
-
-# --- decided facts, from the history
 
 
 def price_book_of(clickhouse: ClickHouse, book: str, position: int | None = None) -> PriceBook:

@@ -22,7 +22,7 @@ from events.settings import Settings
 from events.wire import Undecodable
 from projections.bill_issue import Issuer, Outcome, Posted, Waiting, pending
 from projections.bill_running import RunningBills, newest_position
-from projections.bill_table import TooManyRepeats, TooManyWrittenOff
+from projections.bill_table import TooManyWrittenOff
 from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.positions import dense_end
 from rating.period import NoPeriod
@@ -87,7 +87,7 @@ class Biller:
     def _issue(self, tenant: str, number: int) -> Outcome:
         try:
             return self._issuer.issue(tenant, number)
-        except (NoPeriod, ClickHouseError, TooManyRepeats, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
+        except (NoPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
             # One tenant's trouble is not the others': this bill waits, theirs go on.
             return Waiting("not_computable", f"{type(e).__name__}: {e}", alarming=True)
 
@@ -119,7 +119,7 @@ class Biller:
         began = time.monotonic()
         try:
             self._running.store(self._running.compute(tenant, end, now_us()), now_us())
-        except (NoPeriod, ClickHouseError, TooManyRepeats, Undecodable) as e:
+        except (NoPeriod, ClickHouseError, Undecodable) as e:
             # One tenant's trouble is not the others': it is said, and tried again with its next usage.
             logger.error("no running bill for %s: %s", tenant, e)
         self._rests[tenant] = time.monotonic() + min(REST_S_MAX, REST_FACTOR * (time.monotonic() - began))

@@ -24,12 +24,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import faust
 import mode
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.tables import recovery
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
@@ -98,7 +99,7 @@ class Sink(Protocol):
     def write(self, prepared: Any) -> None: ...
 
 
-def die(code: int, why: str) -> None:
+def die(code: int, why: str) -> NoReturn:
     """Ends the process now, in the middle of anything: what was not acknowledged is read again."""
     logger.critical("the worker stops: %s", why)
     sys.stderr.flush()
@@ -173,21 +174,9 @@ class _Consumer(driver.Consumer):
 
     def _to_message(self, tp: Any, records: Any) -> Any:
         last = records[-1]
-        return ConsumerMessage(
-            last.topic,
-            last.partition,
-            last.offset,
-            last.timestamp / 1000.0,
-            last.timestamp_type,
-            last.headers,
-            last.key,
-            records,
-            last.checksum,
-            0,
-            0,
-            tp,
-            generation_id=self.app.consumer_generation_id,
-        )
+        at = (last.topic, last.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type)
+        said = (last.headers, last.key, records, last.checksum, 0, 0, tp)
+        return ConsumerMessage(*at, *said, generation_id=self.app.consumer_generation_id)
 
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
         """Chunks are acknowledged whole and in order: there are no gaps to remember."""
@@ -237,6 +226,7 @@ class ChunkWorker:
         self.next: dict[Any, int] = {}
         """(topic, partition) → the offset that the next chunk must bring; only of partitions that are ours."""
         self.seeks_done = False
+        self._resuming, self._resumer, self._revocations = asyncio.Lock(), ThreadPoolExecutor(1, "resume"), 0
         MEMBERSHIP.session_s, MEMBERSHIP.heard_at = settings.worker_session_s, time.monotonic()
         _hears(GroupCoordinator, "_do_heartbeat", bool)
         # A join may wait for the others without a heartbeat: its answer is contact too.
@@ -266,19 +256,31 @@ class ChunkWorker:
 
     async def positions_of(self, assigned: set[Any]) -> dict[Any, int]:
         """Where to read each assigned partition: new ones from where the table ends, the others where their lane is."""
-        loop = asyncio.get_running_loop()
-        for tp in sorted(assigned):
-            if tp in self.next:
-                continue
-            try:
-                self.next[tp] = await loop.run_in_executor(None, self.sinks[tp.topic].resume, tp.partition)
-            except Exception as e:
-                logger.exception("resume of %s/%s", tp.topic, tp.partition)
-                die(DIED_FAILED, f"{tp.topic}/{tp.partition}: {type(e).__name__}: {e}")
-        self.seeks_done = True
-        return {tp: self.next[tp] for tp in assigned}
+        loop, asked = asyncio.get_running_loop(), self._revocations
+        # Faust asks from two places when a rebalance interrupts a fetch. One at a time: who asks for a partition again while the first
+        # question is under way takes it over from himself, and is shut out by his own fence.
+        async with self._resuming:
+            for tp in sorted(assigned - self.next.keys()):
+                self._check_ours(asked)
+                try:
+                    first = await loop.run_in_executor(self._resumer, self.sinks[tp.topic].resume, tp.partition)
+                except Exception as e:
+                    self._check_ours(asked)
+                    logger.exception("resume of %s/%s", tp.topic, tp.partition)
+                    die(DIED_FAILED, f"{tp.topic}/{tp.partition}: {type(e).__name__}: {e}")
+                self._check_ours(asked)
+                self.next[tp] = first
+            self._check_ours(asked)
+            self.seeks_done = True
+            return {tp: self.next[tp] for tp in assigned}
+
+    def _check_ours(self, revocations: int) -> None:
+        """Raises when partitions were taken away since: whoever has them now must not be shut out by us."""
+        if revocations != self._revocations:
+            raise recovery.RebalanceAgain
 
     def forget(self, revoked: set[Any]) -> None:
+        self._revocations += 1
         for tp in revoked:
             self.next.pop(tp, None)
 

@@ -9,9 +9,18 @@ from typing import Any, Literal, cast
 from projections.clickhouse import ClickHouse
 
 Status = Literal["open", "closed", "written_off"]
-PRODUCERS_MAX = 5000
-"""Producers looked at, newest first: each start of a gateway is one."""
+PRODUCERS_MAX = 1000
+"""Producers shown, newest first: each start of a gateway is one."""
+NAMES_MAX = 1000
+"""Epochs named in one question, which travels in a URL."""
 _BOUNDS = {"max_execution_time": 20}
+# Those asked for are found before the limit: the epoch that nobody closed may be the oldest of all.
+_SQL = f"""
+SELECT key, state FROM documents WHERE topic = 'producers' AND arrayExists(
+    e -> ({{epoch:String}} = '' OR e.1 = {{epoch:String}}) AND ({{everything:Bool}} OR JSONExtractString(e.2, 'status') = 'open'),
+    JSONExtractKeysAndValuesRaw(state, 'epochs'))
+ORDER BY changed_us DESC LIMIT {PRODUCERS_MAX}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +41,7 @@ class Epoch:
 
 def epochs(clickhouse: ClickHouse, *, only_open: bool = True, epoch: str = "") -> list[Epoch]:
     """Newest first; only that one when `epoch` is given."""
-    rows = clickhouse.rows(
-        f"SELECT key, state FROM documents WHERE topic = 'producers' ORDER BY changed_us DESC LIMIT {PRODUCERS_MAX}", {}, _BOUNDS
-    )
+    rows = clickhouse.rows(_SQL, {"epoch": epoch, "everything": not only_open}, _BOUNDS)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for row in rows:
         said = cast(dict[str, dict[str, Any]], json.loads(row["state"]).get("epochs", {}))
@@ -47,10 +54,9 @@ def epochs(clickhouse: ClickHouse, *, only_open: bool = True, epoch: str = "") -
 
 
 def _heard(clickhouse: ClickHouse, names: list[str]) -> dict[str, int]:
-    if not names:
-        return {}
     sql = "SELECT epoch, max(kafka_time_us) AS last_us FROM usage WHERE epoch IN {epochs:Array(String)} GROUP BY epoch"
-    return {str(r["epoch"]): int(r["last_us"]) for r in clickhouse.rows(sql, {"epochs": names}, _BOUNDS)}
+    asked = [names[start : start + NAMES_MAX] for start in range(0, len(names), NAMES_MAX)]
+    return {str(r["epoch"]): int(r["last_us"]) for some in asked for r in clickhouse.rows(sql, {"epochs": some}, _BOUNDS)}
 
 
 def _epoch(producer: str, name: str, said: dict[str, Any], last_fact_us: int) -> Epoch:

@@ -6,6 +6,7 @@ write-off names its very bytes. Of other topics nothing waits for it; only a wri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,8 @@ State = Literal["open", "requested", "written_off", "redriven"]
 STATES: tuple[State, ...] = get_args(State)
 OPEN: tuple[State, ...] = ("open", "requested")
 LETTERS_MAX = 1000
+FIRST = Coordinate("", -1, -1)
+"""Before every coordinate."""
 _BOUNDS = {"max_execution_time": 20}
 
 _SQL = """
@@ -40,6 +43,7 @@ LEFT JOIN (
     FROM documents WHERE topic = 'bills' AND JSONExtractString(state, 'record') != ''
 ) AS w ON w.key = concat(d.topic, '/', toString(d.partition), '/', toString(d.offset))
 WHERE state IN {states:Array(String)} AND ({record:String} = '' OR concat(d.topic, '/', toString(d.partition), '/', toString(d.offset)) = {record:String})
+    AND (d.topic, d.partition, d.offset) > ({topic:String}, {partition:Int32}, {offset:Int64})
 ORDER BY topic, partition, offset LIMIT {limit:Int32}
 """
 
@@ -66,9 +70,12 @@ class Letter:
         return {"record": str(self.at), **{name: getattr(self, name) for name in words}}
 
 
-def letters(clickhouse: ClickHouse, states: tuple[State, ...] = OPEN, record: str = "", limit: int = LETTERS_MAX) -> list[Letter]:
-    """Those in one of the states, in the order of their coordinates; only that of `record` when it is given."""
-    rows = clickhouse.rows(_SQL, {"states": list(states), "record": record, "limit": min(limit, LETTERS_MAX)}, _BOUNDS)
+def letters(
+    clickhouse: ClickHouse, states: tuple[State, ...] = OPEN, record: str = "", limit: int = LETTERS_MAX, after: Coordinate = FIRST
+) -> list[Letter]:
+    """Those in one of the states, in the order of their coordinates, from the one after `after`; only that of `record` when it is given."""
+    place = {"topic": after.topic, "partition": after.partition, "offset": after.offset}
+    rows = clickhouse.rows(_SQL, {"states": list(states), "record": record, "limit": min(limit, LETTERS_MAX), **place}, _BOUNDS)
     return [
         Letter(
             Coordinate(str(r["topic"]), int(r["partition"]), int(r["offset"])),
@@ -85,3 +92,14 @@ def letters(clickhouse: ClickHouse, states: tuple[State, ...] = OPEN, record: st
         )
         for r in rows
     ]
+
+
+def every_open(clickhouse: ClickHouse, topic: str) -> Iterator[Letter]:
+    """All of a topic, however many: those that stay open do not hide the ones behind them."""
+    at = Coordinate(topic, -1, -1)
+    while page := letters(clickhouse, after=at):
+        for letter in page:
+            if letter.at.topic != topic:
+                return
+            yield letter
+        at = page[-1].at

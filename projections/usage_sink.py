@@ -8,9 +8,10 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import groupby
+from threading import Lock
 from typing import cast
 
 from events.wire import FRAME_BYTES_MAX, Undecodable
@@ -75,8 +76,8 @@ class Batch:
 
 
 class UsageSink:
-    """A `chunks.Sink`. `resume_at(partition, fence)`: the first missing offset; `say_dead` is durable when it returns; `late` ends an
-    owner that may be none any more. A rebuild uses the same class on other tables."""
+    """A `chunks.Sink`. `resume_at(partition, fence)`: the first missing offset; `say_dead` is durable when it returns,
+    and is called by one thread at a time; `late` ends an owner that may be none any more. A rebuild uses the same class on other tables."""
 
     topic = "usage"
 
@@ -94,7 +95,7 @@ class UsageSink:
     ) -> None:
         self._clickhouse, self._schemas, self._resume_at, self._say_dead, self._late = clickhouse, schemas, resume_at, say_dead, late
         self.table, self.rows_max, self.wait_s = table, rows_max, wait_s
-        self._inserters = ThreadPoolExecutor(INSERTS_AT_ONCE, f"{table}-insert")
+        self._inserters, self._burying = ThreadPoolExecutor(INSERTS_AT_ONCE, f"{table}-insert"), Lock()
         self._fences: dict[int, str] = {}
         self._stored_below: dict[int, int] = {}
         """partition → offsets from here on are certainly not stored."""
@@ -128,8 +129,11 @@ class UsageSink:
         return batch
 
     def write(self, prepared: Batch) -> None:
-        # Two at a time, as the engine takes them: facts of several kinds, and the halves of many.
-        for done in [self._inserters.submit(self._insert, part) for part in prepared.parts]:
+        # Two at a time, as the engine takes them: facts of several kinds, and the halves of many. When one fails the others are let end:
+        # nothing of a write that raised is still under way.
+        inserting = [self._inserters.submit(self._insert, part) for part in prepared.parts]
+        wait(inserting)
+        for done in inserting:
             done.result()
         self._bury(prepared.bad)
 
@@ -210,10 +214,11 @@ class UsageSink:
         """The dead letter first, then the tombstone: a crash between says it twice, which is saying it once."""
         if not bad:
             return
-        self._late()
-        self._say_dead(bad)
-        for within in _split(_runs(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
-            self._bury_run(within)
+        with self._burying:
+            self._late()
+            self._say_dead(bad)
+            for within in _split(_runs(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
+                self._bury_run(within)
 
     def _bury_run(self, runs: Sequence[Run]) -> None:
         ranges, partitions = _ranges(runs)

@@ -60,7 +60,7 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
 
 def _collect_rarely() -> None:
     """A hundred thousand records are alive at once and none is in a cycle: looking for cycles after so many allocations costs a tenth of the
-    worker's time, looking once a minute nothing."""
+    worker's time, looking twice a minute nothing."""
     gc.freeze()
     gc.disable()
 

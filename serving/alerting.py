@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from events.fact import new_id, now_us
 from events.facts.alerts import AlertRaised, AlertResolved
 from events.log import Writer
-from events.wire import Codec
+from events.wire import Codec, Undecodable
 
 
 class Alerts:
-    """What this process has raised and not resolved, by subject and rule."""
+    """What this producer has raised and not resolved, by subject and rule."""
 
     def __init__(self, producer: str, writer: Writer, codec: Codec) -> None:
         self._producer, self._writer, self._codec = producer, writer, codec
@@ -39,6 +41,25 @@ class Alerts:
         if known is not None:
             said = {"event_id": new_id(), "occurred_at": now_us(), "producer": self._producer}
             self._write(AlertResolved(**said, subject=subject, rule=rule, raised=known[1]))  # type: ignore[arg-type]
+
+    def take_up(self, frames: Iterable[bytes | None]) -> None:
+        """What the process before this one left open, from the records of topic `alerts` in their order: to approve of a removal the
+        controller is started again, and who else should say that it is over?"""
+        for frame in frames:
+            try:
+                name, body = self._codec.decode(frame)
+            except Undecodable:
+                continue  # raises and resolves nothing
+            if name == "AlertRaised" and body["producer"] == self._producer:
+                self._open[body["subject"], body["rule"]] = (body["remedy"], body["event_id"])
+            elif name == "AlertResolved":
+                self._open = {which: known for which, known in self._open.items() if known[1] != body["raised"]}
+
+    def resolve_other_rules(self, subject: str, rule: str) -> None:
+        """All of a subject but that of this rule."""
+        for raised, known in list(self._open):
+            if raised == subject and known != rule:
+                self.resolve(subject, known)
 
     def resolve_others(self, rule: str, subjects: frozenset[str]) -> None:
         """All of a rule but those of these subjects."""

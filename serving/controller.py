@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, assert_never
@@ -22,7 +22,7 @@ from events.fact import ModelId, ModelVersion, new_id, now_us
 from events.facts.deployments import VersionFailed, VersionReady
 from events.follow import Follower
 from events.health import serve_health, start_logging
-from events.log import Reader, Writer
+from events.log import LogUnavailable, Reader, Writer
 from events.registry import open_codec
 from events.settings import Settings
 from events.wire import Codec
@@ -64,8 +64,6 @@ class Controller:
         """What was last reported of each version, so that each change is reported once although the log echoes later."""
         self._left: dict[str, float] = {}
         self._applied: Generation | None = None
-        self._holding: str | None = None
-        """The code of the hold that an alert is out for."""
         self._retries = Retries()
         self._follower: Follower | None = None
 
@@ -84,11 +82,10 @@ class Controller:
         with self._alone() as alone:
             if not alone:
                 return
-            codec, log_id = self._open()
             writer = Writer(self.settings, PRODUCER)
-            voice = Voice(writer, codec, Alerts(PRODUCER, writer, codec))
+            voice, log_id = self._open(writer)
             snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
-            follower = self._follower = Follower(self.settings, codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot)
+            follower = self._follower = Follower(self.settings, voice.codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot)
             follower.start()
             try:
                 while not self._stop.is_set():
@@ -100,10 +97,14 @@ class Controller:
                 writer.close()
                 self._ray.close()
 
-    def _open(self) -> tuple[Codec, str]:
+    def _open(self, writer: Writer) -> tuple[Voice, str]:
         reader = Reader(self.settings, "controller-start")
         try:
-            return open_codec(self.settings, reader)
+            codec, log_id = open_codec(self.settings, reader)
+            alerts = Alerts(PRODUCER, writer, codec)
+            with suppress(LogUnavailable):  # an alert that stays open does less harm than a controller that does not start
+                alerts.take_up(record.value for record in reader.read("alerts"))
+            return Voice(writer, codec, alerts), log_id
         finally:
             reader.close()
 
@@ -191,9 +192,7 @@ class Controller:
         return again
 
     def _hold(self, hold: Hold | None, alerts: Alerts) -> None:
-        if self._holding is not None and (hold is None or hold.code != self._holding):
-            alerts.resolve(PRODUCER, f"controller.{self._holding}")
-        self._holding = hold.code if hold else None
+        alerts.resolve_other_rules(PRODUCER, f"controller.{hold.code}" if hold else "")
         if hold is not None:
             alerts.raise_(PRODUCER, f"controller.{hold.code}", hold.message, hold.remedy)
 

@@ -59,6 +59,7 @@ def test_the_consumer_makes_messages_and_commits_through_the_hooks_we_replace() 
 def test_positions_come_from_seek_to_committed_after_every_assignment() -> None:
     assert "await self.seek_to_committed()" in inspect.getsource(consumer.Consumer.perform_seek)
     assert "consumer.perform_seek()" in inspect.getsource(recovery.Recovery._resume_streams)
+    assert "except RebalanceAgain" in inspect.getsource(recovery), "a position that came too late is let go"
     assert parameters(consumer.ThreadDelegateConsumer.seek_wait) == ["self", "partitions"]
     assert parameters(consumer.Consumer.on_partitions_revoked) == ["self", "revoked"]
     seek = inspect.getsource(driver.AIOKafkaConsumerThread._seek_wait)

@@ -308,17 +308,20 @@ def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(log: Stack, cle
         anew = Process("commands.relay", log.settings, more).start()
         try:
             caught_up(log.settings, position)
+            _follows(log.settings, clerk, sum(1 for e in old.values() if e.name == "TenantCreated") + 5)
         finally:
             anew.stop()
     finally:
         again.close()
+
+
+def _follows(settings: Settings, clerk: Clerk, tenants: int) -> None:
+    """While a relay runs: a fold is fresh only as long as it hears one."""
     folded: list[str] = []
-    fold = Names(folded)
-    follower = Follower(log.settings, clerk.codec, clerk.log_id, ("accounts", "prices"), fold, name="after-rebuild")
+    follower = Follower(settings, clerk.codec, clerk.log_id, ("accounts", "prices"), Names(folded), name="after-rebuild")
     try:
         follower.start()
-        expected = sum(1 for e in old.values() if e.name == "TenantCreated") + 5
-        until(lambda: follower.ready and folded.count("TenantCreated") == expected, "a fold follows from one store to the next")
+        until(lambda: follower.ready and folded.count("TenantCreated") == tenants, "a fold follows from one store to the next")
     finally:
         follower.stop()
 

@@ -23,7 +23,7 @@ from events.settings import Settings
 from events.wire import Codec, Schema
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
-from projections.bill_issue import pending
+from projections.bill_issue import Outcome, Posted, pending
 from projections.bill_log import UsageLog, bills_from_log, epochs_ended
 from projections.bill_running import RunningBills
 from projections.bill_table import cuts_of, unreadable_below
@@ -223,11 +223,33 @@ def give_up_elsewhere(market: Market, at: Coordinate, value: bytes) -> None:
     market.clickhouse.insert_rows("history_rows", [{**row, "body": body, "sha256": "0" * 64}])
 
 
+def newer_schema(market: Market, name: str) -> Schema:
+    """Of a program that is newer than this one: one more field. The registry has it, the log does not."""
+    known = market.codec.schema_for(name)
+    fields: dict[str, Any] = json.loads(known.definition)
+    fields["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
+    definition = json.dumps(fields)
+    return Schema.of(Registry(market.settings).register(known.subject, definition), known.subject, definition)
+
+
+def written_with(newer: Schema, frame: bytes) -> bytes:
+    return b"\x00" + newer.schema_id.to_bytes(4, "big") + frame[5:] + b"\x02"
+
+
+def publish(market: Market, schema: Schema) -> None:
+    fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id}
+    said = {"schema_id": schema.schema_id, "subject": schema.subject, "sha256": schema.sha256, "definition": schema.definition}
+    frame = market.codec.encode_dict("SchemaRegistered", {**fact, **said})
+    market.writer.append("schemas", str(schema.schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
+
+
 def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: Market) -> None:
     tenant = tenant_of(market, 3)
     lost = len(unreadable_below(market.clickhouse, 3, 1 << 40).excluded)
-    late = later_schema(market)
-    places = [put(market, tenant, value) for value in (under(late, market.settled(tenant)), under(late, market.settled(tenant)))]
+    late = newer_schema(market, "InvocationSettled")
+    places = [
+        put(market, tenant, value) for value in (written_with(late, market.settled(tenant)), written_with(late, market.settled(tenant)))
+    ]
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     waits(market, tenant, 1, "dead_letters")
@@ -236,7 +258,7 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     redrive.close()
     assert (still.kind, "unknown_schema" in still.message) == ("unreadable", True)
 
-    publish_late(market, late)
+    publish(market, late)
     redrive = Redrive(market.settings, market.clickhouse)
     assert [redrive.retry(at).kind for at in (*places, places[0])] == ["redriven", "redriven", "readable"]
     redrive.close()
@@ -247,30 +269,10 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     assert claimed(market, tenant) == {1: (3, 0, lost)}
 
 
-def later_schema(market: Market) -> Schema:
-    """A version of InvocationSettled that the registry knows and the log does not: a gateway newer than this program wrote with it."""
-    known = market.codec.schema_for("InvocationSettled")
-    newer: dict[str, Any] = json.loads(known.definition)
-    newer["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
-    definition = json.dumps(newer)
-    return Schema.of(Registry(market.settings).register(known.subject, definition), known.subject, definition)
-
-
-def under(schema: Schema, frame: bytes) -> bytes:
-    return b"\x00" + schema.schema_id.to_bytes(4, "big") + frame[5:] + b"\x02"
-
-
-def publish_late(market: Market, late: Schema) -> None:
-    fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id}
-    schema = {"schema_id": late.schema_id, "subject": late.subject, "sha256": late.sha256, "definition": late.definition}
-    frame = market.codec.encode_dict("SchemaRegistered", {**fact, **schema})
-    market.writer.append("schemas", str(late.schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
-
-
 def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_one_changes(market: Market, second: str) -> None:
     tenant = tenant_of(market, 2)
-    late = later_schema(market)
-    value = under(late, market.settled(tenant))
+    late = newer_schema(market, "InvocationSettled")
+    value = written_with(late, market.settled(tenant))
     at = put(market, tenant, value)
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
@@ -281,7 +283,7 @@ def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_o
     assert (first["facts_claimed"], at.offset in first["excluded"], len(first["excluded"])) == (1, True, lost)
     assert claimed(market, tenant) == {1: (1, 0, lost)}
 
-    publish_late(market, late)
+    publish(market, late)
     market.codec = Codec(read_schemas(market.reader)[0])
     redrive = Redrive(market.settings, market.clickhouse)
     assert redrive.retry(at).kind == "redriven"
@@ -294,6 +296,35 @@ def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_o
     then = market.issue(tenant, month())
     assert (then["facts_claimed"], then["total_micros"], at.offset in then["excluded"]) == (2, 2_000_000, False)
     assert claimed(market, tenant) == {1: (1, 0, lost), 2: (2, 0, lost - 1)}
+
+
+def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_after_it(market: Market) -> None:
+    tenant, epoch = tenant_of(market, 2), str(uuid.uuid4())
+    old, newer = market.issuer(), newer_schema(market, "ProducerClosed")
+    publish(market, newer)
+    said = {"occurred_at": now_us(), "producer": "gateway-newer", "epoch": epoch}
+    opened = {"log_id": market.log_id, "host": "h", "region": "local"}
+    closed = {"last": {tenant: 1}, "closed_by": "gateway-newer"}
+    market.append(tenant, [market.settled(tenant, epoch=epoch)])
+    for name, more in (("ProducerOpened", opened), ("ProducerClosed", closed)):
+        frame = market.codec.encode_dict(name, {**said, "event_id": str(uuid.uuid4()), **more})
+        value = written_with(newer, frame) if name == "ProducerClosed" else frame
+        market.writer.append("producers", b"gateway-newer", value, {}).result(10)
+    over = post(market, f"/v1/write-offs/producers/gateway-newer/{epoch}", {"reason": "killed"})
+    assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    outcomes: list[Outcome] = []
+    with market.folding() as until:
+        until("the cut is in the history", lambda: (tenant, 1) in pending(market.clickhouse))
+
+        def posted() -> bool:
+            outcomes.append(old.issue(tenant, 1))
+            return isinstance(outcomes[-1], Posted)
+
+        until("the bill is posted", posted)
+    assert isinstance(outcomes[-1], Posted) and outcomes[-1].bill.producers_open == 0
+    market.codec = Codec(read_schemas(market.reader)[0])
+    assert claimed(market, tenant)[1][1] == 0
 
 
 def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(market: Market, second: str) -> None:

@@ -18,8 +18,10 @@ class Paper:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self.said: list[tuple[str, str, str, str]] = []
+        self.frames: list[bytes | None] = []
 
     def append(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes]) -> None:
+        self.frames.append(value)
         fact = self._codec.fact(value)
         assert isinstance(fact, AlertRaised | AlertResolved)
         assert (topic, key, headers["ce_type"]) == ("alerts", fact.subject.encode(), type(fact).__name__.encode())
@@ -65,3 +67,22 @@ def test_those_that_recovered_are_resolved_and_the_others_stay(alerts: Alerts, p
     paper.said.clear()
     alerts.resolve_others("deploy_failed", frozenset({"b"}))
     assert [said[:3] for said in paper.said] == [("Resolved", "a", "deploy_failed"), ("Resolved", "c", "deploy_failed")]
+
+
+def test_who_is_started_again_ends_what_it_said_before_and_says_nothing_twice(alerts: Alerts, paper: Paper) -> None:
+    alerts.raise_("controller", "behind", "", "wait")
+    alerts.resolve("controller", "behind")
+    alerts.raise_("controller", "mass_removal", "3 of 10", "approve 42")
+    alerts.raise_("model-a", "deploy_failed", "", "mend it")
+    writer: Any = paper
+    again, other = (Alerts(who, writer, paper._codec) for who in ("controller", "gateway"))  # pyright: ignore[reportPrivateUsage]
+    before = [b"garbage", None, *paper.frames]
+    for one in (again, other):
+        one.take_up(before)
+    paper.said.clear()
+    other.resolve_other_rules("controller", "")
+    again.raise_("model-a", "deploy_failed", "", "mend it")
+    again.resolve_other_rules("controller", "mass_removal")
+    assert paper.said == []
+    again.resolve_other_rules("controller", "")
+    assert [said[:3] for said in paper.said] == [("Resolved", "controller", "mass_removal")]

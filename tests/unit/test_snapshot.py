@@ -18,7 +18,7 @@ from events.settings import Settings
 from events.snapshot import FORMAT, SnapshotBroken
 from events.wire import Codec, SchemaBook
 from serving.keys import Keys
-from serving.routes import Routes
+from serving.routes import Interface, Retirement, Routes, Tensor, Version
 
 HEAD = {"code": "routes-2", "log_id": "log", "position": 7}
 AT = Coordinate("accounts", 0, 0)
@@ -133,6 +133,19 @@ def test_a_key_issued_again_is_not_the_one_that_was_used_before() -> None:
     assert key is not None and key.scopes == {"read"}
 
 
+def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
+    """A key is unpacked when it is used: one of another shape would come through the start and fail every call."""
+    routes = Routes()
+    routes.apply("ModelRegistered", {"model": "m", "tenant": "t"}, AT)
+    routes.models["m"].versions["1.0.0"] = Version("m", "1.0.0", "t", Interface((Tensor("x", "FP32", (-1, 4)),), ()), "sha256:0", "onnx")
+    routes.models["m"].retired = Retirement("old", "")
+    routes.apply("ApiKeyIssued", issued(1), AT)
+    seen = hashlib.sha256(b"".join(routes.dump())).hexdigest()
+    assert (Routes.code_version, seen[:16]) == ("routes-3", "5f4769ef98000a45"), (
+        "give Routes.code_version another number, then change this line"
+    )
+
+
 # --- which snapshots are taken
 
 
@@ -141,6 +154,10 @@ def restored(path: Path) -> tuple[Follower, Routes]:
     follower = Follower(Settings(), Codec(SchemaBook()), "log", ("accounts",), routes, name="test", snapshot=path)
     follower._restore()  # pyright: ignore[reportPrivateUsage]
     return follower, routes
+
+
+SHAPELESS = b'1\n{"model":"m","owner":"o","versions":7}\n'
+"""A model whose versions are a number."""
 
 
 def written(path: Path, **changes: Any) -> bytes:
@@ -189,7 +206,7 @@ def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(
         follower, routes = restored(path)
         assert (follower.position, len(routes.keys)) == (0, 0)
     lanes = {f"accounts/{p}": [10, "s", 100, {}] for p in range(4)}
-    for state in (b"", b"0\nnot a key\n", b"1\n{}\n", b"0\n" + b"0" * 64 + b"[]\n"):
+    for state in (b"", b"0\nnot a key\n", b"1\n{}\n", b"0\n" + b"0" * 64 + b"[]\n", b"0\n\n\n", SHAPELESS):
         snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes}, [state])
         follower, routes = restored(path)
         assert (follower.position, follower.store, len(routes.keys), routes.models) == (0, "", 0, {})
