@@ -23,8 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, cast
 
 import faust
 import mode
@@ -35,6 +34,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from events.settings import Settings
+from projections.sink import Chunk, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -48,55 +48,6 @@ CHUNKS_WAITING_MAX = 16
 """Chunks a lane holds: with the chunk size it bounds the memory of a worker."""
 DIED_LATE, DIED_FAILED = 75, 70
 """Exit codes: the group may have given our partitions away; a sink failed."""
-
-
-class LogRecord(Protocol):
-    """What aiokafka hands over. `timestamp` is the append time in ms."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive records of one partition, each offset once, starting where the sink's last chunk of it ended."""
-
-    topic: str
-    partition: int
-    records: Sequence[LogRecord]
-
-
-class Sink(Protocol):
-    """One topic's way into its tables. All methods run in threads of their own, one call at a time per method, never in the event loop.
-
-    `resume(partition)`: called at each assignment; the first offset that the table misses, after checking that this is the log
-        the table was filled from (see `projections.positions`). May wait while Kafka or ClickHouse is away; raises LogGenerationChanged.
-    `prepare(chunks)`: whatever can be made ready while the chunks before are still being written.
-    `write(prepared)`: done when every record is durable in the table. `late()` must be called before each insert: it ends the
-        process when somebody else may own the partition. Raising ends the process too; nothing of it is acknowledged.
-    """
-
-    topic: str
-    rows_max: int
-    """Records gathered into one write, at most (one chunk more or less)."""
-    wait_s: float
-    """Longest a first record waits for company while the write before it lasts."""
-
-    def resume(self, partition: int) -> int: ...
-    def prepare(self, chunks: list[Chunk]) -> Any: ...
-    def write(self, prepared: Any) -> None: ...
 
 
 def die(code: int, why: str) -> NoReturn:
@@ -389,4 +340,4 @@ class _Lane:
             event.ack()
 
 
-__all__ = ["MEMBERSHIP", "TP", "Chunk", "ChunkWorker", "LogRecord", "Sink", "die"]
+__all__ = ["MEMBERSHIP", "TP", "ChunkWorker", "die"]

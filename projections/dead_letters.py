@@ -13,8 +13,8 @@ from events.fact import now_us
 from events.facts.log import DeadLettered
 from events.log import Writer
 from events.wire import Codec, FrameTooLarge, Undecodable
-from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse
+from projections.sink import Chunk, LogRecord
 
 logger = logging.getLogger(__name__)
 TOPIC = "dead-letters"

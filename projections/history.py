@@ -19,10 +19,10 @@ from events.chain import STALLED_S_MAX, Chain
 from events.log import Reader
 from events.opening import UNREADABLE_OPENING
 from events.wire import Codec
-from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse
 from projections.history_rows import OBSERVED_KEPT, DeadLetter, PartitionFold
 from projections.positions import first_missing
+from projections.sink import Chunk, LogRecord
 
 logger = logging.getLogger(__name__)
 TABLE = "history_rows"

@@ -17,10 +17,10 @@ from events.log import LogMismatch, Reader
 from events.registry import read_schemas
 from events.settings import Settings
 from projections.bill_running import RunningBills
-from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse
 from projections.positions import dense_end
 from projections.replay import Replayed
+from projections.sink import Chunk, LogRecord
 from projections.usage_judge import unreadable
 from projections.usage_schemas import UsageSchemas
 from projections.usage_sink import UsageSink

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from events.catalogue import TOPICS
 from events.log import LogUnavailable, Reader
 from events.settings import Settings
-from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse
 from projections.positions import dense_end
+from projections.sink import Chunk, LogRecord
 from projections.tables import usage_statements
 from projections.usage_schemas import UsageSchemas
 from projections.usage_sink import UsageSink

@@ -16,9 +16,9 @@ from typing import cast
 
 from events.wire import FRAME_BYTES_MAX, Undecodable
 from projections import container
-from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse, ClickHouseError
 from projections.positions import stored_within
+from projections.sink import Chunk, LogRecord
 from projections.usage_judge import judge
 from projections.usage_schemas import UsageSchemas, Way
 from projections.usage_table import OFFSETS_PER_PARTITION, UNREADABLE
@@ -76,7 +76,7 @@ class Batch:
 
 
 class UsageSink:
-    """A `chunks.Sink`. `resume_at(partition, fence)`: the first missing offset; `say_dead` is durable when it returns,
+    """A `sink.Sink`. `resume_at(partition, fence)`: the first missing offset; `say_dead` is durable when it returns,
     and is called by one thread at a time; `late` ends an owner that may be none any more. A rebuild uses the same class on other tables."""
 
     topic = "usage"

@@ -18,11 +18,12 @@ from events.log import Reader, Writer
 from events.registry import open_codec
 from events.settings import Settings
 from events.wire import Codec
-from projections.chunks import MEMBERSHIP, ChunkWorker, Sink
+from projections.chunks import MEMBERSHIP, ChunkWorker
 from projections.clickhouse import ClickHouse
 from projections.dead_letters import DeadLetters, DeadLetterSink
 from projections.history import HistorySink
 from projections.positions import first_missing
+from projections.sink import Sink
 from projections.usage_schemas import UsageSchemas
 from projections.usage_sink import UsageSink
 

@@ -16,9 +16,9 @@ from events.wire import Codec, Schema, SchemaBook, todays_schemas
 from projections import bill_table
 from projections.bill_log import usage_record
 from projections.bill_table import UsageTable
-from projections.chunks import Chunk
 from projections.clickhouse import ClickHouse
 from projections.replay import Replayed
+from projections.sink import Chunk
 from projections.tables import usage_statements
 from projections.usage_schemas import UsageSchemas
 from projections.usage_sink import UsageSink

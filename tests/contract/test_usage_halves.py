@@ -13,10 +13,10 @@ import pytest
 from events.facts.usage import InvocationRefused
 from events.log import Reader
 from events.wire import Codec, Schema, SchemaBook, todays_schemas
-from projections.chunks import Chunk, LogRecord
 from projections.clickhouse import ClickHouse, ClickHouseUnavailable
 from projections.positions import dense_end
 from projections.replay import Replayed
+from projections.sink import Chunk, LogRecord
 from projections.tables import usage_statements
 from projections.usage_schemas import UsageSchemas
 from projections.usage_sink import SHARED_ROWS_MIN, UsageSink

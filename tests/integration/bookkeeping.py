@@ -23,11 +23,11 @@ from events.registry import open_codec
 from events.settings import Settings
 from projections.bill_issue import Issuer, pending
 from projections.biller import Biller, admin_key
-from projections.chunks import Chunk
 from projections.clickhouse import ClickHouse
 from projections.dead_letters import DeadLetters, DeadLetterSink
 from projections.history import HistorySink
 from projections.positions import first_missing
+from projections.sink import Chunk
 from projections.usage_schemas import UsageSchemas
 from projections.usage_sink import UsageSink
 

@@ -15,7 +15,8 @@ from faust.tables.recovery import RebalanceAgain
 from faust.types import TP
 
 from events.settings import Settings
-from projections.chunks import Chunk, ChunkWorker
+from projections.chunks import ChunkWorker
+from projections.sink import Chunk
 
 USAGE = [TP("usage", p) for p in range(4)]
 
