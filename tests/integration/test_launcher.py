@@ -182,6 +182,7 @@ def test_down_ends_what_a_killed_supervisor_left(stack: Stack) -> None:
 
 def test_a_taken_port_is_named_with_its_setting(stack: Stack) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the test before may linger on this port
         taken.bind((stack.settings.host, stack.settings.kafka_port))
         taken.listen()
         with pytest.raises(LaunchFailed) as refusal:
