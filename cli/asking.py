@@ -25,6 +25,7 @@ KeyFile = Annotated[
     Path | None,
     typer.Option("--key-file", help="File with the API key of the admin who acts; else MODELMARKET_ADMIN_KEY, else this stack's first."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")]
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.asking import AsJson, KeyFile, ask, console, coordinate, in_words, when
+from cli.asking import AsJson, KeyFile, Yes, ask, console, coordinate, in_words, when
 from events.fact import Coordinate
 from events.log import Reader, Record
 from events.registry import read_schemas
@@ -120,7 +120,7 @@ def write_off(
 
 
 @app.command("approve")
-def approve(where: Where, yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False, key_file: KeyFile = None) -> None:
+def approve(where: Where, yes: Yes = False, key_file: KeyFile = None) -> None:
     """Approves what another admin asked for, after a look at the bytes on the log. From then on bills are cut over the record."""
     at, settings = coordinate(where), Settings()
     with in_words():

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.asking import AsJson, KeyFile, ask, console, in_words, when
+from cli.asking import AsJson, KeyFile, Yes, ask, console, in_words, when
 from events.settings import Settings
 from projections.clickhouse import ClickHouse
 from projections.epochs import Epoch, epochs
@@ -19,6 +19,7 @@ from projections.epochs import Epoch, epochs
 app = typer.Typer(help="Epochs of producers: list them, give up dead ones.", no_args_is_help=True)
 QUIET_S_MIN = 600
 """An epoch heard or opened within this time may well be alive: its write-off has to be forced."""
+Force = Annotated[bool, typer.Option("--force", help="Although it was heard a moment ago.")]
 Which = Annotated[str, typer.Argument(help="The epoch, as `producers list` shows it.")]
 
 
@@ -40,7 +41,7 @@ def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs th
 def write_off(
     epoch: Which,
     reason: Annotated[str, typer.Option("--reason", help="How it is known that it is dead.", prompt=True)],
-    force: Annotated[bool, typer.Option("--force", help="Although it was heard a moment ago.")] = False,
+    force: Force = False,
     key_file: KeyFile = None,
 ) -> None:
     """Asks that a dead epoch be given up; another admin approves. What it had not written is lost; what it wrote stays counted."""
@@ -55,8 +56,8 @@ def write_off(
 @app.command("approve")
 def approve(
     epoch: Which,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Although it was heard a moment ago.")] = False,
+    yes: Yes = False,
+    force: Force = False,
     key_file: KeyFile = None,
 ) -> None:
     """Approves what another admin asked for. Bills cut from then on call the epoch open no more."""

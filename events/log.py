@@ -28,6 +28,7 @@ RECORD_BYTES_MAX = 1 << 20
 CALL_S_MAX = 10.0
 """Longest a metadata or admin call may take."""
 LEADERS_S_MAX = 2.0
+"""Longest a new assignment waits for the leaders of its topic; without them it begins all the same, and later."""
 
 CLIENT_LOG_S = 10.0
 """While a broker is away librdkafka says so forty times a second; once in this time is enough."""

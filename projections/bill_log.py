@@ -7,7 +7,7 @@ which is what makes their agreement worth something.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -249,10 +249,9 @@ def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Bod
     what the second is compared with. Raises LogIncomplete over an unreadable record.
     """
     prices = list(decided_facts(reader, codec, "prices"))
-    issued = _issued(reader, codec, tenant)
-    listed = {number: body["excluded"] for number, body in issued.items()}
+    excluded_by = _excluded(reader, codec, tenant)
     asked = [
-        (cutoff_of(cut, listed.get(cut["number"], ())), price_book(prices, cut["price_book"], cut["decided_position"])) for cut in cuts
+        (cutoff_of(cut, excluded_by.get(cut["number"], ())), price_book(prices, cut["price_book"], cut["decided_position"])) for cut in cuts
     ]
     usage = UsageLog(reader, codec, tenant)
     statements = usage.statements(asked)
@@ -269,14 +268,12 @@ def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Bod
         below = asked[i][0].cuts.get(usage.partition, 0)
         # What the bill says it left out counts only as far as two people gave up those very bytes.
         excluded = usage.written_off | (usage.given_up & asked[i][0].excluded)
-        bill = make_bill(cut, now, before, ended, (offset for offset in excluded if offset < below))
-        old = cut["number"] in issued and not listed[cut["number"]]
-        bills.append(replace(bill, listed=not old))
+        bills.append(make_bill(cut, now, before, ended, (offset for offset in excluded if offset < below)))
     return bills
 
 
-def _issued(reader: Reader, codec: Codec, tenant: str) -> dict[int, Body]:
-    """A tenant's issued bills by number."""
+def _excluded(reader: Reader, codec: Codec, tenant: str) -> dict[int, Sequence[int]]:
+    """The offsets that a tenant's issued bills left out, by the bill's number."""
     partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
     facts = decided_facts(reader, codec, "bills", partition)
-    return {f.body["number"]: f.body for f in facts if f.name == "BillIssued" and f.body["tenant"] == tenant}
+    return {f.body["number"]: f.body["excluded"] for f in facts if f.name == "BillIssued" and f.body["tenant"] == tenant}

@@ -25,8 +25,6 @@ class Bill:
     excluded: tuple[int, ...] = ()
     """Offsets of the tenant's partition below the cut that nobody could read and two people gave up: nobody pays for them here, and
     the bill says so. When one can be read later, this bill stays as it is, and the next one counts it."""
-    listed: bool = True
-    """False for a bill that was issued before the offsets were listed: it says how many, and not which."""
 
     @property
     def records_written_off(self) -> int:
@@ -51,8 +49,7 @@ class Bill:
             "facts": dict(self.facts),
             "producers_open": self.producers_open,
             # Left out where there is none: bills issued before records could be written off keep their digests.
-            **({"records_written_off": self.records_written_off} if self.excluded else {}),
-            **({"excluded": list(self.excluded)} if self.excluded and self.listed else {}),
+            **({"records_written_off": self.records_written_off, "excluded": list(self.excluded)} if self.excluded else {}),
         }
 
     def canonical(self) -> bytes:

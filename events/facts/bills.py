@@ -94,8 +94,7 @@ class BillIssued(Decided):
     records_written_off: Count = 0
     """Records of the tenant's usage partition below the cut that nobody can read and two people wrote off: anybody's, billed to nobody."""
     excluded: tuple[Count, ...] = ()
-    """Their offsets. One that can be read later stays left out of this bill, and the next one counts it. Empty beside a count: issued
-    before offsets were listed."""
+    """Their offsets. One that can be read later stays left out of this bill, and the next one counts it."""
     merkle_root: bytes = b""
     checkpoint: str = ""
     issued_by: Literal["biller", "person"] = "biller"

@@ -9,9 +9,10 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,8 @@ from events.fact import now_us
 from events.log import Reader, Record, Writer
 from events.registry import open_codec
 from events.settings import Settings
+from infra.launcher import Stack
+from infra.launcher.ports import free_block
 from projections.bill_issue import Issuer, pending
 from projections.biller import Biller, admin_key
 from projections.clickhouse import ClickHouse
@@ -215,3 +218,17 @@ class Market:
 
 def key_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+@contextmanager
+def running_market(name: str, folder: Path) -> Generator[Market]:
+    """Everything that books need, on a stack of its own."""
+    with free_block() as base_port:
+        stack = Stack(Settings(stack=name, base_port=base_port, data=folder))
+        try:
+            stack.up({"kafka", "registry", "clickhouse", "prepare", "commands", "relay", "queries"})
+            market = Market(stack.settings)
+            yield market
+            market.close()
+        finally:
+            stack.down()

@@ -14,9 +14,6 @@ import httpx
 import pytest
 
 from events.fact import now_us
-from events.settings import Settings
-from infra.launcher import Stack
-from infra.launcher.ports import free_block
 from projections.api_bills import bill_of, whole_bill_of
 from projections.bill_issue import Posted, pending
 from projections.bill_running import RunningBills
@@ -25,7 +22,7 @@ from projections.bill_verify import verify
 from projections.catalog import Catalog, Wanted
 from projections.positions import dense_end
 from rating.book import METERS
-from tests.integration.bookkeeping import Market, key_of
+from tests.integration.bookkeeping import Market, key_of, running_market
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
     ("*", meter): (0, 1) for meter in METERS if meter not in ("calls", "bytes_in")
@@ -34,15 +31,8 @@ PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
-    with free_block() as base_port:
-        stack = Stack(Settings(stack="books", base_port=base_port, data=tmp_path_factory.mktemp("books")))
-        try:
-            stack.up({"kafka", "registry", "clickhouse", "prepare", "commands", "relay", "queries"})
-            market = Market(stack.settings)
-            yield market
-            market.close()
-        finally:
-            stack.down()
+    with running_market("books", tmp_path_factory.mktemp("books")) as market:
+        yield market
 
 
 def month() -> str:

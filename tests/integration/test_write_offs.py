@@ -19,10 +19,7 @@ from events.catalogue import TOPICS
 from events.fact import Coordinate, now_us
 from events.partition import partition_of
 from events.registry import Registry, read_schemas
-from events.settings import Settings
 from events.wire import Codec, Schema
-from infra.launcher import Stack
-from infra.launcher.ports import free_block
 from projections.bill_issue import Outcome, Posted, pending
 from projections.bill_log import UsageLog, bills_from_log, epochs_ended
 from projections.bill_running import RunningBills
@@ -33,7 +30,7 @@ from projections.letters import STATES, letters
 from projections.positions import dense_end
 from projections.redrive import Redrive
 from rating.book import METERS
-from tests.integration.bookkeeping import Market
+from tests.integration.bookkeeping import Market, running_market
 
 PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS}
 PARTITIONS = TOPICS["usage"].partitions
@@ -41,15 +38,8 @@ PARTITIONS = TOPICS["usage"].partitions
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
-    with free_block() as base_port:
-        stack = Stack(Settings(stack="writeoffs", base_port=base_port, data=tmp_path_factory.mktemp("writeoffs")))
-        try:
-            stack.up({"kafka", "registry", "clickhouse", "prepare", "commands", "relay", "queries"})
-            market = Market(stack.settings)
-            yield market
-            market.close()
-        finally:
-            stack.down()
+    with running_market("writeoffs", tmp_path_factory.mktemp("writeoffs")) as market:
+        yield market
 
 
 @pytest.fixture(scope="module")
