@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,6 +70,7 @@ class Lane:
         self._waiting_bytes = 0
         self._flights: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        self._context = Context()  # a flight is nobody's child: Serve would cancel it for all aboard when one caller leaves
         self._called = False
 
     def board(self, call: Inference, *, alone: bool = False) -> asyncio.Future[Landed]:
@@ -87,7 +89,7 @@ class Lane:
         self._waiting_bytes += call.size
         if not self._called and len(self._flights) < self._flights_max:
             self._called = True
-            self._loop.call_soon(self._depart)  # not now: what came in the same turn of the loop rides along
+            self._loop.call_soon(self._depart, context=self._context)  # not now: what came in the same turn of the loop rides along
         return passenger.future
 
     @property
@@ -99,9 +101,9 @@ class Lane:
         while self._waiting and len(self._flights) < self._flights_max:
             aboard = self._next()
             if aboard:
-                flight = self._loop.create_task(self._fly(aboard))
+                flight = self._loop.create_task(self._fly(aboard), context=self._context)
                 self._flights.add(flight)
-                flight.add_done_callback(self._landed)
+                flight.add_done_callback(self._landed, context=self._context)
 
     def _next(self) -> list[Passenger]:
         aboard: list[Passenger] = []
@@ -128,7 +130,7 @@ class Lane:
             reply = unpack_reply(await asyncio.wait_for(self._replicas.call(self._address, blob), self._timeout_s))
         except TimeoutError:
             return  # each caller watches its own clock
-        except Exception as e:  # whatever it was, nobody may be left waiting for it
+        except (Exception, asyncio.CancelledError) as e:  # whatever it was, nobody may be left waiting for it
             if not isinstance(e, ReplicaLost):
                 logger.exception("a flight to %s failed", self._address)
             for passenger in aboard:

@@ -25,7 +25,7 @@ from serving.desired import MODEL_DEPLOYMENT
 from serving.edge import Edge
 from serving.gateway import Gateway
 from serving.parcel import pack_reply, unpack
-from serving.ray_direct import take_over
+from serving.ray_direct import Uncancelled, take_over
 from serving.routes import interface_of
 from serving.runtime import LoadFailed
 from serving.runtime_onnx import OnnxRuntime
@@ -94,10 +94,10 @@ class GatewayReplica:
         start_logging("gateway")
         self._edge = Edge(Settings(), RayReplicas())
 
-    async def __serve_build_asgi_app__(self) -> Gateway:
+    async def __serve_build_asgi_app__(self) -> Uncancelled:
         gateway = Gateway(self._edge)
         take_over(gateway)
-        return gateway
+        return Uncancelled(gateway)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """The controller keeps the applied generation in `user_config` (K18); a gateway follows the log itself."""

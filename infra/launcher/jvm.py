@@ -6,6 +6,7 @@ import base64
 import os
 import shutil
 import subprocess
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -98,30 +99,39 @@ def kafka_command(places: Places) -> tuple[str, ...]:
 
 
 def prepare_kafka(settings: Settings, places: Places) -> None:
-    """Write the broker's files, and format its storage once: a format that did not finish is begun again, on an empty folder."""
-    folder = kafka_folder(places)
+    """Write the broker's files, and format its storage once: in a folder of this call's own, which becomes the broker's in one step. A
+    format whose `up` was killed may still run; it writes where nobody looks."""
+    folder, log = kafka_folder(places), kafka_folder(places) / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    properties = SERVER_PROPERTIES.format(
-        host=settings.host, port=settings.kafka_port, controller_port=settings.kafka_controller_port, log_dir=folder / "log"
-    )
-    (folder / "server.properties").write_text(properties)
+    _write_properties(settings, folder, log)
     (folder / "log4j2.properties").write_text(KAFKA_LOGGING)
-    formatted = folder / "formatted"
-    if formatted.exists():
+    if (folder / "formatted").exists():
         return
-    shutil.rmtree(folder / "log", ignore_errors=True)
+    for unfinished in (log, *folder.glob("format-*")):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix="format-", dir=folder))
+    _write_properties(settings, fresh, fresh / "log")
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    tool = ("kafka.tools.StorageTool", "format", "--standalone", f"--cluster-id={cluster}", "-c", str(folder / "server.properties"))
+    tool = ("kafka.tools.StorageTool", "format", "--standalone", f"--cluster-id={cluster}", "-c", str(fresh / "server.properties"))
     command = [java(), *SMALL_HEAP, "-cp", kafka_classpath(), *tool]
     done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_S_MAX, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise LaunchFailed(
             "kafka-format-failed",
-            f"the broker's storage {folder / 'log'} could not be formatted",
+            f"the broker's storage {fresh} could not be formatted",
             part="kafka",
             log_tail=(done.stdout + done.stderr)[-2000:],
         )
-    formatted.write_text(cluster)
+    (fresh / "log").rename(log)
+    (folder / "formatted").write_text(cluster)
+    shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_properties(settings: Settings, folder: Path, log: Path) -> None:
+    properties = SERVER_PROPERTIES.format(
+        host=settings.host, port=settings.kafka_port, controller_port=settings.kafka_controller_port, log_dir=log
+    )
+    (folder / "server.properties").write_text(properties)
 
 
 def registry_command() -> tuple[str, ...]:

@@ -159,6 +159,16 @@ def test_a_killed_up_does_not_block_the_next(stack: Stack) -> None:
     assert {part.name for part in stack.status() if part.healthy} == LOG
 
 
+def test_an_up_killed_while_it_formats_the_brokers_storage_does_not_block_the_next(stack: Stack) -> None:
+    killed = command_line(stack, "up", "kafka")
+    assert eventually(lambda: any((stack.settings.folder / "kafka").glob("format-*/server.properties")), within_s=20)
+    killed.kill()
+    killed.wait(10)
+    stack.up({"kafka"})
+    assert {part.name for part in stack.status() if part.healthy} == {"kafka"}
+    assert not list((stack.settings.folder / "kafka").glob("format-*/server.properties"))
+
+
 def test_a_killed_supervisor_does_not_block_the_next_up(stack: Stack) -> None:
     stack.up(LOG)
     orphans = {stack.pid("kafka"), stack.pid("registry")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 
 import pytest
 
@@ -37,3 +38,36 @@ def test_large_calls_that_wait_are_refused_before_they_fill_the_memory(monkeypat
         assert lane._waiting_bytes == 0  # pyright: ignore[reportPrivateUsage]
 
     asyncio.run(flood())
+
+
+def test_a_flight_does_not_run_in_the_context_of_one_of_its_passengers() -> None:
+    """Serve finds the calls of a request by its context, and cancels them with it: also those that carry others."""
+    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+    seen: list[str] = []
+
+    class Seeing:
+        async def call(self, address: str, blob: bytes) -> bytes:
+            seen.append(whose.get())
+            raise ReplicaLost(address)
+
+    async def travel() -> None:
+        whose.set("a caller's")
+        lane = Lane("model-a-b-c-v1.0.0", Seeing(), 1, 1, 1.0)
+        calls = [lane.board(sized(1)) for _ in range(3)]
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(travel())
+    assert seen == ["nobody's"] * 3
+
+
+def test_a_cancelled_flight_leaves_nobody_waiting() -> None:
+    class Cancelling:
+        async def call(self, address: str, blob: bytes) -> bytes:
+            raise asyncio.CancelledError
+
+    async def travel() -> list[object]:
+        lane = Lane("model-a-b-c-v1.0.0", Cancelling(), 8, 1, 1.0)
+        calls = [lane.board(sized(1)) for _ in range(2)]
+        return list(await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5))
+
+    assert [type(e) for e in asyncio.run(travel())] == [ReplicaLost] * 2

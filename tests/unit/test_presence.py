@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from serving.presence import gone
+from serving.ray_direct import Uncancelled
 
 Message = MutableMapping[str, Any]
 
@@ -51,3 +52,36 @@ async def _two_callers(http: Any) -> None:
         server.should_exit = True
         await serving
     assert said == [(False, False), (False, True), (False, False)]
+
+
+def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_caller_left() -> None:
+    """Serve's proxy cancels a request when its caller hangs up; the model runs all the same."""
+    ended: list[bool] = []
+    said: list[Message] = []
+
+    async def run() -> None:
+        executed, begun = asyncio.Event(), asyncio.Event()
+
+        async def gateway(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+            begun.set()
+            await executed.wait()
+            ended.append(gone(receive))
+            await send({"type": "http.response.start", "status": 200})
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            return {}
+
+        async def send(message: Message) -> None:
+            said.append(message)
+
+        calls = [asyncio.create_task(Uncancelled(gateway)({"type": "http"}, receive, send)) for _ in range(2)]  # pyright: ignore[reportArgumentType]
+        await begun.wait()
+        calls[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calls[0]
+        executed.set()
+        await calls[1]
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert sorted(ended) == [False, True] and len(said) == 1
