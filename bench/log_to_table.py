@@ -200,6 +200,7 @@ def _paced(settings: Settings, clickhouse: ClickHouse, frames: list[tuple[bytes,
     for w in watchers:
         w.start()
     writer = Writer(settings, "bench-paced", linger_ms=1)
+    writer.append("usage", frames[0][0], _fresh(frames[0][1], 0)).result(30)  # a new producer asks for its id first
     began = time.perf_counter()
     for n in range(PACE * seconds):
         due = began + n / PACE

@@ -24,6 +24,8 @@ _TABLE_SETTINGS = {
     # Sixty columns in files of their own are 120 files a part, and a file system pays for each when it is made and deleted: what an
     # insert makes keeps its columns in one file. Larger parts are wide, since only those merge column by column.
     "min_bytes_for_wide_part": 32 << 20,
+    # Above it the engine deletes merged parts with 128 threads, which then wait for each other at one folder, and every insert with them.
+    "concurrent_part_removal_threshold": 1_000_000,
     "merge_selector_base": 10,  # a row is written again at each tenfold growth, not at each fivefold
 }
 

@@ -302,8 +302,9 @@ class Stack:
             self.check_same_settings()
             again = {name: part}
             if name == "ray":  # its gateways close their epochs first, and nobody sets them up meanwhile
-                again["controller"] = self.parts["controller"]
-                self.stop_parts([again["controller"]], progress)
+                if self.supervised("controller").pid:
+                    again |= {part: self.parts[part] for part in ("controller", "gateway")}
+                    self.stop_parts([self.parts["controller"]], progress)
                 raynode.end_serve(self.settings, self.places)
             self.stop_parts([part], progress)
             self.start_in_order(again, progress)

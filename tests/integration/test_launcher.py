@@ -235,6 +235,9 @@ def test_a_killed_ray_comes_back_without_what_it_left(stack: Stack) -> None:
     assert eventually(lambda: stack.pid("ray") not in (None, killed), within_s=20)
     stack.wait_healthy("ray")
     assert not any(processes.alive(pid) for pid in before)
+    stack.restart("ray")  # by itself: no controller that was not there
+    assert {part.name for part in stack.status() if part.healthy} == {"ray"}
+    assert stack.pid("controller") is None
 
 
 def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(stack: Stack) -> None:

@@ -288,6 +288,14 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
     eventually(lambda: edge.infer(new).status_code == 200, 60, "the stack's own controller goes on with it")
 
 
+def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loaded(edge: Running) -> None:
+    last = edge.infer_many(20)[0].headers["modelmarket-epoch"]
+    edge.stack.restart("ray")
+    assert closed(edge)[last] == written(edge)[last]
+    assert {part.name for part in edge.stack.status() if part.healthy} >= {"ray", "controller", "gateway"}
+    eventually(lambda: edge.infer().status_code == 200, 30, "the model is loaded again")
+
+
 def test_when_the_stack_goes_down_every_epoch_is_closed_and_a_bill_says_so(edge: Running) -> None:
     """The last test here: afterwards only the log is there."""
     last = edge.infer_many(20)[0].headers["modelmarket-epoch"]
