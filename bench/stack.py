@@ -33,7 +33,7 @@ def run(stack: Stack, quick: bool) -> list[dict[str, Any]]:
         },
     ]
     parts = [p for p in stack.status() if p.pss_bytes]
-    total = sum(p.pss_bytes for p in parts)
+    total = sum(p.pss_bytes for p in parts if stack.parts[p.name].command)  # the gateway is in Ray's figure
     rows += [
         {
             "metric": f"idle memory: {p.name}",

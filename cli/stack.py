@@ -31,7 +31,7 @@ COLOURS = {"healthy": "green", "done": "green", "starting": "yellow", "restartin
 @app.command()
 def up(parts: Annotated[list[str] | None, typer.Argument(help="Only these parts; all when none is named.")] = None) -> None:
     """Start the stack, each part when what it needs is healthy; return when all are."""
-    stack, began = Stack(Settings()), time.monotonic()
+    stack, began = here(), time.monotonic()
     try:
         started = stack.up(parts or None, progress=tell)
     except LaunchFailed as failure:
@@ -49,7 +49,7 @@ def up(parts: Annotated[list[str] | None, typer.Argument(help="Only these parts;
 @app.command()
 def down() -> None:
     """Stop every part, in reverse order, and leave no process behind. The data stays."""
-    stack, began = Stack(Settings()), time.monotonic()
+    stack, began = here(), time.monotonic()
     try:
         ended = stack.down(progress=tell)
     except LaunchFailed as failure:
@@ -60,8 +60,9 @@ def down() -> None:
 @app.command()
 def restart(part: Annotated[str, typer.Argument(help="A part, as `status` names it.")]) -> None:
     """End one part and start it again; return when it is healthy. The others go on meanwhile."""
+    stack = here()
     try:
-        Stack(Settings()).restart(part, progress=tell)
+        stack.restart(part, progress=tell)
     except LaunchFailed as failure:
         stop_with(failure)
 
@@ -69,7 +70,7 @@ def restart(part: Annotated[str, typer.Argument(help="A part, as `status` names 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False) -> None:
     """Show how every part is. Ends with 1 when one is not healthy."""
-    stack = Stack(Settings())
+    stack = here()
     try:
         parts = stack.status()
     except LaunchFailed as failure:
@@ -88,7 +89,7 @@ def logs(
     count: Annotated[int, typer.Option("-n", help="Lines of the past, per part.", min=0, max=LINE_TAIL_MAX)] = 20,
 ) -> None:
     """Print the newest log lines of a part, or of all."""
-    stack = Stack(Settings())
+    stack = here()
     try:
         names = list(stack.wanted(None if part is None else [part]))
     except LaunchFailed as failure:
@@ -139,6 +140,14 @@ class Followed:
 def show(part: str, line: str, *, several: bool) -> None:
     prefix = f"[cyan]{part:>10}[/] " if several else ""
     console.print(f"{prefix}{escape(line)}", soft_wrap=True, highlight=False)
+
+
+def here() -> Stack:
+    """The stack of these settings; the command ends here where this machine has not what a stack needs."""
+    try:
+        return Stack(Settings())
+    except LaunchFailed as failure:
+        stop_with(failure)
 
 
 def tell(part: str, what: str) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import confluent_kafka as ck
@@ -112,7 +113,7 @@ class Writer:
         self.away = False
         """No broker could be reached; until something is delivered or `probe` finds one."""
         self._waiting: dict[int, float] = {}  # ticket → when it was appended, oldest first
-        self._ticket = 0
+        self._tickets = count(1)  # one step, whichever threads append
         self._after_deliveries: Callable[[], None] | None = None
         config = client_config(settings) | {
             "client.id": client_id,
@@ -163,7 +164,7 @@ class Writer:
         """`delivered(coordinate, error)` is called from the writer's thread: the hot path, without a future."""
         if self.fatal is not None:
             raise LogBroken(str(self.fatal))
-        self._ticket = ticket = self._ticket + 1
+        ticket = next(self._tickets)
 
         def on_delivery(error: ck.KafkaError | None, message: ck.Message) -> None:
             self._waiting.pop(ticket, None)

@@ -59,8 +59,12 @@ class ComparedBill:
         return not self.wrong and all(line.agrees for line in self.lines)
 
 
-def verify(reader: Reader, codec: Codec, clickhouse: ClickHouse | None, tenant: str, period: str) -> list[ComparedBill]:
-    """The issued bills of a period, and its running one when `clickhouse` is given. Empty when there is none."""
+Running = tuple[Body, Sequence[Body]]
+"""A running bill as ClickHouse has it: its head and its lines."""
+
+
+def verify(reader: Reader, codec: Codec, running: Running | None, tenant: str, period: str) -> list[ComparedBill]:
+    """The issued bills of a period, read from Kafka alone, and its running one when there is one. Empty when there is none."""
     partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
     mine = [f for f in decided_facts(reader, codec, "bills", partition) if f.body.get("tenant") == tenant]
     cuts = {f.body["number"]: f.body for f in mine if f.name == "BillCutFixed"}
@@ -70,7 +74,6 @@ def verify(reader: Reader, codec: Codec, clickhouse: ClickHouse | None, tenant: 
         if f.name == "BillIssued"
     }
     compared = _issued(reader, codec, tenant, cuts, issued, period)
-    running = _running_rows(clickhouse, tenant, period) if clickhouse else None
     if running:
         compared.append(_running(reader, codec, tenant, cuts, issued, *running))
     return compared
@@ -137,7 +140,7 @@ def _running(
     return ComparedBill("running", head["number"], head["currency"], _compare(billed, lines), wrong, head["facts"])
 
 
-def _running_rows(clickhouse: ClickHouse, tenant: str, period: str) -> tuple[Body, list[dict[str, Any]]] | None:
+def running_bill(clickhouse: ClickHouse, tenant: str, period: str) -> Running | None:
     params = {"tenant": tenant, "period": period}
     heads = clickhouse.rows("SELECT * FROM bills_running WHERE tenant = {tenant:String} AND period = {period:String}", params)
     if not heads:

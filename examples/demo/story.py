@@ -42,8 +42,10 @@ class Story:
     def __init__(self, stack: Stack, console: Console, *, chaos: bool) -> None:
         self.stack, self.settings, self.console, self.chaos = stack, stack.settings, console, chaos
         self.calls: Counter[str] = Counter()
-        self.billed_micros = 0
+        self.billed_micros: Counter[str] = Counter()
+        """As the query API shows the issued bills."""
         self.difference = 0
+        """Micro-units between what was billed and what the log gives, over all bills."""
         self.facts = 0
         self.began = time.monotonic()
 
@@ -62,7 +64,7 @@ class Story:
         self.facts = sum(facts_on_log(self.settings).values())
 
     def last_line(self) -> str:
-        billed = f"{self.billed_micros / 1_000_000:.6f}CNY"
+        billed = f"{sum(self.billed_micros.values()) / 1_000_000:.6f}CNY"
         return f"demo ok: calls={sum(self.calls.values())} facts={self.facts} billed={billed} difference={self.difference}"
 
     # --- telling
@@ -283,7 +285,7 @@ class Story:
                     price = f"{line['amount_per_micros'] / 1_000_000:g} / {line['per_units']:,}"
                     amount = f"{line['amount_micros'] / 1_000_000:.6f}"
                     table.add_row(tenant, line["model_version"], line["meter"], price, f"{line['quantity']:,}", amount)
-            self.billed_micros += int(bill["total_micros"])
+            self.billed_micros[tenant] += int(bill["total_micros"])
             calls = sum(line["quantity"] for line in bill["lines"] if line["meter"] == "calls")
             self.must(calls == self.calls[tenant], f"{tenant} was billed {calls} calls, but {self.calls[tenant]} were answered")
         self.console.print(table)
@@ -291,6 +293,7 @@ class Story:
 
         for tenant in (CALLER, OWNER):
             self._verify(tenant, period)
+        self.must(self.difference == 0, f"bills and log differ by {self.difference} micro-units")
 
     def _issued(self, tenant: str, period: str) -> dict[str, Any]:
         """The issued bill, once the biller has computed it from the table and from the log and found both equal."""
@@ -307,10 +310,15 @@ class Story:
         return found[0]
 
     def _verify(self, tenant: str, period: str) -> None:
-        """`modelmarket bill … --verify`, as an auditor would run it: nothing but Kafka is read."""
-        command = [sys.executable, "-m", "cli.app", "bill", tenant, period, "--verify"]
+        """`modelmarket bill … --verify`, as an auditor would run it: what was billed against what the log gives."""
+        command = [sys.executable, "-m", "cli.app", "bill", tenant, period, "--verify", "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         self.say(f"$ modelmarket bill {tenant} {period} --verify")
-        for line in done.stdout.strip().splitlines()[-1:]:
-            self.say(f"  {line.strip()}")
         self.must(done.returncode == 0, f"the bill of {tenant} does not verify:\n{done.stdout}\n{done.stderr}")
+        compared = json.loads(done.stdout)
+        difference = sum(abs(line["billed"][1] - line["recomputed"][1]) for one in compared for line in one["lines"])
+        issued = sum(one["recomputed_micros"] for one in compared if one["status"] == "issued")
+        difference += abs(self.billed_micros[tenant] - issued)
+        lines = sum(len(one["lines"]) for one in compared)
+        self.say(f"  {len(compared)} bill, {lines} lines recomputed from the log: {issued / 1_000_000:.6f} CNY, difference {difference}")
+        self.difference += difference

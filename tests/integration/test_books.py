@@ -18,7 +18,7 @@ from projections.api_bills import bill_of, whole_bill_of
 from projections.bill_issue import Posted, pending
 from projections.bill_running import RunningBills
 from projections.bill_table import UsageTable
-from projections.bill_verify import verify
+from projections.bill_verify import running_bill, verify
 from projections.catalog import Catalog, Wanted
 from projections.positions import dense_end
 from rating.book import METERS
@@ -49,7 +49,7 @@ def calls(bill: dict[str, Any]) -> int:
 
 
 def difference(market: Market, tenant: str) -> int:
-    compared = verify(market.reader, market.codec, market.clickhouse, tenant, month())
+    compared = verify(market.reader, market.codec, running_bill(market.clickhouse, tenant, month()), tenant, month())
     assert compared, "nothing to compare"
     assert all(c.agrees for c in compared), [(c.wrong, [line for line in c.lines if not line.agrees]) for c in compared]
     return sum(abs(c.difference_micros) for c in compared)
@@ -210,7 +210,11 @@ def test_a_bill_of_more_lines_than_a_record_holds_is_issued_shown_and_verified(m
     count = sum(len(part) for part in parts) + len(bill["lines"])
     assert (bill["lines_before"], count) == (sum(len(part) for part in parts), versions * 4)
     assert len(parts) >= 2
-    (compared,) = [c for c in verify(market.reader, market.codec, market.clickhouse, tenant, month()) if c.status == "issued"]
+    (compared,) = [
+        c
+        for c in verify(market.reader, market.codec, running_bill(market.clickhouse, tenant, month()), tenant, month())
+        if c.status == "issued"
+    ]
     assert (compared.agrees, compared.difference_micros, len(compared.lines)) == (True, 0, count), compared.wrong
     assert market.clickhouse.value("SELECT count() FROM bill_lines WHERE tenant = {t:String} AND status = 'issued'", {"t": tenant}) == count
 

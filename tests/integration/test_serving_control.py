@@ -115,7 +115,7 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
     try:
         hang_up(edge, edge.settings.port(door), 0.5)
-        time.sleep(0.5)
+        time.sleep(1.5)  # nobody outside sees when the news of it has come to the gateway
     finally:
         os.kill(replica, signal.SIGCONT)
     eventually(lambda: len(aborted()) > before, 20, "the execution is on the log")
