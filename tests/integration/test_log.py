@@ -66,7 +66,7 @@ def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_catalogue(log: 
     consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "stranger", "auto.offset.reset": "earliest"})
     consumer.subscribe(["usage"])
     message = _first(consumer)
-    deserialize = AvroDeserializer(SchemaRegistryClient({"url": settings.registry}))
+    deserialize = AvroDeserializer(SchemaRegistryClient({"url": settings.registry, "timeout": 10}))
     body: Any = deserialize(message.value(), SerializationContext("usage", MessageField.VALUE))
     assert (str(body["event_id"]), body["model"], body["latency_us"]) == (fact.event_id, "model-vision-lab-digits", 1)
     consumer.close()
