@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import Any
 
+_KNOWN = frozenset(HTTPStatus)
 PROBLEM_JSON = "application/problem+json"
 
 
@@ -25,7 +26,7 @@ def problem(status: int, violations: Sequence[Violation], *, instance: str = "",
     first = violations[0]
     body: dict[str, Any] = {
         "type": f"urn:modelmarket:problem:{first.code}",
-        "title": HTTPStatus(status).phrase,
+        "title": _title(status),
         "status": status,
         "detail": first.message,
         "code": first.code,
@@ -36,3 +37,7 @@ def problem(status: int, violations: Sequence[Violation], *, instance: str = "",
     if instance:
         body["instance"] = instance
     return body | more
+
+
+def _title(status: int) -> str:
+    return HTTPStatus(status).phrase if status in _KNOWN else f"Status {status}"

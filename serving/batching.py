@@ -7,9 +7,10 @@ grow with the load and a lone caller never waits. What one call does to a replic
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,10 @@ FLIGHT_BYTES_MAX = 16 << 20
 """Tensors in one Ray call: larger ones would block the event loop that copies them."""
 FLIGHTS_PER_REPLICA = 2
 """One being computed, one being carried."""
+SUSPECT_S, SUSPECTS_MAX = 300.0, 1000
+"""How long an input that was alone with a replica when that was lost is remembered, and how many."""
+LOSSES_MAX = 2
+"""After so many it is refused: once may be chance."""
 
 
 class ReplicaLost(Exception):
@@ -71,10 +76,17 @@ class Lane:
         self._flights: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._context = Context()  # a flight is nobody's child: Serve would cancel it for all aboard when one caller leaves
-        self._called = False
+        self._called = self._solo = False
+        self._suspects: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        """Digest of an input → how often a replica was lost that had it alone, and when last."""
 
     def board(self, call: Inference, *, alone: bool = False) -> asyncio.Future[Landed]:
-        """The future of a call's result. A call that rode with others when their replica was lost is sent `alone` (K16)."""
+        """The future of a call's result. A call that rode with others when their replica was lost is sent `alone` (K16), and so is an
+        input that was alone with a replica when that was lost; when that happens again it is refused for this version."""
+        losses = self._losses(call) if self._suspects else 0
+        if losses >= LOSSES_MAX:
+            remedy = "check the values against what the model was made for; the provider can see its replica's end in Ray's logs"
+            raise Refused(422, "replica_lost_by_input", f"{losses} replicas were lost while they had this input alone", "inputs", remedy)
         if len(self._waiting) >= QUEUE_CALLS_MAX or self._waiting_bytes + call.size > QUEUE_BYTES_MAX:
             raise Refused(
                 429,
@@ -84,7 +96,7 @@ class Lane:
                 "slow down, then retry",
                 ((b"retry-after", b"1"),),
             )
-        passenger = Passenger(call, alone, time.monotonic_ns(), self._loop.create_future())
+        passenger = Passenger(call, alone or losses > 0, time.monotonic_ns(), self._loop.create_future())
         self._waiting.append(passenger)
         self._waiting_bytes += call.size
         if not self._called and len(self._flights) < self._flights_max:
@@ -98,9 +110,12 @@ class Lane:
 
     def _depart(self) -> None:
         self._called = False
-        while self._waiting and len(self._flights) < self._flights_max:
+        while self._waiting and len(self._flights) < self._flights_max and not self._solo:
+            if self._waiting[0].alone and self._flights:
+                break  # alone with the replica, not only in its blob: whose loss it was must be plain
             aboard = self._next()
             if aboard:
+                self._solo = aboard[0].alone
                 flight = self._loop.create_task(self._fly(aboard), context=self._context)
                 self._flights.add(flight)
                 flight.add_done_callback(self._landed, context=self._context)
@@ -133,6 +148,8 @@ class Lane:
         except (Exception, asyncio.CancelledError) as e:  # whatever it was, nobody may be left waiting for it
             if not isinstance(e, ReplicaLost):
                 logger.exception("a flight to %s failed", self._address)
+            elif aboard[0].alone:
+                self._suspect(aboard[0].call)
             for passenger in aboard:
                 if not passenger.future.done():
                     passenger.future.set_exception(ReplicaLost(str(e)))
@@ -144,4 +161,23 @@ class Lane:
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         self._flights.discard(flight)
+        self._solo = self._solo and bool(self._flights)
         self._depart()
+
+    def _suspect(self, call: Inference) -> None:
+        digest = _digest(call)
+        self._suspects[digest] = (self._losses(call) + 1, time.monotonic())
+        self._suspects.move_to_end(digest)
+        while len(self._suspects) > SUSPECTS_MAX:
+            self._suspects.popitem(last=False)
+
+    def _losses(self, call: Inference) -> int:
+        losses, at = self._suspects.get(_digest(call), (0, 0.0))
+        return losses if time.monotonic() - at < SUSPECT_S else 0
+
+
+def _digest(call: Inference) -> bytes:
+    digest = hashlib.sha256(repr(call.signature).encode())
+    for tensor in call.tensors:
+        digest.update(tensor)
+    return digest.digest()

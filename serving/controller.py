@@ -208,8 +208,9 @@ class Controller:
     # --- what became of it
 
     def _report(self, version: Version, state: AppState | None, position: int, voice: Voice) -> bool:
-        """Reports a version's change once; True while it is still loading."""
-        if state is None:
+        """Reports a version's change once; True while it is still loading, or was asked for after `position`: folds would take what is
+        said of it now for word of an earlier deployment."""
+        if state is None or version.since > position:
             return True
         if state.status == "RUNNING" and state.replicas > 0:
             if not version.ready or version.failure is not None:

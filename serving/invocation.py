@@ -214,7 +214,7 @@ class Execution:
             at: Coordinate = await self._edge.meter.acknowledged(entry)
         except NotAcknowledged as e:
             self._edge.meter.void(entry, "not_acknowledged")
-            raise later("not_acknowledged", "usage was not recorded in time, so there is no answer and no charge") from e
+            raise later("not_acknowledged", "usage was not recorded in time, so there is no answer; what is recorded late is voided") from e
         headers = (
             (b"modelmarket-receipt", str(at).encode()),
             (b"modelmarket-event-id", entry.event_id.encode()),

@@ -97,6 +97,7 @@ class Meter:
             await asyncio.sleep(0.02)
         if not self.opened or self._writer.waiting:
             return
+        self.opened = False  # nothing may follow what is called the last
         last = {tenant: sequence for tenant, (sequence, _) in self._chains.items()}
         try:
             await asyncio.wait_for(self.announce("ProducerClosed", {"last": last, "closed_by": self.identity.producer}), CLOSE_S_MAX)

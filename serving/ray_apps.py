@@ -35,8 +35,10 @@ logger = logging.getLogger(__name__)
 INLINE_S_MAX = 0.02
 """A model that takes longer runs in a thread, so that its replica still answers health checks; below, a thread costs more."""
 DRAIN_S = 0.2
-SHUTDOWN_S_MAX = 10.0
-"""Unary calls end within their time-outs; a replica that takes longer is cut."""
+SHUTDOWN_S_MAX, SHUTDOWN_MARGIN_S = 10.0, 2.0
+"""A model replica may finish what it has, as long as its version's calls may take; what is done sooner ends sooner."""
+GATEWAY_SHUTDOWN_S_MAX = 60.0
+"""A gateway that is replaced takes its node's place until it ends: calls that take longer are cut, and their epoch stays open."""
 
 
 class ModelReplica:
@@ -123,7 +125,7 @@ def build_model(args: dict[str, Any]) -> serve.Application:
         ray_actor_options=actor,
         max_ongoing_requests=32,
         graceful_shutdown_wait_loop_s=DRAIN_S,
-        graceful_shutdown_timeout_s=SHUTDOWN_S_MAX,
+        graceful_shutdown_timeout_s=max(SHUTDOWN_S_MAX, spec["timeout_us"] / 1e6 + SHUTDOWN_MARGIN_S),
         health_check_period_s=2,
         health_check_timeout_s=30,
         **scale,
@@ -141,7 +143,7 @@ def build_gateway(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0.1},
         max_ongoing_requests=10_000,
         graceful_shutdown_wait_loop_s=DRAIN_S,
-        graceful_shutdown_timeout_s=SHUTDOWN_S_MAX,
+        graceful_shutdown_timeout_s=GATEWAY_SHUTDOWN_S_MAX,
         health_check_period_s=2,
         health_check_timeout_s=10,
     )

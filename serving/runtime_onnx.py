@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -10,10 +11,14 @@ import numpy as np
 import onnxruntime as ort
 
 from serving.parcel import Done, Failed, Result, Run, share
-from serving.routes import Interface
+from serving.routes import Interface, Tensor
 from serving.runtime import LoadFailed
 from serving.tensors import DTYPES, Output, elements
 
+logger = logging.getLogger(__name__)
+
+PROBE_ROWS, PROBE_SCALES = 4, (1.0, 10.0)
+PROBE_NEAR, PROBE_NEAR_HALF = 1e-4, 1e-2
 MESSAGE_CHARS_MAX = 300
 """ONNX Runtime's messages carry whole graphs at times."""
 
@@ -34,6 +39,7 @@ class OnnxRuntime:
         # A thread's own clock is exact where the session runs in the calling thread.
         self._clock_ns = time.thread_time_ns if threads == 1 else time.process_time_ns
         self._outputs = [o.name for o in interface.outputs]
+        self._apart = False
         theirs = {i.name for i in self._session.get_inputs()}, {o.name for o in self._session.get_outputs()}
         ours = {i.name for i in interface.inputs}, set(self._outputs)
         if theirs[0] != ours[0] or not ours[1] <= theirs[1]:
@@ -46,15 +52,39 @@ class OnnxRuntime:
         zeros = tuple(_zeros(t.datatype, shape) for t, shape in zip(self._interface.inputs, shapes, strict=True))
         # A model may rightly refuse zeros; what must not happen is that it cannot be asked.
         self._alone(Run((1,), shapes, zeros))
+        self._apart = self._interface.stackable and self._keeps_rows_apart()
+        if self._interface.stackable and not self._apart:
+            logger.warning("the rows of this model's inputs are not independent: its calls are never run together")
 
     def predict(self, runs: Sequence[Run]) -> list[Result]:
         results: list[Result] = []
         for run in runs:
-            results += self._together(run) if len(run.rows) > 1 else [self._alone(run)]
+            if len(run.rows) == 1:
+                results.append(self._alone(run))
+            elif self._apart:
+                results += self._together(run)
+            else:
+                results += [self._alone(single) for single in _singles(run, self._interface)]
         return results
 
     def close(self) -> None:
         del self._session
+
+    def _keeps_rows_apart(self) -> bool:
+        """Whether a row's answer is the same in company as alone, seen on random rows. A free first dimension does not say so: along it a
+        model may sum, normalise or remember, and one caller's values would be in another's answer. What cannot be tried is run apart."""
+        chance = np.random.default_rng(0)
+        try:
+            for scale in PROBE_SCALES:
+                rows = [_random(chance, t, PROBE_ROWS, scale) for t in self._interface.inputs]
+                together = self._feed(rows)
+                alone = [self._feed([column[i : i + 1] for column in rows]) for i in range(PROBE_ROWS)]
+                if not all(_alike(whole, [a[n] for a in alone]) for n, whole in enumerate(together)):
+                    return False
+        except Exception as e:  # whatever it is about, it is not shown
+            logger.info("rows could not be tried together: %s", str(e)[:MESSAGE_CHARS_MAX])
+            return False
+        return True
 
     def _together(self, run: Run) -> list[Result]:
         start = self._clock_ns()
@@ -85,7 +115,37 @@ class OnnxRuntime:
         feeds = {
             t.name: _array(raw, t.datatype, shape) for t, raw, shape in zip(self._interface.inputs, run.tensors, run.shapes, strict=True)
         }
+        return self._session_run(feeds)
+
+    def _feed(self, columns: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        return self._session_run({t.name: column for t, column in zip(self._interface.inputs, columns, strict=True)})
+
+    def _session_run(self, feeds: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         return cast("list[np.ndarray[Any, Any]]", self._session.run(self._outputs, feeds))
+
+
+def _random(chance: np.random.Generator, tensor: Tensor, rows: int, scale: float) -> np.ndarray[Any, Any]:
+    """Rows of a tensor's type; free inner dimensions are two. Whole numbers are 0 or 1: what is an index stays one."""
+    shape = (rows, *(2 if n == -1 else n for n in tensor.shape[1:]))
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None:
+        return chance.integers(0, 2, shape).astype(str).astype(object)
+    if np.issubdtype(dtype, np.floating):
+        return (chance.standard_normal(shape) * scale).astype(dtype)
+    return chance.integers(0, 2, shape).astype(dtype)
+
+
+def _alike(whole: np.ndarray[Any, Any], parts: Sequence[np.ndarray[Any, Any]]) -> bool:
+    joined = np.concatenate(parts)
+    if whole.shape != joined.shape:
+        return False
+    if not np.issubdtype(whole.dtype, np.floating):
+        return bool(np.array_equal(whole, joined))
+    # The order of additions differs with the number of rows, a few last bits with it.
+    near = PROBE_NEAR_HALF if whole.dtype == np.float16 else PROBE_NEAR
+    finite = np.abs(joined[np.isfinite(joined)])
+    size = float(finite.max()) if finite.size else 0.0
+    return bool(np.allclose(whole.astype(np.float64), joined.astype(np.float64), rtol=near, atol=near * size, equal_nan=True))
 
 
 def _providers() -> list[str]:

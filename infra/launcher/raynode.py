@@ -111,6 +111,8 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.port(HAPROXY_STATS)),
         # An old HAProxy lives on for its open streams; a long generation may run for minutes.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
+        # Serve's own is an hour: a few thousand silent connections would shut everybody out.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     }
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from events.facts.alerts import AlertRaised, AlertResolved
+from events.settings import Settings
 from events.wire import Codec, Schema, SchemaBook, todays_schemas
 from serving.alerting import Alerts
+from serving.controller import Controller, Voice
+from serving.ray_rest import AppState
+from serving.routes import Interface, Version
 
 
 class Paper:
@@ -51,6 +56,19 @@ def test_an_alert_is_said_once_and_its_end_names_it(alerts: Alerts, paper: Paper
     alerts.resolve("controller", "behind")
     (raised, resolved) = paper.said
     assert raised[:3] == ("Raised", "controller", "behind") and resolved == ("Resolved", *raised[1:])
+
+
+def test_a_version_is_reported_only_by_a_round_that_knew_it_was_asked_for(alerts: Alerts, paper: Paper, tmp_path: Path) -> None:
+    """A round that began before a rollback would speak of the deployment before it, and folds would not listen."""
+    writer: Any = paper
+    codec, controller = paper._codec, Controller(Settings(stack="unit", data=tmp_path))  # pyright: ignore[reportPrivateUsage]
+    version = Version("model-a-b-c", "1.0.0", "acme", Interface((), ()), "sha256:0", "onnx", {}, deployed=True, since=7)
+    running, frames = AppState("RUNNING", "", 1), list[bytes]()
+    writer.append = lambda topic, key, value, headers: frames.append(value)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    assert controller._report(version, running, 6, Voice(writer, codec, alerts)) is True  # pyright: ignore[reportPrivateUsage]
+    assert frames == []
+    assert controller._report(version, running, 7, Voice(writer, codec, alerts)) is False  # pyright: ignore[reportPrivateUsage]
+    assert [codec.decode(f)[0] for f in frames] == ["VersionReady"]
 
 
 def test_another_remedy_is_another_alert(alerts: Alerts, paper: Paper) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from serving import batching
 from serving.batching import Lane, ReplicaLost
+from serving.parcel import Done, pack_reply, unpack
 from serving.refusal import Refused
 from serving.tensors import Inference
 
@@ -71,3 +72,66 @@ def test_a_cancelled_flight_leaves_nobody_waiting() -> None:
         return list(await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5))
 
     assert [type(e) for e in asyncio.run(travel())] == [ReplicaLost] * 2
+
+
+class Ward:
+    """A replica that is lost with every blob that has the poison; notes who was in the air together."""
+
+    def __init__(self, poison: bytes) -> None:
+        self.poison, self.air, self.together = poison, 0, list[int]()
+
+    async def call(self, address: str, blob: bytes) -> bytes:
+        self.air += 1
+        await asyncio.sleep(0)
+        self.together.append(self.air)
+        self.air -= 1
+        if self.poison in blob:
+            raise ReplicaLost(address)
+        runs = unpack(blob)
+        return pack_reply("r", [Done((), 0) for run in runs for _ in run.rows])
+
+
+def told(text: bytes) -> Inference:
+    return Inference("", 1, ((),), (text,), ((0, False),))
+
+
+def test_who_is_sent_alone_is_alone_with_the_replica() -> None:
+    async def travel() -> list[int]:
+        ward = Ward(b"poison")
+        lane = Lane("model-a-b-c-v1.0.0", ward, 1, 4, 1.0)
+        calls = [lane.board(told(b"good-%d" % n), alone=n == 2) for n in range(5)]
+        await asyncio.gather(*calls)
+        assert lane.idle
+        return ward.together
+
+    together = asyncio.run(travel())
+    assert together[2] == 1 and max(together) > 1  # the third by itself, the others side by side
+
+
+def test_an_input_that_was_alone_twice_when_its_replica_was_lost_is_refused_and_others_are_not() -> None:
+    async def travel() -> None:
+        lane = Lane("model-a-b-c-v1.0.0", Ward(b"poison"), 8, 2, 1.0)
+        poison = told(b"poison")
+        with pytest.raises(ReplicaLost):
+            await lane.board(poison, alone=True)
+        beside = lane.board(told(b"beside")), lane.board(poison), lane.board(told(b"after"))  # its caller tries again: it goes alone
+        lost = await asyncio.gather(*beside, return_exceptions=True)
+        assert [isinstance(one, ReplicaLost) for one in lost] == [False, True, False]
+        with pytest.raises(Refused, match="replica_lost_by_input") as refused:
+            lane.board(poison)
+        assert refused.value.status == 422
+        await lane.board(told(b"good"))
+
+    asyncio.run(travel())
+
+
+def test_an_input_is_forgiven_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "SUSPECT_S", 0.0)
+
+    async def travel() -> None:
+        lane = Lane("model-a-b-c-v1.0.0", Ward(b"poison"), 8, 2, 1.0)
+        for _ in range(3):
+            with pytest.raises(ReplicaLost):
+                await lane.board(told(b"poison"), alone=True)
+
+    asyncio.run(travel())

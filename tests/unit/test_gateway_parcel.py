@@ -32,7 +32,9 @@ def gather(tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntime:
     )
     file = tmp_path_factory.mktemp("model") / "gather.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file))
-    return OnnxRuntime(file.read_bytes(), FACE)
+    runtime = OnnxRuntime(file.read_bytes(), FACE)
+    runtime.warm_up()
+    return runtime
 
 
 def call(*rows: list[int]) -> Inference:
@@ -62,6 +64,25 @@ def test_a_call_that_fails_alone_takes_nobody_with_it(gather: OnnxRuntime) -> No
     got = answers(gather, [call([0]), call([99]), call([4])])
     assert got[0] == [[10.0]] and got[2] == [[14.0]]
     assert isinstance(got[1], str) and "indices" in got[1]
+
+
+@pytest.mark.parametrize("mixes", ["sum", "softmax"])
+def test_a_model_that_mixes_rows_never_sees_two_callers_at_once(mixes: str) -> None:
+    """A running sum along the free dimension would tell one caller what another sent."""
+    axis = helper.make_tensor("axis", TensorProto.INT64, [], [0])
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"]) if mixes == "sum" else helper.make_node("Softmax", ["x"], ["y"], axis=0)
+    columns = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, 1]) for n in ("x", "y")]
+    graph = helper.make_graph([node], "g", columns[:1], columns[1:], [axis] if mixes == "sum" else [])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    face = Interface((Tensor("x", "FP32", (-1, 1)),), (Tensor("y", "FP32", (-1, 1)),))
+    runtime = OnnxRuntime(model.SerializeToString(), face)
+    runtime.warm_up()
+
+    def asked(*values: float) -> Inference:
+        return Inference("", len(values), ((1,),), (np.array(values, "<f4").tobytes(),), ((0, False),))
+
+    calls = [asked(1000, 2000), asked(1, 2)]
+    assert answers(runtime, calls) == [answers(runtime, [c])[0] for c in calls]
 
 
 def test_a_model_without_a_free_first_dimension_runs_each_call_alone(gather: OnnxRuntime) -> None:

@@ -7,11 +7,13 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import orjson
 import pytest
 import uvicorn
 
 from serving.presence import gone
 from serving.ray_direct import Uncancelled
+from serving.refusal import Refused, document
 
 Message = MutableMapping[str, Any]
 
@@ -85,3 +87,8 @@ def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_ca
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert sorted(ended) == [False, True] and len(said) == 1
+
+
+def test_a_status_that_http_does_not_name_has_its_problem_document() -> None:
+    body, _ = document(Refused(499, "caller_gone", "the caller went away"))
+    assert orjson.loads(body)["status"] == 499
