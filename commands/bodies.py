@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from commands.semver import TEXT_MAX, parse
@@ -212,11 +212,28 @@ class IssueKeyBody(Body):
     expires_at: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(None, description="µs UTC; none: never.")
 
 
+_LARGEST: dict[str, int] = {
+    "calls": 10**9,
+    "images": 10**9,
+    **dict.fromkeys(("media_us", "gpu_us", "cpu_us", "bytes_in", "bytes_out"), 10**16),
+}
+"""A quantity of a meter that no bill reaches; of tokens 10^14. What it costs must be an amount that a fact can hold."""
+_AMOUNT_MAX = 10**18
+
+
 class PriceBody(Body):
     model: Line
     meter: Meter
     amount_micros: Annotated[int, Field(ge=0, le=10**15)]
     per_units: Annotated[int, Field(ge=1, le=10**15)] = 1
+
+    @model_validator(mode="after")
+    def _payable(self) -> Self:
+        """20 CNY an hour published as 20 000 000 per microsecond would make a bill that no fact can hold, and that tenant never had another."""
+        if self.amount_micros * _LARGEST.get(self.meter, 10**14) // self.per_units > _AMOUNT_MAX:
+            said = {"amount": self.amount_micros, "per": self.per_units, "meter": self.meter}
+            raise PydanticCustomError("price_too_high", "{amount} micro-units per {per} of {meter} is more than a bill can hold", said)
+        return self
 
     def fact(self) -> Price:
         return Price(**self.model_dump())

@@ -41,6 +41,7 @@ _REMEDY = {
     "currency": "three capital letters (ISO 4217), for example CNY",
     "prices": "give at least one price: model, meter, amount_micros, per_units",
 }
+_REMEDY_BY_CODE = {"price_too_high": "give per_units: 20 CNY per hour of GPU is amount_micros 20000000 per_units 3600000000 of gpu_us"}
 _BY_TYPE = {
     "extra_forbidden": ("field_unknown", "this field is not known", "remove it, or check its spelling"),
     "json_invalid": ("json_invalid", "the body is no JSON", "send a JSON object, UTF-8"),
@@ -55,6 +56,11 @@ def problem_response(status: int, violations: Sequence[Violation], headers: Mapp
 
 def rejected_response(rejected: Rejected, headers: Mapping[str, str] | None = None) -> Response:
     return problem_response(STATUS[rejected.ground], rejected.violations, headers)
+
+
+def busy_response(code: str, message: str, headers: Mapping[str, str]) -> Response:
+    """503: nothing was done, and nothing is wrong with the request."""
+    return problem_response(503, [Violation(code, message, "", "try again in a moment")], {**headers, "Retry-After": "2"})
 
 
 def violations_of(errors: Sequence[Any]) -> tuple[Violation, ...]:
@@ -77,7 +83,7 @@ def _violation(error: Mapping[str, Any]) -> Violation:
     if kind == "missing":
         return Violation("missing", f"{leaf or 'the body'} is missing", field, remedy or "add it; /docs shows the shape")
     code = "wrong_type" if kind.endswith(("_type", "_parsing")) else kind
-    return Violation(code, str(error["msg"])[:500], field, remedy or "see /docs for the shape of this request")
+    return Violation(code, str(error["msg"])[:500], field, _REMEDY_BY_CODE.get(kind) or remedy or "see /docs for the shape of this request")
 
 
 def _speakable(v: Violation) -> Violation:

@@ -14,9 +14,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from commands.intake_desk import IntakeDesk
+from commands.intake_desk import IntakeBusy, IntakeDesk
 from commands.office import Call, Office, Refused
-from commands.problems import problem_response, rejected_response
+from commands.problems import busy_response, problem_response, rejected_response
 from commands.refusal import Rejected, forbidden, invalid
 from commands.routes_accounts import existing_tenant
 from events.fact import TenantId
@@ -71,7 +71,10 @@ async def _take(office: Office, intake: IntakeDesk, call: Call, tenant: TenantId
             return rejected_response(
                 invalid("digest_mismatch", message, "digest", "send the file whole, under its own digest"), call.headers
             )
-        signature = await run_in_threadpool(intake.take, tenant, digest, Path(name))
+        try:
+            signature = await run_in_threadpool(intake.take, tenant, digest, Path(name))
+        except IntakeBusy as e:
+            return busy_response("inspection_busy", str(e), call.headers)
         if isinstance(signature, Rejected):
             return rejected_response(signature, call.headers)
         said = {

@@ -34,12 +34,12 @@ from commands.deployment_decide import (
     StartRollout,
     UndeployVersion,
 )
-from commands.intake_desk import IntakeDesk
+from commands.intake_desk import IntakeBusy, IntakeDesk
 from commands.model_decide import AddVersion, LifecycleCommand, RegisterModel, RetireModel, ReviewVersion, SubmitVersion, no_model
-from commands.model_state import ActiveModel, ModelState, NoModel
+from commands.model_state import ActiveModel, Approved, ModelState, NoModel
 from commands.office import Call, Office, Refused
 from commands.origin import Origin
-from commands.problems import rejected_response
+from commands.problems import busy_response, rejected_response
 from commands.refusal import Rejected, forbidden, invalid
 from commands.routes_accounts import existing_tenant
 from commands.semver import parse
@@ -115,10 +115,12 @@ class Models:
         except ArtifactMissing:
             remedy = f"PUT the file to /v1/artifacts/{body.artifact} first"
             return rejected_response(invalid("artifact_missing", "no such artifact of this tenant", "artifact", remedy), call.headers)
+        except IntakeBusy as e:
+            return busy_response("inspection_busy", str(e), call.headers)
         if found is not None:
             return rejected_response(found, call.headers)
         lineage = body.lineage.fact()
-        known = frozenset(p for p in lineage.parents if _exists(self._office, p))
+        known = frozenset(p for p in lineage.parents if _exists(self._office, call, p))
         command = AddVersion(body.version, technical, body.artifact, size, body.release_notes, lineage, known)
         return _run_lifecycle(self._office, call, model, command, "add version", body, 201)
 
@@ -246,10 +248,12 @@ def _tenant(office: Office, call: Call, asked: str | None) -> TenantId:
     return tenant
 
 
-def _exists(office: Office, parent: str) -> bool:
-    """Whether a version address `model-…-v1.0.0` is of a version that exists, in any tenant's model."""
+def _exists(office: Office, call: Call, parent: str) -> bool:
+    """Whether a version address `model-…-v1.0.0` is of a version the caller may know of: an approved one of anybody's model, or their own."""
     found = _ADDRESS.match(parent)
     if found is None or parse(found[2]) is None:
         return False
     state = office.aggregates.load(MODEL, found[1])
-    return not isinstance(state, NoModel) and found[2] in state.versions
+    if isinstance(state, NoModel) or found[2] not in state.versions:
+        return False
+    return call.principal.acts_for(state.tenant) or isinstance(state.versions[found[2]], Approved)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -24,11 +25,13 @@ from events.facts.log import LogCreated, SchemaRegistered
 from events.log import PARTITIONER, LogMismatch, Reader, Record, Writer
 from events.settings import Settings
 from events.topics import check_partitions
-from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from events.wire import Codec, Schema, SchemaBook, Undecodable, frame_schema_id, todays_schemas
 
 logger = logging.getLogger(__name__)
 REGISTRY_S_MAX = 120.0
 """How long a process waits for the registry at start before it gives its supervisor a chance."""
+ASKED_MAX = 10_000
+"""Unknown schema ids remembered: what strangers send is bounded."""
 SCHEMA_FOLDER = Path(__file__).resolve().parent.parent / "schemas"
 COMPATIBILITY = "BACKWARD_TRANSITIVE"
 
@@ -141,12 +144,48 @@ def open_codec(settings: Settings, reader: Reader) -> tuple[Codec, str]:
         try:
             for schema in book.by_id.values():
                 compare(registry, schema)
-            return Codec(book), log_id
+            return LogCodec(settings, book), log_id
         except RegistryUnavailable as e:
             if time.monotonic() > end:
                 raise
             logger.warning("the registry does not answer, waiting: %s", e)
             time.sleep(0.5)
+
+
+class LogCodec(Codec):
+    """A codec that looks on the log for an id it does not know, once per id: a newer program may have recorded it since this one began.
+    Before an id is first used it is recorded, so the log has it by then, or it is nobody's."""
+
+    def __init__(self, settings: Settings, book: SchemaBook) -> None:
+        super().__init__(book)
+        self._settings, self._asked, self._looking = settings, set[int](), threading.Lock()
+
+    def decode_raw(self, value: bytes | None) -> tuple[Schema, dict[str, Any]]:
+        try:
+            return super().decode_raw(value)
+        except Undecodable as e:
+            if e.code != "unknown_schema" or not self._found(frame_schema_id(value)):
+                raise
+        return super().decode_raw(value)
+
+    def _found(self, schema_id: int) -> bool:
+        """Raises LogUnavailable: then nothing is known."""
+        with self._looking:
+            if schema_id in self.book.by_id:
+                return True
+            if schema_id in self._asked:
+                return False
+            reader = Reader(self._settings, "schemas-again")
+            try:
+                found, _ = read_schemas(reader)
+            finally:
+                reader.close()
+            for schema in found.by_id.values():
+                self.book.add(schema)
+            if len(self._asked) >= ASKED_MAX:
+                self._asked.clear()
+            self._asked.add(schema_id)
+            return schema_id in self.book.by_id
 
 
 def read_schemas(reader: Reader) -> tuple[SchemaBook, str | None]:

@@ -106,11 +106,15 @@ class Company:
         self.http.ok("PUT", f"/v1/artifacts/{digest}", self.owner, content=body)
         return digest
 
+    def draft(self, model: str, version: str, body: bytes, **more: Any) -> httpx.Response:
+        said = {"version": version, "artifact": self.upload(body), "technical": technical(), **more}
+        return self.http("POST", f"/v1/models/{model}/versions", self.owner, json=said)
+
     def approve(self, model: str, version: str, body: bytes) -> None:
-        digest = self.upload(body)
-        self.http.ok(
-            "POST", f"/v1/models/{model}/versions", self.owner, json={"version": version, "artifact": digest, "technical": technical()}
-        )
+        assert self.draft(model, version, body).status_code == 201
+        self.review(model, version)
+
+    def review(self, model: str, version: str) -> None:
         self.http.ok("POST", f"/v1/models/{model}/versions/{version}/submit", self.owner)
         for key, review in ((self.bea, "business"), (self.sam, "security")):
             path = f"/v1/models/{model}/versions/{version}/reviews"
@@ -365,6 +369,25 @@ def test_one_tenants_models_are_nothing_to_another(side: Side, acme: Company) ->
     problem(http("GET", f"/v1/bills/{acme.tenant}", globex.owner), 404, "tenant_unknown")
     problem(http("GET", f"/v1/tenants/{acme.tenant}", globex.owner), 404, "tenant_unknown")
     assert side.end() == end + 1  # globex's own registration
+
+
+def test_a_foreign_version_may_be_named_as_a_parent_once_it_is_approved_and_its_draft_is_nobodys_to_guess(
+    side: Side, acme: Company
+) -> None:
+    globex, theirs = company(side), acme.register()
+    mine, lineage = globex.register(), {"parents": [f"{theirs}-v1.0.0"]}
+    assert acme.draft(theirs, "1.0.0", model_file(8)).status_code == 201
+    problem(globex.draft(mine, "1.0.0", model_file(9), lineage=lineage), 422, "parent_unknown")
+    acme.review(theirs, "1.0.0")
+    assert globex.draft(mine, "1.0.0", model_file(9), lineage=lineage).status_code == 201
+
+
+def test_a_price_that_no_bill_could_hold_is_refused_with_what_was_meant(side: Side, acme: Company) -> None:
+    dear = [{"model": "*", "meter": "gpu_us", "amount_micros": 20_000_000}]
+    said = problem(side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}), 422, "price_too_high")
+    assert "per_units 3600000000" in said["remedy"] and said["field"] == "prices.0"
+    dear[0]["per_units"] = 3_600_000_000
+    assert side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}).status_code == 201
 
 
 def test_a_key_opens_what_its_scopes_say_and_nothing_once_it_is_gone(side: Side, acme: Company) -> None:

@@ -29,7 +29,7 @@ from events.registry import Incompatible, Registry, open_codec, publish, read_sc
 from events.registry_restore import restore
 from events.settings import Settings
 from events.topics import apply_topics, check_partitions, topic_drift
-from events.wire import Schema, todays_schemas
+from events.wire import Schema, Undecodable, todays_schemas
 from infra.launcher import Stack
 
 
@@ -220,6 +220,10 @@ def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: St
         definition=later.definition,
     )
     writer.append("schemas", b"x", codec.encode(fact), {"ce_type": b"SchemaRegistered"}).result(10)
+    newest = b"\x00" + later.schema_id.to_bytes(4, "big") + codec.encode(example_of(FACTS["InvocationSettled"]))[5:] + b"\x00"
+    assert codec.decode(newest)[1]["later"] == 0  # recorded since this codec was made
+    with pytest.raises(Undecodable, match="unknown_schema"):
+        codec.decode(b"\x00" + (later.schema_id + 1000).to_bytes(4, "big"))
 
     log.down()
     shutil.rmtree(settings.folder / "registry")
