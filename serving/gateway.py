@@ -18,6 +18,7 @@ import orjson
 
 from events.fact import now_us
 from serving.edge import Edge
+from serving.held import Held
 from serving.invocation import Answer, Call, invoke, servable
 from serving.presence import at_once, gone
 from serving.refusal import Headers, Refused, bad, document
@@ -60,6 +61,7 @@ class Gateway:
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
+        self._held = Held()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -149,9 +151,14 @@ class Gateway:
                 415, "encoding", f"bodies come plain, not {encoding.decode('latin-1')[:40]}", "Content-Encoding", "do not compress"
             )
         header_length = _number(request.headers.get(b"inference-header-content-length"), "Inference-Header-Content-Length")
-        body = await _body(request, self.edge.settings.infer_bytes_max)
-        call = Call(key, request.model, pinned, name, body, header_length, idempotency, request.began_us, partial(gone, request.receive))
-        return await invoke(self.edge, call)
+        announced = _number(request.headers.get(b"content-length"), "Content-Length")
+        bytes_max = self.edge.settings.infer_bytes_max
+        with self._held.body(key.tenant, bytes_max if announced is None else min(announced, bytes_max)):
+            body = await _body(request, announced or 0, bytes_max)
+            call = Call(
+                key, request.model, pinned, name, body, header_length, idempotency, request.began_us, partial(gone, request.receive)
+            )
+            return await invoke(self.edge, call)
 
     def _metadata(self, request: Request, name: str, pinned: str | None) -> Answer:
         request.operation = "metadata"
@@ -247,8 +254,7 @@ def _number(value: bytes | None, name: str) -> int | None:
     return int(value)
 
 
-async def _body(request: Request, bytes_max: int) -> bytes:
-    announced = _number(request.headers.get(b"content-length"), "Content-Length") or 0
+async def _body(request: Request, announced: int, bytes_max: int) -> bytes:
     message = at_once(request.receive)
     if message is not None and message["type"] == "http.request" and not message.get("more_body"):
         body: bytes = message.get("body", b"")  # as nearly always: a small body comes with its headers
