@@ -21,7 +21,7 @@ from serving.routes import Routes, Version
 
 logger = logging.getLogger(__name__)
 
-TOPICS = ("models", "deployments", "accounts")
+TOPICS = ("models", "deployments", "accounts", "prices")
 WATCH_S = 0.2
 """How soon a route that changed is reported as applied (K19)."""
 FORGET_TURNS = 50

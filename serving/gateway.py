@@ -189,8 +189,17 @@ class Gateway:
         _only(request, "GET")
         key = self._caller(request)
         models = self.edge.routes.models.values() if "invoke" in key.scopes else ()
+        tariff = self.edge.routes.tariffs.at(key.tenant, request.began_us)
         data = [
-            {"id": m.model, "object": "model", "created": 0, "owned_by": m.provider} for m in list(models)[:MODELS_MAX] if m.route.weights
+            {
+                "id": m.model,
+                "object": "model",
+                "created": m.registered_at // 1_000_000,
+                "owned_by": m.provider,
+                "pricing": None if tariff is None else tariff.pricing(m.model),
+            }
+            for m in list(models)[:MODELS_MAX]
+            if m.route.weights
         ]
         return Answer(200, JSON, orjson.dumps({"object": "list", "data": data}))
 

@@ -1,4 +1,4 @@
-"""Who may call what, and where a call goes: keys, models and weights as a fold of the decided facts.
+"""Who may call what, where a call goes and what it costs: keys, models, weights and tariffs as a fold of the decided facts.
 
 A plain state machine on dictionaries, without validation (K5): the facts were checked when they were decided. What a caller
 sees of a model is one frozen `Route`, replaced whole, so that a reader in another thread never sees half a change.
@@ -15,6 +15,7 @@ import orjson
 
 from events.fact import Coordinate
 from serving.keys import Key, Keys
+from serving.tariffs import Tariffs
 
 SPREAD = 61
 """A step through the hundred slots of a split that keeps equal versions far apart: coprime with 100, near its golden section."""
@@ -22,6 +23,9 @@ SPREAD = 61
 
 OBSERVED = frozenset({"VersionReady", "VersionFailed", "RouteApplied"})
 """The facts of topic `deployments` that no store has ordered."""
+
+LINES_AT_ONCE = 2000
+"""Lines of a slice of a snapshot: copied in a millisecond or two, so that no call waits for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class Model:
     route: Route = NOWHERE
     calls: int = 0
     """Counts calls, so that the split is exact and not merely likely."""
+    registered_at: int = 0
 
 
 def pick(weights: tuple[tuple[str, int], ...], turn: int) -> str:
@@ -125,11 +130,12 @@ def interface_of(technical: Mapping[str, Any]) -> Interface:
 class Routes:
     """The fold: implements `events.follow.Fold`. It never skips a fact silently."""
 
-    code_version = "routes-3"
+    code_version = "routes-4"
 
     def __init__(self) -> None:
         self.keys = Keys()
         self.models: dict[str, Model] = {}
+        self.tariffs = Tariffs()
         self.changed: set[str] = set()
         """Models whose route moved since somebody last looked."""
         self._lines: dict[str, bytes] = {}
@@ -143,13 +149,17 @@ class Routes:
                 self.keys.issue(body)
             case "ApiKeyRevoked":
                 self.keys.revoke(body["tenant"], body["key_id"])
+            case "TenantCreated":
+                self.tariffs.join(body)
+            case "PriceBookPublished":
+                self.tariffs.publish(body)
             case "ModelRegistered":
-                self.models[body["model"]] = Model(body["model"], body["tenant"])
+                self.models[body["model"]] = Model(body["model"], body["tenant"], registered_at=body["occurred_at"])
                 self._moved.add(body["model"])
             case _ if "model" in body:
                 self._apply_to_model(name, body)
             case _:
-                pass  # tenants, store epochs, prices: nothing to route by
+                pass  # store epochs: nothing to route by
 
     def _apply_to_model(self, name: str, body: Mapping[str, Any]) -> None:
         model = self.models.get(body["model"])
@@ -186,19 +196,19 @@ class Routes:
     # --- snapshots
 
     def dump(self) -> Iterator[bytes]:
-        """How many models, a line for each, a line for each key."""
+        """How many models and tariffs, a line for each, a line for each key."""
         for name in self._moved:
             self._lines[name] = orjson.dumps(self.models[name])
         self._moved.clear()
-        lines = list(self._lines.values())
-        keys = self.keys.dump()
-        return chain((b"%d\n" % len(lines), b"".join([line + b"\n" for line in lines])), keys)
+        models, tariffs, keys = list(self._lines.values()), self.tariffs.lines(), self.keys.dump()
+        return chain((b"%d %d\n" % (len(models), len(tariffs)),), _slices(models), _slices(tariffs), keys)
 
     def load(self, state: bytes) -> None:
-        count, *lines, _ = state.split(b"\n")
-        packed = lines[: int(count)]
+        head, *lines, _ = state.split(b"\n")
+        count, tariffs_count = map(int, head.split())
+        packed, priced, keys = lines[:count], lines[count : count + tariffs_count], lines[count + tariffs_count :]
         models = {m.model: m for m in map(_model_from, map(orjson.loads, packed))}
-        self.keys, self.models = Keys.load(lines[int(count) :]), models
+        self.tariffs, self.keys, self.models = Tariffs.load(priced), Keys.load(keys), models
         self._lines = dict(zip(models, packed, strict=True))
         self._moved.clear()
         self.changed = {m.model for m in models.values() if m.route != NOWHERE}
@@ -226,6 +236,10 @@ class Routes:
             head, mark, tail = head.rpartition("-v")
             version = f"{tail}-v{version}"
         return None
+
+
+def _slices(lines: list[bytes]) -> Iterator[bytes]:
+    return (b"".join([line + b"\n" for line in lines[at : at + LINES_AT_ONCE]]) for at in range(0, len(lines), LINES_AT_ONCE))
 
 
 def _model_from(state: dict[str, Any]) -> Model:

@@ -12,7 +12,7 @@ from events.artifacts import Artifacts
 from events.catalogue import DECIDED_TOPICS, TOPICS, key_of
 from events.chain import TYPE, Heartbeat, Place
 from events.fact import Decided, TenantId, new_id, now_us
-from events.facts import accounts, deployments, models
+from events.facts import accounts, deployments, models, prices
 from events.facts.log import StoreOpened
 from events.log import Reader, Writer
 from events.partition import partition_of
@@ -46,7 +46,7 @@ class Pen:
 
     def write(self, cls: type[Decided], **fields: Any) -> int:
         """The position of the fact."""
-        subject = str(fields.get("model") or fields.get("tenant"))
+        subject = str(fields.get("model") or fields.get("tenant") or fields.get("book"))
         fact = cls(**self._said(subject), **fields)
         topic = next(t for t in DECIDED_TOPICS if f"{t}-{cls.__name__}" in self.codec.book.current)
         key = key_of(fact)
@@ -93,6 +93,11 @@ class Pen:
         sha = hashlib.sha256(secret.encode()).hexdigest()
         self.write(accounts.ApiKeyIssued, tenant=tenant, key_id=key_id, key_sha256=sha, user="user-1", scopes=scopes, by="admin", **more)
         return key_id
+
+    def prices(self, book: str, number: int, effective_from: int, *named: tuple[str, prices.Meter, int, int]) -> None:
+        """A version of a book; each price is model, meter, amount in micro-units, and per how many."""
+        parts = tuple(prices.Price(model=m, meter=meter, amount_micros=amount, per_units=per) for m, meter, amount, per in named)
+        self.write(prices.PriceBookPublished, book=book, book_version=number, effective_from=effective_from, prices=parts, by="admin")
 
     def model(self, model: str, tenant: str) -> None:
         _, domain, team, name = model.split("-", 3)

@@ -177,7 +177,8 @@ def running_edge(settings: Settings, folder: Path) -> Iterator[Running]:
         pen = Pen(settings)
         for tenant in ("acme", "caller"):
             pen.tenant(tenant)
-        pen.key("caller", SECRET, labels={"purpose": "test"}, department="research")
+        dimensions = {"sub_account": "lab-7", "department": "research", "team": "vision", "project": "digits"}
+        pen.key("caller", SECRET, labels={"purpose": "test"}, **dimensions)
         pen.model(M, "acme")
         digests = {
             version: pen.version(M, "acme", version, write_digits(folder / f"{version}.onnx", bias), TECHNICAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -9,9 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from events.fact import now_us
 from events.facts import accounts, deployments, models
 from events.log import Reader, Writer
 from events.registry import publish
@@ -28,6 +31,8 @@ pytestmark = pytest.mark.timeout(240)
 
 
 STALE_S = 12.0
+SOON_US = 6_000_000
+"""Longer than a fact takes to every gateway, so that a test sees before and after."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("edge")
     with (
         free_block() as base_port,
-        running_edge(Settings(stack="edge", base_port=base_port, data=folder, staleness_s_max=STALE_S), folder) as running,
+        running_edge(Settings(stack="edge", region="hefei", base_port=base_port, data=folder, staleness_s_max=STALE_S), folder) as running,
     ):
         yield running
 
@@ -45,12 +50,15 @@ def test_an_answer_has_its_fact_with_every_dimension_where_the_receipt_says(edge
     assert answer.status_code == 200
     check_answers(edge, [answer])
     _, body, _ = next(r for r in edge.usage() if r[0] == answer.headers["modelmarket-receipt"])
-    said = {
-        k: body[k]
-        for k in ("tenant", "provider", "model", "model_version", "deployment", "operation", "route", "outcome", "status", "department")
-    }
-    assert said == {
+    dimensions = {
         "tenant": "caller",
+        "sub_account": "lab-7",
+        "department": "research",
+        "team": "vision",
+        "project": "digits",
+        "key_id": f"key-{hashlib.sha256(SECRET.encode()).hexdigest()[:8]}",
+        "user": "user-1",
+        "region": "hefei",
         "provider": "acme",
         "model": M,
         "model_version": "1.0.0",
@@ -59,8 +67,8 @@ def test_an_answer_has_its_fact_with_every_dimension_where_the_receipt_says(edge
         "route": "live:100",
         "outcome": "succeeded",
         "status": 200,
-        "department": "research",
     }
+    assert {name: body[name] for name in dimensions} == dimensions
     assert body["labels"] == {"purpose": "test"} and body["calls"] == 1 and body["attempt"] == 1 and body["replica"]
     assert body["bytes_in"] > 64 and body["bytes_out"] == len(answer.content) and body["latency_us"] > 0 and body["cpu_us"] >= 0
 
@@ -105,11 +113,50 @@ def test_a_key_stops_working_within_two_seconds_of_its_revocation(edge: Running)
     assert eventually(lambda: edge.infer(secret="mk_short-lived").status_code == 401, 5, "a revoked key stops") <= 2
 
 
+def test_a_key_works_until_the_instant_at_which_it_expires_and_not_after(edge: Running) -> None:
+    edge.pen.key("caller", "mk_expired", expires_at=now_us() - 1_000_000)
+    ends = now_us() + SOON_US
+    edge.pen.key("caller", "mk_ending", expires_at=ends)
+    eventually(lambda: edge.infer(secret="mk_ending").status_code == 200, SOON_US / 1e6, "the key works until then")
+    refused = edge.infer(secret="mk_expired")  # issued before one that works, so known
+    assert refused.status_code == 401 and refused.json()["code"] == "unknown_key"
+    while now_us() < ends:
+        answer = edge.infer(secret="mk_ending")
+        assert answer.status_code == 200 or now_us() >= ends
+        time.sleep(0.02)
+    assert edge.infer(secret="mk_ending").status_code == 401
+
+
 def test_a_key_without_the_scope_is_forbidden_and_sees_no_models(edge: Running) -> None:
     edge.pen.key("caller", "mk_reader", scopes=("read",))
     eventually(lambda: edge.infer(secret="mk_reader").status_code == 403, 5, "a key without scope")
     listed = edge.client.get(f"{edge.settings.gateway}/v1/models", headers={"Authorization": "Bearer mk_reader"})
     assert listed.json()["data"] == []
+
+
+def test_the_models_are_listed_with_what_they_cost_the_caller_now(edge: Running) -> None:
+    def listed() -> dict[str, Any]:
+        found = edge.client.get(f"{edge.settings.gateway}/v1/models", headers={"Authorization": f"Bearer {SECRET}"}).json()
+        assert found["object"] == "list"
+        return next(m for m in found["data"] if m["id"] == M)
+
+    def version() -> int | None:
+        return (listed()["pricing"] or {}).get("book_version")
+
+    first = listed()
+    assert (first["object"], first["owned_by"], first["pricing"]) == ("model", "acme", None)
+    assert 0 < time.time() - first["created"] < 3600
+    edge.pen.prices("standard", 1, now_us(), ("*", "calls", 500, 1), ("*", "cpu_us", 3, 1_000_000), (M, "calls", 900, 1000))
+    eventually(lambda: version() == 1, 5, "the price book is known")
+    meters = {"calls": {"amount_micros": 900, "per_units": 1000}, "cpu_us": {"amount_micros": 3, "per_units": 1_000_000}}
+    assert listed()["pricing"] == {"price_book": "standard", "book_version": 1, "currency": "CNY", "meters": meters}
+    starts = now_us() + SOON_US
+    edge.pen.prices("standard", 2, starts, ("*", "calls", 700, 1))
+    edge.pen.key("caller", "mk_after-the-prices")
+    eventually(lambda: edge.infer(secret="mk_after-the-prices").status_code == 200, SOON_US / 1e6, "the second version is known, too")
+    assert version() == 1 and now_us() < starts
+    eventually(lambda: version() == 2, SOON_US / 1e6 + 1, "the second version takes over")
+    assert now_us() >= starts and listed()["pricing"]["meters"] == {"calls": {"amount_micros": 700, "per_units": 1}}
 
 
 def test_a_canary_takes_exactly_its_share_and_a_rollback_fails_no_call(edge: Running) -> None:

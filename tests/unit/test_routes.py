@@ -30,7 +30,7 @@ def told(*facts: tuple[str, dict[str, Any]]) -> Routes:
     return routes
 
 
-REGISTERED = ("ModelRegistered", {"model": M, "tenant": "acme"})
+REGISTERED = ("ModelRegistered", {"model": M, "tenant": "acme", "occurred_at": 1_700_000_000_000_000})
 
 
 def added(version: str) -> tuple[str, dict[str, Any]]:

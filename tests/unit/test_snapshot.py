@@ -91,7 +91,7 @@ def test_two_processes_of_one_machine_do_not_write_the_same_file_at_once(tmp_pat
 
 def test_a_snapshot_is_of_one_moment_however_slowly_it_is_written() -> None:
     routes = Routes()
-    routes.apply("ModelRegistered", {"model": "m", "tenant": "t"}, AT)
+    routes.apply("ModelRegistered", {"model": "m", "tenant": "t", "occurred_at": 1}, AT)
     for n in range(2000):
         routes.apply("ApiKeyIssued", issued(n), AT)
     slices: list[bytes] = []
@@ -99,7 +99,7 @@ def test_a_snapshot_is_of_one_moment_however_slowly_it_is_written() -> None:
         slices.append(piece)
         routes.apply("ApiKeyRevoked", {"tenant": f"t{n % 7}", "key_id": f"k{n}"}, AT)
         routes.apply("ApiKeyIssued", issued(2000 + n), AT)
-        routes.apply("ModelRegistered", {"model": f"m{n}", "tenant": "t"}, AT)
+        routes.apply("ModelRegistered", {"model": f"m{n}", "tenant": "t", "occurred_at": 1}, AT)
     then = Routes()
     then.load(b"".join(slices))
     assert {n for n in range(5000) if then.keys.get(digest(n))} == set(range(2000))
@@ -136,12 +136,16 @@ def test_a_key_issued_again_is_not_the_one_that_was_used_before() -> None:
 def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
     """A key is unpacked when it is used: one of another shape would come through the start and fail every call."""
     routes = Routes()
-    routes.apply("ModelRegistered", {"model": "m", "tenant": "t"}, AT)
+    routes.apply("ModelRegistered", {"model": "m", "tenant": "t", "occurred_at": 1}, AT)
     routes.models["m"].versions["1.0.0"] = Version("m", "1.0.0", "t", Interface((Tensor("x", "FP32", (-1, 4)),), ()), "sha256:0", "onnx")
     routes.models["m"].retired = Retirement("old", "")
     routes.apply("ApiKeyIssued", issued(1), AT)
+    routes.apply("TenantCreated", {"tenant": "t", "price_book": "standard", "currency": "CNY"}, AT)
+    price = {"model": "m", "meter": "calls", "amount_micros": 5, "per_units": 1}
+    book = {"book": "standard", "book_version": 1, "currency": "CNY", "effective_from": 1, "occurred_at": 1, "prices": [price]}
+    routes.apply("PriceBookPublished", book, AT)
     seen = hashlib.sha256(b"".join(routes.dump())).hexdigest()
-    assert (Routes.code_version, seen[:16]) == ("routes-3", "5f4769ef98000a45"), (
+    assert (Routes.code_version, seen[:16]) == ("routes-4", "943d58cdd3897e8f"), (
         "give Routes.code_version another number, then change this line"
     )
 
@@ -156,7 +160,7 @@ def restored(path: Path) -> tuple[Follower, Routes]:
     return follower, routes
 
 
-SHAPELESS = b'1\n{"model":"m","owner":"o","versions":7}\n'
+SHAPELESS = b'1 0\n{"model":"m","owner":"o","versions":7}\n'
 """A model whose versions are a number."""
 
 
@@ -206,7 +210,7 @@ def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(
         follower, routes = restored(path)
         assert (follower.position, len(routes.keys)) == (0, 0)
     lanes = {f"accounts/{p}": [10, "s", 100, {}] for p in range(4)}
-    for state in (b"", b"0\nnot a key\n", b"1\n{}\n", b"0\n" + b"0" * 64 + b"[]\n", b"0\n\n\n", SHAPELESS):
+    for state in (b"", b"0 0\nnot a key\n", b"1 0\n{}\n", b"0 1\n{}\n", b"0 0\n" + b"0" * 64 + b"[]\n", b"0 0\n\n\n", SHAPELESS):
         snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes}, [state])
         follower, routes = restored(path)
         assert (follower.position, follower.store, len(routes.keys), routes.models) == (0, "", 0, {})
