@@ -21,6 +21,7 @@ from events.partition import partition_of
 from events.registry import open_codec
 from events.settings import Settings
 from infra.launcher import Stack
+from serving.edge import TOPICS as FOLDED
 from serving.routes import Routes
 
 NAME = "fold"
@@ -79,7 +80,7 @@ class _Relay:
 
     def issue(self, keys: int) -> None:
         base = {"event_id": "0" * 36, "occurred_at": 1_790_000_000_000_000, "producer": "bench", "version": 1, "by": "bench"}
-        for topic in ("models", "deployments", "accounts"):
+        for topic in FOLDED:
             for partition in range(TOPICS[topic].partitions):
                 body = base | {"store": "bench", "previous_store": "", "previous_position": 0}
                 self._send(topic, partition, b"bench", "StoreOpened", self.codec.encode_dict("StoreOpened", body, topic))
@@ -143,8 +144,7 @@ def fold(snapshot: Path, flag: Path) -> None:
     """The process that is measured and killed."""
     settings = Settings()
     codec, log_id = open_codec(settings, Reader(settings, "bench-fold"))
-    topics = ("models", "deployments", "accounts")
-    follower = Follower(settings, codec, log_id, topics, Routes(), name="bench", snapshot=snapshot, snapshot_s=SNAPSHOT_S)
+    follower = Follower(settings, codec, log_id, FOLDED, Routes(), name="bench", snapshot=snapshot, snapshot_s=SNAPSHOT_S)
     follower.start()
     if follower.wait_caught_up(READY_S_MAX):
         flag.touch()

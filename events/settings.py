@@ -24,46 +24,50 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MODELMARKET_", extra="ignore", frozen=True)
 
     # --- which stack this is
-    stack: StackName = "local"
+    stack: StackName = Field(default="local", description="Its name: of Kafka's consumer group, and on every process the launcher starts.")
     data: Path = Field(default=Path(".modelmarket/local"), description="Folder of everything this stack writes.")
-    base_port: Port = Field(default=18000, le=65535 - PORTS_PER_STACK)
+    base_port: Port = Field(default=18000, le=65535 - PORTS_PER_STACK, description="First of its ports; the gateway's.")
     host: str = Field(default="127.0.0.1", description="Address every part binds to and is looked for at.")
 
     # --- where the parts are; empty = this stack's own part on loopback
-    kafka_bootstrap: str = ""
-    kafka_security_protocol: str = "PLAINTEXT"
-    kafka_sasl_mechanism: str = ""
-    kafka_sasl_username: str = ""
-    kafka_sasl_password: SecretStr = SecretStr("")
-    kafka_ca_file: str = ""
+    kafka_bootstrap: str = Field(default="", description="host:port of brokers, with commas between.")
+    kafka_security_protocol: str = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
+    kafka_sasl_mechanism: str = Field(default="", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty = no SASL.")
+    kafka_sasl_username: str = Field(default="", description="Who we are to Kafka.")
+    kafka_sasl_password: SecretStr = Field(default=SecretStr(""), description="Its password.")
+    kafka_ca_file: str = Field(default="", description="PEM file of the authority that signed the brokers; empty = the system's.")
     kafka_replication: int = Field(default=1, ge=1, le=7, description="Replication factor of new topics.")
-    kafka_min_insync: int = Field(default=1, ge=1, le=7)
+    kafka_min_insync: int = Field(
+        default=1, ge=1, le=7, description="Replicas that must have a record before it is acknowledged, of new topics."
+    )
     registry_url: str = Field(default="", description="Confluent-compatible schema registry, path included.")
-    registry_user: str = ""
-    registry_password: SecretStr = SecretStr("")
+    registry_user: str = Field(default="", description="Who we are to the registry; empty = it asks nobody.")
+    registry_password: SecretStr = Field(default=SecretStr(""), description="Its password.")
     store_url: str = Field(default="", description="Event store: sqlite:///FILE or postgresql://user@host:port/db")
-    store_password: SecretStr = SecretStr("")
+    store_password: SecretStr = Field(default=SecretStr(""), description="Password of the user in `store_url`.")
     clickhouse_url: str = Field(default="", description="ClickHouse HTTP endpoint.")
-    clickhouse_database: str = "default"
-    clickhouse_user: str = "default"
-    clickhouse_password: SecretStr = SecretStr("")
+    clickhouse_database: str = Field(default="default", description="Database of all tables; a new one is filled from the log.")
+    clickhouse_user: str = Field(default="default", description="Who we are to ClickHouse.")
+    clickhouse_password: SecretStr = Field(default=SecretStr(""), description="Its password; set, the local engine asks for it too.")
     artifacts_url: str = Field(default="", description="Artifact store: file:///FOLDER or s3://bucket/prefix")
-    s3_endpoint: str = ""
-    s3_region: str = "us-east-1"
-    s3_access_key: str = ""
-    s3_secret_key: SecretStr = SecretStr("")
+    s3_endpoint: str = Field(default="", description="Of an S3 that is not Amazon's, such as MinIO.")
+    s3_region: str = Field(default="us-east-1", description="Of the bucket.")
+    s3_access_key: str = Field(default="", description="Access key id for the bucket.")
+    s3_secret_key: SecretStr = Field(default=SecretStr(""), description="Its secret.")
     command_url: str = Field(default="", description="Where the biller posts finished bills.")
     gateway_url: str = Field(default="", description="Where callers find the gateway.")
     ray_dashboard_url: str = Field(default="", description="Ray's REST address; the controller applies Serve's configuration there.")
     ray_address: str = Field(default="", description="Ray's GCS for a gateway that runs alone; empty = the node it runs on.")
-    ray_auth_token: SecretStr = SecretStr("")
+    ray_auth_token: SecretStr = Field(
+        default=SecretStr(""), description="Token of Ray's REST address and cluster; empty = minted into the data folder."
+    )
 
     # --- who may do what at the start
     admin_key: SecretStr = Field(default=SecretStr(""), description="The first admin's API key; empty = minted into the data folder.")
 
     # --- sizes and bounds
     workers: int = Field(default=1, ge=1, le=64, description="Faust workers the launcher starts.")
-    gateways_per_node: int = Field(default=1, ge=1, le=16)
+    gateways_per_node: int = Field(default=1, ge=1, le=16, description="Gateway replicas on each Ray node.")
     ray_node_cpus: int = Field(default=16, ge=1, description="Logical CPUs of a Ray node; a replica reserves a tenth by default.")
     artifact_bytes_max: int = Field(default=512 << 20, ge=1, description="Largest upload the command API takes.")
     infer_bytes_max: int = Field(default=4 << 20, ge=1024, description="Largest inference request the gateway takes.")

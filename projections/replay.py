@@ -1,4 +1,4 @@
-"""Rebuilds the usage tables beside the live ones from the log's first record, compares row by row, and puts them in place if asked (K10, D7).
+"""Rebuilds the usage tables beside the live ones from the log's first record, compares row by row, and puts them in place if asked (K10).
 
 The same sink, judge and SQL as the live worker, on another table. Works while the workers run: both are compared up to a common cut.
 """

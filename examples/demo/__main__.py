@@ -9,6 +9,8 @@ import argparse
 import shutil
 import sys
 import time
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 from rich.console import Console
 
@@ -73,7 +75,7 @@ def what_next(settings: Settings) -> str:
   gateway       {settings.gateway}/v2           ClickHouse {settings.clickhouse}
   {market} status
   {market} log tail usage -n 3
-  {market} bill globex {time.strftime("%Y-%m")} --verify
+  {market} bill globex {datetime.now(ZoneInfo("Asia/Shanghai")):%Y-%m} --verify
   {market} replay usage
   make demo CHAOS=1        the same story, with processes killed while calls run
   make down                stops everything

@@ -1,4 +1,4 @@
-"""The market's HTTP interfaces as the demo uses them: every call checked, every fact it wrote kept for the story."""
+"""The market's HTTP interfaces as the demo uses them: every call checked."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class DemoFailed(Exception):
 
 @dataclass
 class Market:
-    """Command API and query API with one key; `facts` counts what our commands wrote since it was last told."""
+    """Command API and query API with one key; `promised` counts the facts that commands have answered with."""
 
     settings: Settings
     key: str
-    facts: Counter[str] = field(default_factory=Counter[str])
+    promised: Counter[str] = field(default_factory=Counter[str])
 
     def __post_init__(self) -> None:
         self._http = httpx.Client(timeout=CALL_S_MAX)
 
     def as_(self, key: str) -> Market:
         """The same market, seen with another key."""
-        return Market(self.settings, key, self.facts)
+        return Market(self.settings, key, self.promised)
 
     def command(self, method: str, path: str, body: dict[str, Any] | bytes | None = None, *, expect: int = 0) -> dict[str, Any]:
-        """Sends a command; with `expect` a refusal is what should happen. Counts the facts it wrote."""
+        """Sends a command; with `expect` a refusal is what should happen. Counts the facts it answers with."""
         url, headers = self.settings.commands + path, {"Authorization": f"Bearer {self.key}"}
         content = {"content": body} if isinstance(body, bytes) else {"json": body}
         answer = self._http.request(method, url, headers=headers, **content)  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ class Market:
             return told
         if answer.status_code >= 300:
             raise DemoFailed(f"{method} {path} answered {answer.status_code}: {answer.text[:800]}")
-        self.facts.update(f["name"] for f in told.get("facts", []))
+        self.promised.update(f["name"] for f in told.get("facts", []))
         return told
 
     def query(self, path: str, **params: Any) -> dict[str, Any]:
@@ -57,6 +57,12 @@ class Market:
             raise DemoFailed(f"GET {path} answered {answer.status_code}: {answer.text[:800]}")
         found: dict[str, Any] = answer.json()
         return found
+
+    def price(self, model: str) -> dict[str, Any]:
+        """What the gateway says a model costs this key's tenant, by meter; empty when it does not know."""
+        answer = self._http.get(f"{self.settings.gateway}/v1/models", headers={"Authorization": f"Bearer {self.key}"})
+        found = [m for m in answer.json()["data"] if m["id"] == model] if answer.status_code == 200 else []
+        return dict(found[0]["pricing"]["meters"]) if found and found[0]["pricing"] else {}
 
     def ready(self, model: str, version: str) -> bool:
         """Whether the gateway would send calls to this version now."""

@@ -1,7 +1,8 @@
-"""What an outsider sees: ClickHouse through its official client, Kafka through its own, and nothing of the market's code."""
+"""What an outsider sees: ClickHouse through its official client, and the log read by coordinates, beside every fold of it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,12 +26,23 @@ def analyst(settings: Settings) -> Any:
     )
 
 
-def facts_on_log(settings: Settings) -> dict[str, int]:
-    """Records per fact topic, from Kafka's own offsets (they are dense: K1)."""
-    reader = Reader(settings, "demo")
-    topics = [t for t in TOPICS if t not in ("heartbeats",)]
-    counts = dict.fromkeys(topics, 0)
-    for (topic, _), (low, high) in reader.bounds(*topics).items():
-        counts[topic] += high - low
-    reader.close()
-    return counts
+class Witness:
+    """Reads the log beside everybody else, and tells what came since it was last asked. A record says in its headers what it is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._next = settings, dict[tuple[str, int], int]()
+
+    def new(self) -> Counter[tuple[str, str]]:
+        """(topic, fact) → records that came since. Heartbeats are no facts, and schemas nobody's news."""
+        found = Counter[tuple[str, str]]()
+        reader = Reader(self._settings, "demo")
+        for topic in (t for t in TOPICS if t not in ("heartbeats", "schemas")):
+            for record in reader.read(topic, {p: offset for (t, p), offset in self._next.items() if t == topic}):
+                self._next[topic, record.partition] = record.offset + 1
+                found[topic, record.headers.get("ce_type", b"?").decode("utf-8", "replace")] += 1
+        reader.close()
+        return found
+
+    def seen(self) -> int:
+        """Records read so far: offsets are dense (K1)."""
+        return sum(self._next.values())

@@ -20,7 +20,7 @@ from examples.demo.caller import Answers, call_all
 from examples.demo.chaos import Chaos
 from examples.demo.digits import Trained
 from examples.demo.market import DemoFailed, Market, until
-from examples.demo.proof import analyst, facts_on_log
+from examples.demo.proof import Witness, analyst
 from infra.launcher import Stack
 
 OWNER, CALLER = "visionlab", "globex"
@@ -47,7 +47,7 @@ class Story:
         """As the query API shows the issued bills."""
         self.difference = 0
         """Micro-units between what was billed and what the log gives, over all bills."""
-        self.facts = 0
+        self.witness = Witness(self.settings)
         self.began = time.monotonic()
 
     def tell(self) -> None:
@@ -62,11 +62,11 @@ class Story:
         self.look_at_catalog()
         self.look_at_metering()
         self.bill()
-        self.facts = sum(facts_on_log(self.settings).values())
+        self.witness.new()
 
     def last_line(self) -> str:
         billed = f"{sum(self.billed_micros.values()) / 1_000_000:.6f}CNY"
-        return f"demo ok: calls={sum(self.calls.values())} facts={self.facts} billed={billed} difference={self.difference}"
+        return f"demo ok: calls={sum(self.calls.values())} facts={self.witness.seen()} billed={billed} difference={self.difference}"
 
     # --- telling
 
@@ -77,10 +77,25 @@ class Story:
         self.console.print(f"  {text}", soft_wrap=True)
 
     def written(self) -> None:
-        """Which facts the commands of this chapter wrote."""
-        if self.market.facts:
-            self.say("[dim]facts:[/] " + ", ".join(f"{name} × {n}" if n > 1 else name for name, n in self.market.facts.items()))
-            self.market.facts.clear()
+        """Which facts came onto the log in this chapter, whoever wrote them."""
+        table = Table("topic", "facts written", box=None, padding=(0, 2, 0, 2), header_style="dim", style="dim")
+        found, by_topic = self.witness.new(), dict[str, list[str]]()
+
+        def published() -> bool:
+            """What commands have answered with is stored; the relay writes it a moment later."""
+            found.update(self.witness.new())
+            there = Counter[str]()
+            for (_, name), n in found.items():
+                there[name] += n
+            return there >= self.market.promised
+
+        until("the facts of these commands on the log", published, 10)
+        self.market.promised.clear()
+        for (topic, name), n in found.items():
+            by_topic.setdefault(topic, []).append(f"{name} × {n:,}" if n > 1 else name)
+        for topic, names in by_topic.items():
+            table.add_row(topic, ", ".join(names))
+        self.console.print(table)
 
     def must(self, true: bool, what: str) -> None:
         if not true:
@@ -94,6 +109,7 @@ class Story:
         self.stack.up(progress=lambda part, what: self.say(f"[dim]{part}: {what}[/]") if what.startswith("healthy") else None)
         self.say(f"all healthy after {time.monotonic() - began:.1f} s")
         self.market = Market(self.settings, self.stack.places.admin_key.read_text().strip())
+        self.written()
 
     def open_accounts(self) -> None:
         self.chapter("Two tenants, their keys, and a price book")
@@ -176,6 +192,9 @@ class Story:
         self.alice.command("POST", f"/v1/models/{MODEL}/deployments", {"version": model.version})
         seconds = until(f"{MODEL} {model.version} ready", lambda: self.globex.ready(MODEL, model.version), 90)
         self.say(f"ready at the gateway after {seconds:.1f} s")
+        until("the price at the gateway", lambda: self.globex.price(MODEL), 10)
+        price = self.globex.price(MODEL)["calls"]
+        self.say(f"Globex sees in GET /v1/models what a call costs: CNY {price['amount_micros'] / 1_000_000:g} per {price['per_units']}")
         self.written()
 
     def call_everything(self) -> None:
@@ -198,6 +217,7 @@ class Story:
             f"p50 {latencies[len(latencies) // 2]:.0f} ms; asked again: {total.retries}"
         )
         self.say(f"each answer names its usage fact, for example {total.receipts[0]}")
+        self.written()
         if chaos is not None:
             self.must(len(chaos.killed) == 4, f"only {chaos.killed} were killed")
 
@@ -321,5 +341,6 @@ class Story:
         issued = sum(one["recomputed_micros"] for one in compared if one["status"] == "issued")
         difference += abs(self.billed_micros[tenant] - issued)
         lines = sum(len(one["lines"]) for one in compared)
-        self.say(f"  {len(compared)} bill, {lines} lines recomputed from the log: {issued / 1_000_000:.6f} CNY, difference {difference}")
+        what = f"{lines} lines of {len(compared)} bills (issued, and running since) recomputed from the log"
+        self.say(f"  {what}: {issued / 1_000_000:.6f} CNY, difference {difference}")
         self.difference += difference

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from events.artifacts import Artifacts
 from events.catalogue import FACTS
 from events.examples import example_of
 from events.fact import TenantId
+from events.facts import deployments
 from events.log import Reader, Writer
 from events.settings import Settings
 from infra.launcher import raynode
@@ -31,7 +32,7 @@ from infra.launcher.jvm import java, kafka_classpath
 from infra.launcher.ports import free_block
 from infra.launcher.supervision import settings_environment
 from projections.bill_log import epochs_ended
-from serving.controller import Controller
+from serving.controller import LEAVE_S, Controller
 from tests.integration.digits import TECHNICAL, write_digits
 from tests.integration.edge import (
     PIXELS,
@@ -150,6 +151,32 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
     finally:
         rest.close()
     assert args["attempt"] == 2
+
+
+def test_a_call_that_takes_longer_than_its_version_stays_is_answered(edge: Running) -> None:
+    """A replica that is taken away finishes what it has, as long as its version's calls may take (K17)."""
+    long = "model-vision-core-long"
+    edge.pen.model(long, "acme")
+    digest = edge.pen.version(long, "acme", "1.0.0", write_digits(edge.settings.folder / "long.onnx", 5.0), TECHNICAL)
+    edge.pen.deploy(long, "acme", "1.0.0", digest, timeout_us=60_000_000)
+    eventually(lambda: edge.infer(long).status_code == 200, 60, "it is loaded")
+    (replica,) = edge.pids(f"ServeReplica:{long}-v1.0.0")
+    os.kill(replica, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as caller:
+            calling = caller.submit(edge.infer, long, timeout_s=60)
+            time.sleep(0.5)
+            edge.pen.write(deployments.VersionUndeployed, model=long, model_version="1.0.0", reason="test", by="owner")
+            eventually(lambda: edge.infer().status_code == 200 and edge.infer(long).status_code == 404, 20, "others are turned away")
+            time.sleep(LEAVE_S + 15)  # a brief drain would have ended by now
+            os.kill(replica, signal.SIGCONT)
+            answer = calling.result(30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(replica, signal.SIGCONT)
+    assert answer.status_code == 200
+    check_answers(edge, [answer])
+    eventually(lambda: f"{long}-v1.0.0" not in apps(edge), 60, "and then it leaves")
 
 
 def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: Running) -> None:
