@@ -17,7 +17,8 @@ from serving.tensors import DTYPES, Output, elements
 
 logger = logging.getLogger(__name__)
 
-PROBE_ROWS, PROBE_SCALES = 4, (1.0, 10.0)
+PROBE_SCALES = (1.0, 3.0, 10.0)
+"""Of the rows that are tried, one each."""
 PROBE_NEAR, PROBE_NEAR_HALF = 1e-4, 1e-2
 MESSAGE_CHARS_MAX = 300
 """ONNX Runtime's messages carry whole graphs at times."""
@@ -75,16 +76,13 @@ class OnnxRuntime:
         model may sum, normalise or remember, and one caller's values would be in another's answer. What cannot be tried is run apart."""
         chance = np.random.default_rng(0)
         try:
-            for scale in PROBE_SCALES:
-                rows = [_random(chance, t, PROBE_ROWS, scale) for t in self._interface.inputs]
-                together = self._feed(rows)
-                alone = [self._feed([column[i : i + 1] for column in rows]) for i in range(PROBE_ROWS)]
-                if not all(_alike(whole, [a[n] for a in alone]) for n, whole in enumerate(together)):
-                    return False
-        except Exception as e:  # whatever it is about, it is not shown
+            rows = [_random(chance, t) for t in self._interface.inputs]
+            together = self._feed(rows)
+            alone = [self._feed([column[i : i + 1] for column in rows]) for i in range(len(PROBE_SCALES))]
+        except Exception as e:  # whatever it is about, nothing is shown
             logger.info("rows could not be tried together: %s", str(e)[:MESSAGE_CHARS_MAX])
             return False
-        return True
+        return all(_alike(whole, [a[n] for a in alone]) for n, whole in enumerate(together))
 
     def _together(self, run: Run) -> list[Result]:
         start = self._clock_ns()
@@ -124,14 +122,14 @@ class OnnxRuntime:
         return cast("list[np.ndarray[Any, Any]]", self._session.run(self._outputs, feeds))
 
 
-def _random(chance: np.random.Generator, tensor: Tensor, rows: int, scale: float) -> np.ndarray[Any, Any]:
+def _random(chance: np.random.Generator, tensor: Tensor) -> np.ndarray[Any, Any]:
     """Rows of a tensor's type; free inner dimensions are two. Whole numbers are 0 or 1: what is an index stays one."""
-    shape = (rows, *(2 if n == -1 else n for n in tensor.shape[1:]))
+    shape = (len(PROBE_SCALES), *(2 if n == -1 else n for n in tensor.shape[1:]))
     dtype = DTYPES.get(tensor.datatype)
     if dtype is None:
         return chance.integers(0, 2, shape).astype(str).astype(object)
     if np.issubdtype(dtype, np.floating):
-        return (chance.standard_normal(shape) * scale).astype(dtype)
+        return (chance.standard_normal(shape) * np.reshape(PROBE_SCALES, (-1, *(1 for _ in shape[1:])))).astype(dtype)
     return chance.integers(0, 2, shape).astype(dtype)
 
 

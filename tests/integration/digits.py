@@ -42,3 +42,39 @@ def write_digits(file: Path, bias: float = 0.0, seed: int = 7) -> Path:
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file))
     return file
+
+
+def write_slow(file: Path) -> Path:
+    """The same interface; goes a thousand times round for each unit that the pixels add up to."""
+    scores = helper.make_tensor_value_info("before", TensorProto.FLOAT, [None, 10])
+    flag = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("going", "on")]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["on"]), helper.make_node("Add", ["before", "nothing"], ["after"])],
+        "round",
+        [helper.make_tensor_value_info("turn", TensorProto.INT64, []), flag[0], scores],
+        [flag[1], helper.make_tensor_value_info("after", TensorProto.FLOAT, [None, 10])],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["pixels", "w"], ["first"]),
+            helper.make_node("ReduceSum", ["pixels"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "thousand"], ["many"]),
+            helper.make_node("Cast", ["many"], ["rounds"], to=TensorProto.INT64),
+            helper.make_node("Loop", ["rounds", "yes", "first"], ["scores"], body=body),
+            helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+        ],
+        "slow",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [None, 64])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 10]),
+        ],
+        [
+            numpy_helper.from_array(np.ones((64, 10), np.float32), "w"),
+            numpy_helper.from_array(np.float32(1000), "thousand"),
+            numpy_helper.from_array(np.float32(0), "nothing"),
+            numpy_helper.from_array(np.bool_(True), "yes"),
+        ],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file))
+    return file

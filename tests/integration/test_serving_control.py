@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from infra.launcher.ports import free_block
 from infra.launcher.supervision import settings_environment
 from projections.bill_log import epochs_ended
 from serving.controller import LEAVE_S, Controller
-from tests.integration.digits import TECHNICAL, write_digits
+from tests.integration.digits import TECHNICAL, write_digits, write_slow
 from tests.integration.edge import (
     PIXELS,
     SECRET,
@@ -155,28 +155,28 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
 
 def test_a_call_that_takes_longer_than_its_version_stays_is_answered(edge: Running) -> None:
     """A replica that is taken away finishes what it has, as long as its version's calls may take (K17)."""
-    long = "model-vision-core-long"
-    edge.pen.model(long, "acme")
-    digest = edge.pen.version(long, "acme", "1.0.0", write_digits(edge.settings.folder / "long.onnx", 5.0), TECHNICAL)
-    edge.pen.deploy(long, "acme", "1.0.0", digest, timeout_us=60_000_000)
-    eventually(lambda: edge.infer(long).status_code == 200, 60, "it is loaded")
-    (replica,) = edge.pids(f"ServeReplica:{long}-v1.0.0")
-    os.kill(replica, signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor(1) as caller:
-            calling = caller.submit(edge.infer, long, timeout_s=60)
-            time.sleep(0.5)
-            edge.pen.write(deployments.VersionUndeployed, model=long, model_version="1.0.0", reason="test", by="owner")
-            eventually(lambda: edge.infer().status_code == 200 and edge.infer(long).status_code == 404, 20, "others are turned away")
-            time.sleep(LEAVE_S + 15)  # a brief drain would have ended by now
-            os.kill(replica, signal.SIGCONT)
-            answer = calling.result(30)
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(replica, signal.SIGCONT)
+    slow, url = "model-vision-core-slow", f"{edge.settings.gateway}/v2/models/model-vision-core-slow/infer"
+    edge.pen.model(slow, "acme")
+    digest = edge.pen.version(slow, "acme", "1.0.0", write_slow(edge.settings.folder / "slow.onnx"), TECHNICAL)
+    edge.pen.deploy(slow, "acme", "1.0.0", digest, timeout_us=90_000_000)
+    eventually(lambda: edge.infer(slow).status_code == 200, 60, "it is loaded")
+
+    def call(work: float) -> httpx.Response:
+        pixels = [work] + [0.0] * 63
+        body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": pixels}]}
+        return edge.client.post(url, json=body, headers={"Authorization": f"Bearer {SECRET}"}, timeout=100)
+
+    began = time.monotonic()
+    assert call(500).status_code == 200
+    with ThreadPoolExecutor(1) as caller:
+        calling = caller.submit(call, 500 * (LEAVE_S + 20) / (time.monotonic() - began))  # a brief drain is over by then
+        time.sleep(0.5)
+        edge.pen.write(deployments.VersionUndeployed, model=slow, model_version="1.0.0", reason="test", by="owner")
+        eventually(lambda: edge.infer(slow).status_code == 404, 20, "others are turned away")
+        answer = calling.result(100)
     assert answer.status_code == 200
     check_answers(edge, [answer])
-    eventually(lambda: f"{long}-v1.0.0" not in apps(edge), 60, "and then it leaves")
+    eventually(lambda: f"{slow}-v1.0.0" not in apps(edge), 60, "and then it leaves")
 
 
 def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: Running) -> None:
