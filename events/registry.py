@@ -195,7 +195,12 @@ def _learn(book: SchemaBook, record: Record) -> str | None:
         if body["partitions"] != {t.name: t.partitions for t in TOPICS.values()} or body["partitioner"] != PARTITIONER:
             raise LogMismatch(f"log {body['log_id']} was created with {body['partitions']} and {body['partitioner']}")
         return str(body["log_id"])
-    book.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
+    try:
+        book.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
+    except (
+        Exception
+    ) as e:  # the parser raises whatever the text provokes; what is no schema reads no record, and must not end every process
+        logger.warning("no schema in the record on schemas at %s: %s: %s", record.coordinate, type(e).__name__, e)
     return None
 
 

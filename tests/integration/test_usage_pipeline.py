@@ -105,6 +105,10 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
     said = {"occurred_at": 1_800_000_000_000_000, "producer": "controller", "subject": "model-vision-core-digits1", "rule": "load_failed"}
     more = {"severity": "critical", "message": "it does not start", "remedy": "deploy another version"}
     raised = str(uuid.uuid4())
+    # It reads as a fact, but what it says is no schema: whoever begins after it must begin all the same.
+    registered = {"log_id": "l", "schema_id": 987655, "subject": "usage-Nothing", "sha256": bytes(32), "definition": "no schema"}
+    frame = market.codec.encode_dict("SchemaRegistered", {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "p", **registered})
+    put("schemas", frame, {"ce_type": b"SchemaRegistered"})
     with market.working():
         dead = {
             put("alerts", b"garbage"): "not_framed",
