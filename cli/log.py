@@ -17,11 +17,21 @@ from events.catalogue import TOPICS, entries
 from events.examples import add_examples, undecodable_examples
 from events.fact import Coordinate
 from events.log import LogMismatch, LogUnavailable, Reader, Record, Writer
-from events.registry import Incompatible, Registry, RegistryUnavailable, folder_drift, open_codec, publish, read_schemas, write_folder
+from events.registry import (
+    Incompatible,
+    Registry,
+    RegistryUnavailable,
+    folder_drift,
+    publish,
+    read_schemas,
+    registry_drift,
+    schemas_on_log,
+    write_folder,
+)
 from events.registry_restore import restore
 from events.settings import Settings
-from events.topics import apply_topics, topic_drift
-from events.wire import Codec, SchemaBook, Undecodable, todays_schemas
+from events.topics import apply_topics, check_partitions, topic_drift
+from events.wire import Codec, Undecodable, todays_schemas
 
 log = typer.Typer(help="Read the log.", no_args_is_help=True)
 topics = typer.Typer(help="The topics of the catalogue.", no_args_is_help=True)
@@ -184,15 +194,17 @@ def schemas_check(
 
 def _online_drift() -> list[str]:
     settings = Settings()
-    reader, registry, drift = Reader(settings, "schemas-check"), Registry(settings), list[str]()
-    book: SchemaBook = open_codec(settings, reader)[0].book
-    for subject, definition in todays_schemas().items():
-        schema = book.current.get(subject)
-        if schema is None:
-            drift.append(f"{subject}: today's class is not on the log; run `modelmarket schemas publish`")
-        elif (there := registry.schema(subject, schema.schema_id)) is None or json.loads(there) != json.loads(definition):
-            drift.append(f"{subject}: id {schema.schema_id} at the registry is another schema")
-    return drift
+    check_partitions(settings)
+    reader = Reader(settings, "schemas-check")
+    recorded = schemas_on_log(reader)
+    reader.close()
+    texts = {(s.subject, s.definition) for s in recorded}
+    drift = [
+        f"{subject}: today's class is not on the log; run `modelmarket schemas publish`"
+        for subject, definition in todays_schemas().items()
+        if (subject, definition) not in texts
+    ]
+    return drift + registry_drift(Registry(settings), recorded)
 
 
 @schemas.command("list")

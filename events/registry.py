@@ -11,6 +11,9 @@ import logging
 import threading
 import time
 import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,14 @@ class Registry:
             return self._call(lambda: self._client.get_schema(schema_id, subject_name=subject)).schema_str
         except KeyError:
             return None
+
+    def ids(self, subject: str) -> set[int]:
+        """Of every version of a subject; none where it does not know the subject."""
+        try:
+            versions = self._call(lambda: self._client.get_versions(subject))
+            return {int(self._call(partial(self._client.get_version, subject, v)).schema_id) for v in versions}
+        except KeyError:
+            return set()
 
     def subjects(self) -> list[str]:
         return list(self._call(self._client.get_subjects))
@@ -223,7 +234,12 @@ def _learn(book: SchemaBook, record: Record) -> str | None:
         if body["partitions"] != {t.name: t.partitions for t in TOPICS.values()} or body["partitioner"] != PARTITIONER:
             raise LogMismatch(f"log {body['log_id']} was created with {body['partitions']} and {body['partitioner']}")
         return str(body["log_id"])
-    book.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
+    try:
+        book.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
+    except (
+        Exception
+    ) as e:  # the parser raises whatever the text provokes; what is no schema reads no record, and must not end every process
+        logger.warning("no schema in the record on schemas at %s: %s: %s", record.coordinate, type(e).__name__, e)
     return None
 
 
@@ -244,6 +260,29 @@ def compare(registry: Registry, schema: Schema) -> None:
         raise LogMismatch(
             f"schema id {schema.schema_id} ({schema.subject}) is on the log but the registry {was}: this is not this log's registry"
         )
+
+
+def registry_drift(registry: Registry, recorded: Sequence[Schema]) -> list[str]:
+    """Each difference between the registry and the log's schemas, as a sentence: every id, under every subject, and no other."""
+    by_subject, drift = defaultdict[str, dict[int, Schema]](dict), list[str]()
+    for schema in recorded:
+        by_subject[schema.subject][schema.schema_id] = schema
+    for subject, schemas in sorted(by_subject.items()):
+        there = registry.ids(subject)
+        drift += [
+            f"{subject}: the log has id {i}, the registry does not: docs/operations.md, 'Log and registry do not belong together'"
+            for i in schemas.keys() - there
+        ]
+        drift += [
+            f"{subject}: the registry has id {i}, the log does not: what is written with it cannot be read here; its program must publish it"
+            for i in there - schemas.keys()
+        ]
+        for schema_id in schemas.keys() & there:
+            try:
+                compare(registry, schemas[schema_id])
+            except LogMismatch as e:
+                drift.append(f"{subject}: {e}")
+    return drift
 
 
 # --- the folder schemas/

@@ -1,4 +1,4 @@
-"""The way of a decided topic into `history_rows`: every record in its chain's order, with the whole document of its key after it.
+"""The way of a topic into `history_rows`: every record, a decided one in its chain's order, with the whole document of its key after it.
 
 The table is the position and the state (K6): on assignment the newest documents, the chain and the first missing offset are read
 from it. A record whose predecessor has not come stays without a row, so that a restart finds it again; after 30 s it alarms.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from events.catalogue import DECIDED_TOPICS
 from events.chain import STALLED_S_MAX, Chain
 from events.log import Reader
 from events.opening import UNREADABLE_OPENING
@@ -26,6 +27,9 @@ from projections.sink import Chunk, LogRecord
 
 logger = logging.getLogger(__name__)
 TABLE = "history_rows"
+HISTORY_TOPICS = (*DECIDED_TOPICS, "alerts", "schemas")
+"""What a worker folds into it. The last two are observed only, so that whatever strange lies there has its dead letter too; `usage` and
+`dead-letters` have tables of their own, and heartbeats are no facts (K5)."""
 
 
 @dataclass(slots=True)
@@ -39,7 +43,7 @@ class _Batch:
 
 
 class HistorySink:
-    """One decided topic. `say_dead` makes dead letters durable before it returns; `late` ends a process that may be no owner any more."""
+    """One of `HISTORY_TOPICS`. `say_dead` makes dead letters durable before it returns; `late` ends a process that may be no owner any more."""
 
     rows_max = 5_000
     wait_s = 0.02

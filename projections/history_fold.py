@@ -1,4 +1,4 @@
-"""What a model, a deployment, a tenant, a price book, a tenant's bills, a record given up or a producer look like after a fact: the whole document, folded purely.
+"""What the key of a topic (a model, a tenant, a price book, a producer, an alert's subject …) looks like after a fact: the whole document, folded purely.
 
 A document is plain JSON: instants are µs UTC, hashes hex. `evolve` never changes the document it is given.
 """
@@ -226,6 +226,36 @@ def _epoch_written_off(d: Document, b: Body) -> Document:
     return _with(d, "epochs", b["epoch"], **more, status="written_off", closed_at=b["occurred_at"])
 
 
+# --- alerts: what is wrong with a subject now, by rule, and what was last put right
+
+
+def _raised(d: Document, b: Body) -> Document:
+    said = {**_pick(b, "event_id", "producer", "severity", "message", "remedy"), "raised_at": b["occurred_at"]}
+    return _with(d, subject=b["subject"], open={**d.get("open", {}), b["rule"]: said})
+
+
+def _resolved(d: Document, b: Body) -> Document:
+    """Only the alert that the fact names: one that was raised anew in between is open still."""
+    still = dict(d.get("open", {}))
+    if still.get(b["rule"], {}).get("event_id") != b["raised"]:
+        return d
+    over = {**still.pop(b["rule"]), "rule": b["rule"], "resolved_at": b["occurred_at"]}
+    return _with(d, open=still, resolved_last=over)
+
+
+# --- schemas: the log itself, and how to read each id
+
+
+def _log_created(_: Document, b: Body) -> Document:
+    return {**_pick(b, "log_id", "partitioner", "partitions"), "created_at": b["occurred_at"]}
+
+
+def _schema_registered(d: Document, b: Body) -> Document:
+    """One text has one id, whatever subjects it serves."""
+    subjects = {**d.get("subjects", {}), b["subject"]: b["occurred_at"]}
+    return _with(d, **_pick(b, "schema_id", "sha256", "definition"), subjects=subjects)
+
+
 STEPS: dict[str, dict[str, Evolve]] = {
     "models": {
         "ModelRegistered": _registered,
@@ -261,5 +291,7 @@ STEPS: dict[str, dict[str, Evolve]] = {
         "ProducerWriteOffRequested": _epoch_write_off_requested,
         "ProducerWrittenOff": _epoch_written_off,
     },
+    "alerts": {"AlertRaised": _raised, "AlertResolved": _resolved},
+    "schemas": {"LogCreated": _log_created, "SchemaRegistered": _schema_registered},
 }
 """topic → fact → step. `tests/unit/test_catalog.py` fails when the catalogue of facts has one that is missing here."""

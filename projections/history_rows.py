@@ -1,4 +1,4 @@
-"""One row for each record of a decided topic: what it said, and the whole document of its key after it.
+"""One row for each record of a folded topic: what it said, and the whole document of its key after it.
 
 Dense (K6): copies, observed facts, changes of the store and unreadable strays have rows too, so a missing offset is a hole and
 nothing else. Pure: the sink in `history` reads and writes.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
-from events.catalogue import FACTS
+from events.catalogue import DECIDED_TOPICS, FACTS
 from events.chain import STORE_OPENED, Chain, Place, Verdict, place_of
 from events.opening import UNREADABLE_OPENING, judge
 from events.wire import Codec, Undecodable
@@ -59,7 +59,7 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class PartitionFold:
-    """One partition of one decided topic: its chain, the newest document of each key, and what waits for its predecessor."""
+    """One partition of one topic: its chain where it is a decided one, the newest document of each key, and what waits for its predecessor."""
 
     topic: str
     partition: int
@@ -93,7 +93,8 @@ class PartitionFold:
     def _progress(self, rows: list[dict[str, Any]], dead: list[DeadLetter]) -> bool:
         """Takes the first waiting record that can be taken. Observed facts and strays do not overtake a decided one that waits."""
         for index, (record, headers) in enumerate(self.waiting):
-            place = place_of(headers)
+            # Where the relay writes nothing there is no chain: headers that claim a place are a stranger's, and must hold nothing back.
+            place = place_of(headers) if self.topic in DECIDED_TOPICS else None
             if place is None:
                 if index:
                     continue

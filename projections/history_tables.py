@@ -1,4 +1,4 @@
-"""The tables and views of everything decided: documents with their history, for the query API and for analysts' own SQL."""
+"""The tables and views of everything decided, and of alerts and schemas: documents with their history, for the query API and for analysts' own SQL."""
 
 from __future__ import annotations
 
@@ -122,5 +122,20 @@ FROM (
 )
 """
 
-STATEMENTS = (HISTORY_ROWS, HISTORY, DOCUMENTS, CATALOG, CATALOG_HISTORY, TENANTS, API_KEYS, PRICE_BOOK)
+ALERTS = """
+CREATE OR REPLACE VIEW alerts AS
+SELECT subject, pair.1 AS rule,
+    JSONExtractString(pair.2, 'severity') AS severity,
+    JSONExtractString(pair.2, 'message') AS message,
+    JSONExtractString(pair.2, 'remedy') AS remedy,
+    fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'raised_at')) AS raised,
+    JSONExtractString(pair.2, 'producer') AS producer,
+    JSONExtractString(pair.2, 'event_id') AS event_id
+FROM (
+    SELECT key AS subject, arrayJoin(JSONExtractKeysAndValuesRaw(state, 'open')) AS pair
+    FROM documents WHERE topic = 'alerts'
+)
+"""
+
+STATEMENTS = (HISTORY_ROWS, HISTORY, DOCUMENTS, CATALOG, CATALOG_HISTORY, TENANTS, API_KEYS, PRICE_BOOK, ALERTS)
 """In the order in which they must be made; each may be run again."""

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from events.catalogue import DECIDED_TOPICS
 from events.fact import Coordinate, now_us
 from events.log import LogMismatch, Reader
 from events.registry import read_schemas
 from events.settings import Settings
 from projections.bill_running import RunningBills
 from projections.clickhouse import ClickHouse
+from projections.history import HISTORY_TOPICS
 from projections.positions import dense_end
 from projections.replay import Replayed
 from projections.sink import Chunk, LogRecord
@@ -102,7 +102,7 @@ class Redrive:
 
 
 def _elsewhere(topic: str) -> str:
-    if topic in DECIDED_TOPICS:
+    if topic in HISTORY_TOPICS:
         return (
             "nothing waits for it: it is no part of the relay's chain, so no decision is missing, and no bill depends on it. If a newer "
             "program observed something there, a fold into a new database reads it (docs/operations.md); else write it off"

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 
-from events.catalogue import DECIDED_TOPICS
 from events.health import serve_health, start_logging
 from events.log import Reader, Writer
 from events.registry import open_codec
@@ -21,7 +20,7 @@ from events.wire import Codec
 from projections.chunks import MEMBERSHIP, ChunkWorker
 from projections.clickhouse import ClickHouse
 from projections.dead_letters import DeadLetters, DeadLetterSink
-from projections.history import HistorySink
+from projections.history import HISTORY_TOPICS, HistorySink
 from projections.positions import first_missing
 from projections.sink import Sink
 from projections.usage_schemas import UsageSchemas
@@ -55,7 +54,7 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
         lambda table, partition, fence: first_missing(clickhouse, letters_reader, table, "dead-letters", partition, fence=fence),
         late,
     )
-    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in DECIDED_TOPICS]
+    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in HISTORY_TOPICS]
     return [usage, letters, *folds]
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx
 
-from events.catalogue import DECIDED_TOPICS
 from events.fact import now_us
 from events.log import Reader, Record, Writer
 from events.registry import open_codec
@@ -28,7 +27,7 @@ from projections.bill_issue import Issuer, pending
 from projections.biller import Biller, admin_key
 from projections.clickhouse import ClickHouse
 from projections.dead_letters import DeadLetters, DeadLetterSink
-from projections.history import HistorySink
+from projections.history import HISTORY_TOPICS, HistorySink
 from projections.positions import first_missing
 from projections.sink import Chunk
 from projections.usage_schemas import UsageSchemas
@@ -79,7 +78,7 @@ class Market:
         """New sinks that know nothing but what the tables say, as after a kill -9."""
         letters = DeadLetters(self.writer, self.codec, "projections")
         self.sinks: dict[str, Any] = {
-            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.say, lambda: None) for topic in DECIDED_TOPICS
+            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.say, lambda: None) for topic in HISTORY_TOPICS
         }
         self.sinks["usage"] = UsageSink(
             self.clickhouse,

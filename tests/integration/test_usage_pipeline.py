@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from events.fact import Coordinate
 from events.log import Reader
 from events.registry import read_schemas
 from events.settings import Settings
@@ -75,7 +76,7 @@ def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: U
         market.caught_up()
         after = compare(market.settings)
         assert after["unreadable"] - before == len(garbage)
-        letters = "SELECT topic, partition, offset, code, value_bytes FROM dead_letters"
+        letters = "SELECT topic, partition, offset, code, value_bytes FROM dead_letters WHERE topic = 'usage'"
         until("every dead letter is in its table", lambda: len(market.clickhouse.rows(letters)) == after["unreadable"])
     places = {(r["partition"], r["offset"]) for r in market.clickhouse.rows(letters)}
     tombs = {
@@ -95,6 +96,43 @@ def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: U
         "negative_count",
         "not_a_uuid",
     }
+
+
+def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(market: UsageStack) -> None:
+    def put(topic: str, value: bytes | None, headers: dict[str, bytes] | None = None) -> Coordinate:
+        return market.writer.append(topic, b"k", value, headers).result(10)
+
+    said = {"occurred_at": 1_800_000_000_000_000, "producer": "controller", "subject": "model-vision-core-digits1", "rule": "load_failed"}
+    more = {"severity": "critical", "message": "it does not start", "remedy": "deploy another version"}
+    raised = str(uuid.uuid4())
+    # It reads as a fact, but what it says is no schema: whoever begins after it must begin all the same.
+    registered = {"log_id": "l", "schema_id": 987655, "subject": "usage-Nothing", "sha256": bytes(32), "definition": "no schema"}
+    frame = market.codec.encode_dict("SchemaRegistered", {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "p", **registered})
+    put("schemas", frame, {"ce_type": b"SchemaRegistered"})
+    with market.working():
+        dead = {
+            put("alerts", b"garbage"): "not_framed",
+            put("alerts", None): "no_value",
+            put("alerts", b"held back?", {"store": b"s", "position": b"9", "previous": b"8"}): "not_framed",
+            put("alerts", market.settled(1)): "misplaced",
+            put("schemas", b"garbage", {"ce_type": b"SchemaRegistered"}): "not_framed",
+            put("schemas", b"\x00" + (987654).to_bytes(4, "big")): "unknown_schema",
+        }
+        put("alerts", market.codec.encode_dict("AlertRaised", {"event_id": raised, **said, **more}))
+        columns = "subject, rule, severity, message, remedy, toString(raised) AS raised"
+        wanted = [{"subject": said["subject"], "rule": "load_failed", **more, "raised": "2027-01-15 08:00:00.000000"}]
+        until("the alert is shown", lambda: market.clickhouse.rows(f"SELECT {columns} FROM alerts") == wanted)
+
+        letters = "SELECT topic, partition, offset, code FROM dead_letters WHERE topic IN ('alerts', 'schemas')"
+        until("the dead letters have their rows", lambda: len(market.clickhouse.rows(letters)) >= len(dead))
+        found = {Coordinate(r["topic"], r["partition"], r["offset"]): r["code"] for r in market.clickhouse.rows(letters)}
+        assert found == dead
+
+        put("alerts", market.codec.encode_dict("AlertResolved", {**said, "event_id": str(uuid.uuid4()), "raised": raised}))
+        until("the alert is over", lambda: not market.clickhouse.rows("SELECT subject FROM alerts"))
+    folded = "SELECT uniqExact(kafka_offset) AS n FROM history_rows WHERE topic = {topic:String}"
+    for topic in ("alerts", "schemas"):
+        assert market.clickhouse.value(folded, {"topic": topic}) == len(read_topic(market.settings, topic))
 
 
 def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(market: UsageStack) -> None:

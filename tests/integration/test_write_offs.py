@@ -368,17 +368,21 @@ def test_the_commands_of_operations_lead_through_it(market: Market, second: str,
 
     tenant = tenant_of(market, 3)
     at = put(market, tenant, b"rubbish")
-    where = market.writer.append("models", b"stray", b"hello", {}).result(10)
+    where, alert = (market.writer.append(topic, b"stray", b"hello", {}).result(10) for topic in ("models", "alerts"))
     market.fold()
     assert str(at) in run("dead-letters", "list")
     assert "not_framed" in run("dead-letters", "show", str(at))
     assert "unreadable" in run("dead-letters", "retry", str(at), code=1)
-    assert "no bill depends on it" in " ".join(run("dead-letters", "retry", str(where), code=1).split())
+    for elsewhere in (where, alert):
+        assert "no bill depends on it" in " ".join(run("dead-letters", "retry", str(elsewhere), code=1).split())
+    assert "not_framed" in run("dead-letters", "show", str(alert))
+    assert "requested by admin" in run("dead-letters", "write-off", str(alert), "--reason", "typed by hand")
+    assert "approved by second" in run("dead-letters", "approve", str(alert), "--yes", "--key-file", str(key_file))
     assert "requested by admin" in run("dead-letters", "write-off", str(at), "--reason", "typed by hand")
     assert "same_person" in run("dead-letters", "approve", str(at), "--yes", code=1)
     assert "approved by second" in run("dead-letters", "approve", str(at), "--yes", "--key-file", str(key_file))
     with market.folding() as until:
-        until("closed", lambda: at not in {letter.at for letter in letters(market.clickhouse)})
+        until("closed", lambda: not {at, alert} & {letter.at for letter in letters(market.clickhouse)})
     assert str(at) not in run("dead-letters", "list")
     assert "written off by admin and second" in " ".join(run("dead-letters", "list", "--all").split())
     assert "is written off" in run("dead-letters", "retry", str(at), code=1), "it asks first, and nobody answered"

@@ -66,7 +66,7 @@ def read_topic(settings: Settings, topic: str) -> list[Seen]:
     consumer.assign([ck.TopicPartition(topic, p, 0) for p, end in ends.items() if end])
     seen, left = list[Seen](), sum(ends.values())
     while left > 0:
-        messages = consumer.consume(10_000, 10)
+        messages = consumer.consume(min(left, 10_000), 10)
         assert messages, f"{topic}: {left} records did not come"
         for m in messages:
             assert m.error() is None, m.error()

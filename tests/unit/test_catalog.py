@@ -1,4 +1,4 @@
-"""Documents of the decided topics: folded in the chain's order, whatever arrives, and dense."""
+"""Documents of the folded topics: folded in the chain's order, whatever arrives, and dense."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from events.catalogue import DECIDED_TOPICS, entries
+from events.catalogue import TOPICS, entries
 from events.chain import TYPE, Place
 from events.opening import UNREADABLE_OPENING
 from events.wire import Codec, Schema, SchemaBook, Undecodable, todays_schemas
 from projections.api_access import Caller
 from projections.catalog import public
+from projections.history import HISTORY_TOPICS
 from projections.history_fold import ROUTES_KEPT, STEPS, evolve
 from projections.history_rows import PartitionFold
 from projections.history_tables import HISTORY_ROWS
@@ -59,6 +60,13 @@ def ready(number: int, version: str = "1.0.0") -> tuple[str, dict[str, Any]]:
     return "VersionReady", {**base(number), "model": MODEL, "model_version": version, "replicas": number, "position": 1}
 
 
+def alert(what: str, number: int, rule: str = "stuck", of: int = 0) -> tuple[str, dict[str, Any]]:
+    about = {**base(number), "subject": MODEL, "rule": rule}
+    if what == "resolved":
+        return "AlertResolved", {**about, "raised": base(of)["event_id"]}
+    return "AlertRaised", {**about, "severity": "critical", "message": "it hangs", "remedy": "restart it"}
+
+
 class Log:
     """Writes records as the relay would and hands them to a fold."""
 
@@ -85,8 +93,12 @@ def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), posi
 
 
 def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
-    expected = {(e.topic, e.name) for e in entries() if e.topic in DECIDED_TOPICS and e.name != "StoreOpened"}
+    expected = {(e.topic, e.name) for e in entries() if e.topic in HISTORY_TOPICS and e.name != "StoreOpened"}
     assert {(topic, fact) for topic, steps in STEPS.items() for fact in steps} == expected
+
+
+def test_every_topic_but_heartbeats_is_folded_into_some_table() -> None:
+    assert {*HISTORY_TOPICS, "usage", "dead-letters"} == TOPICS.keys() - {"heartbeats"}
 
 
 def test_each_record_leaves_a_row_and_the_state_after_it() -> None:
@@ -174,6 +186,38 @@ def test_a_stray_is_a_dead_letter_with_a_row_and_the_fold_goes_on(stray: bytes, 
     assert kinds(log.put(stray)) == [("dead", 1)]
     assert log.dead == [code]
     assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
+
+
+def test_headers_that_claim_a_place_where_there_is_no_chain_hold_nothing_back() -> None:
+    log = Log("alerts")
+    rows = log.put(b"garbage", Place("stranger", 1 << 40, 7)) + log.put(alert("raised", 1), Place("stranger", 9, 8))
+    assert (kinds(rows), log.dead) == ([("dead", 0), ("observed", 1)], ["not_framed"])
+
+
+def test_an_alert_is_open_until_the_fact_that_resolves_this_one() -> None:
+    log = Log("alerts")
+
+    def said(*facts: tuple[str, dict[str, Any]]) -> dict[str, int]:
+        for fact in facts:
+            log.put(fact)
+        return {rule: open_["raised_at"] - 1_000_000 for rule, open_ in log.fold.documents[MODEL]["open"].items()}
+
+    assert said(alert("raised", 1), alert("raised", 2, "document")) == {"stuck": 1, "document": 2}
+    assert said(alert("resolved", 3, of=2)) == {"stuck": 1, "document": 2}, "another rule of the subject"
+    assert said(alert("raised", 4), alert("resolved", 5, of=1)) == {"stuck": 4, "document": 2}, "raised anew meanwhile"
+    assert said(alert("resolved", 6, of=4)) == {"document": 2}
+    last = log.fold.documents[MODEL]["resolved_last"]
+    assert (last["rule"], last["remedy"], last["resolved_at"]) == ("stuck", "restart it", 1_000_006)
+
+
+def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
+    log = Log("schemas")
+    for number, subject in enumerate(("models-StoreOpened", "prices-StoreOpened"), 1):
+        said = {"log_id": "l", "schema_id": 7, "subject": subject, "sha256": bytes(32), "definition": "{}"}
+        assert kinds(log.put(("SchemaRegistered", {**base(number), **said}))) == [("observed", number - 1)]
+    log.put(("LogCreated", {**base(3), "log_id": "l", "partitioner": "p", "partitions": {"models": 4}}))
+    assert sorted(log.fold.documents["7"]["subjects"]) == ["models-StoreOpened", "prices-StoreOpened"]
+    assert log.fold.documents["l"]["partitions"] == {"models": 4}
 
 
 def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on() -> None:
