@@ -19,7 +19,7 @@ from projections.bill_log import LogIncomplete, bills_from_log, epochs_ended
 from projections.bill_running import newest_position
 from projections.bill_table import bill_from_table, cuts_of, unreadable_below
 from projections.clickhouse import ClickHouse
-from projections.positions import dense_end
+from projections.positions import DenseEnds
 from rating.bill import Bill
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Issuer:
 
     def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
         self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
+        self.ends = DenseEnds(clickhouse, "usage")
         self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
 
     def issue(self, tenant: str, number: int) -> Outcome:
@@ -120,7 +121,7 @@ class Issuer:
 
     def _table_is_behind(self, cut: Body) -> Waiting | None:
         for c in cut["cuts"]:
-            end = dense_end(self._clickhouse, "usage", c["partition"])
+            end = self.ends.end(c["partition"])
             if end < c["offset"]:
                 return Waiting(
                     "table_behind", f"usage/{c['partition']} is in the table up to {end}, the cut is {c['offset']}", alarming=False

@@ -24,7 +24,6 @@ from projections.bill_issue import Issuer, Outcome, Posted, Waiting, pending
 from projections.bill_running import RunningBills, newest_position
 from projections.bill_table import TooManyWrittenOff
 from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
-from projections.positions import dense_end
 from rating.period import NoPeriod
 from rating.statement import UnknownRatingVersion
 
@@ -100,7 +99,7 @@ class Biller:
     # --- running bills
 
     def refresh(self) -> None:
-        ends = {p: dense_end(self._clickhouse, "usage", p) for p in self._taken}
+        ends = {p: self._issuer.ends.end(p) for p in self._taken}
         for partition, end in ends.items():
             start = self._taken[partition]
             if end > start:

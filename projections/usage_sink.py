@@ -106,12 +106,14 @@ class UsageSink:
         # By take-over time and not by generation: a static member's successor has the same generation.
         fence = f"{self.table}/{partition}:{time.time_ns() // 1_000_000}"
         first = self._resume_at(partition, fence)
-        last = self._clickhouse.value(
-            f"SELECT coalesce(maxOrNull(toInt64(kafka_offset)), -1) AS last FROM {self.table} WHERE kafka_partition = {{partition:Int32}}",
-            {"partition": partition},
+        # Only what lies past the hole: the whole of a long partition is not read in the time that a worker has for an answer.
+        after = self._clickhouse.value(
+            f"""SELECT greatest(coalesce(maxOrNull(toInt64(kafka_offset)) + 1, 0), {{first:Int64}}) AS after
+            FROM {self.table} WHERE kafka_partition = {{partition:Int32}} AND kafka_offset >= {{first:Int64}}""",
+            {"partition": partition, "first": first},
             fence=fence,
         )
-        self._fences[partition], self._stored_below[partition] = fence, int(last) + 1
+        self._fences[partition], self._stored_below[partition] = fence, int(after)
         return first
 
     def prepare(self, chunks: list[Chunk]) -> Batch:
