@@ -24,7 +24,7 @@ from rating.bill import Bill
 
 logger = logging.getLogger(__name__)
 PENDING_MAX = 1000
-"""Cuts looked at in one round; the rest have their turn in the next."""
+"""Cuts looked at in one round; those behind them have their turn in the next."""
 
 POST_S_MAX = 60
 """A bill of 100 000 lines takes seconds to check; a second post of the same bill does no harm."""
@@ -58,11 +58,12 @@ class Posted:
 Outcome = Posted | Waiting
 
 
-def pending(clickhouse: ClickHouse) -> list[tuple[str, int]]:
-    """(tenant, number) of every cut without its bill."""
+def pending(clickhouse: ClickHouse, after: str = "") -> list[tuple[str, int]]:
+    """(tenant, number) of cuts without their bill, in the order of tenants from the one after `after`; at most PENDING_MAX."""
     rows = clickhouse.rows(
-        f"""SELECT key AS tenant, countIf(fact = 'BillCutFixed') AS fixed FROM history WHERE topic = 'bills'
-        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {PENDING_MAX}"""
+        f"""SELECT key AS tenant, countIf(fact = 'BillCutFixed') AS fixed FROM history WHERE topic = 'bills' AND key > {{after:String}}
+        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {PENDING_MAX}""",
+        {"after": after},
     )
     return [(str(row["tenant"]), int(row["fixed"])) for row in rows]
 

@@ -20,6 +20,7 @@ from events.log import LogUnavailable, Reader
 from events.registry import open_codec
 from events.settings import Settings
 from events.wire import Undecodable
+from projections import bill_issue
 from projections.bill_issue import Issuer, Outcome, Posted, Waiting, pending
 from projections.bill_running import RunningBills, newest_position
 from projections.bill_table import TooManyWrittenOff
@@ -33,6 +34,8 @@ REST_FACTOR, REST_S_MAX = 4, 60.0
 """A tenant rests this many times as long as its last computation took, but never longer than this."""
 RETRY_S_MAX = 30.0
 """A bill that cannot be issued is tried again after 1, 2, 4 … seconds, at most this."""
+WAITING_SAID_MAX = 1000
+"""Bills that wait, named by /healthz; `lag` counts all."""
 NOBODY = "-"
 """The tenant of calls whose key nobody knew: never billed."""
 
@@ -48,6 +51,8 @@ class Biller:
         self._due: set[tuple[str, int]] = set()
         self._rests: dict[str, float] = {}
         self._retries: dict[tuple[str, int], tuple[float, float]] = {}
+        self._after = ""
+        """The tenant after whom the next round looks for open cuts."""
         self.waiting: dict[str, str] = {}
         self.issued = 0
 
@@ -58,10 +63,7 @@ class Biller:
     # --- issuing
 
     def issue(self) -> None:
-        open_cuts = pending(self._clickhouse)
-        self._retries = {k: v for k, v in self._retries.items() if k in open_cuts}
-        self.waiting = {k: v for k, v in self.waiting.items() if any(k == f"{t}#{n}" for t, n in open_cuts)}
-        for tenant, number in open_cuts:
+        for tenant, number in self._page():
             at, pause = self._retries.get((tenant, number), (0.0, 0.5))
             if time.monotonic() < at:
                 continue
@@ -83,6 +85,17 @@ class Biller:
                 case _:
                     assert_never(outcome)
 
+    def _page(self) -> list[tuple[str, int]]:
+        """The open cuts whose turn it is: as many as wait, every tenant comes round. What was noted of others between them is forgotten."""
+        after, page = self._after, pending(self._clickhouse, self._after)
+        full = len(page) >= bill_issue.PENDING_MAX
+        self._after = page[-1][0] if full else ""
+        there = set(page)
+        self._retries = {k: v for k, v in self._retries.items() if k in there or k[0] <= after or (full and k[0] > self._after)}
+        known = {f"{tenant}#{number}" for tenant, number in self._retries}
+        self.waiting = {k: v for k, v in self.waiting.items() if k in known}
+        return page
+
     def _issue(self, tenant: str, number: int) -> Outcome:
         try:
             return self._issuer.issue(tenant, number)
@@ -92,9 +105,9 @@ class Biller:
 
     def state(self) -> dict[str, Any]:
         """For /healthz. A bill that waits is said, but it is no reason to start this process again."""
-        waiting = dict(self.waiting)
-        said = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in sorted(waiting.items())[:5])} if waiting else {}
-        return {"status": "ready", "lag": len(waiting), "issued": self.issued, "waiting": waiting, **said}
+        waiting = dict(sorted(self.waiting.items())[:WAITING_SAID_MAX])
+        said = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in list(waiting.items())[:5])} if waiting else {}
+        return {"status": "ready", "lag": len(self.waiting), "issued": self.issued, "waiting": waiting, **said}
 
     # --- running bills
 
