@@ -34,6 +34,11 @@ REST_FACTOR, REST_S_MAX = 4, 60.0
 """A tenant rests this many times as long as its last computation took, but never longer than this."""
 RETRY_S_MAX = 30.0
 """A bill that cannot be issued is tried again after 1, 2, 4 … seconds, at most this."""
+BEHIND_S_MAX = 300.0
+"""A table that is behind one cut for longer is nobody's passing lag."""
+BEHIND_REMEDY = (
+    "see to the workers. If they keep up, a row is missing in the middle: start the workers again, each begins where its table ends"
+)
 WAITING_SAID_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
 NOBODY = "-"
@@ -51,6 +56,8 @@ class Biller:
         self._due: set[tuple[str, int]] = set()
         self._rests: dict[str, float] = {}
         self._retries: dict[tuple[str, int], tuple[float, float]] = {}
+        self._behind: dict[tuple[str, int], float] = {}
+        """Since when the table has been behind a cut."""
         self._after = ""
         """The tenant after whom the next round looks for open cuts."""
         self.waiting: dict[str, str] = {}
@@ -76,14 +83,22 @@ class Biller:
                     self.waiting.pop(f"{tenant}#{number}", None)
                     logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
                 case Waiting():
-                    pause = min(pause * 2, RETRY_S_MAX) if outcome.alarming else ROUND_S / 2
+                    alarming, message = outcome.alarming, outcome.message
+                    if self._stays_behind(tenant, number, outcome):
+                        alarming, message = True, f"{message}, for {BEHIND_S_MAX / 60:.0f} minutes and more: {BEHIND_REMEDY}"
+                    pause = min(pause * 2, RETRY_S_MAX) if alarming else ROUND_S / 2
                     self._retries[tenant, number] = (time.monotonic() + pause, pause)
                     self.waiting[f"{tenant}#{number}"] = outcome.reason
-                    logger.log(
-                        logging.ERROR if outcome.alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, outcome.message
-                    )
+                    logger.log(logging.ERROR if alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, message)
                 case _:
                     assert_never(outcome)
+
+    def _stays_behind(self, tenant: str, number: int, outcome: Waiting) -> bool:
+        """Workers catch up by themselves; a row that is missing below what they have written since does not."""
+        if outcome.reason != "table_behind":
+            self._behind.pop((tenant, number), None)
+            return False
+        return time.monotonic() - self._behind.setdefault((tenant, number), time.monotonic()) > BEHIND_S_MAX
 
     def _page(self) -> list[tuple[str, int]]:
         """The open cuts whose turn it is: as many as wait, every tenant comes round. What was noted of others between them is forgotten."""
@@ -92,6 +107,7 @@ class Biller:
         self._after = page[-1][0] if full else ""
         there = set(page)
         self._retries = {k: v for k, v in self._retries.items() if k in there or k[0] <= after or (full and k[0] > self._after)}
+        self._behind = {k: v for k, v in self._behind.items() if k in self._retries}
         known = {f"{tenant}#{number}" for tenant, number in self._retries}
         self.waiting = {k: v for k, v in self.waiting.items() if k in known}
         return page

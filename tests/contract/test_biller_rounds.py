@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
 from projections import bill_issue
+from projections import biller as biller_module
 from projections.bill_issue import Issuer, Outcome, Posted, Waiting
 from projections.biller import Biller
 from projections.clickhouse import ClickHouse
@@ -67,3 +69,18 @@ def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(clickhouse: ClickH
         biller.issue()
     assert issuer.tried[-1] == "alpha" and biller.issued == 2, "after the last page the first comes again"
     assert sorted(biller.waiting) == [f"{tenant}#1" for tenant in BLOCKED[1:]], "an issued one is said no more"
+
+
+def test_a_table_that_stays_behind_is_said_as_an_error_with_what_to_do(
+    clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer = Refusing(clickhouse)
+    issuer.outcome = Waiting("table_behind", "usage/0 is in the table up to 3, the cut is 4", alarming=False)
+    with caplog.at_level(logging.INFO, "projections.biller"):
+        Biller(clickhouse, issuer).issue()
+        assert {r.levelname for r in caplog.records} == {"INFO"}
+        caplog.clear()
+        monkeypatch.setattr(biller_module, "BEHIND_S_MAX", -1.0)
+        Biller(clickhouse, issuer).issue()
+    said = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert len(said) == len(BLOCKED) and all("start the workers again" in message for message in said)
