@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from events.registry import read_schemas
 from events.settings import Settings
 from events.wire import Codec, Undecodable
 from projections.clickhouse import ClickHouse
-from projections.letters import LETTERS_MAX, OPEN, STATES, Letter, every_open, letters
+from projections.letters import LETTERS_MAX, OPEN, STATES, TRIED, Letter, every_letter, letters
 from projections.redrive import Redrive, Tried
 from projections.usage_judge import unreadable
 
@@ -74,7 +75,9 @@ def show(where: Where) -> None:
 @app.command("retry")
 def retry(
     where: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET; not with --all.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="Every open dead letter of usage.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every open dead letter of usage, and those written off that can be read by now.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again about one that is written off.")] = False,
 ) -> None:
     """Reads records again with today's schemas; what can be read now takes its place in the table. Exit code 1 when one cannot."""
@@ -86,14 +89,13 @@ def retry(
         if where and not yes and letters(clickhouse, ("written_off",), where):
             console.print(f"{where} is written off. Bills issued over it left it out and stay as they are. If it can be read now,")
             typer.confirm("the next bill of its tenant counts it. Read it again?", abort=True)
-        asked = [coordinate(where)] if where else (letter.at for letter in every_open(clickhouse, "usage"))
         redrive = Redrive(settings, clickhouse)
         try:
-            tried = [_tell(redrive.retry(at)) for at in asked]
+            tried = [_tell(redrive.retry(coordinate(where)))] if where else list(_every(clickhouse, redrive))
         finally:
             redrive.close()
     if not tried:
-        console.print("no dead letter of usage is open")
+        console.print("no dead letter of usage is open, and none that was written off can be read")
     raise typer.Exit(0 if all(t.kind in ("redriven", "readable") for t in tried) else 1)
 
 
@@ -149,6 +151,14 @@ def _look(settings: Settings, at: Coordinate) -> tuple[Record, str]:
     except Undecodable as e:
         return record, str(e)
     return record, f"it reads as {name}, and has no place there" if letters(ClickHouse(settings), STATES, str(at)) else ""
+
+
+def _every(clickhouse: ClickHouse, redrive: Redrive) -> Iterator[Tried]:
+    """What was given up and cannot be read is as it should be: nothing is said of it."""
+    for letter in every_letter(clickhouse, "usage", TRIED):
+        tried = redrive.retry(letter.at)
+        if letter.state != "written_off" or tried.kind != "unreadable":
+            yield _tell(tried)
 
 
 def _hash(record: Record) -> str:

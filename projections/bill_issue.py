@@ -15,16 +15,17 @@ from events.log import Reader
 from events.partition import partition_of
 from events.registry import read_schemas
 from events.wire import Codec
-from projections.bill_log import LogIncomplete, bills_from_log, epochs_ended
+from projections.bill_log import LogIncomplete, bills_from_log, epochs_ended, tenant_bills
 from projections.bill_running import newest_position
-from projections.bill_table import bill_from_table, cuts_of, unreadable_below
+from projections.bill_table import LISTED_MAX, bill_from_table, cuts_of, unreadable_below
 from projections.clickhouse import ClickHouse
-from projections.positions import dense_end
+from projections.history_fold import plain
+from projections.positions import DenseEnds
 from rating.bill import Bill
 
 logger = logging.getLogger(__name__)
 PENDING_MAX = 1000
-"""Cuts looked at in one round; the rest have their turn in the next."""
+"""Cuts looked at in one round; those behind them have their turn in the next."""
 
 POST_S_MAX = 60
 """A bill of 100 000 lines takes seconds to check; a second post of the same bill does no harm."""
@@ -58,11 +59,12 @@ class Posted:
 Outcome = Posted | Waiting
 
 
-def pending(clickhouse: ClickHouse) -> list[tuple[str, int]]:
-    """(tenant, number) of every cut without its bill."""
+def pending(clickhouse: ClickHouse, after: str = "") -> list[tuple[str, int]]:
+    """(tenant, number) of cuts without their bill, in the order of tenants from the one after `after`; at most PENDING_MAX."""
     rows = clickhouse.rows(
-        f"""SELECT key AS tenant, countIf(fact = 'BillCutFixed') AS fixed FROM history WHERE topic = 'bills'
-        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {PENDING_MAX}"""
+        f"""SELECT key AS tenant, countIf(fact = 'BillCutFixed') AS fixed FROM history WHERE topic = 'bills' AND key > {{after:String}}
+        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {PENDING_MAX}""",
+        {"after": after},
     )
     return [(str(row["tenant"]), int(row["fixed"])) for row in rows]
 
@@ -72,23 +74,30 @@ class Issuer:
 
     def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
         self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
+        self.ends = DenseEnds(clickhouse, "usage")
         self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
 
     def issue(self, tenant: str, number: int) -> Outcome:
-        cuts = cuts_of(self._clickhouse, tenant, [number - 1, number])
-        cut, before = cuts[-1], cuts[0] if len(cuts) > 1 else None
-        not_yet = self._table_is_behind(cut) or self._prices_are_behind(cut) or self._dead_letters(cut)
+        due = range(max(1, number - 1), number + 1)
+        cuts = {int(body["number"]): body for body in cuts_of(self._clickhouse, tenant, due)}
+        if missing := [n for n in due if n not in cuts]:
+            return _another_cut(tenant, missing[0])
+        not_yet = self._table_is_behind(cuts[number]) or self._prices_are_behind(cuts[number]) or self._dead_letters(cuts[number])
         if not_yet:
             return not_yet
         self._learn()
-        table = bill_from_table(self._clickhouse, cut, before, epochs_ended(self._reader, self._codec, cut["producers_offset"]))
         try:
-            log = bills_from_log(self._reader, self._codec, tenant, cuts)[-1]
+            decided = tenant_bills(self._reader, self._codec, tenant)
+            # Each supplier has its own cuts: a wrong row of the table must not make both agree on a wrong bill.
+            if wrong := [n for n in due if not _same_cut(cuts[n], decided.cuts.get(n))]:
+                return _another_cut(tenant, wrong[0])
+            ended = epochs_ended(self._reader, self._codec, cuts[number]["producers_offset"])
+            table = bill_from_table(self._clickhouse, cuts[number], cuts.get(number - 1), ended)
+            log = bills_from_log(self._reader, self._codec, decided, due)[-1]
         except LogIncomplete as e:
             return Waiting("log_incomplete", str(e), alarming=True)
         if table.canonical() != log.canonical():
-            message = f"bill {number} of {tenant} is {table.total_micros} from the table and {log.total_micros} from the log, {table.facts} and {log.facts}"
-            return Waiting("suppliers_differ", message, alarming=True)
+            return self._difference(table, log)
         return self._post(table)
 
     def _learn(self) -> None:
@@ -118,9 +127,22 @@ class Issuer:
             return Posted(bill)
         return Waiting("refused", f"{answer.status_code}: {answer.text[:500]}", alarming=True)
 
+    def _difference(self, table: Bill, log: Bill) -> Waiting:
+        """A record that was given up and can be read by now is the log's already, and the table's only when somebody reads it again."""
+        cut = table.cut
+        usage = f"usage/{partition_of(str(cut['tenant']).encode(), TOPICS['usage'].partitions)}"
+        if again := [f"{usage}/{offset}" for offset in sorted(set(table.excluded) - set(log.excluded))]:
+            where = ", ".join(again[:LISTED_MAX]) + (f" and {len(again) - LISTED_MAX} more" if len(again) > LISTED_MAX else "")
+            how = f"`modelmarket dead-letters retry {again[0] if len(again) == 1 else '--all'}`"
+            return Waiting("dead_letters", f"{where}: written off, and can be read now: {how}", alarming=True)
+        sums = f"{table.total_micros} from the table and {log.total_micros} from the log"
+        left_out = f", without {list(log.excluded)[:LISTED_MAX]} of {usage} in the log alone" if table.excluded != log.excluded else ""
+        message = f"bill {cut['number']} of {cut['tenant']} is {sums}, {table.facts} and {log.facts}{left_out}"
+        return Waiting("suppliers_differ", message, alarming=True)
+
     def _table_is_behind(self, cut: Body) -> Waiting | None:
         for c in cut["cuts"]:
-            end = dense_end(self._clickhouse, "usage", c["partition"])
+            end = self.ends.end(c["partition"])
             if end < c["offset"]:
                 return Waiting(
                     "table_behind", f"usage/{c['partition']} is in the table up to {end}, the cut is {c['offset']}", alarming=False
@@ -150,3 +172,16 @@ class Issuer:
         ignored = ", ".join(f"usage/{partition}/{offset}" for offset in found.mistaken)
         more = f"; the write-off of {ignored} names other bytes than lie there and is ignored" if ignored else ""
         return Waiting("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)
+
+
+def _same_cut(table: Body, log: Body | None) -> bool:
+    """By the fields that both have: a table that another version of this program filled may have one more or less."""
+    if log is None:
+        return False
+    here, there = plain(table), plain(log)
+    return all(here[name] == there[name] for name in here.keys() & there.keys())
+
+
+def _another_cut(tenant: str, number: int) -> Waiting:
+    message = f"cut {number} of {tenant} is not in the table as it is on the log: what is decided must be folded into a new database (docs/operations.md)"
+    return Waiting("suppliers_differ", message, alarming=True)

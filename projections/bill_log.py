@@ -244,16 +244,46 @@ def cutoff_of(cut: Body, excluded: Iterable[int] = ()) -> Cutoff:
     return Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"], frozenset(excluded))
 
 
-def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Body]) -> list[Bill]:
+@dataclass(frozen=True, slots=True)
+class TenantBills:
+    """What was decided on one tenant's bills, by their numbers: the body of each cut, and the offsets that each issued bill left out."""
+
+    tenant: str
+    cuts: Mapping[int, Body]
+    excluded: Mapping[int, Sequence[int]]
+
+    @classmethod
+    def of(cls, tenant: str, facts: Iterable[DecidedFact]) -> TenantBills:
+        cuts, excluded = dict[int, Body](), dict[int, Sequence[int]]()
+        for fact in facts:
+            if fact.body.get("tenant") != tenant:
+                continue
+            if fact.name == "BillCutFixed":
+                cuts[fact.body["number"]] = fact.body
+            elif fact.name == "BillIssued":
+                excluded[fact.body["number"]] = fact.body["excluded"]
+        return cls(tenant, cuts, excluded)
+
+
+def tenant_bills(reader: Reader, codec: Codec, tenant: str) -> TenantBills:
+    """In one pass over their partition of `bills`. Raises LogIncomplete."""
+    partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
+    return TenantBills.of(tenant, decided_facts(reader, codec, "bills", partition))
+
+
+def bills_from_log(reader: Reader, codec: Codec, decided: TenantBills, numbers: Sequence[int]) -> list[Bill]:
     """The bills of consecutive cuts, each against the one before. Of a series that does not begin with number 1 the first is only
-    what the second is compared with. Raises LogIncomplete over an unreadable record.
+    what the second is compared with. Raises LogIncomplete over an unreadable record, and where a cut is not on the log.
     """
+    if missing := [n for n in numbers if n not in decided.cuts]:
+        raise LogIncomplete(f"the log has no cut of {decided.tenant} with the numbers {missing[:10]}")
+    cuts = [decided.cuts[n] for n in numbers]
     prices = list(decided_facts(reader, codec, "prices"))
-    excluded_by = _excluded(reader, codec, tenant)
     asked = [
-        (cutoff_of(cut, excluded_by.get(cut["number"], ())), price_book(prices, cut["price_book"], cut["decided_position"])) for cut in cuts
+        (cutoff_of(cut, decided.excluded.get(n, ())), price_book(prices, cut["price_book"], cut["decided_position"]))
+        for n, cut in zip(numbers, cuts, strict=True)
     ]
-    usage = UsageLog(reader, codec, tenant)
+    usage = UsageLog(reader, codec, decided.tenant)
     statements = usage.statements(asked)
     if usage.unreadable:
         raise LogIncomplete(
@@ -270,10 +300,3 @@ def bills_from_log(reader: Reader, codec: Codec, tenant: str, cuts: Sequence[Bod
         excluded = usage.written_off | (usage.given_up & asked[i][0].excluded)
         bills.append(make_bill(cut, now, before, ended, (offset for offset in excluded if offset < below)))
     return bills
-
-
-def _excluded(reader: Reader, codec: Codec, tenant: str) -> dict[int, Sequence[int]]:
-    """The offsets that a tenant's issued bills left out, by the bill's number."""
-    partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
-    facts = decided_facts(reader, codec, "bills", partition)
-    return {f.body["number"]: f.body["excluded"] for f in facts if f.name == "BillIssued" and f.body["tenant"] == tenant}

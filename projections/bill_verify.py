@@ -10,7 +10,7 @@ from events.catalogue import TOPICS
 from events.log import Reader
 from events.partition import partition_of
 from events.wire import Codec
-from projections.bill_log import DecidedFact, UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
+from projections.bill_log import DecidedFact, TenantBills, UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
 from projections.clickhouse import ClickHouse
 from rating.statement import Cutoff, Line, LineKey, Statement, difference
 
@@ -67,15 +67,15 @@ def verify(reader: Reader, codec: Codec, running: Running | None, tenant: str, p
     """The issued bills of a period, read from Kafka alone, and its running one when there is one. Empty when there is none."""
     partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
     mine = [f for f in decided_facts(reader, codec, "bills", partition) if f.body.get("tenant") == tenant]
-    cuts = {f.body["number"]: f.body for f in mine if f.name == "BillCutFixed"}
+    decided = TenantBills.of(tenant, mine)
     issued = {
         f.body["number"]: {**f.body, "lines": lines_of(mine, f.body), "lines_own": len(f.body["lines"])}
         for f in mine
         if f.name == "BillIssued"
     }
-    compared = _issued(reader, codec, tenant, cuts, issued, period)
+    compared = _issued(reader, codec, decided, issued, period)
     if running:
-        compared.append(_running(reader, codec, tenant, cuts, issued, *running))
+        compared.append(_running(reader, codec, decided, *running))
     return compared
 
 
@@ -85,15 +85,12 @@ def lines_of(facts: Sequence[DecidedFact], issued: Body) -> list[Body]:
     return [line for part in (*parts, issued["lines"]) for line in part]
 
 
-def _issued(
-    reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], issued: Mapping[int, Body], period: str
-) -> list[ComparedBill]:
+def _issued(reader: Reader, codec: Codec, decided: TenantBills, issued: Mapping[int, Body], period: str) -> list[ComparedBill]:
     asked = sorted(number for number, bill in issued.items() if bill["period"] == period)
     if not asked:
         return []
-    span = [cuts[n] for n in range(max(1, asked[0] - 1), asked[-1] + 1)]
     compared: list[ComparedBill] = []
-    for bill in bills_from_log(reader, codec, tenant, span):
+    for bill in bills_from_log(reader, codec, decided, range(max(1, asked[0] - 1), asked[-1] + 1)):
         number = bill.cut["number"]
         if number not in asked:
             continue
@@ -123,17 +120,15 @@ def _issued(
     return compared
 
 
-def _running(
-    reader: Reader, codec: Codec, tenant: str, cuts: Mapping[int, Body], issued: Mapping[int, Body], head: Body, rows: Sequence[Body]
-) -> ComparedBill:
+def _running(reader: Reader, codec: Codec, decided: TenantBills, head: Body, rows: Sequence[Body]) -> ComparedBill:
     prices = list(decided_facts(reader, codec, "prices"))
     cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"])
     asked = [(cutoff, price_book(prices, head["price_book"], head["decided_position"]))]
-    base = cuts.get(head["number"] - 1)
+    base = decided.cuts.get(head["number"] - 1)
     if base:
-        excluded = issued[base["number"]]["excluded"] if base["number"] in issued else ()
+        excluded = decided.excluded.get(base["number"], ())
         asked.append((cutoff_of(base, excluded), price_book(prices, base["price_book"], base["decided_position"])))
-    now, *before = UsageLog(reader, codec, tenant).statements(asked)
+    now, *before = UsageLog(reader, codec, decided.tenant).statements(asked)
     lines = difference(now, before[0] if before else Statement())
     billed = [_line(row) for row in rows]
     wrong = () if head["total_micros"] == sum(line.amount_micros for line in billed) else ("its lines do not add up to its total",)

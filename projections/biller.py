@@ -20,11 +20,11 @@ from events.log import LogUnavailable, Reader
 from events.registry import open_codec
 from events.settings import Settings
 from events.wire import Undecodable
+from projections import bill_issue
 from projections.bill_issue import Issuer, Outcome, Posted, Waiting, pending
 from projections.bill_running import RunningBills, newest_position
 from projections.bill_table import TooManyWrittenOff
 from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
-from projections.positions import dense_end
 from rating.period import NoPeriod
 from rating.statement import UnknownRatingVersion
 
@@ -34,6 +34,13 @@ REST_FACTOR, REST_S_MAX = 4, 60.0
 """A tenant rests this many times as long as its last computation took, but never longer than this."""
 RETRY_S_MAX = 30.0
 """A bill that cannot be issued is tried again after 1, 2, 4 … seconds, at most this."""
+BEHIND_S_MAX = 300.0
+"""A table that is behind one cut for longer is nobody's passing lag."""
+BEHIND_REMEDY = (
+    "see to the workers. If they keep up, a row is missing in the middle: start the workers again, each begins where its table ends"
+)
+WAITING_SAID_MAX = 1000
+"""Bills that wait, named by /healthz; `lag` counts all."""
 NOBODY = "-"
 """The tenant of calls whose key nobody knew: never billed."""
 
@@ -49,6 +56,10 @@ class Biller:
         self._due: set[tuple[str, int]] = set()
         self._rests: dict[str, float] = {}
         self._retries: dict[tuple[str, int], tuple[float, float]] = {}
+        self._behind: dict[tuple[str, int], float] = {}
+        """Since when the table has been behind a cut."""
+        self._after = ""
+        """The tenant after whom the next round looks for open cuts."""
         self.waiting: dict[str, str] = {}
         self.issued = 0
 
@@ -59,10 +70,7 @@ class Biller:
     # --- issuing
 
     def issue(self) -> None:
-        open_cuts = pending(self._clickhouse)
-        self._retries = {k: v for k, v in self._retries.items() if k in open_cuts}
-        self.waiting = {k: v for k, v in self.waiting.items() if any(k == f"{t}#{n}" for t, n in open_cuts)}
-        for tenant, number in open_cuts:
+        for tenant, number in self._page():
             at, pause = self._retries.get((tenant, number), (0.0, 0.5))
             if time.monotonic() < at:
                 continue
@@ -75,14 +83,34 @@ class Biller:
                     self.waiting.pop(f"{tenant}#{number}", None)
                     logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
                 case Waiting():
-                    pause = min(pause * 2, RETRY_S_MAX) if outcome.alarming else ROUND_S / 2
+                    alarming, message = outcome.alarming, outcome.message
+                    if self._stays_behind(tenant, number, outcome):
+                        alarming, message = True, f"{message}, for {BEHIND_S_MAX / 60:.0f} minutes and more: {BEHIND_REMEDY}"
+                    pause = min(pause * 2, RETRY_S_MAX) if alarming else ROUND_S / 2
                     self._retries[tenant, number] = (time.monotonic() + pause, pause)
                     self.waiting[f"{tenant}#{number}"] = outcome.reason
-                    logger.log(
-                        logging.ERROR if outcome.alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, outcome.message
-                    )
+                    logger.log(logging.ERROR if alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, message)
                 case _:
                     assert_never(outcome)
+
+    def _stays_behind(self, tenant: str, number: int, outcome: Waiting) -> bool:
+        """Workers catch up by themselves; a row that is missing below what they have written since does not."""
+        if outcome.reason != "table_behind":
+            self._behind.pop((tenant, number), None)
+            return False
+        return time.monotonic() - self._behind.setdefault((tenant, number), time.monotonic()) > BEHIND_S_MAX
+
+    def _page(self) -> list[tuple[str, int]]:
+        """The open cuts whose turn it is: as many as wait, every tenant comes round. What was noted of others between them is forgotten."""
+        after, page = self._after, pending(self._clickhouse, self._after)
+        full = len(page) >= bill_issue.PENDING_MAX
+        self._after = page[-1][0] if full else ""
+        there = set(page)
+        self._retries = {k: v for k, v in self._retries.items() if k in there or k[0] <= after or (full and k[0] > self._after)}
+        self._behind = {k: v for k, v in self._behind.items() if k in self._retries}
+        known = {f"{tenant}#{number}" for tenant, number in self._retries}
+        self.waiting = {k: v for k, v in self.waiting.items() if k in known}
+        return page
 
     def _issue(self, tenant: str, number: int) -> Outcome:
         try:
@@ -93,14 +121,14 @@ class Biller:
 
     def state(self) -> dict[str, Any]:
         """For /healthz. A bill that waits is said, but it is no reason to start this process again."""
-        waiting = dict(self.waiting)
-        said = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in sorted(waiting.items())[:5])} if waiting else {}
-        return {"status": "ready", "lag": len(waiting), "issued": self.issued, "waiting": waiting, **said}
+        waiting = dict(sorted(self.waiting.items())[:WAITING_SAID_MAX])
+        said = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in list(waiting.items())[:5])} if waiting else {}
+        return {"status": "ready", "lag": len(self.waiting), "issued": self.issued, "waiting": waiting, **said}
 
     # --- running bills
 
     def refresh(self) -> None:
-        ends = {p: dense_end(self._clickhouse, "usage", p) for p in self._taken}
+        ends = {p: self._issuer.ends.end(p) for p in self._taken}
         for partition, end in ends.items():
             start = self._taken[partition]
             if end > start:

@@ -83,6 +83,11 @@ class ClickHouse:
             self._fences = response[2].get("x-modelmarket-fences") == "1"
         return self._fences
 
+    @property
+    def tries(self) -> int:
+        """How often this thread's last statement was said: more than once, and an earlier saying may have been taken."""
+        return int(getattr(self._local, "tries", 0))
+
     def command(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
     ) -> None:
@@ -161,9 +166,10 @@ class ClickHouse:
         return Answer(answer, int(summary.get("written_rows", 0)))
 
     def _patiently(self, call: Any, again: bool = True) -> tuple[int, bytes, dict[str, str]]:
-        end = time.monotonic() + self.patience_s
+        end, self._local.tries = time.monotonic() + self.patience_s, 0
         while True:
             self._before_try()
+            self._local.tries += 1
             try:
                 return call()
             except (OSError, http.client.HTTPException) as e:

@@ -16,6 +16,8 @@ from projections.clickhouse import ClickHouse
 State = Literal["open", "requested", "written_off", "redriven"]
 STATES: tuple[State, ...] = get_args(State)
 OPEN: tuple[State, ...] = ("open", "requested")
+TRIED: tuple[State, ...] = (*OPEN, "written_off")
+"""Those that may be readable by now. One that was given up is counted all the same, and holds bills back until it is read again (K9)."""
 LETTERS_MAX = 1000
 FIRST = Coordinate("", -1, -1)
 """Before every coordinate."""
@@ -94,10 +96,10 @@ def letters(
     ]
 
 
-def every_open(clickhouse: ClickHouse, topic: str) -> Iterator[Letter]:
-    """All of a topic, however many: those that stay open do not hide the ones behind them."""
+def every_letter(clickhouse: ClickHouse, topic: str, states: tuple[State, ...] = OPEN) -> Iterator[Letter]:
+    """All of a topic in one of the states, however many: those that stay as they are do not hide the ones behind them."""
     at = Coordinate(topic, -1, -1)
-    while page := letters(clickhouse, after=at):
+    while page := letters(clickhouse, states, after=at):
         for letter in page:
             if letter.at.topic != topic:
                 return

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from events.log import LogMismatch, LogUnavailable, Reader
 from projections.clickhouse import ClickHouse
@@ -16,7 +17,11 @@ from projections.clickhouse import ClickHouse
 logger = logging.getLogger(__name__)
 OF_PARTITION = "kafka_partition = {partition:Int32}"
 BUCKET = 1_000_000
-"""Offsets whose density is judged at once: bounds the memory of an exact count."""
+"""Offsets that are counted together: bounds the search for the hole among them."""
+BUCKETS_AT_ONCE = 20
+"""Of one statement: a quarter of a second on one core, where a worker waits 3 s for an answer (`worker_session_s`), and 3 MB."""
+REMEMBERED_S_MAX = 600.0
+_WITHIN = "kafka_offset >= {bottom:Int64} AND kafka_offset < {top:Int64}"
 PATIENCE_S = 60.0
 
 
@@ -42,30 +47,80 @@ def dense_end(
     start: int = 0,
     fence: str = "",
 ) -> int:
-    """The first offset at or past `start` that the table misses. Everything below (from `start`) is there."""
-    given = {"partition": partition, "start": start, **(params or {})}
+    """The first offset at or past `start` that the table misses. Everything below (from `start`) is there. Whoever knows more to be dense
+    already gives a later start; the range of each statement is bounded, and none comes after the first hole."""
+    due, given = start, {"partition": partition, **(params or {})}
+    while True:
+        top = (due // BUCKET + BUCKETS_AT_ONCE) * BUCKET
+        due = _dense_within(clickhouse, table, where, {**given, "bottom": due, "top": top}, fence)
+        if due < top:
+            return due
+
+
+def _dense_within(clickhouse: ClickHouse, table: str, where: str, given: Mapping[str, object], fence: str) -> int:
+    """As `dense_end`, of the offsets of [bottom, top)."""
+    due = bottom = int(str(given["bottom"]))
     buckets = clickhouse.rows(
-        f"""SELECT intDiv(kafka_offset, {BUCKET}) AS bucket, uniqExact(kafka_offset) AS stored, toInt64(max(kafka_offset)) AS last
-        FROM {table} WHERE {where} AND kafka_offset >= {{start:Int64}} GROUP BY bucket ORDER BY bucket""",
+        # A bitmap counts as exactly as a hash set (uniqExact), in a sixth of the time and in 128 KB a bucket instead of 32 MB.
+        f"""SELECT intDiv(kafka_offset, {BUCKET}) AS bucket, groupBitmap(toUInt32(kafka_offset % {BUCKET})) AS stored,
+            toInt64(max(kafka_offset)) AS last
+        FROM {table} WHERE {where} AND {_WITHIN} GROUP BY bucket ORDER BY bucket""",
         given,
         {"select_sequential_consistency": 1},
         fence,
     )
-    due = start
     for b in buckets:
-        bottom = max(start, int(b["bucket"]) * BUCKET)
-        if bottom != due:
+        first, last = max(bottom, int(b["bucket"]) * BUCKET), int(b["last"])
+        if first != due:
             return due
-        if int(b["stored"]) != int(b["last"]) - bottom + 1:
-            return _first_hole(clickhouse, table, where, {**given, "bottom": bottom, "top": int(b["last"])})
-        due = int(b["last"]) + 1
+        if int(b["stored"]) != last - first + 1:
+            return _first_hole(clickhouse, table, where, {**given, "bottom": first, "top": last + 1})
+        due = last + 1
     return due
 
 
 def _first_hole(clickhouse: ClickHouse, table: str, where: str, params: Mapping[str, object]) -> int:
-    stored = f"SELECT kafka_offset FROM {table} WHERE {where} AND kafka_offset BETWEEN {{bottom:Int64}} AND {{top:Int64}}"
+    stored = f"SELECT kafka_offset FROM {table} WHERE {where} AND {_WITHIN}"
     hole = f"SELECT min(o) FROM (SELECT arrayJoin([toInt64({{bottom:Int64}}), toInt64(kafka_offset) + 1]) AS o FROM ({stored})) WHERE o NOT IN ({stored})"
     return int(clickhouse.value(f"SELECT ({hole}) AS hole", params))
+
+
+class DenseEnds:
+    """The ends of one table, asked again and again: what was found dense is remembered, and only what came since is read.
+
+    Nothing is remembered when another table has taken the name (`replay usage --switch`), when the end went back (a backup was restored),
+    and for longer than REMEMBERED_S_MAX: rows deleted by hand leave no other trace. Until then a hole far below goes unseen; a bill is
+    safe from it all the same, since its second supplier is the log.
+    """
+
+    def __init__(self, clickhouse: ClickHouse, table: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clickhouse, self._table, self._clock = clickhouse, table, clock
+        self._known: dict[int, _Known] = {}
+
+    def end(self, partition: int) -> int:
+        """As `dense_end` from 0."""
+        identity = self._identity()  # before its rows are read: a table that takes its place meanwhile is noticed next time
+        known = self._known.get(partition)
+        if known is None or known.identity != identity or self._clock() > known.until:
+            known = _Known(identity, self._clock() + REMEMBERED_S_MAX, 0)
+        # The bucket it ended in once more: an end that went back shows there.
+        end = dense_end(self._clickhouse, self._table, partition, start=max(0, known.end - 1) // BUCKET * BUCKET)
+        if end < known.end:
+            end = dense_end(self._clickhouse, self._table, partition)
+        self._known[partition] = _Known(identity, known.until, end)
+        return end
+
+    def _identity(self) -> str:
+        # A server tells tables apart by their uuid, the local engine, whose uuids are all zero, by where they lie.
+        sql = "SELECT toString(uuid) AS uuid, data_paths FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
+        return str(self._clickhouse.rows(sql, {"table": self._table}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    identity: str
+    until: float
+    end: int
 
 
 def stored_within(clickhouse: ClickHouse, table: str, partition: int, first: int, last: int, where: str = OF_PARTITION) -> set[int]:

@@ -18,7 +18,7 @@ from events.settings import Settings
 from projections.bill_running import RunningBills
 from projections.clickhouse import ClickHouse
 from projections.history import HISTORY_TOPICS
-from projections.positions import dense_end
+from projections.positions import DenseEnds
 from projections.replay import Replayed
 from projections.sink import Chunk, LogRecord
 from projections.usage_judge import unreadable
@@ -45,6 +45,7 @@ class Redrive:
         self._clickhouse, self._reader = clickhouse, Reader(settings, "redrive")
         self._book, _ = read_schemas(self._reader)
         self._refused: list[str] = []
+        self._ends = DenseEnds(clickhouse, "usage")
         schemas = UsageSchemas(self._reader, self._book)
         self._sink = UsageSink(clickhouse, schemas, lambda partition, fence: 0, self._refuse, lambda: None, rows_max=1)
 
@@ -98,7 +99,7 @@ class Redrive:
         if tenant in NOBODY:
             return
         running, now = RunningBills(self._clickhouse), now_us()
-        running.store(running.compute(tenant, dense_end(self._clickhouse, "usage", partition), now), now)
+        running.store(running.compute(tenant, self._ends.end(partition), now), now)
 
 
 def _elsewhere(topic: str) -> str:

@@ -7,12 +7,14 @@ import logging
 import os
 import struct
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from threading import Lock
-from typing import cast
+from typing import TypeVar, cast
 
 from events.wire import FRAME_BYTES_MAX, Undecodable
 from projections import container
@@ -44,6 +46,7 @@ INSERT_SETTINGS = {
     "max_partitions_per_insert_block": 0,
 }
 
+T = TypeVar("T")
 SayDead = Callable[[Sequence[tuple[LogRecord, str, str]]], None]
 Bad = tuple[LogRecord, str, str]
 
@@ -106,12 +109,14 @@ class UsageSink:
         # By take-over time and not by generation: a static member's successor has the same generation.
         fence = f"{self.table}/{partition}:{time.time_ns() // 1_000_000}"
         first = self._resume_at(partition, fence)
-        last = self._clickhouse.value(
-            f"SELECT coalesce(maxOrNull(toInt64(kafka_offset)), -1) AS last FROM {self.table} WHERE kafka_partition = {{partition:Int32}}",
-            {"partition": partition},
+        # Only what lies past the hole: the whole of a long partition is not read in the time that a worker has for an answer.
+        after = self._clickhouse.value(
+            f"""SELECT greatest(coalesce(maxOrNull(toInt64(kafka_offset)) + 1, 0), {{first:Int64}}) AS after
+            FROM {self.table} WHERE kafka_partition = {{partition:Int32}} AND kafka_offset >= {{first:Int64}}""",
+            {"partition": partition, "first": first},
             fence=fence,
         )
-        self._fences[partition], self._stored_below[partition] = fence, int(last) + 1
+        self._fences[partition], self._stored_below[partition] = fence, int(after)
         return first
 
     def prepare(self, chunks: list[Chunk]) -> Batch:
@@ -203,12 +208,29 @@ class UsageSink:
         for within in _split(_runs(records)):
             self._insert(_part(self.table, way, within))
 
-    def _send(self, part: Part) -> None:
-        c, fence = part.wrapped, self._fence(part.partitions)
+    def _send(self, part: Part, again: str = "") -> None:
+        c, fence, token = part.wrapped, self._fence(part.partitions), part.token + again
         sql = part.way.insert.sql(self.table, c.guard)
-        written = self._patiently(lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, fence, part.token))
+        written, tries = self._patiently(lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, fence, token))
         if written != c.rows:
-            raise AssertionError(f"{part.token}: {c.rows} records became {written} rows")
+            raise AssertionError(f"{token}: {c.rows} records became {written} rows")
+        if tries > 1:
+            for within in self._left_out(part.records, token, again):
+                self._send(_part(self.table, part.way, within), f"/{uuid.uuid4()}")
+
+    def _left_out(self, records: Sequence[LogRecord], token: str, again: str) -> list[list[Run]]:
+        """What the table misses of an insert that was tried more than once: a server that remembers its token, or the tokens of some of its
+        parts, says yes to the second try without writing anything. It comes in under a token of its own, once; doubles collapse."""
+        absent = list[LogRecord]()
+        for run in _runs(records):
+            first, last = run.records[0].offset, run.records[-1].offset
+            there, _ = self._patiently(partial(stored_within, self._clickhouse, self.table, run.partition, first, last))
+            absent += [r for r in run.records if r.offset not in there]
+        if absent and again:
+            raise AssertionError(f"{token}: {len(absent)} rows are not in the table, and it says that it has them")
+        if absent:
+            logger.error("%s: %d rows of an insert that was tried again are not in the table and are put in", token, len(absent))
+        return _split(_runs(absent))
 
     def _bury(self, bad: Sequence[Bad]) -> None:
         """The dead letter first, then the tombstone: a crash between says it twice, which is saying it once."""
@@ -220,25 +242,32 @@ class UsageSink:
             for within in _split(_runs(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
                 self._bury_run(within)
 
-    def _bury_run(self, runs: Sequence[Run]) -> None:
+    def _bury_run(self, runs: Sequence[Run], again: str = "") -> None:
         ranges, partitions = _ranges(runs)
         sql = f"INSERT INTO {self.table} (fact, readable, kafka_partition, kafka_offset, kafka_time_us, schema_id, sha256) FORMAT RowBinary"
-        token, fence = f"{self.table}/{ranges}/unreadable", self._fence(partitions)
-        body = b"".join(_tombstone(r) for run in runs for r in run.records)
-        self._patiently(lambda: self._clickhouse.insert(sql, body, None, fence, token))
+        token, fence = f"{self.table}/{ranges}/unreadable{again}", self._fence(partitions)
+        records = [r for run in runs for r in run.records]
+        body = b"".join(map(_tombstone, records))
+        _, tries = self._patiently(lambda: self._clickhouse.insert(sql, body, None, fence, token))
+        if tries > 1:
+            for within in self._left_out(records, token, again):
+                self._bury_run(within, f"/{uuid.uuid4()}")
 
     def _fence(self, partitions: Sequence[int]) -> str:
         return ",".join(self._fences[p] for p in partitions if p in self._fences)
 
-    def _patiently(self, insert: Callable[[], int]) -> int:
-        end = time.monotonic() + BUSY_S_MAX
+    def _patiently(self, ask: Callable[[], T]) -> tuple[T, int]:
+        """(answer, tries)"""
+        end, tries = time.monotonic() + BUSY_S_MAX, 0
         while True:
             self._late()
             try:
-                return insert()
+                answer = ask()
+                return answer, tries + self._clickhouse.tries
             except ClickHouseError as e:
                 if e.code not in BUSY or time.monotonic() > end:
                     raise
+                tries += 1
                 logger.warning("ClickHouse is busy, waiting: %s", str(e)[:200])
                 time.sleep(0.5)
 

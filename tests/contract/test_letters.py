@@ -11,7 +11,7 @@ from projections import letters as module
 from projections.clickhouse import ClickHouse
 from projections.dead_letters import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.history_tables import STATEMENTS
-from projections.letters import every_open, letters
+from projections.letters import every_letter, letters
 from projections.tables import usage_statements
 from tests.contract.engine_process import EngineProcess
 
@@ -38,11 +38,11 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
 
 
 @pytest.mark.parametrize("page", [1, 4, 1000])
-def test_every_open_letter_of_a_topic_comes_once_whatever_lies_before_it(
+def test_every_letter_letter_of_a_topic_comes_once_whatever_lies_before_it(
     clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(module, "LETTERS_MAX", page)
     wanted = sorted((at for at in USAGE if at != READ), key=lambda at: (at.partition, at.offset))
-    assert [letter.at for letter in every_open(clickhouse, "usage")] == wanted
+    assert [letter.at for letter in every_letter(clickhouse, "usage")] == wanted
     assert len(letters(clickhouse)) == min(page, len(OTHERS) + len(wanted))
     assert letters(clickhouse)[0].at == OTHERS[0]

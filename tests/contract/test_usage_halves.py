@@ -13,7 +13,7 @@ import pytest
 from events.facts.usage import InvocationRefused
 from events.log import Reader
 from events.wire import Codec, Schema, SchemaBook, todays_schemas
-from projections.clickhouse import ClickHouse, ClickHouseUnavailable
+from projections.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.positions import dense_end
 from projections.replay import Replayed
 from projections.sink import Chunk, LogRecord
@@ -113,6 +113,37 @@ def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
     successor.write(successor.prepare([chunk(p, due[p], [frame] * (EACH + 700 - due[p])) for p in (0, 1)]))
     assert figures(engine, table) == (2 * (EACH + 700),) * 3
     assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [EACH + 700] * 2
+
+
+class Forgetful(ClickHouse):
+    """Of a server that took an insert, remembers its token, and has lost the rows of one partition when it is asked again."""
+
+    def __init__(self, engine: EngineProcess, table: str, breaks: str) -> None:
+        super().__init__(engine.settings)
+        self._other, self._table, self._breaks, self._broken = ClickHouse(engine.settings), table, breaks, False
+
+    def _once(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes, dict[str, str]]:
+        done = super()._once(method, target, body)
+        if "insert_deduplication_token" in target and not self._broken:
+            self._broken = True
+            self._other.command(
+                f"ALTER TABLE {self._table} DELETE WHERE kafka_partition = 1 AND kafka_offset != 5", settings={"mutations_sync": 2}
+            )
+            if self._breaks == "connection":
+                raise ConnectionResetError("after the server had it")
+            raise ClickHouseError(159, "Timeout exceeded")
+        return done
+
+
+@pytest.mark.parametrize("breaks", ["connection", "time-out"])
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
+    engine: EngineProcess, table: str, book: SchemaBook, frame: bytes, breaks: str, readable: bool
+) -> None:
+    forgetful = sink(Forgetful(engine, table, breaks), table, book)
+    forgetful.write(forgetful.prepare([chunk(p, 0, [frame if readable else b"garbage"] * 40) for p in (0, 1)]))
+    assert figures(engine, table) == (80, 80, 80 if readable else 0)
+    assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [40, 40]
 
 
 def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(

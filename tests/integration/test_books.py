@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import uuid
@@ -15,7 +16,7 @@ import pytest
 
 from events.fact import now_us
 from projections.api_bills import bill_of, whole_bill_of
-from projections.bill_issue import Posted, pending
+from projections.bill_issue import Posted, Waiting, pending
 from projections.bill_running import RunningBills
 from projections.bill_table import UsageTable
 from projections.bill_verify import running_bill, verify
@@ -239,6 +240,43 @@ def test_two_billers_issue_one_bill(market: Market) -> None:
         assert isinstance(again, Posted)
         until("the bill", lambda: (tenant, 1) not in pending(market.clickhouse))
     assert market.clickhouse.value("SELECT count() FROM bills WHERE status = 'issued' AND tenant = {t:String}", {"t": tenant}) == 1
+
+
+def test_a_wrong_cut_in_the_table_is_no_bill(market: Market) -> None:
+    """The log has the cuts too: a row that says another one would else make both suppliers agree on a wrong bill."""
+    tenant, _ = market.tenant(market.prices(PRICED))
+    market.append(tenant, [market.settled(tenant) for _ in range(3)])
+    first = market.issue(tenant, month())
+    market.append(tenant, [market.settled(tenant) for _ in range(4)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    with market.folding() as until:
+        until("the cut", lambda: (tenant, 2) in pending(market.clickhouse))
+        until("the relay's heartbeat", lambda: getattr(market.issuer().issue(tenant, 2), "reason", "") != "prices_behind")
+    for number in (1, 2):
+        right = row_of_cut(market, tenant, number)
+        cut = json.loads(right["body"])
+        less = [{**c, "offset": max(0, c["offset"] - 1)} for c in cut["cuts"]]
+        for wrong in ({"cuts": less}, {"until": cut["until"] - 1}, {"number": 7}):
+            put_row(market, {**right, "body": json.dumps({**cut, **wrong})})
+            outcome = market.issuer().issue(tenant, 2)
+            assert isinstance(outcome, Waiting)
+            assert (outcome.reason, f"cut {number} of {tenant}" in outcome.message) == ("suppliers_differ", True), (wrong, outcome)
+            put_row(market, right)
+    assert (first["facts_claimed"], isinstance(market.issuer().issue(tenant, 2), Posted)) == (3, True)
+
+
+def put_row(market: Market, row: dict[str, Any]) -> None:
+    """In the place of the one there; with a token of its own, since the table takes the same block once."""
+    market.clickhouse.insert_rows("history_rows", [row], token=str(uuid.uuid4()))
+
+
+def row_of_cut(market: Market, tenant: str, number: int) -> dict[str, Any]:
+    (row,) = market.clickhouse.rows(
+        """SELECT * FROM history_rows FINAL WHERE topic = 'bills' AND fact = 'BillCutFixed' AND key = {tenant:String}
+        AND JSONExtractInt(body, 'number') = {number:Int64}""",
+        {"tenant": tenant, "number": number},
+    )
+    return row
 
 
 def test_no_bill_is_issued_over_a_dead_letter(market: Market) -> None:

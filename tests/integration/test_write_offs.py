@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -20,8 +21,8 @@ from events.fact import Coordinate, now_us
 from events.partition import partition_of
 from events.registry import Registry, read_schemas
 from events.wire import Codec, Schema
-from projections.bill_issue import Outcome, Posted, pending
-from projections.bill_log import UsageLog, bills_from_log, epochs_ended
+from projections.bill_issue import Outcome, Posted, Waiting, pending
+from projections.bill_log import UsageLog, bills_from_log, epochs_ended, tenant_bills
 from projections.bill_running import RunningBills
 from projections.bill_table import cuts_of, unreadable_below
 from projections.bill_verify import verify
@@ -34,6 +35,7 @@ from tests.integration.bookkeeping import Market, running_market
 
 PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS}
 PARTITIONS = TOPICS["usage"].partitions
+Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,22 @@ def second(market: Market) -> str:
     """Another admin's key."""
     tenant, _ = market.tenant("standard")
     return str(market.command("POST", f"/v1/tenants/{tenant}/keys", {"scopes": ["admin"], "user": "second"})["api_key"])
+
+
+@pytest.fixture
+def run(market: Market, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`modelmarket …` on this stack; `code` is the exit code it must have, None for any."""
+    settings = market.settings
+    for name, value in (("STACK", settings.stack), ("BASE_PORT", str(settings.base_port)), ("DATA", str(settings.folder))):
+        monkeypatch.setenv(f"MODELMARKET_{name}", value)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str, code: int | None = 0) -> str:
+        done = CliRunner().invoke(app, list(words))
+        assert code in (None, done.exit_code), done.output
+        return done.output
+
+    return run
 
 
 def month() -> str:
@@ -165,7 +183,7 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
 
     # Both suppliers by themselves, and the next bill of the partition.
     cut = cuts_of(market.clickhouse, tenant, [1])[0]
-    (from_log,) = bills_from_log(market.reader, market.codec, tenant, [cut])
+    (from_log,) = bills_from_log(market.reader, market.codec, tenant_bills(market.reader, market.codec, tenant), [1])
     below = next(c["offset"] for c in cut["cuts"] if c["partition"] == 0)
     assert from_log.records_written_off == len(unreadable_below(market.clickhouse, 0, below).excluded) == 3
     neighbour = tenant_of(market, 0)
@@ -288,6 +306,40 @@ def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_o
     assert claimed(market, tenant) == {1: (1, 0, lost), 2: (2, 0, lost - 1)}
 
 
+def test_what_was_given_up_and_can_be_read_says_so_until_it_is_read_again(market: Market, second: str, run: Run) -> None:
+    """Its schema was published and nobody tried it again: the table still leaves it out, the log has it."""
+    tenant, neighbour = tenant_of(market, 2), tenant_of(market, 2)
+    late = newer_schema(market, "InvocationSettled")
+    value = written_with(late, market.settled(tenant))
+    at, rubbish = put(market, tenant, value), put(market, tenant, b"rubbish")
+    market.append(tenant, [market.settled(tenant)])
+    market.fold()
+    give_up(market, second, at, value)
+    give_up(market, second, rubbish, b"rubbish")
+    first = market.issue(tenant, month())
+    assert (first["facts_claimed"], at.offset in first["excluded"]) == (1, True)
+
+    publish(market, late)
+    market.codec = Codec(read_schemas(market.reader)[0])
+    for whose in (neighbour, tenant):
+        market.append(whose, [market.settled(whose)])
+        market.command("POST", f"/v1/bills/{whose}/{month()}/cut")
+    for whose, number in ((neighbour, 1), (tenant, 2)):
+        waits(market, whose, number, "dead_letters")
+        outcome = market.issuer().issue(whose, number)
+        assert isinstance(outcome, Waiting) and outcome.alarming
+        assert f"{at}: written off, and can be read now: `modelmarket dead-letters retry {at}`" in outcome.message
+        assert str(rubbish) not in outcome.message
+
+    said = " ".join(run("dead-letters", "retry", "--all", code=None).split())
+    assert f"{at} redriven" in said
+    assert str(rubbish) not in said, "what was given up for good is tried, and no more is said of it"
+    then, theirs = issued(market, tenant, 2), issued(market, neighbour, 1)
+    assert (then["facts_claimed"], at.offset in then["excluded"], rubbish.offset in then["excluded"]) == (2, False, True)
+    assert (theirs["facts_claimed"], theirs["excluded"] == then["excluded"]) == (1, True)
+    assert [c[:2] for c in claimed(market, tenant).values()] == [(1, 0), (2, 0)]
+
+
 def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_after_it(market: Market) -> None:
     tenant, epoch = tenant_of(market, 2), str(uuid.uuid4())
     old, newer = market.issuer(), newer_schema(market, "ProducerClosed")
@@ -353,18 +405,10 @@ def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(marke
     assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
 
 
-def test_the_commands_of_operations_lead_through_it(market: Market, second: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_the_commands_of_operations_lead_through_it(market: Market, second: str, run: Run, tmp_path: Path) -> None:
     settings = market.settings
-    for name, value in (("STACK", settings.stack), ("BASE_PORT", str(settings.base_port)), ("DATA", str(settings.folder))):
-        monkeypatch.setenv(f"MODELMARKET_{name}", value)
-    monkeypatch.setenv("COLUMNS", "200")
     key_file = tmp_path / "second.key"
     key_file.write_text(second)
-
-    def run(*words: str, code: int = 0) -> str:
-        done = CliRunner().invoke(app, list(words))
-        assert done.exit_code == code, done.output
-        return done.output
 
     tenant = tenant_of(market, 3)
     at = put(market, tenant, b"rubbish")
