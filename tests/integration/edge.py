@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import confluent_kafka as ck
 import httpx
 import psutil
 
@@ -26,6 +26,7 @@ from infra.launcher.processes import command_of, marked
 from serving.ray_rest import RayRest
 from tests.integration.decided import Pen
 from tests.integration.digits import TECHNICAL, write_digits
+from tests.integration.usage_oracle import Schemas, decoded, read_topic
 
 M = "model-vision-core-digits"
 V1 = f"{M}-v1.0.0"
@@ -64,38 +65,17 @@ class Running:
         return found[0]
 
     def usage(self) -> list[tuple[str, dict[str, Any], bytes]]:
-        """(receipt, body, raw value) of every record of `usage`, read by the oracle."""
+        """(receipt, body, raw value) of every record of `usage`, read and decoded with nothing of ours."""
         found: list[tuple[str, dict[str, Any], bytes]] = []
-        for partition, offset, value in oracle(self.settings, "usage"):
-            name, body = self.pen.codec.decode(value)
-            found.append((f"usage/{partition}/{offset}", body | {"_name": name}, value))
+        for record in read_topic(self.settings, "usage"):
+            fact = decoded(record.value, self.schemas)
+            assert fact is not None and record.value is not None, f"usage/{record.partition}/{record.offset} is no usage fact"
+            found.append((f"usage/{record.partition}/{record.offset}", fact[1] | {"_name": fact[0]}, record.value))
         return found
 
-
-def oracle(settings: Settings, topic: str) -> list[tuple[int, int, bytes]]:
-    """(partition, offset, value) of a whole topic, with nothing of ours between."""
-    consumer = ck.Consumer(
-        {"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False, "enable.partition.eof": True}
-    )
-    try:
-        partitions = [ck.TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
-        consumer.assign(partitions)
-        found: list[tuple[int, int, bytes]] = []
-        ended: set[int] = set()
-        until = time.monotonic() + 30
-        while len(ended) < len(partitions) and time.monotonic() < until:
-            message = consumer.poll(1)
-            if message is None:
-                continue
-            if message.error() is not None:
-                assert message.error().code() == ck.KafkaError._PARTITION_EOF, message.error()  # pyright: ignore[reportPrivateUsage]
-                ended.add(message.partition())
-            else:
-                found.append((message.partition(), message.offset(), message.value()))
-        assert len(ended) == len(partitions), "the oracle did not reach the end of the log"
-        return found
-    finally:
-        consumer.close()
+    @cached_property
+    def schemas(self) -> Schemas:
+        return Schemas(self.settings)
 
 
 def check_chains(records: list[tuple[str, dict[str, Any], bytes]]) -> None:

@@ -44,10 +44,10 @@ from tests.integration.edge import (
     check_answers,
     check_chains,
     eventually,
-    oracle,
     rest_of,
     running_edge,
 )
+from tests.integration.usage_oracle import read_topic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def facts(edge: Running, topic: str) -> list[tuple[str, dict[str, Any]]]:
-    return [edge.pen.codec.decode(value) for _, _, value in oracle(edge.settings, topic)]
+    return [edge.pen.codec.decode(record.value) for record in read_topic(edge.settings, topic)]
 
 
 def closed(edge: Running) -> dict[str, dict[str, int]]:
