@@ -69,7 +69,7 @@ def _show(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
 def _verify(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
     reader, away = Reader(settings, "verify"), None
     try:
-        running = running_bill(ClickHouse(settings, patience_s=2), tenant, period)
+        running = running_bill(ClickHouse(settings, patience_s=2, answer_s_max=15), tenant, period)
     except ClickHouseUnavailable as e:  # issued bills need nothing but the log
         running, away = None, e
     try:
