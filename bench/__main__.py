@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypedDict
 from rich.console import Console
 from rich.table import Table
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 

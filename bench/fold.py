@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from cli.prepare import prepare_log
-from events.catalogue import TOPICS
-from events.chain import Heartbeat, Place
-from events.follow import Follower
-from events.log import LogFull, Reader, Writer
-from events.partition import partition_of
-from events.registry import open_codec
-from events.settings import Settings
+from events.facts.catalogue import TOPICS
+from events.log.chain import Heartbeat, Place
+from events.log.client import LogFull, Reader, Writer
+from events.log.fold_runner import Follower
+from events.log.partitioner import partition_of
+from events.log.schemas import open_codec
+from events.process.settings import Settings
 from infra.launcher import Stack
-from serving.edge import TOPICS as FOLDED
-from serving.routes import Routes
+from serving.gateway.routes import Routes
+from serving.gateway.state import TOPICS as FOLDED
 
 NAME = "fold"
 KEYS, KEYS_QUICK = 1_000_000, 20_000

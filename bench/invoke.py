@@ -21,9 +21,9 @@ import psutil
 
 from bench.load import Plan, Result
 from bench.plain import PLAIN_APP, plain_app
-from events.log import Reader, Writer
-from events.registry import publish
-from events.topics import apply_topics
+from events.log.client import Reader, Writer
+from events.log.schemas import publish
+from events.log.topics import apply_topics
 from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
 from tests.integration.decided import Pen

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.stock_faust import TABLE as STOCK_TABLE
-from events.fact import Coordinate
+from events.facts.fact import Coordinate
 from events.facts.usage import InvocationSettled
-from events.log import LogFull, Reader, Writer
-from events.registry import open_codec
-from events.settings import Settings
-from events.wire import Codec
+from events.log.client import LogFull, Reader, Writer
+from events.log.schemas import open_codec
+from events.process.settings import Settings
+from events.schema.codec import Codec
 from infra.launcher import Stack
-from projections.clickhouse import ClickHouse
-from projections.usage_table import create_table
+from projections.ingest.clickhouse import ClickHouse
+from projections.usage.table import create_table
 
 NAME = "log_to_table"
 FACTS, FACTS_QUICK = 2_000_000, 100_000

@@ -11,9 +11,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from events.artifacts import Artifacts
-from events.fact import TenantId
-from events.settings import Settings
+from events.facts.fact import TenantId
+from events.process.artifacts import Artifacts
+from events.process.settings import Settings
 
 PLAIN_APP = "plain"
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import faust
 
-from events.log import Reader
-from events.registry import open_codec
-from events.settings import Settings
-from projections.clickhouse import ClickHouse
+from events.log.client import Reader
+from events.log.schemas import open_codec
+from events.process.settings import Settings
+from projections.ingest.clickhouse import ClickHouse
 
 TABLE, BATCH, WITHIN_S = "usage_stock", 1000, 0.5
 

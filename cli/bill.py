@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from events.log import LogUnavailable, Reader
-from events.registry import read_schemas
-from events.settings import Settings
-from events.wire import Codec
-from projections.api_bills import whole_bill_of
-from projections.bill_log import LogIncomplete
-from projections.bill_verify import ComparedBill, running_bill, verify
-from projections.clickhouse import ClickHouse, ClickHouseUnavailable
+from events.log.client import LogUnavailable, Reader
+from events.log.schemas import read_schemas
+from events.process.settings import Settings
+from events.schema.codec import Codec
+from projections.bills.bill_from_log import LogIncomplete
+from projections.bills.verify import ComparedBill, running_bill, verify
+from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
+from projections.query_api.bills import whole_bill_of
 from rating.period import NoPeriod, bounds_of
 
 console = Console()

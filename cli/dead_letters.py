@@ -11,16 +11,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.asking import AsJson, KeyFile, Yes, ask, console, coordinate, in_words, when
-from events.fact import Coordinate
-from events.log import Reader, Record
-from events.registry import read_schemas
-from events.settings import Settings
-from events.wire import Codec, Undecodable
-from projections.clickhouse import ClickHouse
-from projections.letters import LETTERS_MAX, OPEN, STATES, TRIED, Letter, every_letter, letters
-from projections.redrive import Redrive, Tried
-from projections.usage_judge import unreadable
+from cli.admin_client import AsJson, KeyFile, Yes, ask, console, coordinate, in_words, when
+from events.facts.fact import Coordinate
+from events.log.client import Reader, Record
+from events.log.schemas import read_schemas
+from events.process.settings import Settings
+from events.schema.codec import Codec, Undecodable
+from projections.dead_letters.queries import LETTERS_MAX, OPEN, STATES, TRIED, Letter, every_letter, letters
+from projections.dead_letters.redrive import Redrive, Tried
+from projections.ingest.clickhouse import ClickHouse
+from projections.usage.validator import unreadable
 
 app = typer.Typer(help="Records nobody could read: try again, or give up.", no_args_is_help=True)
 SHOWN_BYTES = 256

@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from events.catalogue import TOPICS, entries
-from events.examples import add_examples, undecodable_examples
-from events.fact import Coordinate
-from events.log import LogMismatch, LogUnavailable, Reader, Record, Writer
-from events.registry import (
+from events.facts.catalogue import TOPICS, entries
+from events.facts.fact import Coordinate
+from events.log.client import LogMismatch, LogUnavailable, Reader, Record, Writer
+from events.log.registry_restore import restore
+from events.log.schemas import (
     Incompatible,
     Registry,
     RegistryUnavailable,
@@ -28,10 +28,10 @@ from events.registry import (
     schemas_on_log,
     write_folder,
 )
-from events.registry_restore import restore
-from events.settings import Settings
-from events.topics import apply_topics, check_partitions, topic_drift
-from events.wire import Codec, Undecodable, todays_schemas
+from events.log.topics import apply_topics, check_partitions, topic_drift
+from events.process.settings import Settings
+from events.schema.codec import Codec, Undecodable, todays_schemas
+from events.schema.examples import add_examples, undecodable_examples
 
 log = typer.Typer(help="Read the log.", no_args_is_help=True)
 topics = typer.Typer(help="The topics of the catalogue.", no_args_is_help=True)

@@ -6,12 +6,12 @@ import logging
 import sys
 import time
 
-from events.health import start_logging
-from events.log import LogMismatch, LogUnavailable, Reader, Writer
-from events.registry import Incompatible, RegistryUnavailable, publish
-from events.settings import Settings
-from events.topics import apply_topics, check_partitions
-from projections.clickhouse import ClickHouseUnavailable
+from events.log.client import LogMismatch, LogUnavailable, Reader, Writer
+from events.log.schemas import Incompatible, RegistryUnavailable, publish
+from events.log.topics import apply_topics, check_partitions
+from events.process.health import start_logging
+from events.process.settings import Settings
+from projections.ingest.clickhouse import ClickHouseUnavailable
 from projections.tables import apply_tables
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.asking import AsJson, KeyFile, Yes, ask, console, in_words, when
-from events.settings import Settings
-from projections.clickhouse import ClickHouse
-from projections.epochs import Epoch, epochs
+from cli.admin_client import AsJson, KeyFile, Yes, ask, console, in_words, when
+from events.process.settings import Settings
+from projections.ingest.clickhouse import ClickHouse
+from projections.usage.producer_epochs import Epoch, epochs
 
 app = typer.Typer(help="Epochs of producers: list them, give up dead ones.", no_args_is_help=True)
 QUIET_S_MIN = 600

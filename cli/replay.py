@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from events.log import LogUnavailable
-from events.settings import Settings
-from projections.clickhouse import ClickHouseUnavailable
-from projections.replay import BESIDE, TABLE, LiveIsBehind, Rebuild, Report
+from events.log.client import LogUnavailable
+from events.process.settings import Settings
+from projections.ingest.clickhouse import ClickHouseUnavailable
+from projections.usage.rebuild import BESIDE, TABLE, LiveIsBehind, Rebuild, Report
 
 replay = typer.Typer(help="Rebuild a view from the log and compare.", no_args_is_help=True)
 console = Console()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.launcher import LaunchFailed, PartStatus, Stack
 
 app = typer.Typer(no_args_is_help=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
-from commands.rebuild import NotRebuilt, rebuild_store
-from events.settings import Settings
+from commands.store.rebuild import NotRebuilt, rebuild_store
+from events.process.settings import Settings
 
 app = typer.Typer(help="The event store of decisions.", no_args_is_help=True)
 console = Console()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from events.settings import Settings
-from projections import bill_tables, history_tables
-from projections.clickhouse import ClickHouse
-from projections.dead_letters import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
-from projections.usage_table import alter_settings, create_table
-from projections.usage_views import views
+from events.process.settings import Settings
+from projections.bills import tables as bill_tables
+from projections.catalog import tables as history_tables
+from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
+from projections.ingest.clickhouse import ClickHouse
+from projections.usage.table import alter_settings, create_table
+from projections.usage.views import views
 
 _NAME = re.compile(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW) (?:IF NOT EXISTS )?(\w+)")
 

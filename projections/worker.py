@@ -12,19 +12,19 @@ import logging
 import threading
 import time
 
-from events.health import serve_health, start_logging
-from events.log import Reader, Writer
-from events.registry import open_codec
-from events.settings import Settings
-from events.wire import Codec
-from projections.chunks import MEMBERSHIP, ChunkWorker
-from projections.clickhouse import ClickHouse
-from projections.dead_letters import DeadLetters, DeadLetterSink
-from projections.history import HISTORY_TOPICS, HistorySink
-from projections.positions import first_missing
-from projections.sink import Sink
-from projections.usage_schemas import UsageSchemas
-from projections.usage_sink import UsageSink
+from events.log.client import Reader, Writer
+from events.log.schemas import open_codec
+from events.process.health import serve_health, start_logging
+from events.process.settings import Settings
+from events.schema.codec import Codec
+from projections.catalog.sink import HISTORY_TOPICS, HistorySink
+from projections.dead_letters.sink import DeadLetters, DeadLetterSink
+from projections.ingest.chunks import MEMBERSHIP, ChunkWorker
+from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.sink import Sink
+from projections.ingest.table_offsets import first_missing
+from projections.usage.insert_plans import UsageSchemas
+from projections.usage.sink import UsageSink
 
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 
@@ -23,7 +23,7 @@ def stack_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting
 def log_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Kafka, the registry and ClickHouse, shared by a whole test run: use your own topics, subjects and tables in it."""
     parts = {"kafka", "registry"}
-    if importlib.util.find_spec("projections.engine"):
+    if importlib.util.find_spec("infra.clickhouse_local.engine"):
         parts.add("clickhouse")
     with free_block() as base_port:
         stack = Stack(Settings(stack="test", base_port=base_port, data=tmp_path_factory.mktemp("log-stack")))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.fact import DEFAULT_CURRENCY, BookId, Decided, KeyId, Micros, TenantId, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, Decided, KeyId, Micros, TenantId, UserId
 
 Scope = Literal["invoke", "models", "review:business", "review:security", "deploy", "read", "admin"]
 

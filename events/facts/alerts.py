@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from events.fact import Fact
+from events.facts.fact import Fact
 
 
 class AlertRaised(Fact):

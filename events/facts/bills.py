@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.fact import DEFAULT_CURRENCY, BookId, Count, Decided, Micros, Part, Sha256, TenantId, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, Decided, Micros, Part, Sha256, TenantId, UserId
 from events.facts.prices import Meter
 
 Period = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from events.fact import Count, Decided, Digest, Duration, Fact, ModelId, ModelVersion, Part, TenantId, UserId
+from events.facts.fact import Count, Decided, Digest, Duration, Fact, ModelId, ModelVersion, Part, TenantId, UserId
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 

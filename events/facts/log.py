@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from events.fact import Count, Decided, Fact, Sha256, UserId
+from events.facts.fact import Count, Decided, Fact, Sha256, UserId
 
 
 class LogCreated(Fact):

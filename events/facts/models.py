@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.fact import Count, Decided, Digest, ModelId, ModelVersion, Part, TenantId, UserId
+from events.facts.fact import Count, Decided, Digest, ModelId, ModelVersion, Part, TenantId, UserId
 
 Datatype = Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Review = Literal["business", "security"]

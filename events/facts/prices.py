@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.fact import DEFAULT_CURRENCY, BookId, Count, Decided, Micros, Part, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, Decided, Micros, Part, UserId
 
 Meter = Literal[
     "calls",

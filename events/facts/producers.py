@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from events.fact import Decided, Fact, UserId
+from events.facts.fact import Decided, Fact, UserId
 
 
 class ProducerOpened(Fact):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from events.fact import Count, Duration, KeyId, Metered, ModelId, ModelVersion, TenantId, UserId
+from events.facts.fact import Count, Duration, KeyId, Metered, ModelId, ModelVersion, TenantId, UserId
 
 Outcome = Literal["succeeded", "client_error", "failed", "timed_out", "aborted"]
 

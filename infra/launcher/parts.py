@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.launcher import jvm, raynode
-from infra.launcher.places import ROOT, Places
+from infra.launcher.paths import ROOT, Places
 from infra.launcher.probes import ExitProbe, HttpProbe, KafkaProbe, Probe
 
 
@@ -90,7 +90,13 @@ def ray(settings: Settings, places: Places) -> Part:
 
 def clickhouse(settings: Settings) -> Part:
     port = settings.clickhouse_port
-    return Part("clickhouse", module("projections.engine"), HttpProbe(f"http://{settings.host}:{port}/ping"), ports=(port,), stop_s_max=20)
+    return Part(
+        "clickhouse",
+        module("infra.clickhouse_local.engine"),
+        HttpProbe(f"http://{settings.host}:{port}/ping"),
+        ports=(port,),
+        stop_s_max=20,
+    )
 
 
 def prepare() -> Part:
@@ -110,13 +116,13 @@ def processes(settings: Settings) -> list[Part]:
         for index in range(settings.workers)
     )
     return [
-        own("commands", module("commands.api"), settings.command_port),
-        own("relay", module("commands.relay"), settings.relay_health_port),
+        own("commands", module("commands.http.app"), settings.command_port),
+        own("relay", module("commands.relay.relay"), settings.relay_health_port),
         *workers,
-        own("queries", module("projections.api"), settings.query_port),
-        own("biller", module("projections.biller"), settings.biller_health_port),
+        own("queries", module("projections.query_api.app"), settings.query_port),
+        own("biller", module("projections.bills.biller"), settings.biller_health_port),
         # It waits for Ray itself, and is loaded by the time that Ray is there.
-        own("controller", module("serving.controller"), settings.controller_health_port),
+        own("controller", module("serving.control.controller"), settings.controller_health_port),
     ]
 
 

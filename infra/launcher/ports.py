@@ -9,9 +9,9 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from events.settings import PORTS_PER_STACK
+from events.process.settings import PORTS_PER_STACK
 from infra.launcher.failure import LaunchFailed
-from infra.launcher.places import SHORT
+from infra.launcher.paths import SHORT
 
 BLOCKS = range(26_000, 32_600, PORTS_PER_STACK)
 """Above the default stacks, below where the kernel takes the ports of outgoing connections from."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.launcher.places import MARK_VARIABLE
+from infra.launcher.paths import MARK_VARIABLE
 
 KILL_S_MAX = 10.0
 """A killed process is gone at once unless the kernel holds it; past this it is reported instead of waited for."""

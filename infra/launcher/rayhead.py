@@ -6,9 +6,9 @@ import os
 import shutil
 import sys
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.launcher import raynode
-from infra.launcher.places import places_of
+from infra.launcher.paths import places_of
 from infra.launcher.processes import end_all
 
 

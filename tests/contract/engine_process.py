@@ -11,7 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from events.settings import Settings
+from events.process.settings import Settings
 
 START_S_MAX = 30
 
@@ -40,7 +40,7 @@ class EngineProcess:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "projections.engine"], env={**os.environ, **self.environment}, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "infra.clickhouse_local.engine"], env={**os.environ, **self.environment}, stderr=subprocess.DEVNULL
         )
         end = time.monotonic() + START_S_MAX
         while time.monotonic() < end:

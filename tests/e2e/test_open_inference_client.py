@@ -9,7 +9,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from events.settings import Settings
+from events.process.settings import Settings
 from infra.launcher.ports import free_block
 from tests.integration.edge import SECRET, M, Running, check_answers, running_edge
 

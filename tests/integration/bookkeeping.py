@@ -17,21 +17,21 @@ from typing import Any
 
 import httpx
 
-from events.fact import now_us
-from events.log import Reader, Record, Writer
-from events.registry import open_codec
-from events.settings import Settings
+from events.facts.fact import now_us
+from events.log.client import Reader, Record, Writer
+from events.log.schemas import open_codec
+from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
-from projections.bill_issue import Issuer, pending
-from projections.biller import Biller, admin_key
-from projections.clickhouse import ClickHouse
-from projections.dead_letters import DeadLetters, DeadLetterSink
-from projections.history import HISTORY_TOPICS, HistorySink
-from projections.positions import first_missing
-from projections.sink import Chunk
-from projections.usage_schemas import UsageSchemas
-from projections.usage_sink import UsageSink
+from projections.bills.biller import Biller, admin_key
+from projections.bills.issue import Issuer, pending
+from projections.catalog.sink import HISTORY_TOPICS, HistorySink
+from projections.dead_letters.sink import DeadLetters, DeadLetterSink
+from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.sink import Chunk
+from projections.ingest.table_offsets import first_missing
+from projections.usage.insert_plans import UsageSchemas
+from projections.usage.sink import UsageSink
 
 MODEL = "model-vision-acme-digits"
 METERED = {"calls": 1, "bytes_in": 100, "bytes_out": 50, "cpu_us": 777}

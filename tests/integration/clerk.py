@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import uuid
 
-from commands import price_book, tenant
-from commands.aggregates import BOOK, TENANT, Aggregates
-from commands.desk import Desk, Done, Task
-from commands.epoch import current_epoch
-from commands.opening import open_epoch
-from commands.origin import Origin
-from commands.price_book import PublishPriceBook
-from commands.store import Store, open_store
-from commands.tenant import CreateTenant
-from events.fact import BookId, TenantId, UserId, now_us
+from commands.prices import decide as price_book
+from commands.prices.decide import PublishPriceBook
+from commands.processor.aggregates import BOOK, TENANT, Aggregates
+from commands.processor.command_processor import Desk, Done, Task
+from commands.processor.context import Origin
+from commands.store.event_store import Store, open_store
+from commands.store.generation import current_epoch
+from commands.store.opening import open_epoch
+from commands.tenants import decide as tenant
+from commands.tenants.decide import CreateTenant
+from events.facts.fact import BookId, TenantId, UserId, now_us
 from events.facts.prices import Price
-from events.log import Reader
-from events.registry import open_codec
-from events.settings import Settings
+from events.log.client import Reader
+from events.log.schemas import open_codec
+from events.process.settings import Settings
 from tests.integration.command_side import health, until
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import confluent_kafka as ck
 import httpx
 
-from commands.answers import ANSWERED
-from commands.store import open_store
-from events.log import Reader, Writer
-from events.registry import publish
-from events.settings import Settings
-from events.topics import apply_topics
+from commands.processor.idempotency_store import ANSWERED
+from commands.store.event_store import open_store
+from events.log.client import Reader, Writer
+from events.log.schemas import publish
+from events.log.topics import apply_topics
+from events.process.settings import Settings
 from infra.launcher import Stack
 
 ADMIN = "mk_" + "a" * 43

@@ -8,16 +8,16 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from events.artifacts import Artifacts
-from events.catalogue import DECIDED_TOPICS, TOPICS, key_of
-from events.chain import TYPE, Heartbeat, Place
-from events.fact import Decided, TenantId, new_id, now_us
 from events.facts import accounts, deployments, models, prices
+from events.facts.catalogue import DECIDED_TOPICS, TOPICS, key_of
+from events.facts.fact import Decided, TenantId, new_id, now_us
 from events.facts.log import StoreOpened
-from events.log import Reader, Writer
-from events.partition import partition_of
-from events.registry import open_codec
-from events.settings import Settings
+from events.log.chain import TYPE, Heartbeat, Place
+from events.log.client import Reader, Writer
+from events.log.partitioner import partition_of
+from events.log.schemas import open_codec
+from events.process.artifacts import Artifacts
+from events.process.settings import Settings
 
 BEAT_S = 0.3
 

@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 import psutil
 
-from events.log import Reader, Writer
-from events.registry import publish
-from events.settings import Settings
-from events.topics import apply_topics
+from events.log.client import Reader, Writer
+from events.log.schemas import publish
+from events.log.topics import apply_topics
+from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
-from serving.ray_rest import RayRest
+from serving.control.ray_rest import RayRest
 from tests.integration.decided import Pen
 from tests.integration.digits import TECHNICAL, write_digits
 from tests.integration.usage_oracle import Schemas, decoded, read_topic

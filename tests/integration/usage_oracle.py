@@ -16,7 +16,7 @@ import clickhouse_connect
 import confluent_kafka as ck
 import fastavro
 
-from events.settings import Settings
+from events.process.settings import Settings
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COUNTS = frozenset(  # said again here, so that a count forgotten there is noticed

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from events.facts import usage
-from events.log import LogFull, Reader, Writer
-from events.registry import open_codec
-from events.settings import Settings
+from events.log.client import LogFull, Reader, Writer
+from events.log.schemas import open_codec
+from events.process.settings import Settings
 from infra.launcher import Stack
-from projections.clickhouse import ClickHouse
+from projections.ingest.clickhouse import ClickHouse
 from projections.tables import apply_tables
 from tests.contract.engine_process import EngineProcess
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from events import wire
-from events.catalogue import TOPICS, entries
-from events.examples import undecodable_examples
-from events.registry import folder_drift
-from events.settings import Settings
+from events.facts.catalogue import TOPICS, entries
+from events.log.schemas import folder_drift
+from events.process.settings import Settings
+from events.schema import codec as wire
+from events.schema.examples import undecodable_examples
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMS = ("events", "rating", "commands", "projections", "serving", "infra", "cli")
@@ -87,7 +87,7 @@ def test_only_the_settings_file_reads_the_environment() -> None:
 
 def test_every_setting_is_described_by_use() -> None:
     code = "\n".join(p.read_text() for p in CODE if p.name != "settings.py")
-    own = (ROOT / "events" / "settings.py").read_text()
+    own = (ROOT / "events" / "process" / "settings.py").read_text()
     unread = [
         name for name in Settings.model_fields if not re.search(rf"\b{name}\b", code) and len(re.findall(rf"self\.{name}\b", own)) == 0
     ]

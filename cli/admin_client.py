@@ -1,0 +1,74 @@
+"""What the subjects of operations share: asking the command API as an admin, coordinates as people write them, failures in words."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from events.facts.catalogue import TOPICS
+from events.facts.fact import Coordinate
+from events.log.client import LogMismatch, LogUnavailable
+from events.process.settings import Settings
+from projections.bills.biller import admin_key
+from projections.ingest.clickhouse import ClickHouseUnavailable
+
+console = Console()
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key-file", help="File with the API key of the admin who acts; else MODELMARKET_ADMIN_KEY, else this stack's first."),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask again.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")]
+
+
+@contextmanager
+def in_words() -> Generator[None]:
+    """What is away, as a sentence and what to do; exit code 2."""
+    try:
+        yield
+    except (LogUnavailable, ClickHouseUnavailable, httpx.TransportError) as e:
+        console.print(f"[red]not available:[/] {type(e).__name__}: {escape(str(e))}")
+        console.print("what to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
+        raise typer.Exit(2) from e
+    except LogMismatch as e:
+        console.print(f"[red]the log does not have it:[/] {escape(str(e))}")
+        raise typer.Exit(1) from e
+
+
+def coordinate(text: str) -> Coordinate:
+    """`usage/2/1041`."""
+    parts = text.split("/")
+    if len(parts) != 3 or parts[0] not in TOPICS or not all(p.isascii() and p.isdigit() and len(p) < 19 for p in parts[1:]):
+        raise typer.BadParameter(f"{text!r} is no coordinate: write TOPIC/PARTITION/OFFSET, for example usage/2/1041")
+    return Coordinate(parts[0], int(parts[1]), int(parts[2]))
+
+
+def ask(settings: Settings, key_file: Path | None, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The answer of the command API; a refusal is told as it was said, with exit code 1."""
+    try:
+        key = key_file.read_text().strip() if key_file else admin_key(settings)
+    except OSError as e:
+        raise typer.BadParameter(f"no admin key: {e}; name a file with --key-file") from e
+    answer = httpx.request(method, settings.commands + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    if answer.is_success:
+        return answer.json()
+    try:
+        said = answer.json()
+        console.print(f"[red]refused ({said['code']}):[/] {escape(said['detail'])}", highlight=False)
+        console.print(f"what to do: {said['remedy'] or 'see docs/operations.md'}", highlight=False, markup=False)
+    except (ValueError, KeyError):
+        console.print(f"[red]refused:[/] {answer.status_code} {escape(answer.text[:300])}")
+    raise typer.Exit(1)
+
+
+def when(micros: int) -> str:
+    """An instant for the eye, UTC."""
+    return datetime.fromtimestamp(micros / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S") if micros else "never"

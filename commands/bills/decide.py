@@ -1,0 +1,253 @@
+"""A tenant's bills, one after another: fix the cut, then issue exactly that bill (K20, K21).
+
+A bill covers everything below its cut and before `until`; both only grow, so late usage falls into the next bill by itself.
+The period is the caller's name for `until`: the end of the period in the tenant's zone, or now while the period runs.
+There is no grace after a period's end: what arrives late is late, and the next bill of the same or a later period has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, assert_never
+
+from commands.processor.context import Origin
+from commands.processor.rejection import Rejected, conflict, missing
+from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
+from events.facts.fact import NO_HASH, BookId, Micros, TenantId
+from events.process.problem import Violation
+from rating.bill import Bill
+from rating.statement import Line, LineKey
+
+LINES_BYTES_MAX = 400 * 1024
+"""Lines of one record, by an upper bound of their encoding: with everything else of a bill that is below K3's 512 KiB."""
+NUMBERS_BYTES_MAX = 80
+"""The numbers of a line, and the lengths of its texts: at most ten bytes each in Avro."""
+
+BillFact = BillCutFixed | BillLinesListed | BillIssued
+
+
+@dataclass(frozen=True, slots=True)
+class NoBills:
+    version: int = 0
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class CutOpen:
+    """Bill `cut.number` is fixed and waits for a biller."""
+
+    version: int
+    cut: BillCutFixed
+    kind: Literal["cut_fixed"] = "cut_fixed"
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """Bill `cut.number` is out, and none is under way."""
+
+    version: int
+    cut: BillCutFixed
+    digest: bytes
+    kind: Literal["issued"] = "issued"
+
+
+BillState = NoBills | CutOpen | Issued
+
+
+@dataclass(frozen=True, slots=True)
+class FixCut:
+    """`cuts` and `producers_offset` are the ends of the log, `decided_position` the end of the store, all read before deciding."""
+
+    tenant: TenantId
+    period: str
+    period_start: Micros
+    period_end: Micros
+    log_id: str
+    cuts: tuple[Cut, ...]
+    decided_position: int
+    producers_offset: int
+    rating_version: int
+    price_book: BookId
+    currency: str
+    book_currency: str = ""
+    """What the book's prices are in; empty when there is no such book yet, and everything is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteBill:
+    period: str
+    number: int
+    cut_event_id: str
+    digest: bytes
+    lines: tuple[BillLine, ...]
+    total_micros: int
+    facts: Mapping[str, int]
+    """The counts of `rating.bill.Bill.facts`, by their names."""
+    producers_open: int
+    excluded: tuple[int, ...] = ()
+
+
+BillCommand = FixCut | CompleteBill
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyIssued:
+    """Another biller was first with the same bill: nothing to write, and all is well."""
+
+    number: int
+
+
+Decision = tuple[BillFact, ...] | AlreadyIssued | Rejected
+
+
+def evolve(state: BillState, fact: BillFact) -> BillState:
+    assert fact.version == state.version + 1, f"fact {fact.version} after state {state.version}"
+    match fact:
+        case BillCutFixed():
+            return CutOpen(fact.version, fact)
+        case BillLinesListed():
+            assert isinstance(state, CutOpen)
+            return replace(state, version=fact.version)
+        case BillIssued():
+            assert isinstance(state, CutOpen)
+            return Issued(fact.version, state.cut, fact.digest)
+        case _:
+            assert_never(fact)
+
+
+def decide(state: BillState, command: BillCommand, origin: Origin) -> Decision:
+    match command:
+        case FixCut():
+            return _fix(state, command, origin)
+        case CompleteBill():
+            return _complete(state, command, origin)
+        case _:
+            assert_never(command)
+
+
+def _fix(state: BillState, c: FixCut, o: Origin) -> Decision:
+    if c.period_start > o.now:
+        return conflict("period_not_begun", f"{c.period} has not begun", "period", "bill it when it has")
+    if c.book_currency not in ("", c.currency):
+        message = f"{c.tenant} pays in {c.currency}, book {c.price_book} is in {c.book_currency}"
+        return conflict("currency_differs", message, "tenant", "an amount of one currency is never billed in another; a person must decide")
+    until = min(c.period_end, o.now)
+    match state:
+        case CutOpen():
+            message = f"bill {state.cut.number} ({state.cut.period}) is fixed and not issued yet"
+            return conflict("cut_open", message, "period", "wait for the biller; see the workers' and the biller's health")
+        case Issued():
+            last = state.cut
+            if until < last.until:
+                return conflict(
+                    "period_already_billed", f"bill {last.number} covers everything until {last.until}", "period", "bill a later period"
+                )
+            ends = {x.partition: x.offset for x in c.cuts}
+            # The log never shrinks. If its end lies below an earlier cut, this is another log, and billing from it would bill twice.
+            if c.log_id != last.log_id or any(ends.get(x.partition, -1) < x.offset for x in last.cuts):
+                return conflict(
+                    "log_shrunk", f"the last bill was cut on log {last.log_id}, further on", "", "connect to the log of the last bill"
+                )
+            number, previous = last.number + 1, state.digest
+        case NoBills():
+            number, previous = 1, NO_HASH
+        case _:
+            assert_never(state)
+    fact = BillCutFixed(
+        **o.head(state.version + 1),
+        tenant=c.tenant,
+        period=c.period,
+        number=number,
+        log_id=c.log_id,
+        cuts=c.cuts,
+        until=until,
+        decided_position=c.decided_position,
+        producers_offset=c.producers_offset,
+        rating_version=c.rating_version,
+        price_book=c.price_book,
+        currency=c.currency,
+        previous_bill_sha256=previous,
+        by=o.by,
+    )
+    return (fact,)
+
+
+def _complete(state: BillState, c: CompleteBill, o: Origin) -> Decision:
+    if isinstance(state, NoBills):
+        return missing("no_cut", "no bill of this tenant was fixed", "number", "fix a cut first")
+    cut = state.cut
+    if (c.number, c.cut_event_id, c.period) != (cut.number, cut.event_id, cut.period):
+        message = f"the last cut is bill {cut.number} ({cut.period}), {cut.event_id}"
+        return conflict("no_such_cut", message, "number", "compute the bill of that cut")
+    match state:
+        case Issued():
+            same = c.digest == state.digest
+            return AlreadyIssued(cut.number) if same else _other_digest(cut.number)
+        case CutOpen():
+            wrong = _wrong(cut, c)
+        case _:
+            assert_never(state)
+    if wrong:
+        return Rejected("invalid", wrong)
+    counts: dict[str, Any] = {f"facts_{name}": count for name, count in c.facts.items()}
+    *parts, last = parts_of(c.lines)
+    listed = [
+        BillLinesListed(**o.head(state.version + i), tenant=cut.tenant, period=cut.period, number=cut.number, lines=part)
+        for i, part in enumerate(parts, 1)
+    ]
+    fact = BillIssued(
+        **o.head(state.version + 1 + len(listed)),
+        tenant=cut.tenant,
+        period=cut.period,
+        number=cut.number,
+        cut_event_id=cut.event_id,
+        digest=c.digest,
+        currency=cut.currency,
+        total_micros=c.total_micros,
+        lines=last,
+        lines_before=len(c.lines) - len(last),
+        **counts,
+        producers_open=c.producers_open,
+        records_written_off=len(c.excluded),
+        excluded=c.excluded,
+    )
+    return (*listed, fact)
+
+
+def parts_of(lines: Sequence[BillLine]) -> list[tuple[BillLine, ...]]:
+    """The lines in their order, in as many parts as fit into a record each; at least one, which may be empty."""
+    parts: list[list[BillLine]] = [[]]
+    filled = 0
+    for line in lines:
+        size = NUMBERS_BYTES_MAX + sum(len(text.encode()) for text in (line.model, line.model_version, line.provider, line.meter))
+        if filled + size > LINES_BYTES_MAX:
+            parts.append([])
+            filled = 0
+        parts[-1].append(line)
+        filled += size
+    return [tuple(part) for part in parts]
+
+
+def _wrong(cut: BillCutFixed, c: CompleteBill) -> tuple[Violation, ...]:
+    """A bill must add up, and its digest must be of what it says: else nobody could check it later."""
+    found: list[Violation] = []
+    charged = sum(line.amount_micros for line in c.lines if not line.held)
+    if charged != c.total_micros:
+        found.append(
+            Violation("total_differs", f"the lines add up to {charged}, not {c.total_micros}", "total_micros", "send the sum of the lines")
+        )
+    keys = (LineKey(**line.model_dump(include=set(LineKey._fields))) for line in c.lines)
+    lines = tuple(Line(key, line.quantity, line.amount_micros) for key, line in zip(keys, c.lines, strict=True))
+    if list(c.excluded) != sorted(set(c.excluded)):
+        found.append(Violation("not_in_order", "offsets grow, and none comes twice", "excluded", "sort them"))
+    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open, c.excluded).digest()
+    if digest != c.digest:
+        remedy = "hash the canonical bytes of this cut and these lines (rating/bill.py)"
+        found.append(Violation("digest_wrong", f"the bill hashes to {digest.hex()}", "digest", remedy))
+    return tuple(found)
+
+
+def _other_digest(number: int) -> Rejected:
+    remedy = "two billers disagree: compare their code and rating versions"
+    return conflict("digest_differs", f"bill {number} was issued with another digest", "digest", remedy)

@@ -1,0 +1,1 @@
+"""HTTP in front of the commands: the application, request bodies, problem documents."""

@@ -1,0 +1,170 @@
+"""The command API: `python -m commands.http.app`. What may happen in the market is asked for here; /docs lists it.
+
+Every write is decided, durable and in the order of all decisions before it is answered; the answer names the facts it wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from commands.http.bodies import Problem
+from commands.http.problems import problem_response, violations_of
+from commands.models.artifact_routes import artifact_routes
+from commands.models.intake import IntakeDesk
+from commands.models.routes import Models, Traffic
+from commands.processor.command_app import Office, Refused, open_office, unavailable
+from commands.relay.resume import StoreMismatch
+from commands.store.event_store import StoreUnavailable
+from commands.tenants.routes import Bills, PriceBooks, Tenants
+from commands.write_offs.routes import ProducerWriteOffs, RecordWriteOffs
+from events.log.client import LogMismatch
+from events.process.health import start_logging
+from events.process.problem import Violation
+from events.process.settings import Settings
+
+logger = logging.getLogger(__name__)
+BODY_BYTES_MAX = 1 << 20
+"""A JSON body; a command whose fact fits into 512 KiB fits into this. Bills of many lines may take more."""
+BILL_BYTES_MAX = 32 << 20
+"""100 000 lines of a bill, with names of usual length."""
+CONNECTIONS_MAX = 1000
+GRACE_S = 10
+"""Requests under way at the end; a caller who sends slowly must not keep a process whose desk has failed."""
+
+
+def build(office: Office) -> FastAPI:
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncGenerator[None]:
+        yield
+        await asyncio.to_thread(office.close)
+
+    bearer = HTTPBearer(auto_error=False, description="An API key: mk_…")
+    app = FastAPIOffline(  # its pages bring their scripts along: a closed network has no content delivery network
+        title="modelmarket commands",
+        version="1",
+        description=(__doc__ or ""),
+        lifespan=life,
+        dependencies=[Security(bearer)],
+        responses={code: {"model": Problem} for code in ("4XX", "503")},
+    )
+    intake = IntakeDesk(office.artifacts, office.settings.folder / "uploads")
+    app.include_router(artifact_routes(office, intake))
+    market = (Models(office, intake), Traffic(office), Tenants(office), PriceBooks(office), Bills(office))
+    for resource in (*market, RecordWriteOffs(office), ProducerWriteOffs(office)):
+        app.include_router(resource.router())
+    _answer_errors(app)
+
+    @app.get("/healthz", include_in_schema=False)
+    def health() -> Response:
+        failed = office.desk.failed
+        said: dict[str, Any] = {"status": "failed" if failed else "ready", "waiting": office.desk.waiting, "lag": None}
+        try:
+            said["position"] = office.store.last_position()
+        except StoreUnavailable as e:
+            said |= {"status": "failed", "message": str(e)[:300]}
+        return Response(orjson.dumps(said), 200 if said["status"] == "ready" else 503, media_type="application/json")
+
+    app.add_middleware(BodyBound)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(_: Request, e: Refused) -> Response:
+        return e.response
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, e: RequestValidationError) -> Response:
+        return problem_response(422, violations_of(e.errors()))
+
+    @app.exception_handler(ValidationError)
+    async def unfit(_: Request, e: ValidationError) -> Response:
+        return problem_response(422, violations_of(e.errors(include_input=False, include_context=False, include_url=False)))
+
+    @app.exception_handler(StoreUnavailable)
+    async def store_away(_: Request, e: StoreUnavailable) -> Response:
+        return unavailable("store_unavailable", "the event store does not answer", "try again with the same Idempotency-Key")
+
+    @app.exception_handler(StarletteHTTPException)
+    async def http_error(_: Request, e: StarletteHTTPException) -> Response:
+        codes = {400: "body_unreadable", 404: "no_such_resource", 405: "method_not_allowed", 413: "body_too_large"}
+        violation = Violation(codes.get(e.status_code, "refused"), str(e.detail), "", "see /docs")
+        return problem_response(e.status_code, [violation], e.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, e: Exception) -> Response:
+        logger.error("unexpected failure in %s", request.scope.get("route"), exc_info=e)
+        violation = Violation("internal_error", "this is our mistake; it was logged", "", "report it with the X-Correlation-Id")
+        return problem_response(500, [violation])
+
+
+class BodyBound:
+    """Ends a request whose JSON body is longer than allowed, whatever its Content-Length says. Uploads count for themselves."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or path.startswith("/v1/artifacts/"):
+            await self._app(scope, receive, send)
+            return
+        limit = BILL_BYTES_MAX if path.startswith("/v1/bills/") else BODY_BYTES_MAX
+        came = 0
+
+        async def counted() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if came > limit:
+                raise HTTPException(413, f"the body is longer than {limit} bytes", {"Connection": "close"})
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def main() -> int:
+    start_logging("commands")
+    settings = Settings()
+    try:
+        office = open_office(settings)
+    except (LogMismatch, StoreMismatch) as e:
+        raise SystemExit(f"the command API does not start: {e}") from e
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build(office),
+            host=settings.host,
+            port=settings.command_port,
+            log_config=None,
+            access_log=False,
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+
+    def end() -> None:
+        server.should_exit = True
+
+    office.desk.when_failed(end)  # no desk, no decisions: the supervisor starts a process that has one
+    server.run()
+    return 1 if office.desk.failed is not None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Models, their versions and their deployments: state, decisions, requests, routes."""

@@ -1,0 +1,150 @@
+"""Is this file the model it claims to be? Run as a process of its own, so that a crafted file takes nothing down with it.
+
+`python -m commands.models.inspection FILE` prints one JSON object: the model's inputs and outputs, or what is wrong. Allowed: ONNX without
+external data, of operator sets this build knows. Pickles and other code on load never get this far: they are not ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands.processor.rejection import Rejected, invalid
+from events.facts.models import Technical, TensorSpec
+
+CHECK_S_MAX = 60
+MEMORY_BYTES_MAX = 8 << 30
+"""Address space of a check: a model is read whole, twice at worst."""
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+OPSET_MIN = 7
+"""Older operator sets are not run by today's runtimes."""
+_REMEDY = "export the model to ONNX again, as one file, and check it with onnx.checker"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a file really eats and gives. A datatype of "" is no tensor (a sequence or map)."""
+
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+def inspect(file: Path) -> Signature | Rejected:
+    """Blocks up to a minute."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "commands.models.inspection", str(file)],
+            capture_output=True,
+            timeout=CHECK_S_MAX,
+            check=False,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+    except subprocess.TimeoutExpired:
+        return invalid("artifact_unreadable", f"the file could not be checked within {CHECK_S_MAX} s", "artifact", _REMEDY)
+    try:
+        said = json.loads(done.stdout)
+    except ValueError:
+        return invalid("artifact_unreadable", "the file ended the check itself", "artifact", _REMEDY)
+    if "code" in said:
+        return invalid(said["code"], said["message"], "artifact", _REMEDY)
+    return Signature(*(tuple((n, d, tuple(s)) for n, d, s in said[part]) for part in ("inputs", "outputs")))
+
+
+def contradictions(signature: Signature, technical: Technical) -> tuple[str, ...]:
+    """Each way in which the description differs from the file."""
+    found: list[str] = []
+    for what, there, said in (("input", signature.inputs, technical.inputs), ("output", signature.outputs, technical.outputs)):
+        real = {name: (datatype, shape) for name, datatype, shape in there}
+        for tensor in said:
+            if tensor.name not in real:
+                found.append(f"the file has no {what} '{tensor.name}', it has {', '.join(real)}")
+            else:
+                found += _tensor(what, tensor, *real[tensor.name])
+    described = {t.name for t in technical.inputs}
+    found += [f"the file needs input '{name}', which is not described" for name, _, _ in signature.inputs if name not in described]
+    return tuple(found)
+
+
+def _tensor(what: str, said: TensorSpec, datatype: str, shape: tuple[int, ...]) -> list[str]:
+    if datatype != said.datatype:
+        return [f"{what} '{said.name}' is {datatype or 'no tensor'} in the file, {said.datatype} in the description"]
+    if len(shape) != len(said.shape) or any(-1 not in (a, b) and a != b for a, b in zip(shape, said.shape, strict=True)):
+        return [f"{what} '{said.name}' has shape {list(shape)} in the file, {list(said.shape)} in the description"]
+    return []
+
+
+# --- inside the process of its own
+
+
+def _main(file: str) -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    import onnx
+    from onnx.checker import ValidationError, check_model
+
+    try:
+        model = onnx.load(file, load_external_data=False)
+        if not model.graph.node:
+            return _no("artifact_not_onnx", "the file is no ONNX model, or an empty one")
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in _tensors(model)):
+            return _no("external_data", "the model refers to data outside its file")
+        wrong = [f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import if not _known(o.domain, o.version)]
+        if wrong:
+            return _no("opset_unknown", f"operator sets not allowed here: {', '.join(wrong)}")
+        check_model(model)
+    except ValidationError as e:
+        return _no("artifact_invalid", f"onnx.checker: {str(e)[:300]}")
+    except Exception as e:  # the protobuf parser has its own zoo
+        return _no("artifact_not_onnx", f"the file is no ONNX model: {type(e).__name__}")
+    weights = {t.name for t in model.graph.initializer}
+    return {
+        "inputs": [_value(v) for v in model.graph.input if v.name not in weights],
+        "outputs": [_value(v) for v in model.graph.output],
+    }
+
+
+def _known(domain: str, version: int) -> bool:
+    import onnx
+
+    if domain not in DOMAINS:
+        return False
+    return domain not in ("", "ai.onnx") or OPSET_MIN <= version <= onnx.defs.onnx_opset_version()
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every TensorProto anywhere in the message: weights, attributes, subgraphs, functions, training information."""
+    pending = [message]
+    while pending:
+        node = pending.pop()
+        if node.DESCRIPTOR.name == "TensorProto":
+            yield node
+            continue
+        for field, value in node.ListFields():
+            if field.message_type is not None:
+                pending.extend(value if field.is_repeated else (value,))
+
+
+def _value(value: Any) -> tuple[str, str, list[int]]:
+    import numpy as np
+    import onnx
+
+    names = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64", "object": "BYTES", "str": "BYTES"}
+    if not value.type.HasField("tensor_type"):
+        return value.name, "", []
+    tensor = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    shape = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else -1 for d in tensor.shape.dim]
+    return value.name, names.get(dtype, dtype.upper()), shape
+
+
+def _no(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_main(sys.argv[1])))

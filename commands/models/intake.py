@@ -1,0 +1,91 @@
+"""Takes a file from a stranger: streamed to disk, counted, hashed, inspected, and only then put beside the others."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from commands.models.inspection import Signature, contradictions, inspect
+from commands.processor.rejection import Rejected, invalid
+from events.facts.fact import TenantId
+from events.facts.models import Technical
+from events.process.artifacts import Artifacts
+
+INSPECTIONS_MAX = 2
+"""Files inspected at once: each may take gigabytes for a moment."""
+UPLOADED_S_MAX = 300.0
+"""Longest an uploaded file waits for its inspection."""
+CHECKS_WAITING_MAX, CHECK_S_MAX = 4, 5.0
+"""Commands that may wait for a file's inspection, and how long: each holds a thread that others need."""
+SIGNATURES_KEPT = 10_000
+
+
+class IntakeBusy(Exception):
+    """Too many files are being inspected; later there is room."""
+
+
+class IntakeDesk:
+    """Thread-safe. What a digest's file eats and gives is remembered, for it can never change."""
+
+    def __init__(self, artifacts: Artifacts, folder: Path) -> None:
+        self._artifacts, self.folder = artifacts, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._slots = threading.Semaphore(INSPECTIONS_MAX)
+        self._checks = threading.Semaphore(CHECKS_WAITING_MAX + INSPECTIONS_MAX)
+        self._signatures: OrderedDict[str, Signature] = OrderedDict()
+
+    def take(self, tenant: TenantId, digest: str, file: Path) -> Signature | Rejected:
+        """Stores a file whose hash the caller has compared, if it is a model we allow. Raises IntakeBusy."""
+        with _within(self._slots, UPLOADED_S_MAX):
+            found = inspect(file)
+        if isinstance(found, Rejected):
+            return found
+        self._artifacts.put(tenant, digest, file)
+        self._remember(digest, found)
+        return found
+
+    def check(self, tenant: TenantId, digest: str, technical: Technical) -> tuple[int, Rejected | None]:
+        """(size, a refusal when the description is not the file's). Raises ArtifactMissing, IntakeBusy."""
+        size = self._artifacts.size(tenant, digest)
+        signature = self._signatures.get(digest) or self._read(tenant, digest)
+        if isinstance(signature, Rejected):
+            return size, signature
+        wrong = contradictions(signature, technical)
+        if not wrong:
+            return size, None
+        return size, invalid("description_differs", "; ".join(wrong), "technical", "describe the file as it is, or upload the right one")
+
+    def _read(self, tenant: TenantId, digest: str) -> Signature | Rejected:
+        with (
+            _within(self._checks, 0),
+            _within(self._slots, CHECK_S_MAX),
+            tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file,
+        ):
+            if known := self._signatures.get(digest):  # somebody else asked for the same file
+                return known
+            body = self._artifacts.read(tenant, digest)
+            file.write(body)
+            file.flush()
+            found = inspect(Path(file.name))
+        if isinstance(found, Signature):
+            self._remember(digest, found)
+        return found
+
+    def _remember(self, digest: str, signature: Signature) -> None:
+        self._signatures[digest] = signature
+        while len(self._signatures) > SIGNATURES_KEPT:
+            self._signatures.popitem(last=False)
+
+
+@contextmanager
+def _within(slots: threading.Semaphore, wait_s: float) -> Generator[None]:
+    if not slots.acquire(blocking=wait_s > 0, timeout=wait_s or None):
+        raise IntakeBusy("too many files are being inspected")
+    try:
+        yield
+    finally:
+        slots.release()

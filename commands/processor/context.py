@@ -1,0 +1,33 @@
+"""Where a fact comes from: who asked, when, and which command led to it. Time and ids are arguments, so `decide` stays pure."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from events.facts.fact import Micros, UserId
+
+PRODUCER = "commands"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """`command_id` is a UUID; the event ids of its facts follow from it, so deciding again gives the same ids."""
+
+    command_id: str
+    now: Micros
+    by: UserId
+    causation_id: str
+    correlation_id: str
+
+    def head(self, version: int) -> dict[str, Any]:
+        """The fields every decided fact starts with; `version` is the aggregate's."""
+        return {
+            "event_id": str(uuid.uuid5(uuid.UUID(self.command_id), str(version))),
+            "occurred_at": self.now,
+            "producer": PRODUCER,
+            "causation_id": self.causation_id,
+            "correlation_id": self.correlation_id,
+            "version": version,
+        }

@@ -1,0 +1,1 @@
+"""From the store to the log, in the order of decision."""

@@ -1,0 +1,1 @@
+"""The event store: what was decided, as finished log records."""

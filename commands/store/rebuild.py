@@ -1,0 +1,127 @@
+"""Makes an event store again from the log: `python -m commands.store.rebuild`. For when the store was lost, or restored from too old a copy.
+
+Decided topics are kept for ever, so the log holds every decision that was ever sent. They go into an empty store at their own
+positions; then that store opens an epoch, naming for each partition the store and position before. What the lost store had
+decided and not sent is lost with it. Stop the command API and the relay first, and move the old store away.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+
+from commands.store.event_store import Event, Store, StoreUnavailable, open_store
+from commands.store.generation import STORE, decided_partitions
+from commands.store.opening import open_epoch
+from commands.store.stored_record import Envelope, Opening
+from events.facts.catalogue import DECIDED_TOPICS
+from events.facts.fact import UserId
+from events.log.chain import POSITION, PREVIOUS, STORE_OPENED, Chain, Verdict, place_of
+from events.log.chain import STORE as STORE_HEADER
+from events.log.client import LogMismatch, LogUnavailable, Reader, Record
+from events.log.schemas import RegistryUnavailable, open_codec
+from events.log.store_opening import judge
+from events.process.health import start_logging
+from events.process.settings import Settings
+from events.schema.codec import Codec, Undecodable
+
+logger = logging.getLogger(__name__)
+KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills", "producers": "producer"}
+"""Topic → the kind of aggregate whose facts it carries; the record key is the aggregate's own."""
+KIND_OF_FACT = {"RecordWriteOffRequested": "record", "RecordWrittenOff": "record"}
+"""Facts of another kind of aggregate than their topic's."""
+GROUP = 1000
+TP = tuple[str, int]
+
+
+class Unfit(Exception):
+    """The store is not empty, or the log is not whole. Nothing, or only a part, was written: remove the new store and try again."""
+
+
+class NotRebuilt(Exception):
+    """The store was not made; the text says why."""
+
+
+def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -> int:
+    """Fills an empty store from all records of the decided topics, per partition in order; the number of facts. Raises Unfit."""
+    if store.last_position():
+        raise Unfit(f"the store {store.url} is not empty; move it away first")
+    chains = {tp: Chain() for tp in decided_partitions()}
+    events: dict[int, Event] = {}
+    for record in records:
+        take(record, codec, chains[record.topic, record.partition], events)
+    ordered = [events[position] for position in sorted(events)]
+    for start in range(0, len(ordered), GROUP):
+        store.append_at(ordered[start : start + GROUP])
+    if not ordered:
+        raise Unfit("the log holds no decision: start the command API on an empty store instead")
+    before: Mapping[TP, tuple[str, int]] = {tp: (chain.store, chain.position) for tp, chain in chains.items()}
+    open_epoch(store, codec, by, before)
+    return len(ordered)
+
+
+def take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
+    """One record of a partition, in order, into `events` by position. Raises Unfit."""
+    place = place_of(record.headers)
+    if place is None:
+        return  # observed by somebody, or garbage: no decision
+    match judge(chain, codec, place, record.headers, record.value):
+        case Verdict.COPY:
+            return
+        case Verdict.STRAY:
+            logger.warning("set %s aside: it claims to open store %s, and nobody can read it", record.coordinate, place.store)
+            return
+        case Verdict.WAITS:
+            raise Unfit(
+                f"{record.coordinate} follows position {place.previous}, but {chain.position} is the last before it: the log is not whole"
+            )
+        case Verdict.NEXT:
+            chain.take(place)
+    try:
+        name, body = codec.decode(record.value)
+    except Undecodable as e:
+        raise Unfit(f"{record.coordinate} is position {place.position}, and nobody can read it: {e}") from e
+    opening = Opening(str(body["store"]), str(body["previous_store"]), int(body["previous_position"])) if name == STORE_OPENED else None
+    headers = {k: v for k, v in record.headers.items() if k not in (STORE_HEADER, POSITION, PREVIOUS)}
+    assert record.key is not None and record.value is not None
+    envelope = Envelope(record.topic, record.partition, record.key, headers, record.value, opening)
+    originator = STORE if opening else f"{KIND_OF_FACT.get(name, KIND_OF[record.topic])}/{record.key.decode()}"
+    events[place.position] = Event(originator, int(body["version"]), name, envelope.pack(), place.position)
+
+
+def read_decided(reader: Reader) -> Iterable[Record]:
+    for topic in DECIDED_TOPICS:
+        yield from reader.read(topic)
+
+
+def rebuild_store(settings: Settings) -> int:
+    """Fills this stack's store from its log; the number of facts. Raises NotRebuilt."""
+    reader = Reader(settings, "rebuild")
+    try:
+        codec, _ = open_codec(settings, reader)
+        store = open_store(settings)
+        try:
+            return rebuild(store, codec, read_decided(reader), UserId("rebuild"))
+        finally:
+            store.close()
+    except (Unfit, LogMismatch, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:
+        raise NotRebuilt(str(e)) from e
+    finally:
+        reader.close()
+
+
+def main() -> int:
+    start_logging("rebuild")
+    settings = Settings()
+    try:
+        count = rebuild_store(settings)
+    except NotRebuilt as e:
+        logger.error("the store was not rebuilt: %s", e)
+        return 1
+    logger.info("rebuilt %d facts into %s; start the command API and the relay again", count, settings.store)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""A stored event's bytes: where the record goes on the log, its headers, and the finished frame.
+
+The store keeps these bytes and the relay sends what is in them: nothing is encoded after it was decided (K3).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from events.facts.catalogue import TOPICS
+from events.facts.fact import Fact
+from events.log.partitioner import partition_of
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a `StoreOpened` says, readable without its schema."""
+
+    store: str
+    previous_store: str
+    previous_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """`partition` is part of the decision: the relay must know each record's predecessor there before it sends (K4)."""
+
+    topic: str
+    partition: int
+    key: bytes
+    headers: Mapping[str, bytes]
+    frame: bytes
+    opening: Opening | None = None
+
+    def pack(self) -> bytes:
+        """Version byte, length of the head (4 bytes, big endian), head as JSON, frame."""
+        head: dict[str, object] = {
+            "t": self.topic,
+            "p": self.partition,
+            "k": self.key.decode(),
+            "h": {k: v.decode() for k, v in self.headers.items()},
+        }
+        if self.opening is not None:
+            head["o"] = [self.opening.store, self.opening.previous_store, self.opening.previous_position]
+        encoded = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+        return bytes([_VERSION]) + len(encoded).to_bytes(4, "big") + encoded + self.frame
+
+
+def unpack(state: bytes) -> Envelope:
+    assert state[0] == _VERSION, f"stored event of version {state[0]}"
+    end = 5 + int.from_bytes(state[1:5], "big")
+    head = json.loads(state[5:end])
+    opening = Opening(*head["o"]) if "o" in head else None
+    headers = {str(k): str(v).encode() for k, v in head["h"].items()}
+    return Envelope(str(head["t"]), int(head["p"]), str(head["k"]).encode(), headers, state[end:], opening)
+
+
+def placed(topic: str, key: bytes, headers: Mapping[str, bytes], frame: bytes) -> Envelope:
+    """An envelope for the partition that the key belongs to."""
+    return Envelope(topic, partition_of(key, TOPICS[topic].partitions), key, headers, frame)
+
+
+def cloud_headers(fact: Fact) -> dict[str, bytes]:
+    """The CloudEvents attributes, for other people's tools. Source: CloudEvents Kafka protocol binding 1.0.2, binary mode."""
+    at = datetime.fromtimestamp(fact.occurred_at // 1_000_000, UTC).replace(microsecond=fact.occurred_at % 1_000_000)
+    return {
+        "ce_id": fact.event_id.encode(),
+        "ce_type": type(fact).__name__.encode(),
+        "ce_source": f"modelmarket/{fact.producer}".encode(),
+        "ce_time": at.isoformat(timespec="microseconds").replace("+00:00", "Z").encode(),
+        "ce_specversion": b"1.0",
+    }

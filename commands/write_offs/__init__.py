@@ -1,0 +1,1 @@
+"""Giving up unreadable records and dead producer epochs, by two people."""

@@ -1,0 +1,1 @@
+"""The log: its client, its topics and schemas, the chain of decided records, and the folds that follow it."""

@@ -1,0 +1,316 @@
+"""Schemas: published once by set-up, known to the log for ever, checked by every process at start (K2). The only file that imports the registry client.
+
+Subject = `<topic>-<record name>` (TopicRecordNameStrategy), compatibility BACKWARD_TRANSITIVE. The log, not the registry, is
+the truth: topic `schemas` holds every id with its text, so a log decodes even when the registry has been wiped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka.schema_registry import Schema as RegistrySchema
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from events.facts.catalogue import TOPICS, entries
+from events.facts.fact import Fact, new_id, now_us
+from events.facts.log import LogCreated, SchemaRegistered
+from events.log.client import PARTITIONER, LogMismatch, Reader, Record, Writer
+from events.log.topics import check_partitions
+from events.process.settings import Settings
+from events.schema import derivation as avro
+from events.schema.codec import Codec, Schema, SchemaBook, Undecodable, frame_schema_id, todays_schemas
+
+logger = logging.getLogger(__name__)
+REGISTRY_S_MAX = 120.0
+"""How long a process waits for the registry at start before it gives its supervisor a chance."""
+ASKED_MAX = 10_000
+"""Unknown schema ids remembered: what strangers send is bounded."""
+SCHEMA_FOLDER = Path(__file__).resolve().parents[2] / "schemas"
+COMPATIBILITY = "BACKWARD_TRANSITIVE"
+
+
+class RegistryUnavailable(Exception):
+    """The registry did not answer. Transient: never a reason to drop a record."""
+
+
+class Incompatible(Exception):
+    """The registry refused a schema: records written before could not be read with it."""
+
+
+class Registry:
+    """The Confluent API of a schema registry, in the calls we need."""
+
+    def __init__(self, settings: Settings) -> None:
+        config: dict[str, Any] = {"url": settings.registry, "timeout": 10}
+        if settings.registry_user:
+            config["basic.auth.user.info"] = f"{settings.registry_user}:{settings.registry_password.get_secret_value()}"
+        self._client = SchemaRegistryClient(config)
+
+    def require_compatibility(self) -> None:
+        self._call(lambda: self._client.set_compatibility(level=COMPATIBILITY))
+
+    def register(self, subject: str, definition: str) -> int:
+        """The schema's id; the same text always gets the same id. Raises Incompatible."""
+        return int(self._call(lambda: self._client.register_schema(subject, RegistrySchema(definition, "AVRO"))))
+
+    def schema(self, subject: str, schema_id: int) -> str | None:
+        """The text under an id, None when the registry does not know it."""
+        try:
+            # A fresh client each time would lose its cache; the cache is what makes this cheap for ids shared by subjects.
+            return self._call(lambda: self._client.get_schema(schema_id, subject_name=subject)).schema_str
+        except KeyError:
+            return None
+
+    def ids(self, subject: str) -> set[int]:
+        """Of every version of a subject; none where it does not know the subject."""
+        try:
+            versions = self._call(lambda: self._client.get_versions(subject))
+            return {int(self._call(partial(self._client.get_version, subject, v)).schema_id) for v in versions}
+        except KeyError:
+            return set()
+
+    def subjects(self) -> list[str]:
+        return list(self._call(self._client.get_subjects))
+
+    def _call(self, call: Any) -> Any:
+        try:
+            return call()
+        except SchemaRegistryError as e:
+            if e.http_status_code == 404:
+                raise KeyError(e.error_message) from e
+            if e.http_status_code in (409, 422):
+                raise Incompatible(e.error_message) from e
+            raise RegistryUnavailable(str(e)) from e
+        except Exception as e:  # the client lets its HTTP library's errors through
+            raise RegistryUnavailable(f"{type(e).__name__}: {e}") from e
+
+
+# --- what set-up does
+
+
+def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
+    """Registers today's schemas and records every new id on the log; returns the subjects that were new. Safe to repeat."""
+    registry, book, log_id = Registry(settings), SchemaBook(), None
+    for record in reader.read("schemas"):
+        log_id = _learn(book, record) or log_id
+    registry.require_compatibility()
+    todays = todays_schemas()
+    for known in sorted(book.by_id.values(), key=lambda s: s.schema_id):
+        compare(registry, known)
+    ids = {subject: registry.register(subject, definition) for subject, definition in todays.items()}
+    codec_book = SchemaBook()
+    for subject, definition in todays.items():
+        codec_book.add(Schema.of(ids[subject], subject, definition))
+    codec, new = Codec(codec_book), [s for s in todays if s not in book.current]
+    if log_id is None:
+        log_id = str(uuid.uuid4())
+        partitions = {t.name: t.partitions for t in TOPICS.values()}
+        created = LogCreated(
+            event_id=new_id(), occurred_at=now_us(), producer="prepare", log_id=log_id, partitioner=PARTITIONER, partitions=partitions
+        )
+        _append(writer, codec, created, log_id)
+    for subject in new:
+        schema = codec_book.current[subject]
+        fact = SchemaRegistered(
+            event_id=new_id(),
+            occurred_at=now_us(),
+            producer="prepare",
+            log_id=log_id,
+            schema_id=schema.schema_id,
+            subject=subject,
+            sha256=schema.sha256,
+            definition=schema.definition,
+        )
+        _append(writer, codec, fact, str(schema.schema_id))
+    if not writer.flush(30):
+        raise RegistryUnavailable("Kafka did not acknowledge the schemas within 30 s")
+    return new
+
+
+def _append(writer: Writer, codec: Codec, fact: Fact, key: str) -> None:
+    writer.append("schemas", key.encode(), codec.encode(fact), {"ce_type": type(fact).__name__.encode(), "ce_id": fact.event_id.encode()})
+
+
+# --- what every process does at start
+
+
+def open_codec(settings: Settings, reader: Reader) -> tuple[Codec, str]:
+    """(codec, log_id) of the log at hand. Waits for the registry; raises LogMismatch when it contradicts the log."""
+    check_partitions(settings)
+    book, log_id = read_schemas(reader)
+    if log_id is None:
+        raise LogMismatch("topic schemas is empty: this log was never prepared; run `modelmarket schemas publish`")
+    registry, end = Registry(settings), time.monotonic() + REGISTRY_S_MAX
+    while True:
+        try:
+            for schema in book.by_id.values():
+                compare(registry, schema)
+            return LogCodec(settings, book), log_id
+        except RegistryUnavailable as e:
+            if time.monotonic() > end:
+                raise
+            logger.warning("the registry does not answer, waiting: %s", e)
+            time.sleep(0.5)
+
+
+class LogCodec(Codec):
+    """A codec that looks on the log for an id it does not know, once per id: a newer program may have recorded it since this one began.
+    Before an id is first used it is recorded, so the log has it by then, or it is nobody's."""
+
+    def __init__(self, settings: Settings, book: SchemaBook) -> None:
+        super().__init__(book)
+        self._settings, self._asked, self._looking = settings, set[int](), threading.Lock()
+
+    def decode_raw(self, value: bytes | None) -> tuple[Schema, dict[str, Any]]:
+        try:
+            return super().decode_raw(value)
+        except Undecodable as e:
+            if e.code != "unknown_schema" or not self._found(frame_schema_id(value)):
+                raise
+        return super().decode_raw(value)
+
+    def _found(self, schema_id: int) -> bool:
+        """Raises LogUnavailable: then nothing is known."""
+        with self._looking:
+            if schema_id in self.book.by_id:
+                return True
+            if schema_id in self._asked:
+                return False
+            reader = Reader(self._settings, "schemas-again")
+            try:
+                found, _ = read_schemas(reader)
+            finally:
+                reader.close()
+            for schema in found.by_id.values():
+                self.book.add(schema)
+            if len(self._asked) >= ASKED_MAX:
+                self._asked.clear()
+            self._asked.add(schema_id)
+            return schema_id in self.book.by_id
+
+
+def read_schemas(reader: Reader) -> tuple[SchemaBook, str | None]:
+    """Every schema on the log and the log's id, from Kafka alone."""
+    book, log_id = SchemaBook(), None
+    for record in reader.read("schemas"):
+        log_id = _learn(book, record) or log_id
+    return book, log_id
+
+
+def schemas_on_log(reader: Reader) -> list[Schema]:
+    """Every (id, subject) that was ever recorded, once, in the order of the log. One id may serve several subjects."""
+    found: dict[tuple[int, str], Schema] = {}
+    for record in reader.read("schemas"):
+        one = SchemaBook()
+        _learn(one, record)
+        for schema in one.by_id.values():
+            found.setdefault((schema.schema_id, schema.subject), schema)
+    return list(found.values())
+
+
+def _learn(book: SchemaBook, record: Record) -> str | None:
+    """Adds a SchemaRegistered to the book; returns the log_id of a LogCreated. Read with the classes of today, which never change;
+    anything else on this topic is somebody's garbage and says nothing."""
+    name = record.headers.get("ce_type", b"").decode("utf-8", "replace")
+    if name not in ("LogCreated", "SchemaRegistered"):
+        return None
+    bootstrap = _bootstrap_codec(name, record)
+    try:
+        _, body = bootstrap.decode(record.value)
+    except Undecodable as e:
+        logger.warning("unreadable record on schemas at %s: %s", record.coordinate, e)
+        return None
+    if name == "LogCreated":
+        if body["partitions"] != {t.name: t.partitions for t in TOPICS.values()} or body["partitioner"] != PARTITIONER:
+            raise LogMismatch(f"log {body['log_id']} was created with {body['partitions']} and {body['partitioner']}")
+        return str(body["log_id"])
+    try:
+        book.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
+    except (
+        Exception
+    ) as e:  # the parser raises whatever the text provokes; what is no schema reads no record, and must not end every process
+        logger.warning("no schema in the record on schemas at %s: %s: %s", record.coordinate, type(e).__name__, e)
+    return None
+
+
+def _bootstrap_codec(name: str, record: Record) -> Codec:
+    book = SchemaBook()
+    value = record.value or b""
+    schema_id = int.from_bytes(value[1:5], "big")
+    subject = f"schemas-{name}"
+    book.by_id[schema_id] = Schema.of(schema_id, subject, todays_schemas()[subject])
+    return Codec(book)
+
+
+def compare(registry: Registry, schema: Schema) -> None:
+    """Raises LogMismatch unless the registry has this schema under this id."""
+    there = registry.schema(schema.subject, schema.schema_id)
+    if there is None or json.loads(there) != json.loads(schema.definition):
+        was = "does not know it" if there is None else "has another schema under it"
+        raise LogMismatch(
+            f"schema id {schema.schema_id} ({schema.subject}) is on the log but the registry {was}: this is not this log's registry"
+        )
+
+
+def registry_drift(registry: Registry, recorded: Sequence[Schema]) -> list[str]:
+    """Each difference between the registry and the log's schemas, as a sentence: every id, under every subject, and no other."""
+    by_subject, drift = defaultdict[str, dict[int, Schema]](dict), list[str]()
+    for schema in recorded:
+        by_subject[schema.subject][schema.schema_id] = schema
+    for subject, schemas in sorted(by_subject.items()):
+        there = registry.ids(subject)
+        drift += [
+            f"{subject}: the log has id {i}, the registry does not: docs/operations.md, 'Log and registry do not belong together'"
+            for i in schemas.keys() - there
+        ]
+        drift += [
+            f"{subject}: the registry has id {i}, the log does not: what is written with it cannot be read here; its program must publish it"
+            for i in there - schemas.keys()
+        ]
+        for schema_id in schemas.keys() & there:
+            try:
+                compare(registry, schemas[schema_id])
+            except LogMismatch as e:
+                drift.append(f"{subject}: {e}")
+    return drift
+
+
+# --- the folder schemas/
+
+
+def write_folder(folder: Path = SCHEMA_FOLDER) -> list[Path]:
+    """Writes today's schemas as `<topic>/<fact>.avsc` and returns the files that changed."""
+    changed: list[Path] = []
+    for entry in entries():
+        path = folder / entry.topic / f"{entry.name}.avsc"
+        text = json.dumps(avro.schema_of(entry.cls), indent=2, ensure_ascii=False) + "\n"
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            changed.append(path)
+    return changed
+
+
+def folder_drift(folder: Path = SCHEMA_FOLDER) -> list[str]:
+    """Each difference between class and file, as a sentence."""
+    drift: list[str] = []
+    expected: set[Path] = set()
+    for entry in entries():
+        path = folder / entry.topic / f"{entry.name}.avsc"
+        expected.add(path)
+        if not path.exists():
+            drift.append(f"{entry.topic}/{entry.name}.avsc is missing; run `modelmarket schemas generate`")
+        elif json.loads(path.read_text()) != avro.schema_of(entry.cls):
+            drift.append(f"{entry.topic}/{entry.name}.avsc differs from class {entry.name}; run `modelmarket schemas generate`")
+    drift += [f"{p.relative_to(folder)} belongs to no fact" for p in sorted(folder.glob("*/*.avsc")) if p not in expected]
+    return drift

@@ -1,0 +1,1 @@
+"""The ClickHouse engine (chDB) behind the ClickHouse HTTP protocol, for one machine."""

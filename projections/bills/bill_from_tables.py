@@ -1,0 +1,242 @@
+"""What a bill needs, read from ClickHouse alone: summed by the engine for the many, judged here for the few with a repeated key.
+
+The first supplier of the pure functions in `rating/`; the other is Kafka (`bill_log`). The SQL says what `rating.rules` says:
+`tests/integration/projections/test_books.py` and the biller compare the two to the micro-unit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from events.facts.catalogue import TOPICS
+from events.log.partitioner import partition_of
+from projections.ingest.clickhouse import ClickHouse
+from rating.bill import Bill, make_bill
+from rating.book import METERS, PriceBook, book_version
+from rating.rules import BILLABLE_OUTCOMES, EARLY_US_MAX, LATE_US_MAX, SETTLED, VOIDED, KeyWindows, effective_us
+from rating.statement import Bucket, Counts, Cutoff, Statement, rate
+
+Body = Mapping[str, Any]
+EXCLUDED_MAX = 10_000
+"""Offsets that a bill names, about 40 KB; each was given up by two people, by hand."""
+LISTED_MAX = 10
+"""Unreadable records that a message names; the others are counted."""
+FEW_PAGE = 50_000
+"""Executions that share an invocation key with another are judged one by one, so many at a time in memory. There is no most of them:
+who repeats a call often enough would get no bill any more."""
+
+_APPEND = "kafka_time_us"
+_EFFECTIVE = f"if(occurred_at >= {_APPEND} - {LATE_US_MAX} AND occurred_at <= {_APPEND} + {EARLY_US_MAX}, occurred_at, {_APPEND})"
+_BILLABLE = f"(fact = '{SETTLED}' AND outcome IN ({', '.join(repr(o) for o in sorted(BILLABLE_OUTCOMES))}) AND NOT shadow)"
+_BELOW = (
+    "tenant = {tenant:String} AND kafka_partition = {partition:Int32} AND kafka_offset < {cut:Int64}"
+    " AND kafka_offset NOT IN {excluded:Array(Int64)}"
+)
+_WITH = f"""
+WITH
+    below AS (SELECT * FROM usage_rows WHERE {_BELOW}),
+    repeated AS (
+        SELECT arrayJoin(arrayPopFront(arraySort(groupArray(kafka_offset)))) AS at FROM below GROUP BY event_id HAVING count() > 1
+    ),
+    counted AS (SELECT *, {_EFFECTIVE} AS effective, {_BILLABLE} AS billable FROM below WHERE kafka_offset NOT IN (SELECT at FROM repeated)),
+    taken_back AS (SELECT voided FROM below WHERE fact = '{VOIDED}'),
+    due AS (SELECT * FROM counted WHERE billable AND event_id NOT IN (SELECT voided FROM taken_back)),
+    shared AS (SELECT invocation_key FROM due WHERE invocation_key != '' GROUP BY invocation_key HAVING count() > 1)
+"""
+_SUMS = ", ".join(f"sum(toInt64({m})) AS sum_{m}" for m in METERS)
+
+
+class UsageTable:
+    """One tenant's usage in ClickHouse. The table must be dense below the cuts asked for: see `wait` of the biller."""
+
+    def __init__(self, clickhouse: ClickHouse, tenant: str) -> None:
+        self._clickhouse, self._tenant = clickhouse, tenant
+        self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
+
+    def statement(self, cutoff: Cutoff, book: PriceBook) -> Statement:
+        """The statement at a cut-off, as `StatementBuilder` would build it from the log."""
+        params: dict[str, object] = {
+            "tenant": self._tenant,
+            "partition": self.partition,
+            "cut": cutoff.cuts.get(self.partition, 0),
+            "until": cutoff.until,
+            "bounds": list(book.bounds),
+            "excluded": sorted(cutoff.excluded) or [-1],
+        }
+        counts = self._classes(params)
+        usage = self._many(params, counts)
+        self._few(params, cutoff, book, usage, counts)
+        epochs = self._epochs(params, counts)
+        return Statement(rate({bucket: tuple(sums) for bucket, sums in usage.items()}, book), counts, epochs)
+
+    def _classes(self, params: Mapping[str, object]) -> Counts:
+        """Copies, conflicts, unbilled and voided: classes that ask for no order among executions."""
+        (repeats,) = self._clickhouse.rows(
+            f"""
+            SELECT sum(first_times - 1) AS copied, sum(times - first_times) AS conflicting FROM (
+                SELECT event_id, sum(n) AS times, argMin(n, at) AS first_times
+                FROM (SELECT event_id, sha256, count() AS n, min(kafka_offset) AS at FROM usage_rows WHERE {_BELOW} GROUP BY event_id, sha256)
+                GROUP BY event_id
+            )""",
+            params,
+        )
+        (kinds,) = self._clickhouse.rows(
+            f"""{_WITH} SELECT countIf(NOT billable) AS unbilled, countIf(billable AND event_id IN (SELECT voided FROM taken_back)) AS voided
+            FROM counted""",
+            params,
+        )
+        return Counts(
+            copied=int(repeats["copied"]),
+            conflicting=int(repeats["conflicting"]),
+            unbilled=int(kinds["unbilled"]),
+            voided=int(kinds["voided"]),
+        )
+
+    def _many(self, params: Mapping[str, object], counts: Counts) -> dict[Bucket, list[int]]:
+        """Executions whose key nobody shares are billed: the engine sums them by what prices them."""
+        rows = self._clickhouse.rows(
+            f"""{_WITH}
+            SELECT model, model_version, provider, toInt64(arrayCount(b -> b <= effective, {{bounds:Array(Int64)}})) AS passed,
+                effective >= {{until:Int64}} AS carried, count() AS facts, countIf(effective != occurred_at) AS retimed, {_SUMS}
+            FROM due WHERE invocation_key NOT IN (SELECT invocation_key FROM shared)
+            GROUP BY model, model_version, provider, passed, carried""",
+            params,
+        )
+        usage: dict[Bucket, list[int]] = {}
+        for row in rows:
+            counts.retimed += int(row["retimed"])
+            if row["carried"]:
+                counts.carried += int(row["facts"])
+                continue
+            counts.claimed += int(row["facts"])
+            bucket = Bucket(row["model"], row["model_version"], row["provider"], int(row["passed"]))
+            usage[bucket] = [int(row[f"sum_{m}"]) for m in METERS]
+        return usage
+
+    def _few(self, params: Mapping[str, object], cutoff: Cutoff, book: PriceBook, usage: dict[Bucket, list[int]], counts: Counts) -> None:
+        """Executions that share a key: in log order, the first bills and the others within a day repeat it (K11)."""
+        windows = KeyWindows()
+        for row in self._shared(params):
+            effective = effective_us(int(row["occurred_at"]), int(row["append_us"]))
+            if windows.repeats(row["key_hex"].encode(), effective):
+                counts.duplicate += 1
+                continue
+            counts.retimed += effective != int(row["occurred_at"])
+            if effective >= cutoff.until:
+                counts.carried += 1
+                continue
+            counts.claimed += 1
+            passed = sum(bound <= effective for bound in book.bounds)
+            sums = usage.setdefault(Bucket(row["model"], row["model_version"], row["provider"], passed), [0] * len(METERS))
+            for i, meter in enumerate(METERS):
+                sums[i] += int(row[meter])
+
+    def _shared(self, params: Mapping[str, object]) -> Iterator[Mapping[str, Any]]:
+        after = -1
+        while True:
+            rows = self._clickhouse.rows(
+                f"""{_WITH}
+                SELECT toInt64(kafka_offset) AS at, hex(invocation_key) AS key_hex, occurred_at, {_APPEND} AS append_us,
+                    model, model_version, provider, {", ".join(METERS)}
+                FROM due WHERE invocation_key IN (SELECT invocation_key FROM shared) AND kafka_offset > {{after:Int64}}
+                ORDER BY kafka_offset LIMIT {FEW_PAGE}""",
+                {**params, "after": after},
+            )
+            yield from rows
+            if len(rows) < FEW_PAGE:
+                return
+            after = int(rows[-1]["at"])
+
+    def _epochs(self, params: Mapping[str, object], counts: Counts) -> frozenset[str]:
+        rows = self._clickhouse.rows(
+            f"{_WITH} SELECT epoch, greatest(0, toInt64(max(sequence)) - toInt64(count())) AS missing FROM counted GROUP BY epoch", params
+        )
+        counts.missing = sum(int(row["missing"]) for row in rows)
+        return frozenset(str(row["epoch"]) for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Records of a usage partition below a cut that nobody can read. `open` ones hold bills back, at most `LISTED_MAX` are named;
+    `mistaken` are those of them whose write-off names other bytes than lie there, so that it says nothing."""
+
+    open: tuple[int, ...]
+    mistaken: tuple[int, ...]
+    excluded: tuple[int, ...]
+    """The others: given up by their bytes."""
+
+
+def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unreadable:
+    """By the tombstones of the table and the write-offs of the history: a write-off counts for the very bytes it names (K9)."""
+    params: dict[str, object] = {"partition": partition, "below": below}
+    # First the few offsets, by one narrow column; then what they are now, since a tombstone may have been replaced.
+    tombstones = """SELECT toInt64(kafka_offset) AS at, lower(hex(sha256)) AS hash FROM usage FINAL
+        WHERE kafka_partition = {partition:Int32} AND readable = 0 AND kafka_offset IN (
+            SELECT kafka_offset FROM usage WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64} AND readable = 0)"""
+    given_up = """SELECT JSONExtractInt(body, 'offset') AS at, groupUniqArray(JSONExtractString(body, 'sha256')) AS hashes FROM history
+        WHERE topic = 'bills' AND fact = 'RecordWrittenOff' AND JSONExtractString(body, 'topic') = 'usage'
+        AND JSONExtractInt(body, 'partition') = {partition:Int32} GROUP BY at"""
+    (row,) = clickhouse.rows(
+        f"""SELECT arraySort(groupArrayIf({EXCLUDED_MAX + 1})(at, honoured)) AS excluded,
+            arraySlice(arraySort(groupArrayIf(at, NOT honoured)), 1, {LISTED_MAX}) AS open,
+            arraySlice(arraySort(groupArrayIf(at, NOT honoured AND notEmpty(hashes))), 1, {LISTED_MAX}) AS mistaken
+        FROM (SELECT t.at AS at, w.hashes AS hashes, has(w.hashes, t.hash) AS honoured
+            FROM ({tombstones}) AS t LEFT JOIN ({given_up}) AS w ON t.at = w.at)""",
+        params,
+    )
+    return Unreadable(tuple(map(int, row["open"])), tuple(map(int, row["mistaken"])), tuple(map(int, row["excluded"])))
+
+
+class TooManyWrittenOff(Exception):
+    """More records of a partition were given up than a bill can name."""
+
+
+def price_book_of(clickhouse: ClickHouse, book: str, position: int | None = None) -> PriceBook:
+    """A book as it was decided up to a position of the store (None: all of it)."""
+    rows = clickhouse.rows(
+        """SELECT body, position FROM history WHERE topic = 'prices' AND fact = 'PriceBookPublished' AND key = {book:String}
+        AND ({position:Int64} < 0 OR position <= {position:Int64}) ORDER BY step""",
+        {"book": book, "position": -1 if position is None else position},
+    )
+    return PriceBook(book_version(json.loads(row["body"]), int(row["position"])) for row in rows)
+
+
+def cuts_of(clickhouse: ClickHouse, tenant: str, numbers: Sequence[int]) -> list[Body]:
+    """The bodies of a tenant's `BillCutFixed` with these numbers, in order; hashes as bytes again."""
+    rows = clickhouse.rows(
+        """SELECT body FROM history WHERE topic = 'bills' AND fact = 'BillCutFixed' AND key = {tenant:String}
+        AND JSONExtractInt(body, 'number') IN {numbers:Array(Int64)} ORDER BY step""",
+        {"tenant": tenant, "numbers": list(numbers)},
+    )
+    bodies = [json.loads(row["body"]) for row in rows]
+    return [{**body, "previous_bill_sha256": bytes.fromhex(body["previous_bill_sha256"])} for body in bodies]
+
+
+def excluded_by(clickhouse: ClickHouse, tenant: str, number: int) -> frozenset[int]:
+    """The offsets that an issued bill left out."""
+    rows = clickhouse.rows(
+        """SELECT JSONExtract(body, 'excluded', 'Array(Int64)') AS excluded FROM history WHERE topic = 'bills' AND fact = 'BillIssued'
+        AND key = {tenant:String} AND JSONExtractInt(body, 'number') = {number:Int64}""",
+        {"tenant": tenant, "number": number},
+    )
+    return frozenset(int(offset) for row in rows for offset in row["excluded"])
+
+
+def statement_of_cut(clickhouse: ClickHouse, cut: Body, excluded: frozenset[int]) -> Statement:
+    """The statement that a cut pins, without what its bill excluded."""
+    cutoff = Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"], excluded)
+    return UsageTable(clickhouse, cut["tenant"]).statement(cutoff, price_book_of(clickhouse, cut["price_book"], cut["decided_position"]))
+
+
+def bill_from_table(clickhouse: ClickHouse, cut: Body, before: Body | None, ended: frozenset[str]) -> Bill:
+    """The bill of a cut against the one before it (None for number 1), which was issued. Raises TooManyWrittenOff."""
+    partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
+    below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
+    excluded = unreadable_below(clickhouse, partition, below).excluded
+    if len(excluded) > EXCLUDED_MAX:
+        raise TooManyWrittenOff(f"more than {EXCLUDED_MAX} records of usage/{partition} were given up below {below}")
+    earlier = statement_of_cut(clickhouse, before, excluded_by(clickhouse, cut["tenant"], before["number"])) if before else Statement()
+    return make_bill(cut, statement_of_cut(clickhouse, cut, frozenset()), earlier, ended, excluded)

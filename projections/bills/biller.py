@@ -1,0 +1,204 @@
+"""Keeps running bills fresh and issues the fixed ones. `python -m projections.bills.biller`; any number of them may run.
+
+Running bills are recomputed for tenants with new usage, about once a second; a tenant whose bill takes long is recomputed less
+often, so that the largest tenant leaves time for the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from typing import Any, assert_never
+
+from events.facts.catalogue import TOPICS
+from events.facts.fact import now_us
+from events.log.client import LogUnavailable, Reader
+from events.log.schemas import open_codec
+from events.process.health import serve_health, start_logging
+from events.process.settings import Settings
+from events.schema.codec import Undecodable
+from projections.bills import issue as bill_issue
+from projections.bills.bill_from_tables import TooManyWrittenOff
+from projections.bills.issue import Issuer, Outcome, Posted, Waiting, pending
+from projections.bills.running import RunningBills, newest_position
+from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
+from rating.period import NoPeriod
+from rating.statement import UnknownRatingVersion
+
+logger = logging.getLogger(__name__)
+ROUND_S = 1.0
+REST_FACTOR, REST_S_MAX = 4, 60.0
+"""A tenant rests this many times as long as its last computation took, but never longer than this."""
+RETRY_S_MAX = 30.0
+"""A bill that cannot be issued is tried again after 1, 2, 4 … seconds, at most this."""
+BEHIND_S_MAX = 300.0
+"""A table that is behind one cut for longer is nobody's passing lag."""
+BEHIND_REMEDY = (
+    "see to the workers. If they keep up, a row is missing in the middle: start the workers again, each begins where its table ends"
+)
+WAITING_SAID_MAX = 1000
+"""Bills that wait, named by /healthz; `lag` counts all."""
+NOBODY = "-"
+"""The tenant of calls whose key nobody knew: never billed."""
+
+
+class Biller:
+    """One round at a time; every round begins from what the tables say."""
+
+    def __init__(self, clickhouse: ClickHouse, issuer: Issuer) -> None:
+        self._clickhouse, self._issuer = clickhouse, issuer
+        self._running = RunningBills(clickhouse)
+        self._taken = dict.fromkeys(range(TOPICS["usage"].partitions), 0)
+        self._positions: dict[str, int] = {}
+        self._due: set[tuple[str, int]] = set()
+        self._rests: dict[str, float] = {}
+        self._retries: dict[tuple[str, int], tuple[float, float]] = {}
+        self._behind: dict[tuple[str, int], float] = {}
+        """Since when the table has been behind a cut."""
+        self._after = ""
+        """The tenant after whom the next round looks for open cuts."""
+        self.waiting: dict[str, str] = {}
+        self.issued = 0
+
+    def round(self) -> None:
+        self.issue()
+        self.refresh()
+
+    # --- issuing
+
+    def issue(self) -> None:
+        for tenant, number in self._page():
+            at, pause = self._retries.get((tenant, number), (0.0, 0.5))
+            if time.monotonic() < at:
+                continue
+            outcome = self._issue(tenant, number)
+            match outcome:
+                case Posted():
+                    self.issued += 1
+                    # The fact comes back on the log; until then the cut still looks open.
+                    self._retries[tenant, number] = (time.monotonic() + 2.0, 0.5)
+                    self.waiting.pop(f"{tenant}#{number}", None)
+                    logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
+                case Waiting():
+                    alarming, message = outcome.alarming, outcome.message
+                    if self._stays_behind(tenant, number, outcome):
+                        alarming, message = True, f"{message}, for {BEHIND_S_MAX / 60:.0f} minutes and more: {BEHIND_REMEDY}"
+                    pause = min(pause * 2, RETRY_S_MAX) if alarming else ROUND_S / 2
+                    self._retries[tenant, number] = (time.monotonic() + pause, pause)
+                    self.waiting[f"{tenant}#{number}"] = outcome.reason
+                    logger.log(logging.ERROR if alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, message)
+                case _:
+                    assert_never(outcome)
+
+    def _stays_behind(self, tenant: str, number: int, outcome: Waiting) -> bool:
+        """Workers catch up by themselves; a row that is missing below what they have written since does not."""
+        if outcome.reason != "table_behind":
+            self._behind.pop((tenant, number), None)
+            return False
+        return time.monotonic() - self._behind.setdefault((tenant, number), time.monotonic()) > BEHIND_S_MAX
+
+    def _page(self) -> list[tuple[str, int]]:
+        """The open cuts whose turn it is: as many as wait, every tenant comes round. What was noted of others between them is forgotten."""
+        after, page = self._after, pending(self._clickhouse, self._after)
+        full = len(page) >= bill_issue.PENDING_MAX
+        self._after = page[-1][0] if full else ""
+        there = set(page)
+        self._retries = {k: v for k, v in self._retries.items() if k in there or k[0] <= after or (full and k[0] > self._after)}
+        self._behind = {k: v for k, v in self._behind.items() if k in self._retries}
+        known = {f"{tenant}#{number}" for tenant, number in self._retries}
+        self.waiting = {k: v for k, v in self.waiting.items() if k in known}
+        return page
+
+    def _issue(self, tenant: str, number: int) -> Outcome:
+        try:
+            return self._issuer.issue(tenant, number)
+        except (NoPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
+            # One tenant's trouble is not the others': this bill waits, theirs go on.
+            return Waiting("not_computable", f"{type(e).__name__}: {e}", alarming=True)
+
+    def state(self) -> dict[str, Any]:
+        """For /healthz. A bill that waits is said, but it is no reason to start this process again."""
+        waiting = dict(sorted(self.waiting.items())[:WAITING_SAID_MAX])
+        said = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in list(waiting.items())[:5])} if waiting else {}
+        return {"status": "ready", "lag": len(self.waiting), "issued": self.issued, "waiting": waiting, **said}
+
+    # --- running bills
+
+    def refresh(self) -> None:
+        ends = {p: self._issuer.ends.end(p) for p in self._taken}
+        for partition, end in ends.items():
+            start = self._taken[partition]
+            if end > start:
+                self._due |= {(t, partition) for t in self._tenants(partition, start, end)}
+                self._taken[partition] = end
+        if self._decided_anything():
+            # Prices, zones or cuts have changed: every running bill may have.
+            rows = self._clickhouse.rows("SELECT tenant, max(usage_partition) AS usage_partition FROM bills_running_rows GROUP BY tenant")
+            self._due |= {(str(r["tenant"]), int(r["usage_partition"])) for r in rows}
+        for tenant, partition in sorted(self._due):
+            if time.monotonic() >= self._rests.get(tenant, 0.0):
+                self._recompute(tenant, ends[partition])
+                self._due.discard((tenant, partition))
+
+    def _recompute(self, tenant: str, end: int) -> None:
+        began = time.monotonic()
+        try:
+            self._running.store(self._running.compute(tenant, end, now_us()), now_us())
+        except (NoPeriod, ClickHouseError, Undecodable) as e:
+            # One tenant's trouble is not the others': it is said, and tried again with its next usage.
+            logger.error("no running bill for %s: %s", tenant, e)
+        self._rests[tenant] = time.monotonic() + min(REST_S_MAX, REST_FACTOR * (time.monotonic() - began))
+
+    def _tenants(self, partition: int, start: int, end: int) -> set[str]:
+        """Tenants with usage in [start, end) that no running bill has yet: after a restart that is nobody."""
+        rows = self._clickhouse.rows(
+            """SELECT u.tenant AS tenant FROM (
+                SELECT tenant, max(kafka_offset) AS newest FROM usage_rows
+                WHERE kafka_partition = {partition:Int32} AND kafka_offset >= {start:Int64} AND kafka_offset < {end:Int64} GROUP BY tenant
+            ) AS u LEFT JOIN (SELECT tenant, max(usage_offset) AS known FROM bills_running_rows GROUP BY tenant) AS r ON u.tenant = r.tenant
+            WHERE u.newest >= r.known""",
+            {"partition": partition, "start": start, "end": end},
+        )
+        return {str(r["tenant"]) for r in rows} - {NOBODY, ""}
+
+    def _decided_anything(self) -> bool:
+        now = {topic: newest_position(self._clickhouse, topic) for topic in ("prices", "accounts", "bills")}
+        changed = now != self._positions
+        self._positions = now
+        return changed
+
+
+def admin_key(settings: Settings) -> str:
+    """The platform's own key: a setting, else the file that the launcher minted."""
+    return settings.admin_key.get_secret_value() or (settings.folder / "admin.key").read_text().strip()
+
+
+def main() -> int:
+    start_logging("biller")
+    settings = Settings()
+    state: dict[str, Any] = {"status": "starting", "lag": None}
+    stop = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda signum, frame: stop.set())
+    server = serve_health(settings.host, settings.biller_health_port, lambda: state)
+    reader = Reader(settings, "biller")
+    codec, _ = open_codec(settings, reader)
+    clickhouse = ClickHouse(settings)
+    biller = Biller(clickhouse, Issuer(clickhouse, reader, codec, settings.commands, admin_key(settings)))
+    while not stop.wait(ROUND_S):
+        try:
+            biller.round()
+            state = biller.state()
+        except (ClickHouseUnavailable, LogUnavailable) as e:
+            logger.warning("not now: %s", e)
+            state = {"status": "starting", "lag": None, "detail": str(e)[:300]}
+    server.shutdown()
+    reader.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Issues the bills whose cut is fixed: computed from the table, computed again from the log, posted only when both say the same bytes (K21)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx
+
+from events.facts.catalogue import TOPICS
+from events.log.chain import Heartbeat
+from events.log.client import Reader
+from events.log.partitioner import partition_of
+from events.log.schemas import read_schemas
+from events.schema.codec import Codec
+from projections.bills.bill_from_log import LogIncomplete, bills_from_log, epochs_ended, tenant_bills
+from projections.bills.bill_from_tables import LISTED_MAX, bill_from_table, cuts_of, unreadable_below
+from projections.bills.running import newest_position
+from projections.catalog.documents import plain
+from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.table_offsets import DenseEnds
+from rating.bill import Bill
+
+logger = logging.getLogger(__name__)
+PENDING_MAX = 1000
+"""Cuts looked at in one round; those behind them have their turn in the next."""
+
+POST_S_MAX = 60
+"""A bill of 100 000 lines takes seconds to check; a second post of the same bill does no harm."""
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Not yet, and why: nothing is wrong, the table or the relay is behind; or something is, and a person must look."""
+
+    reason: Literal[
+        "table_behind",
+        "prices_behind",
+        "dead_letters",
+        "suppliers_differ",
+        "log_incomplete",
+        "not_computable",
+        "refused",
+        "commands_away",
+    ]
+    message: str
+    alarming: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    bill: Bill
+
+
+Outcome = Posted | Waiting
+
+
+def pending(clickhouse: ClickHouse, after: str = "") -> list[tuple[str, int]]:
+    """(tenant, number) of cuts without their bill, in the order of tenants from the one after `after`; at most PENDING_MAX."""
+    rows = clickhouse.rows(
+        f"""SELECT key AS tenant, countIf(fact = 'BillCutFixed') AS fixed FROM history WHERE topic = 'bills' AND key > {{after:String}}
+        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {PENDING_MAX}""",
+        {"after": after},
+    )
+    return [(str(row["tenant"]), int(row["fixed"])) for row in rows]
+
+
+class Issuer:
+    """One biller. Any number of them may run: they post the same bytes, and the second is told so."""
+
+    def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
+        self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
+        self.ends = DenseEnds(clickhouse, "usage")
+        self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
+
+    def issue(self, tenant: str, number: int) -> Outcome:
+        due = range(max(1, number - 1), number + 1)
+        cuts = {int(body["number"]): body for body in cuts_of(self._clickhouse, tenant, due)}
+        if missing := [n for n in due if n not in cuts]:
+            return _another_cut(tenant, missing[0])
+        not_yet = self._table_is_behind(cuts[number]) or self._prices_are_behind(cuts[number]) or self._dead_letters(cuts[number])
+        if not_yet:
+            return not_yet
+        self._learn()
+        try:
+            decided = tenant_bills(self._reader, self._codec, tenant)
+            # Each supplier has its own cuts: a wrong row of the table must not make both agree on a wrong bill.
+            if wrong := [n for n in due if not _same_cut(cuts[n], decided.cuts.get(n))]:
+                return _another_cut(tenant, wrong[0])
+            ended = epochs_ended(self._reader, self._codec, cuts[number]["producers_offset"])
+            table = bill_from_table(self._clickhouse, cuts[number], cuts.get(number - 1), ended)
+            log = bills_from_log(self._reader, self._codec, decided, due)[-1]
+        except LogIncomplete as e:
+            return Waiting("log_incomplete", str(e), alarming=True)
+        if table.canonical() != log.canonical():
+            return self._difference(table, log)
+        return self._post(table)
+
+    def _learn(self) -> None:
+        """An id is on the log before it is used (K2): who has read all schemas now can read whatever lies below a cut. Without those
+        that came since this process began, its bill would be another than that of a biller which began today."""
+        end = self._reader.end_offsets("schemas")["schemas", 0]
+        if end != self._schemas_end:
+            self._codec, self._schemas_end = Codec(read_schemas(self._reader)[0]), end
+
+    def _post(self, bill: Bill) -> Outcome:
+        cut = bill.cut
+        body = {
+            "number": cut["number"],
+            "cut_event_id": cut["event_id"],
+            "digest": bill.digest().hex(),
+            "lines": bill.line_bodies(),
+            "total_micros": bill.total_micros,
+            **{f"facts_{name}": value for name, value in bill.facts.items()},
+            "producers_open": bill.producers_open,
+            "excluded": bill.excluded,
+        }
+        try:
+            answer = self._http.post(f"/v1/bills/{cut['tenant']}/{cut['period']}/complete", json=body)
+        except httpx.TransportError as e:
+            return Waiting("commands_away", f"the command API does not answer: {type(e).__name__}: {e}", alarming=False)
+        if answer.is_success:
+            return Posted(bill)
+        return Waiting("refused", f"{answer.status_code}: {answer.text[:500]}", alarming=True)
+
+    def _difference(self, table: Bill, log: Bill) -> Waiting:
+        """A record that was given up and can be read by now is the log's already, and the table's only when somebody reads it again."""
+        cut = table.cut
+        usage = f"usage/{partition_of(str(cut['tenant']).encode(), TOPICS['usage'].partitions)}"
+        if again := [f"{usage}/{offset}" for offset in sorted(set(table.excluded) - set(log.excluded))]:
+            where = ", ".join(again[:LISTED_MAX]) + (f" and {len(again) - LISTED_MAX} more" if len(again) > LISTED_MAX else "")
+            how = f"`modelmarket dead-letters retry {again[0] if len(again) == 1 else '--all'}`"
+            return Waiting("dead_letters", f"{where}: written off, and can be read now: {how}", alarming=True)
+        sums = f"{table.total_micros} from the table and {log.total_micros} from the log"
+        left_out = f", without {list(log.excluded)[:LISTED_MAX]} of {usage} in the log alone" if table.excluded != log.excluded else ""
+        message = f"bill {cut['number']} of {cut['tenant']} is {sums}, {table.facts} and {log.facts}{left_out}"
+        return Waiting("suppliers_differ", message, alarming=True)
+
+    def _table_is_behind(self, cut: Body) -> Waiting | None:
+        for c in cut["cuts"]:
+            end = self.ends.end(c["partition"])
+            if end < c["offset"]:
+                return Waiting(
+                    "table_behind", f"usage/{c['partition']} is in the table up to {end}, the cut is {c['offset']}", alarming=False
+                )
+        return None
+
+    def _prices_are_behind(self, cut: Body) -> Waiting | None:
+        """A cut may be seen before a price that was decided earlier: they travel in different partitions. A heartbeat at or past the
+        pinned position says which was the last one sent (K5)."""
+        end = self._reader.end_offsets("heartbeats")["heartbeats", 0]
+        beat = Heartbeat.from_json(self._reader.record_at("heartbeats", 0, end - 1).value) if end else None
+        if beat is None or beat.position < cut["decided_position"]:
+            return Waiting("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
+        have, sent = newest_position(self._clickhouse, "prices"), beat.sent.get("prices/0", 0)
+        if have < min(sent, cut["decided_position"]):
+            return Waiting("prices_behind", f"prices are in the table up to position {have}, the relay sent {sent}", alarming=False)
+        return None
+
+    def _dead_letters(self, cut: Body) -> Waiting | None:
+        """K9: a record nobody could read may have been a fact of anybody whose usage is in that partition, until two people give it up."""
+        partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
+        below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
+        found = unreadable_below(self._clickhouse, partition, below)
+        if not found.open:
+            return None
+        where = ", ".join(f"usage/{partition}/{offset}" for offset in found.open)
+        ignored = ", ".join(f"usage/{partition}/{offset}" for offset in found.mistaken)
+        more = f"; the write-off of {ignored} names other bytes than lie there and is ignored" if ignored else ""
+        return Waiting("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)
+
+
+def _same_cut(table: Body, log: Body | None) -> bool:
+    """By the fields that both have: a table that another version of this program filled may have one more or less."""
+    if log is None:
+        return False
+    here, there = plain(table), plain(log)
+    return all(here[name] == there[name] for name in here.keys() & there.keys())
+
+
+def _another_cut(tenant: str, number: int) -> Waiting:
+    message = f"cut {number} of {tenant} is not in the table as it is on the log: what is decided must be folded into a new database (docs/operations.md)"
+    return Waiting("suppliers_differ", message, alarming=True)

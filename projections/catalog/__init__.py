@@ -1,0 +1,1 @@
+"""Documents of everything decided, with their history."""

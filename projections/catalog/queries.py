@@ -1,0 +1,160 @@
+"""The catalog at any instant: which models there are, which versions, how far their reviews and deployments have come.
+
+A filter on the history, not a feature: the newest document of each key that was valid then.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from projections.ingest.clickhouse import ClickHouse
+
+PAGE_MAX = 200
+"""Models a page: a document is a few kilobytes, an answer stays below a megabyte."""
+HISTORY_MAX = 1000
+END_OF_TIME = (1 << 62) - 1
+
+Model = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Filters; an empty one does not filter. `as_of` in µs UTC; `after` is the last model of the page before."""
+
+    as_of: int = END_OF_TIME
+    text: str = ""
+    domain: str = ""
+    task: str = ""
+    scenario: str = ""
+    tag: str = ""
+    tenant: str = ""
+    retired: bool = True
+    after: str = ""
+    limit: int = 50
+
+
+# Names and comparisons are ours; every value travels as a parameter.
+_NEWEST = """
+SELECT key, argMax(state, step) AS state, argMax(position, step) AS position, max(valid_from_us) AS changed_at
+FROM history WHERE topic = {topic:String} AND valid_from_us <= {as_of:Int64}
+"""
+_MODELS = f"""
+SELECT key, state, position, changed_at FROM ({_NEWEST} AND key > {{after:String}} GROUP BY key)
+WHERE ({{domain:String}} = '' OR JSONExtractString(state, 'domain') = {{domain:String}})
+  AND ({{task:String}} = '' OR JSONExtractString(state, 'task') = {{task:String}})
+  AND ({{scenario:String}} = '' OR JSONExtractString(state, 'scenario') = {{scenario:String}})
+  AND ({{tenant:String}} = '' OR JSONExtractString(state, 'tenant') = {{tenant:String}})
+  AND ({{tag:String}} = '' OR has(JSONExtract(state, 'tags', 'Array(String)'), {{tag:String}}))
+  AND ({{retired:Bool}} OR JSONType(state, 'retired') != 'Object')
+  AND ({{text:String}} = '' OR positionCaseInsensitiveUTF8(concat(key, ' ', JSONExtractString(state, 'description'), ' ',
+      JSONExtractString(state, 'scenario'), ' ', arrayStringConcat(JSONExtract(state, 'tags', 'Array(String)'), ' ')), {{text:String}}) > 0)
+ORDER BY key LIMIT {{limit:Int32}}
+"""
+_BOUNDS = {"max_execution_time": 10}
+"""Seconds one question may take."""
+
+
+class Catalog:
+    def __init__(self, clickhouse: ClickHouse) -> None:
+        self._clickhouse = clickhouse
+
+    def page(self, wanted: Wanted) -> tuple[list[Model], str]:
+        """Models in the order of their names, and what to pass as `after` for the next page (empty at the end)."""
+        limit = min(wanted.limit, PAGE_MAX)
+        params: dict[str, object] = {
+            "topic": "models",
+            "as_of": wanted.as_of,
+            "after": wanted.after,
+            "domain": wanted.domain,
+            "task": wanted.task,
+            "scenario": wanted.scenario,
+            "tenant": wanted.tenant,
+            "tag": wanted.tag,
+            "retired": wanted.retired,
+            "text": wanted.text,
+            "limit": limit + 1,
+        }
+        rows = self._clickhouse.rows(_MODELS, params, _BOUNDS)
+        more, rows = len(rows) > limit, rows[:limit]
+        deployments = self._deployments([r["key"] for r in rows], wanted.as_of)
+        return [_model(r, deployments.get(r["key"])) for r in rows], rows[-1]["key"] if more else ""
+
+    def model(self, model: str, as_of: int = END_OF_TIME) -> Model | None:
+        """One model, or None when it was not registered then."""
+        params: dict[str, object] = {"topic": "models", "as_of": as_of, "key": model}
+        rows = self._clickhouse.rows(_NEWEST + " AND key = {key:String} GROUP BY key", params, _BOUNDS)
+        return _model(rows[0], self._deployments([model], as_of).get(model)) if rows else None
+
+    def history(self, model: str, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
+        """What happened to a model, newest first: each fact with where it stands on the log."""
+        rows = self._clickhouse.rows(
+            """SELECT topic, fact, kind, valid_from_us AS at, JSONExtractString(body, 'by') AS by, position, kafka_partition, kafka_offset, event_id, body
+            FROM history WHERE topic IN ('models', 'deployments') AND key = {key:String} AND fact != 'RouteApplied'
+            ORDER BY valid_from_us DESC, position DESC, step DESC LIMIT {limit:Int32}""",
+            {"key": model, "limit": min(limit, HISTORY_MAX)},
+            _BOUNDS,
+        )
+        return [{**row, "body": json.loads(row["body"])} for row in rows]
+
+    def _deployments(self, models: list[str], as_of: int) -> dict[str, dict[str, Any]]:
+        if not models:
+            return {}
+        params: dict[str, object] = {"topic": "deployments", "as_of": as_of, "keys": models}
+        rows = self._clickhouse.rows(_NEWEST + " AND key IN {keys:Array(String)} GROUP BY key", params, _BOUNDS)
+        return {r["key"]: json.loads(r["state"]) for r in rows}
+
+
+def _model(row: dict[str, Any], deployment: dict[str, Any] | None) -> Model:
+    """A model's document with what runs of it: per version `deployment`, and over all `live`, `candidate`, `weights`, `status`."""
+    document: Model = json.loads(row["state"])
+    deployed: dict[str, Any] = (deployment or {}).get("versions", {})
+    versions = {
+        version: {**said, "deployment": deployed.get(version)}
+        for version, said in sorted(document.get("versions", {}).items(), key=_release)
+    }
+    live = (deployment or {}).get("live", "")
+    running = deployed.get(live, {}).get("status", "")
+    status = "retired" if document.get("retired") else running or "not_deployed"
+    return {
+        **document,
+        "versions": versions,
+        "live": live,
+        "candidate": (deployment or {}).get("candidate", ""),
+        "weights": (deployment or {}).get("weights", {}),
+        "status": status,
+        "position": row["position"],
+        "changed_at": row["changed_at"],
+    }
+
+
+_PUBLIC_VERSION = (
+    "model_version",
+    "technical",
+    "artifact",
+    "artifact_bytes",
+    "release_notes",
+    "lineage",
+    "status",
+    "added_at",
+    "approved_at",
+)
+_PUBLIC_DEPLOYMENT = ("status", "replicas", "spec", "requested_at", "ready_at")
+
+
+def public(model: Model) -> Model:
+    """What the market shows of a model to strangers: the approved versions, without who said what of them and why one did not load."""
+    versions: dict[str, Any] = {}
+    for version, said in model["versions"].items():
+        if said["status"] == "approved":
+            deployment: dict[str, Any] | None = said["deployment"]
+            seen = {k: deployment[k] for k in _PUBLIC_DEPLOYMENT if k in deployment} if deployment else None
+            versions[version] = {**{k: said[k] for k in _PUBLIC_VERSION if k in said}, "reviews": {}, "deployment": seen}
+    return {**model, "versions": versions}
+
+
+def _release(item: tuple[str, Any]) -> tuple[list[int], str]:
+    """SemVer order as far as people read lists: the numbers, then the rest as text."""
+    numbers, _, rest = item[0].partition("-")
+    return [int(n) for n in numbers.split("+")[0].split(".") if n.isdigit()], rest

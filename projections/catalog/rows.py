@@ -1,0 +1,185 @@
+"""One row for each record of a folded topic: what it said, and the whole document of its key after it.
+
+Dense (K6): copies, observed facts, changes of the store and unreadable strays have rows too, so a missing offset is a hole and
+nothing else. Pure: the sink in `history` reads and writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Literal, Protocol
+
+from events.facts.catalogue import DECIDED_TOPICS, FACTS
+from events.log.chain import STORE_OPENED, Chain, Place, Verdict, place_of
+from events.log.store_opening import UNREADABLE_OPENING, judge
+from events.schema.codec import Codec, Undecodable
+from projections.catalog.documents import Document, Misplaced, evolve, plain
+
+OBSERVED_KEPT = 100_000
+"""event_ids of observed facts remembered per partition, to tell copies: hours of a busy deployment topic."""
+WAITING_MAX = 10_000
+"""Records held behind a gap: past it the process stops, since something is broken for good."""
+
+RowKind = Literal["decided", "observed", "copy", "store", "dead"]
+
+
+class GapTooLong(Exception):
+    """Too many records wait for a predecessor that does not come."""
+
+
+class RawRecord(Protocol):
+    """A record as the transport hands it over; append time in ms."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that is no part of the chain and that nobody can read: it leaves a row of kind `dead`, and the fold goes on."""
+
+    record: RawRecord
+    code: str
+    reason: str
+
+
+@dataclass(slots=True)
+class PartitionFold:
+    """One partition of one topic: its chain where it is a decided one, the newest document of each key, and what waits for its predecessor."""
+
+    topic: str
+    partition: int
+    codec: Codec
+    chain: Chain = field(default_factory=Chain)
+    documents: dict[str, Document] = field(default_factory=dict[str, Document])
+    step: int = 0
+    """Rows folded so far: the order in which documents changed, which is not the order of offsets where two relays crossed."""
+    stored: set[int] = field(default_factory=set[int])
+    """Offsets past the first hole that have their rows already (the hole waited for its predecessor before a restart)."""
+    observed: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])
+    waiting: list[tuple[RawRecord, Mapping[str, bytes]]] = field(default_factory=list[tuple[RawRecord, Mapping[str, bytes]]])
+
+    def take(self, record: RawRecord, headers: Mapping[str, bytes]) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
+        """The rows that this record makes possible: none while it waits, several when it is what others waited for.
+
+        Raises Undecodable for a decided record in its place that cannot be read: the fold stops, it skips nothing.
+        """
+        if record.offset in self.stored:
+            self.stored.discard(record.offset)
+            return [], []
+        self.waiting.append((record, headers))
+        rows: list[dict[str, Any]] = []
+        dead: list[DeadLetter] = []
+        while self._progress(rows, dead):
+            pass
+        if len(self.waiting) > WAITING_MAX:
+            raise GapTooLong(f"{self.topic}/{self.partition}: {len(self.waiting)} records wait for the successor of {self.chain.position}")
+        return rows, dead
+
+    def _progress(self, rows: list[dict[str, Any]], dead: list[DeadLetter]) -> bool:
+        """Takes the first waiting record that can be taken. Observed facts and strays do not overtake a decided one that waits."""
+        for index, (record, headers) in enumerate(self.waiting):
+            # Where the relay writes nothing there is no chain: headers that claim a place are a stranger's, and must hold nothing back.
+            place = place_of(headers) if self.topic in DECIDED_TOPICS else None
+            if place is None:
+                if index:
+                    continue
+                row = self._observed(record, dead)
+            else:
+                row = self._decided(record, headers, place, dead)
+            if row is not None:
+                del self.waiting[index]
+                rows.append(row)
+                return True
+        return False
+
+    def _decided(self, record: RawRecord, headers: Mapping[str, bytes], place: Place, dead: list[DeadLetter]) -> dict[str, Any] | None:
+        match judge(self.chain, self.codec, place, headers, record.value):
+            case Verdict.WAITS:
+                return None
+            case Verdict.STRAY:
+                dead.append(DeadLetter(record, UNREADABLE_OPENING, f"it claims to open store {place.store}, and nobody can read it"))
+                return self._row(record, "dead")  # without its place: that is nobody's word
+            case Verdict.COPY:
+                return self._row(record, "copy", place=place)
+            case Verdict.NEXT:
+                name, body = self.codec.decode(record.value)
+                self.chain.take(place)
+                if name == STORE_OPENED:
+                    return self._row(record, "store", name, body, place=place)
+                return self._fold(record, "decided", name, body, place)
+
+    def _observed(self, record: RawRecord, dead: list[DeadLetter]) -> dict[str, Any]:
+        try:
+            name, body = self.codec.decode(record.value)
+            entry = FACTS.get(name)
+            if entry is None or entry.topic != self.topic:
+                raise Undecodable("misplaced", f"{name} does not belong on {self.topic}")
+            if entry.cls.kind != "observed":
+                raise Undecodable("no_place", f"{name} is decided, but this record has no place in the relay's chain")
+            if body["event_id"] in self.observed:
+                return self._row(record, "copy", name, body)
+            row = self._fold(record, "observed", name, body, None)
+        except (Undecodable, Misplaced) as e:
+            code = e.code if isinstance(e, Undecodable) else "misplaced"
+            dead.append(DeadLetter(record, code, str(e)))
+            return self._row(record, "dead", place=None)
+        self.observed[body["event_id"]] = None
+        if len(self.observed) > OBSERVED_KEPT:
+            self.observed.popitem(last=False)
+        return row
+
+    def _fold(self, record: RawRecord, kind: RowKind, name: str, body: Mapping[str, Any], place: Place | None) -> dict[str, Any]:
+        key = str(body[FACTS[name].key])
+        document = evolve(self.topic, self.documents.get(key, {}), name, body)
+        self.documents[key] = document
+        return self._row(record, kind, name, body, key, document, place)
+
+    def _row(
+        self,
+        record: RawRecord,
+        kind: RowKind,
+        name: str = "",
+        body: Mapping[str, Any] | None = None,
+        key: str = "",
+        document: Document | None = None,
+        place: Place | None = None,
+    ) -> dict[str, Any]:
+        self.step += 1
+        position = place.position if place else self.chain.position
+        return {
+            "topic": self.topic,
+            "kafka_partition": self.partition,
+            "kafka_offset": record.offset,
+            "kafka_time_ms": record.timestamp,
+            "step": self.step,
+            "kind": kind,
+            "fact": name,
+            "key": key,
+            "event_id": str(body["event_id"]) if body else "",
+            "valid_from_us": int(body["occurred_at"]) if body else record.timestamp * 1000,
+            "store": place.store if place else "",
+            "position": position,
+            "previous": place.previous if place else 0,
+            "sha256": sha256(record.value or b"").hexdigest(),
+            "body": _json(plain(body)) if body else "",
+            "state": _json(document) if document is not None else "",
+        }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

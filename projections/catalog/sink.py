@@ -1,0 +1,144 @@
+"""The way of a topic into `history_rows`: every record, a decided one in its chain's order, with the whole document of its key after it.
+
+The table is the position and the state (K6): on assignment the newest documents, the chain and the first missing offset are read
+from it. A record whose predecessor has not come stays without a row, so that a restart finds it again; after 30 s it alarms.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from events.facts.catalogue import DECIDED_TOPICS
+from events.log.chain import STALLED_S_MAX, Chain
+from events.log.client import Reader
+from events.log.store_opening import UNREADABLE_OPENING
+from events.schema.codec import Codec
+from projections.catalog.rows import OBSERVED_KEPT, DeadLetter, PartitionFold
+from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.table_offsets import first_missing
+
+logger = logging.getLogger(__name__)
+TABLE = "history_rows"
+HISTORY_TOPICS = (*DECIDED_TOPICS, "alerts", "schemas")
+"""What a worker folds into it. The last two are observed only, so that whatever strange lies there has its dead letter too; `usage` and
+`dead-letters` have tables of their own, and heartbeats are no facts (K5)."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Rows ready to be written, and the fence and the range that each partition of them brings."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    dead: list[DeadLetter] = field(default_factory=list[DeadLetter])
+    fences: dict[int, str] = field(default_factory=dict[int, str])
+    token: list[str] = field(default_factory=list[str])
+
+
+class HistorySink:
+    """One of `HISTORY_TOPICS`. `say_dead` makes dead letters durable before it returns; `late` ends a process that may be no owner any more."""
+
+    rows_max = 5_000
+    wait_s = 0.02
+    """People wait to see what they decided; a part per 20 ms at most is what a merge tree digests easily."""
+
+    def __init__(
+        self,
+        topic: str,
+        codec: Codec,
+        clickhouse: ClickHouse,
+        reader: Reader,
+        say_dead: Callable[[Sequence[tuple[LogRecord, str, str]]], None],
+        late: Callable[[], None],
+        alarm: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.topic = topic
+        self._codec, self._clickhouse, self._reader = codec, clickhouse, reader
+        self._say_dead, self._late = say_dead, late
+        self._alarm = alarm or _log_alarm
+        self._folds: dict[int, PartitionFold] = {}
+        self._fences: dict[int, str] = {}
+        self._stalls: dict[int, threading.Timer] = {}
+
+    # --- the three verbs of a sink
+
+    def resume(self, partition: int) -> int:
+        fence = f"{TABLE}/{self.topic}/{partition}:{time.time_ns() // 1_000_000}"
+        where = "topic = {topic:String} AND kafka_partition = {partition:Int32}"
+        params: dict[str, object] = {"topic": self.topic, "partition": partition}
+        offset = first_missing(self._clickhouse, self._reader, TABLE, self.topic, partition, where=where, params=params, fence=fence)
+        self._folds[partition], self._fences[partition] = self._restore(partition, offset, where, params), fence
+        return offset
+
+    def prepare(self, chunks: list[Chunk]) -> _Batch:
+        batch = _Batch()
+        for chunk in chunks:
+            fold = self._folds[chunk.partition]
+            for record in chunk.records:
+                rows, dead = fold.take(record, dict(record.headers))
+                batch.rows += rows
+                batch.dead += dead
+                for d in dead:
+                    if d.code == UNREADABLE_OPENING:
+                        self._alarm(f"{self.topic}/{chunk.partition}", f"the record at {d.record.offset} is set aside: {d.reason}")
+            batch.fences[chunk.partition] = self._fences[chunk.partition]
+            batch.token.append(f"{chunk.partition}:{chunk.records[0].offset}-{chunk.records[-1].offset}@{fold.step}")
+            self._watch(chunk.partition, fold)
+        return batch
+
+    def write(self, prepared: _Batch) -> None:
+        if prepared.dead:
+            self._say_dead([(cast(LogRecord, d.record), d.code, d.reason) for d in prepared.dead])
+        if not prepared.rows:
+            return
+        self._late()
+        token = f"{TABLE}/{self.topic}/{','.join(prepared.token)}"
+        self._clickhouse.insert_rows(TABLE, prepared.rows, ",".join(prepared.fences.values()), token)
+
+    # --- what the table knows
+
+    def _restore(self, partition: int, offset: int, where: str, params: dict[str, object]) -> PartitionFold:
+        rows = self._clickhouse.rows
+        fold = PartitionFold(self.topic, partition, self._codec)
+        newest = f"SELECT key, argMax(state, step) AS document FROM {TABLE} WHERE {where} AND state != '' GROUP BY key"
+        fold.documents = {r["key"]: json.loads(r["document"]) for r in rows(newest, params)}
+        chained = f"SELECT store, max(position) AS newest FROM {TABLE} WHERE {where} AND kind IN ('decided', 'store') GROUP BY store ORDER BY max(step)"
+        for r in rows(chained, params):
+            if fold.chain.store:
+                fold.chain.spares[fold.chain.store] = fold.chain.position
+            fold.chain = Chain(str(r["store"]), int(r["newest"]), fold.chain.spares)
+        fold.step = int(self._clickhouse.value(f"SELECT max(step) FROM {TABLE} WHERE {where}", params))
+        past = f"SELECT DISTINCT kafka_offset FROM {TABLE} WHERE {where} AND kafka_offset > {{offset:Int64}}"
+        fold.stored = {int(r["kafka_offset"]) for r in rows(past, {**params, "offset": offset})}
+        seen = f"SELECT event_id FROM {TABLE} WHERE {where} AND kind = 'observed' ORDER BY step DESC LIMIT {OBSERVED_KEPT}"
+        fold.observed = OrderedDict((str(r["event_id"]), None) for r in reversed(rows(seen, params)))
+        return fold
+
+    # --- gaps
+
+    def _watch(self, partition: int, fold: PartitionFold) -> None:
+        """A gap that lasts 30 s is not reordering: say so once."""
+        timer = self._stalls.get(partition)
+        if not fold.waiting:
+            if timer is not None:
+                timer.cancel()
+                del self._stalls[partition]
+        elif timer is None:
+            self._stalls[partition] = timer = threading.Timer(STALLED_S_MAX, self._stalled, (partition, fold))
+            timer.daemon = True
+            timer.start()
+
+    def _stalled(self, partition: int, fold: PartitionFold) -> None:
+        message = f"{len(fold.waiting)} records wait for the successor of position {fold.chain.position} of store {fold.chain.store}"
+        self._alarm(f"{self.topic}/{partition}", message)
+
+
+def _log_alarm(subject: str, message: str) -> None:
+    logger.error("%s: %s", subject, message)

@@ -1,0 +1,56 @@
+"""What stands between a topic and its tables: records, chunks of them, and what a sink must do. `chunks.py` brings them, sinks take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class LogRecord(Protocol):
+    """What aiokafka hands over. `timestamp` is the append time in ms."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive records of one partition, each offset once, starting where the sink's last chunk of it ended."""
+
+    topic: str
+    partition: int
+    records: Sequence[LogRecord]
+
+
+class Sink(Protocol):
+    """One topic's way into its tables. All methods run in threads of their own, one call at a time per method, never in the event loop.
+
+    `resume(partition)`: called at each assignment; the first offset that the table misses, after checking that this is the log
+        the table was filled from (see `projections.ingest.table_offsets`). May wait while Kafka or ClickHouse is away; raises LogGenerationChanged.
+    `prepare(chunks)`: whatever can be made ready while the chunks before are still being written.
+    `write(prepared)`: done when every record is durable in the table. `late()` must be called before each insert: it ends the
+        process when somebody else may own the partition. Raising ends the process too; nothing of it is acknowledged.
+    """
+
+    topic: str
+    rows_max: int
+    """Records gathered into one write, at most (one chunk more or less)."""
+    wait_s: float
+    """Longest a first record waits for company while the write before it lasts."""
+
+    def resume(self, partition: int) -> int: ...
+    def prepare(self, chunks: list[Chunk]) -> Any: ...
+    def write(self, prepared: Any) -> None: ...

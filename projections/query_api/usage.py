@@ -1,0 +1,77 @@
+"""Who used what: executions, meters, outcomes and latency by any dimension, for callers of their own calls and owners of their own models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from projections.ingest.clickhouse import ClickHouse
+from rating.book import METERS
+from rating.rules import EARLY_US_MAX, LATE_US_MAX
+
+ROWS_MAX = 10_000
+SPAN_US_MAX = 400 * 86_400_000_000
+"""A year and a bit: longer questions belong to SQL."""
+
+OWNER_DIMENSIONS = frozenset({"day", "hour", "model", "model_version", "region", "operation", "outcome"})
+"""What the owner of a model may see of its callers: nothing that names one."""
+CALLER_DIMENSIONS = OWNER_DIMENSIONS | {"provider", "sub_account", "department", "team", "project", "key_id", "user", "error_code"}
+ADMIN_DIMENSIONS = CALLER_DIMENSIONS | {"tenant"}
+
+_EFFECTIVE = (
+    f"if(occurred_at >= kafka_time_us - {LATE_US_MAX} AND occurred_at <= kafka_time_us + {EARLY_US_MAX}, occurred_at, kafka_time_us)"
+)
+_EXPRESSIONS = {
+    "day": "toString(toDate(fromUnixTimestamp64Micro(effective), {zone:String}))",
+    "hour": "formatDateTime(toStartOfHour(fromUnixTimestamp64Micro(effective), {zone:String}), '%Y-%m-%dT%H:00', {zone:String})",
+}
+_SUMS = ",\n    ".join(f"sumIf(toInt64({m}), settled) AS {m}" for m in METERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`since` ≤ time < `until`, µs UTC, by the time that bills go by. Empty `tenant` or `provider` = all (the caller must be allowed that)."""
+
+    since: int
+    until: int
+    group_by: tuple[str, ...]
+    zone: str
+    tenant: str = ""
+    provider: str = ""
+    model: str = ""
+    limit: int = ROWS_MAX
+
+
+def usage(clickhouse: ClickHouse, question: Question) -> tuple[list[dict[str, Any]], bool]:
+    """Rows, and whether more were left out. `group_by` must be of the dimensions above: it becomes SQL."""
+    assert set(question.group_by) <= ADMIN_DIMENSIONS, "the caller checks against the list for who asks"
+    dimensions = [f"{_EXPRESSIONS.get(d, f'toString(`{d}`)')} AS `{d}`" for d in question.group_by]
+    names = ", ".join(f"`{d}`" for d in question.group_by)
+    limit = min(question.limit, ROWS_MAX)
+    sql = f"""
+    SELECT {"".join(d + ", " for d in dimensions)}
+        countIf(settled) AS executions, countIf(settled AND outcome = 'succeeded') AS succeeded, sumIf(`count`, NOT settled) AS refused,
+        {_SUMS},
+        toInt64(ifNotFinite(avgIf(latency_us, settled), 0)) AS latency_us_mean,
+        toInt64(ifNotFinite(quantileTDigestIf(0.99)(latency_us, settled), 0)) AS latency_us_p99
+    FROM (
+        SELECT *, {_EFFECTIVE} AS effective, fact = 'InvocationSettled' AS settled FROM usage_counted
+        WHERE fact IN ('InvocationSettled', 'InvocationRefused')
+          AND ({{tenant:String}} = '' OR tenant = {{tenant:String}})
+          AND ({{provider:String}} = '' OR provider = {{provider:String}})
+          AND ({{model:String}} = '' OR model = {{model:String}})
+          AND effective >= {{since:Int64}} AND effective < {{until:Int64}}
+    )
+    {f"GROUP BY {names} ORDER BY {names}" if names else ""}
+    LIMIT {{limit:Int32}}"""
+    params: dict[str, object] = {
+        "tenant": question.tenant,
+        "provider": question.provider,
+        "model": question.model,
+        "since": question.since,
+        "until": question.until,
+        "zone": question.zone,
+        "limit": limit + 1,
+    }
+    rows = clickhouse.rows(sql, params, {"max_execution_time": 20})
+    return rows[:limit], len(rows) > limit

@@ -1,0 +1,1 @@
+"""The usage table, filled from raw Avro."""

@@ -1,0 +1,63 @@
+"""How to read each schema id found on topic `usage`: from the log itself, never from the registry (K2)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from events.log.client import Reader
+from events.log.schemas import read_schemas
+from events.schema.codec import HEADER_BYTES, MAGIC, Schema, SchemaBook, Undecodable
+from projections.ingest import avro_container as container
+from projections.usage.table import Insert, UnsuitableSchema, insert_for
+from projections.usage.validator import SUBJECTS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Into the table for records of one schema id."""
+
+    schema: Schema
+    insert: Insert
+    extended: bytes
+
+
+class UsageSchemas:
+    """`way(head)` by the first five bytes of a value. An id that nobody has recorded yet is looked for on the log, once a batch."""
+
+    def __init__(self, reader: Reader, book: SchemaBook | None = None) -> None:
+        self._reader, self._book = reader, book or SchemaBook()
+        self._ways: dict[bytes, Way | Undecodable] = {}
+
+    def ways(self, heads: set[bytes]) -> dict[bytes, Way | Undecodable]:
+        """For each head how to insert it, or why nobody can. Raises LogUnavailable: then nothing is known."""
+        unknown = {h for h in heads if h not in self._ways and len(h) == HEADER_BYTES and h[0] == MAGIC}
+        if any(_id(h) not in self._book.by_id for h in unknown):
+            # Before an id is first used it is recorded: a topic read to its end after the record came has it, or nobody has.
+            self._book, _ = read_schemas(self._reader)
+        found: dict[bytes, Way | Undecodable] = {}
+        for head in heads:
+            way = self._ways.get(head) or self._way(head)
+            if isinstance(way, Way):
+                self._ways[head] = way  # refusals are not remembered: their number is whatever strangers send
+            found[head] = way
+        return found
+
+    def _way(self, head: bytes) -> Way | Undecodable:
+        if len(head) < HEADER_BYTES or head[0] != MAGIC:
+            return Undecodable("not_framed", "the value does not start with 00 and a schema id")
+        schema = self._book.by_id.get(_id(head))
+        if schema is None:
+            return Undecodable("unknown_schema", f"schema id {_id(head)} is not on the log")
+        if not schema.subject.startswith(SUBJECTS):
+            return Undecodable("wrong_subject", f"schema id {schema.schema_id} is {schema.subject}, which is no usage fact")
+        try:
+            return Way(schema, insert_for(schema.schema_id, schema.definition), container.extended(schema.definition).encode())
+        except UnsuitableSchema as e:
+            return Undecodable("unsuitable_schema", f"{schema.subject} as id {schema.schema_id}: {e}")
+
+
+def _id(head: bytes) -> int:
+    return int.from_bytes(head[1:HEADER_BYTES], "big")

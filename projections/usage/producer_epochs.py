@@ -1,0 +1,74 @@
+"""The epochs of producers as people work on them: open, closed or written off, and when each was heard last."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from projections.ingest.clickhouse import ClickHouse
+
+Status = Literal["open", "closed", "written_off"]
+PRODUCERS_MAX = 1000
+"""Producers shown, newest first: each start of a gateway is one."""
+NAMES_MAX = 1000
+"""Epochs named in one question, which travels in a URL."""
+_BOUNDS = {"max_execution_time": 20}
+# Those asked for are found before the limit: the epoch that nobody closed may be the oldest of all.
+_SQL = f"""
+SELECT key, state FROM documents WHERE topic = 'producers' AND arrayExists(
+    e -> ({{epoch:String}} = '' OR e.1 = {{epoch:String}}) AND ({{everything:Bool}} OR JSONExtractString(e.2, 'status') = 'open'),
+    JSONExtractKeysAndValuesRaw(state, 'epochs'))
+ORDER BY changed_us DESC LIMIT {PRODUCERS_MAX}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Instants in µs UTC, 0 for never. `last_fact_us`: when the newest fact of usage came, by the broker's clock."""
+
+    producer: str
+    epoch: str
+    status: Status
+    host: str
+    opened_at: int
+    closed_at: int
+    last_fact_us: int
+    requested_by: str
+    approver: str
+    reason: str
+
+
+def epochs(clickhouse: ClickHouse, *, only_open: bool = True, epoch: str = "") -> list[Epoch]:
+    """Newest first; only that one when `epoch` is given."""
+    rows = clickhouse.rows(_SQL, {"epoch": epoch, "everything": not only_open}, _BOUNDS)
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for row in rows:
+        said = cast(dict[str, dict[str, Any]], json.loads(row["state"]).get("epochs", {}))
+        for name, one in said.items():
+            if epoch in ("", name) and "status" in one and (one["status"] == "open" or not only_open):
+                found[name] = str(row["key"]), one
+    heard = _heard(clickhouse, list(found))
+    made = [_epoch(producer, name, one, heard.get(name, 0)) for name, (producer, one) in found.items()]
+    return sorted(made, key=lambda e: e.opened_at, reverse=True)
+
+
+def _heard(clickhouse: ClickHouse, names: list[str]) -> dict[str, int]:
+    sql = "SELECT epoch, max(kafka_time_us) AS last_us FROM usage WHERE epoch IN {epochs:Array(String)} GROUP BY epoch"
+    asked = [names[start : start + NAMES_MAX] for start in range(0, len(names), NAMES_MAX)]
+    return {str(r["epoch"]): int(r["last_us"]) for some in asked for r in clickhouse.rows(sql, {"epochs": some}, _BOUNDS)}
+
+
+def _epoch(producer: str, name: str, said: dict[str, Any], last_fact_us: int) -> Epoch:
+    return Epoch(
+        producer,
+        name,
+        said["status"],
+        str(said.get("host", "")),
+        int(said.get("opened_at", 0)),
+        int(said.get("closed_at", 0)),
+        last_fact_us,
+        str(said.get("requested_by", "")),
+        str(said.get("approver", "")),
+        str(said.get("reason", "")),
+    )

@@ -1,0 +1,105 @@
+"""What people ask of usage: rows without doubles, facts counted once, and metering by tenant, model, version and day.
+
+Recomputed when asked, never added up (K10), so that any number of copies, retries and rebuilds gives the same figures.
+"""
+
+from __future__ import annotations
+
+from projections.usage.table import COLUMNS, LOG_COLUMNS
+from rating.rules import EARLY_US_MAX, LATE_US_MAX
+
+_MEASURES = [
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "bytes_in",
+    "bytes_out",
+    "images",
+    "media_us",
+    "gpu_us",
+    "cpu_us",
+    "queue_us",
+]
+
+
+def views(table: str) -> tuple[str, ...]:
+    """The views over a usage table; those of `usage` have the plain names, others carry the table's name as a suffix."""
+    suffix = table.removeprefix("usage")
+    return (_rows(table, suffix), _unreadable(table, suffix), _counted(suffix), _daily(suffix))
+
+
+def view_names(table: str) -> tuple[str, ...]:
+    suffix = table.removeprefix("usage")
+    return tuple(f"{name}{suffix}" for name in ("metering_daily", "usage_counted", "usage_unreadable", "usage_rows"))
+
+
+def _rows(table: str, suffix: str) -> str:
+    names = ", ".join(f"`{c.name}`" for c in (*LOG_COLUMNS, *COLUMNS))
+    return f"""
+CREATE OR REPLACE VIEW usage_rows{suffix} AS
+SELECT {names}, occurred, appended
+FROM {table} FINAL WHERE readable = 1
+SETTINGS do_not_merge_across_partitions_select_final = 1
+COMMENT 'Every readable record of topic usage, each offset once. Read this, not the table behind it'
+"""
+
+
+def _unreadable(table: str, suffix: str) -> str:
+    return f"""
+CREATE OR REPLACE VIEW usage_unreadable{suffix} AS
+SELECT kafka_partition, kafka_offset, kafka_time_us, schema_id, sha256, appended
+FROM {table} FINAL WHERE readable = 0
+SETTINGS do_not_merge_across_partitions_select_final = 1
+COMMENT 'Records of topic usage that nobody could read: no bill is cut over one of them. Reason and bytes are in dead_letters'
+"""
+
+
+def _counted(suffix: str) -> str:
+    comment = (
+        "Every fact once: the first record of its event_id. copies = how often it was written; conflict = later ones had other bytes;"
+        " is_voided = its answer never reached the caller; effective_at = occurred_at, or the append time where that is out of bounds (retimed)"
+    )
+    effective = f"occurred_at BETWEEN kafka_time_us - {LATE_US_MAX} AND kafka_time_us + {EARLY_US_MAX}"
+    return f"""
+CREATE OR REPLACE VIEW usage_counted{suffix} AS
+SELECT u.*,
+    greatest(c.copies, 1) AS copies,
+    c.conflict = 1 AS conflict,
+    u.fact = 'InvocationSettled' AND (u.tenant, u.event_id) IN (SELECT tenant, voided FROM usage_rows{suffix} WHERE fact = 'InvocationVoided') AS is_voided,
+    if({effective}, occurred_at, kafka_time_us) AS effective_at,
+    NOT ({effective}) AS retimed
+FROM usage_rows{suffix} AS u
+LEFT JOIN (
+    SELECT tenant, event_id, count() AS copies, min(sha256) != max(sha256) AS conflict, min((kafka_partition, kafka_offset)) AS first
+    FROM usage_rows{suffix} GROUP BY tenant, event_id HAVING copies > 1
+) AS c ON c.tenant = u.tenant AND c.event_id = u.event_id
+WHERE c.copies = 0 OR (u.kafka_partition, u.kafka_offset) = c.first
+COMMENT '{comment}'
+"""
+
+
+def _daily(suffix: str) -> str:
+    comment = (
+        "Tenant, model, version and day (UTC): calls = executions with an answer or an error, shadows and voided ones left out;"
+        " refused = calls turned away; the rest are sums of the meters and exact quantiles of latency"
+    )
+    sums = ",\n    ".join(f"sumIf(u.{m}, metered) AS {m}" for m in _MEASURES)
+    return f"""
+CREATE OR REPLACE VIEW metering_daily{suffix} AS
+WITH fact = 'InvocationSettled' AND NOT is_voided AND NOT shadow AS metered
+SELECT tenant, model, model_version, toDate(fromUnixTimestamp64Micro(effective_at, 'UTC')) AS day,
+    sumIf(u.calls, metered) AS calls,
+    countIf(metered AND outcome = 'succeeded') AS succeeded,
+    countIf(metered AND outcome != 'succeeded') AS failed,
+    sumIf(u.count, fact = 'InvocationRefused') AS refused,
+    countIf(is_voided) AS voided_calls,
+    {sums},
+    quantileExactIf(0.5)(latency_us, metered) AS latency_us_p50,
+    quantileExactIf(0.95)(latency_us, metered) AS latency_us_p95,
+    quantileExactIf(0.99)(latency_us, metered) AS latency_us_p99
+FROM usage_counted{suffix} AS u
+WHERE fact IN ('InvocationSettled', 'InvocationRefused')
+GROUP BY tenant, model, model_version, day
+COMMENT '{comment}'
+"""

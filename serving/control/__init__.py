@@ -1,0 +1,1 @@
+"""The controller: Ray Serve as the deployment facts say."""

@@ -1,0 +1,181 @@
+"""What one gateway process knows and holds: the fold of routes and keys, the meter of its epoch, a lane per version."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import uuid
+from collections.abc import Awaitable
+from typing import Any
+
+from events.log.client import LogUnavailable, Reader, Writer
+from events.log.fold_runner import Follower
+from events.log.schemas import open_codec
+from events.process.settings import Settings
+from serving.gateway.batching import FLIGHTS_PER_REPLICA, Lane, Replicas
+from serving.gateway.refusal import later
+from serving.gateway.routes import Routes, Version
+from serving.metering.meter import Identity, Meter
+
+logger = logging.getLogger(__name__)
+
+TOPICS = ("models", "deployments", "accounts", "prices")
+WATCH_S = 0.2
+"""How soon a route that changed is reported as applied (K19)."""
+FORGET_TURNS = 50
+"""Every tenth second the lanes of unloaded versions are dropped: it looks at every version there is."""
+START_S_MAX = 30.0
+GARBAGE_MAX = 20_000
+"""Objects made and not yet gone before Python looks for cycles among them."""
+
+
+class Edge:
+    """Open from `start` to `stop`; both on one event loop."""
+
+    def __init__(self, settings: Settings, replicas: Replicas) -> None:
+        self.settings = settings
+        self.routes = Routes()
+        self.opened = False
+        self.failure: BaseException | None = None
+        self._replicas = replicas
+        self._lanes: dict[str, tuple[int, Lane]] = {}
+        self._applied: dict[str, dict[str, int]] = {}
+        self._work: asyncio.Task[None] | None = None
+
+    # --- life
+
+    async def start(self) -> None:
+        """Opens, and returns when that is done, so that a new gateway takes over from an old one without a gap; or after
+        `START_S_MAX`, so that while Kafka or the relay is away callers hear 503 and health says why."""
+        loop = asyncio.get_running_loop()
+        self._work = loop.create_task(self._live())
+        until = loop.time() + START_S_MAX
+        while not self.opened and self.failure is None and loop.time() < until:  # noqa: ASYNC110 - the work is a task of many steps
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+        if self.opened:
+            self.opened = False
+            await self.meter.close()
+            await asyncio.to_thread(self._follower.stop)
+            await asyncio.to_thread(self._writer.close)
+
+    async def _live(self) -> None:
+        try:
+            await self._open()
+            for turn in itertools.count():
+                await asyncio.sleep(WATCH_S)
+                self._report_routes()
+                if turn % FORGET_TURNS == 0:
+                    self._forget_lanes()
+        except asyncio.CancelledError:
+            raise
+        except Exception as e:  # whoever asks for our health restarts the process
+            logger.exception("the gateway cannot go on")
+            self.failure = e
+
+    async def _open(self) -> None:
+        codec, log_id = await asyncio.to_thread(self._schemas)
+        epoch = str(uuid.uuid4())
+        producer = f"gateway-{epoch[:8]}"
+        self._writer = Writer(self.settings, producer)
+        identity = Identity(producer, epoch, log_id, self.settings.region)
+        self.meter = Meter(self._writer, codec, identity, acknowledge_s_max=self.settings.acknowledge_s_max)
+        snapshot = self.settings.folder / "snapshots" / "gateway.snapshot"
+        self._follower = Follower(self.settings, codec, log_id, TOPICS, self.routes, name=producer, snapshot=snapshot)
+        self._follower.start()
+        while not self._follower.caught_up:
+            if self._follower.failure is not None:
+                raise self._follower.failure
+            await asyncio.sleep(0.05)
+        await self.meter.open()
+        # What a start leaves behind stays: looking through it for cycles with every few hundred calls is a twentieth of a gateway's work.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE_MAX, 20, 20)
+        self.opened = True
+        logger.info("open: epoch %s at position %d of log %s", epoch, self._follower.position, log_id)
+
+    def _schemas(self) -> Any:
+        reader = Reader(self.settings, "gateway-start")
+        try:
+            return open_codec(self.settings, reader)
+        finally:
+            reader.close()
+
+    # --- what is known, and how fresh it is
+
+    @property
+    def fresh(self) -> bool:
+        """Canaries may be trusted (K5)."""
+        return self.opened and self._follower.ready
+
+    @property
+    def ready(self) -> bool:
+        return self.fresh and not self.meter.away and not self.broken
+
+    @property
+    def broken(self) -> bool:
+        """Only a new process helps."""
+        return self.failure is not None or (self.opened and (self.meter.broken or self._follower.failure is not None))
+
+    def health(self) -> dict[str, Any]:
+        if self.broken:
+            why = self.failure or (self._follower.failure if self.opened else None) or "the producer cannot go on without a gap"
+            return {"status": "failed", "lag": None, "detail": str(why)[:300]}
+        if not self.opened:
+            return {"status": "starting", "lag": None}
+        detail = {"lag": self._follower.lag, "position": self._follower.position, "age_s": round(min(self._follower.age_s(), 1e9), 3)}
+        if self.meter.away:
+            return {"status": "starting", **detail, "log": "away", "detail": "Kafka does not take facts: calls are refused with 503"}
+        if not self.ready:
+            return {"status": "starting", **detail, "log": "there", "detail": "the newest heartbeat is old: is the relay at work?"}
+        return {"status": "ready", **detail, "log": "there"}
+
+    def require_knowledge(self) -> None:
+        """Raises 503 when keys cannot be judged: not yet folded, or heard nothing for longer than the bound (K5)."""
+        if not self.opened:
+            raise later("starting", "the gateway is starting", 2)
+        if self._follower.failure is not None or self._follower.age_s() > self.settings.staleness_s_max:
+            raise later("stale", f"nothing new was heard for {self.settings.staleness_s_max:.0f} s: keys cannot be judged", 5)
+
+    # --- lanes
+
+    def lane(self, version: Version) -> Lane:
+        """The lane of a version; a new deployment of it, with another spec, gets a new one."""
+        spec = version.spec or {}
+        mark = hash((version.since, spec.get("batch_max"), spec.get("replicas_max"), spec.get("timeout_us")))
+        found = self._lanes.get(version.address)
+        if found is None or found[0] != mark:
+            flights = FLIGHTS_PER_REPLICA * spec.get("replicas_max", 1)
+            lane = Lane(version.address, self._replicas, spec.get("batch_max", 64), flights, spec.get("timeout_us", 10_000_000) / 1e6)
+            self._lanes[version.address] = found = (mark, lane)
+        return found[1]
+
+    def _forget_lanes(self) -> None:
+        loaded = {v.address for v in self.routes.versions() if v.deployed} if self._lanes else set[str]()
+        for address in [a for a, (_, lane) in self._lanes.items() if a not in loaded and lane.idle]:
+            del self._lanes[address]
+
+    def _report_routes(self) -> None:
+        """One RouteApplied per change of a model's weights, per epoch; those that could not be written are tried again."""
+        if not self.opened or self.meter.away:
+            return
+        for name in list(self.routes.changed)[:100]:  # a start tells at most 500 models a second
+            self.routes.changed.discard(name)
+            weights = dict(self.routes.models[name].route.weights)
+            if self._applied.get(name, {}) == weights:
+                continue
+            body = {"model": name, "gateway": self.meter.identity.producer, "position": self._follower.position, "weights": weights}
+            try:
+                sent: Awaitable[Any] = self.meter.announce("RouteApplied", body, topic="deployments", key=name)
+            except LogUnavailable:
+                self.routes.changed.add(name)
+                return
+            self._applied[name] = weights
+            asyncio.ensure_future(sent).add_done_callback(lambda f: f.cancelled() or f.exception())

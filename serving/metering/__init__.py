@@ -1,0 +1,1 @@
+"""Usage facts, written and acknowledged."""

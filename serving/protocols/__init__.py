@@ -1,0 +1,1 @@
+"""The protocols callers speak, one folder each."""

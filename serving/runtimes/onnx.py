@@ -1,0 +1,183 @@
+"""Runs ONNX models with ONNX Runtime: one session per replica, one thread unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime as ort
+
+from serving.gateway.routes import Interface, Tensor
+from serving.protocols.open_inference.tensors import DTYPES, Output, elements
+from serving.replicas.batch_codec import Done, Failed, Result, Run, share
+from serving.runtimes.runtime import LoadFailed
+
+logger = logging.getLogger(__name__)
+
+PROBE_SCALES = (1.0, 3.0, 10.0)
+"""Of the rows that are tried, one each."""
+PROBE_NEAR, PROBE_NEAR_HALF = 1e-4, 1e-2
+MESSAGE_CHARS_MAX = 300
+"""ONNX Runtime's messages carry whole graphs at times."""
+
+
+class OnnxRuntime:
+    """Implements `Runtime`. The bytes were verified against their digest by the caller."""
+
+    def __init__(self, model: bytes, interface: Interface, threads: int = 1) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(model, options, providers=_providers())
+        except Exception as e:  # ONNX Runtime raises its own classes and plain RuntimeError
+            raise LoadFailed("not_loadable", str(e)[:MESSAGE_CHARS_MAX]) from e
+        self._interface = interface
+        # A thread's own clock is exact where the session runs in the calling thread.
+        self._clock_ns = time.thread_time_ns if threads == 1 else time.process_time_ns
+        self._outputs = [o.name for o in interface.outputs]
+        self._apart = False
+        theirs = {i.name for i in self._session.get_inputs()}, {o.name for o in self._session.get_outputs()}
+        ours = {i.name for i in interface.inputs}, set(self._outputs)
+        if theirs[0] != ours[0] or not ours[1] <= theirs[1]:
+            raise LoadFailed(
+                "interface_mismatch", f"the file has inputs {sorted(theirs[0])} and outputs {sorted(theirs[1])}"[:MESSAGE_CHARS_MAX]
+            )
+
+    def warm_up(self) -> None:
+        shapes = tuple(tuple(1 if n == -1 else n for n in t.shape) for t in self._interface.inputs)
+        zeros = tuple(_zeros(t.datatype, shape) for t, shape in zip(self._interface.inputs, shapes, strict=True))
+        # A model may rightly refuse zeros; what must not happen is that it cannot be asked.
+        self._alone(Run((1,), shapes, zeros))
+        self._apart = self._interface.stackable and self._keeps_rows_apart()
+        if self._interface.stackable and not self._apart:
+            logger.warning("the rows of this model's inputs are not independent: its calls are never run together")
+
+    def predict(self, runs: Sequence[Run]) -> list[Result]:
+        results: list[Result] = []
+        for run in runs:
+            if len(run.rows) == 1:
+                results.append(self._alone(run))
+            elif self._apart:
+                results += self._together(run)
+            else:
+                results += [self._alone(single) for single in _singles(run, self._interface)]
+        return results
+
+    def close(self) -> None:
+        del self._session
+
+    def _keeps_rows_apart(self) -> bool:
+        """Whether a row's answer is the same in company as alone, seen on random rows. A free first dimension does not say so: along it a
+        model may sum, normalise or remember, and one caller's values would be in another's answer. What cannot be tried is run apart."""
+        chance = np.random.default_rng(0)
+        try:
+            rows = [_random(chance, t) for t in self._interface.inputs]
+            together = self._feed(rows)
+            alone = [self._feed([column[i : i + 1] for column in rows]) for i in range(len(PROBE_SCALES))]
+        except Exception as e:  # whatever it is about, nothing is shown
+            logger.info("rows could not be tried together: %s", str(e)[:MESSAGE_CHARS_MAX])
+            return False
+        return all(_alike(whole, [a[n] for a in alone]) for n, whole in enumerate(together))
+
+    def _together(self, run: Run) -> list[Result]:
+        start = self._clock_ns()
+        try:
+            outputs = self._run(run)
+        except Exception:  # one of them is at fault, or all: each alone will tell
+            return [self._alone(single) for single in _singles(run, self._interface)]
+        total = sum(run.rows)
+        if any(not o.shape or o.shape[0] != total for o in outputs):
+            return [self._alone(single) for single in _singles(run, self._interface)]
+        cpu = share((self._clock_ns() - start) // 1000, run.rows)
+        results: list[Result] = []
+        at = 0
+        for rows, cpu_us in zip(run.rows, cpu, strict=True):
+            results.append(Done(tuple(_wire(o[at : at + rows]) for o in outputs), cpu_us))
+            at += rows
+        return results
+
+    def _alone(self, run: Run) -> Result:
+        start = self._clock_ns()
+        try:
+            outputs = self._run(run)
+        except Exception as e:  # whatever the model provokes is this call's own
+            return Failed(str(e)[:MESSAGE_CHARS_MAX] or type(e).__name__, (self._clock_ns() - start) // 1000)
+        return Done(tuple(_wire(o) for o in outputs), (self._clock_ns() - start) // 1000)
+
+    def _run(self, run: Run) -> list[np.ndarray[Any, Any]]:
+        feeds = {
+            t.name: _array(raw, t.datatype, shape) for t, raw, shape in zip(self._interface.inputs, run.tensors, run.shapes, strict=True)
+        }
+        return self._session_run(feeds)
+
+    def _feed(self, columns: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        return self._session_run({t.name: column for t, column in zip(self._interface.inputs, columns, strict=True)})
+
+    def _session_run(self, feeds: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        return cast("list[np.ndarray[Any, Any]]", self._session.run(self._outputs, feeds))
+
+
+def _random(chance: np.random.Generator, tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Rows of a tensor's type; free inner dimensions are two. Whole numbers are 0 or 1: what is an index stays one."""
+    shape = (len(PROBE_SCALES), *(2 if n == -1 else n for n in tensor.shape[1:]))
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None:
+        return chance.integers(0, 2, shape).astype(str).astype(object)
+    if np.issubdtype(dtype, np.floating):
+        return (chance.standard_normal(shape) * np.reshape(PROBE_SCALES, (-1, *(1 for _ in shape[1:])))).astype(dtype)
+    return chance.integers(0, 2, shape).astype(dtype)
+
+
+def _alike(whole: np.ndarray[Any, Any], parts: Sequence[np.ndarray[Any, Any]]) -> bool:
+    joined = np.concatenate(parts)
+    if whole.shape != joined.shape:
+        return False
+    if not np.issubdtype(whole.dtype, np.floating):
+        return bool(np.array_equal(whole, joined))
+    # The order of additions differs with the number of rows, a few last bits with it.
+    near = PROBE_NEAR_HALF if whole.dtype == np.float16 else PROBE_NEAR
+    finite = np.abs(joined[np.isfinite(joined)])
+    size = float(finite.max()) if finite.size else 0.0
+    return bool(np.allclose(whole.astype(np.float64), joined.astype(np.float64), rtol=near, atol=near * size, equal_nan=True))
+
+
+def _providers() -> list[str]:
+    there = ort.get_available_providers()
+    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+
+
+def _array(raw: Any, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    dtype = DTYPES.get(datatype)
+    if dtype is not None:
+        return np.frombuffer(raw, dtype).reshape(shape)
+    return np.array([e.decode() for e in elements(raw)], dtype=object).reshape(shape)
+
+
+def _zeros(datatype: str, shape: tuple[int, ...]) -> bytes:
+    count = int(np.prod(shape)) if shape else 1
+    dtype = DTYPES.get(datatype)
+    return bytes(count * (dtype.itemsize if dtype is not None else 4))  # four zero bytes are an empty BYTES element
+
+
+def _wire(array: np.ndarray[Any, Any]) -> Output:
+    if array.dtype == object:
+        encoded = [v.encode() if isinstance(v, str) else bytes(v) for v in array.ravel()]
+        return Output(array.shape, b"".join(len(e).to_bytes(4, "little") + e for e in encoded))
+    return Output(array.shape, array.tobytes())
+
+
+def _singles(run: Run, interface: Interface) -> list[Run]:
+    """A run taken apart, one call each."""
+    arrays = [_array(raw, t.datatype, shape) for t, raw, shape in zip(interface.inputs, run.tensors, run.shapes, strict=True)]
+    singles: list[Run] = []
+    at = 0
+    for rows in run.rows:
+        parts = [_wire(a[at : at + rows]) for a in arrays]
+        singles.append(Run((rows,), tuple(p.shape for p in parts), tuple(p.data for p in parts)))
+        at += rows
+    return singles

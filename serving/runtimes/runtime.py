@@ -1,0 +1,31 @@
+"""What every runtime can do: load a version, warm it up, answer a batch with a result per call, and close."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from serving.replicas.batch_codec import Result, Run
+
+
+class LoadFailed(Exception):
+    """The version cannot be served; `code` is what VersionFailed says."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class Runtime(Protocol):
+    """One loaded version."""
+
+    def warm_up(self) -> None:
+        """Run once on zeros, so that the first caller does not wait for what is done only once. Raises LoadFailed."""
+        ...
+
+    def predict(self, runs: Sequence[Run]) -> list[Result]:
+        """One result per call, in order. A run of several calls that fails is split once, each call alone (K16)."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,370 @@
+"""One contract for every event store: what is appended stays, in one order, and of two at one place one wins. SQLite and Postgres."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from commands.models import decide_lifecycle as model_decide
+from commands.models.decide_lifecycle import AddVersion, RegisterModel, SubmitVersion
+from commands.processor.aggregates import MODEL, Aggregates
+from commands.processor.command_processor import Desk, Done, Task
+from commands.processor.context import Origin
+from commands.processor.idempotency_store import ANSWERED, KEPT_US, Request
+from commands.processor.rejection import Rejected
+from commands.relay.resume import resume
+from commands.store import opening
+from commands.store.event_store import Conflict, Event, Store, open_store
+from commands.store.generation import current_epoch, decided_partitions
+from commands.store.opening import open_epoch, open_new_partitions
+from commands.store.stored_record import unpack
+from events.facts.fact import ModelId, TenantId, UserId
+from events.facts.models import Compliance, Lineage, Technical, TensorSpec
+from events.log.chain import Chain, Place, Verdict
+from events.process.settings import Settings
+from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from tests.contract.postgres_server import programs, running_postgres
+
+Opener = Callable[[], Store]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    found = programs()
+    if found is None:
+        pytest.skip("no Postgres is installed here (initdb not found)")
+    with running_postgres(found) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    """Opens the same empty store again and again, as several processes would."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'events.sqlite'}"
+    else:
+        server: str = request.getfixturevalue("postgres")
+        name = f"market_{uuid.uuid4().hex}"
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        url = server.rsplit("/", 1)[0] + f"/{name}"
+    with ExitStack() as opened:
+
+        def open_one() -> Store:
+            store = open_store(Settings(data=tmp_path, store_url=url))
+            opened.callback(store.close)
+            return store
+
+        yield open_one
+
+
+@pytest.fixture
+def store(opener: Opener) -> Store:
+    return opener()
+
+
+def event(originator: str, version: int, state: bytes = b"state", name: str = "Fact") -> Event:
+    return Event(originator, version, name, state)
+
+
+# --- the store
+
+
+def test_events_are_read_as_they_were_written(store: Store) -> None:
+    assert store.last_position() == 0
+    positions = store.append([event("a", 1, b"\x00\xff"), event("a", 2), event("b", 1)])
+    assert positions == sorted(set(positions))
+    assert [(e.version, e.state) for e in store.events("a")] == [(1, b"\x00\xff"), (2, b"state")]
+    assert [e.version for e in store.events("a", after=1)] == [2]
+    assert store.events("nobody") == []
+    last = store.last_event("a")
+    assert last is not None
+    assert last.version == 2
+    assert store.positions("a", 1, 2) == positions[:2]
+    assert store.last_position() == positions[-1]
+
+
+def test_of_two_events_at_one_place_one_wins_and_nothing_of_the_other_is_kept(store: Store) -> None:
+    store.append([event("a", 1)])
+    with pytest.raises(Conflict):
+        store.append([event("b", 1), event("a", 1, b"other")])
+    assert store.events("b") == []
+    assert [e.state for e in store.events("a")] == [b"state"]
+
+
+def test_a_long_history_is_read_whole(store: Store) -> None:
+    for start in range(1, 2502, 500):
+        store.append([event("a", v) for v in range(start, start + 500)])
+    assert [e.version for e in store.events("a")] == list(range(1, 3001))
+
+
+def test_notifications_come_in_order_in_pages_and_by_name(store: Store) -> None:
+    positions = store.append([event("a", v, name="Odd" if v % 2 else "Even") for v in range(1, 11)])
+    page = store.notifications(0, 4)
+    assert [n.position for n in page] == positions[:4]
+    assert [n.version for n in store.notifications(page[-1].position, 100)] == list(range(5, 11))
+    assert [n.version for n in store.notifications(0, 100, ("Even",), until=positions[5])] == [2, 4, 6]
+
+
+def test_a_reader_that_follows_the_notifications_misses_nothing(opener: Opener) -> None:
+    writers, each = 6, 40
+    store, seen, done = opener(), list[tuple[str, int]](), threading.Event()
+
+    def write(number: int) -> None:
+        mine = opener()
+        for version in range(1, each + 1):
+            mine.append([event(f"w{number}", version)])
+
+    def follow() -> None:
+        position = 0
+        while True:
+            ended = done.is_set()
+            page = store.notifications(position, 50)
+            seen.extend((n.originator, n.version) for n in page)
+            position = page[-1].position if page else position
+            if ended and not page:
+                return
+
+    reader = threading.Thread(target=follow)
+    reader.start()
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(write, range(writers)))
+    done.set()
+    reader.join(60)
+    assert len(seen) == writers * each
+    for number in range(writers):
+        assert [v for o, v in seen if o == f"w{number}"] == list(range(1, each + 1))
+
+
+def test_a_store_that_is_opened_again_has_everything(opener: Opener) -> None:
+    first = opener()
+    position = first.append([event("a", 1)])
+    assert opener().positions("a", 1, 1) == position
+
+
+def test_sqlite_flushes_every_commit_to_disk(tmp_path: Path) -> None:
+    store = open_store(Settings(data=tmp_path))
+    with store._recorder.datastore.transaction(commit=False) as c:  # pyright: ignore[reportPrivateUsage]
+        c.execute("PRAGMA synchronous")
+        assert c.fetchone()[0] == 2
+        c.execute("PRAGMA journal_mode")
+        assert c.fetchone()[0] == "wal"
+    store.close()
+
+
+# --- the desk over the store
+
+
+def codec() -> Codec:
+    book = SchemaBook()
+    for schema_id, (subject, definition) in enumerate(todays_schemas().items(), start=1):
+        book.add(Schema.of(schema_id, subject, definition))
+    return Codec(book)
+
+
+CODEC = codec()
+X = TensorSpec(name="x", datatype="FP32", shape=(-1,))
+TECHNICAL = Technical(format="onnx", framework="sklearn", precision="FP32", inputs=(X,), outputs=(X,))
+COMPLIANCE = Compliance(licence="MIT", data_sources=("uci",), data_level="public")
+NOW = 1_800_000_000_000_000
+ids = itertools.count()
+
+
+def origin(now: int = NOW) -> Origin:
+    return Origin(str(uuid.UUID(int=next(ids))), now, UserId("owner"), "cause", "correlation")
+
+
+def register(model: str, **more: Any) -> Task[Any]:
+    command = RegisterModel(ModelId(model), TenantId("acme"), "d", "t", model, "s", "t", UserId("o"), "", (), COMPLIANCE)
+    return task(model, command, **more)
+
+
+def add(model: str, version: str, notes: str = "", **more: Any) -> Task[Any]:
+    return task(model, AddVersion(version, TECHNICAL, "sha256:" + "a" * 64, 1, notes, Lineage()), **more)
+
+
+def task(model: str, command: Any, now: int = NOW, **more: Any) -> Task[Any]:
+    return Task(MODEL, model, lambda state, o: model_decide.decide(state, command, o), origin(now), lambda _s, _f: {"model": model}, **more)
+
+
+@pytest.fixture
+def desks(opener: Opener) -> Iterator[Callable[[], Desk]]:
+    made: list[Desk] = []
+
+    def make() -> Desk:
+        store = opener()
+        made.append(Desk(store, CODEC, Aggregates(store, CODEC)))
+        return made[-1]
+
+    yield make
+    for desk in made:
+        desk.close()
+
+
+def done(desk: Desk, t: Task[Any]) -> Done:
+    outcome = desk.submit(t).result(30)
+    assert isinstance(outcome, Done), outcome
+    return outcome
+
+
+def refused(desk: Desk, t: Task[Any]) -> str:
+    outcome = desk.submit(t).result(30)
+    assert isinstance(outcome, Rejected), outcome
+    return outcome.code
+
+
+def test_of_many_concurrent_commands_on_one_version_exactly_one_wins(desks: Callable[[], Desk], store: Store) -> None:
+    """Four processes, sixteen commands each, the same version of the same model: K, invariant 3."""
+    four = [desks() for _ in range(4)]
+    done(four[0], register("m"))
+    futures = [desk.submit(add("m", "1.0.0", f"{i}/{j}")) for i in range(16) for j, desk in enumerate(four)]
+    outcomes = [f.result(60) for f in futures]
+    winners = [o for o in outcomes if isinstance(o, Done)]
+    assert len(winners) == 1
+    assert {o.code for o in outcomes if isinstance(o, Rejected)} <= {"version_exists", "contended"}
+    assert [e.name for e in store.events("model/m")] == ["ModelRegistered", "ModelVersionAdded"]
+    assert winners[0].facts[0].position == store.positions("model/m", 2, 2)[0]
+
+
+def test_commands_on_different_aggregates_all_win_whoever_decides_them(desks: Callable[[], Desk], store: Store) -> None:
+    two = [desks(), desks()]
+    futures = [two[i % 2].submit(register(f"m{i}")) for i in range(60)]
+    futures += [two[(i + 1) % 2].submit(add(f"m{i}", "1.0.0")) for i in range(0)]
+    assert all(isinstance(f.result(60), Done) for f in futures)
+    assert len(store.notifications(0, 1000, ("ModelRegistered",))) == 60
+
+
+def test_each_process_decides_on_what_the_other_wrote(desks: Callable[[], Desk]) -> None:
+    one, other = desks(), desks()
+    done(one, register("m"))
+    done(other, add("m", "1.0.0"))
+    done(one, task("m", SubmitVersion("1.0.0")))
+    assert refused(other, task("m", SubmitVersion("1.0.0"))) == "already_submitted"
+
+
+def test_the_frames_are_finished_and_carry_the_aggregates_version(desks: Callable[[], Desk], store: Store) -> None:
+    desk = desks()
+    first, second = done(desk, register("m")), done(desk, add("m", "1.0.0"))
+    for outcome, stored in zip((first, second), store.events("model/m"), strict=True):
+        envelope = unpack(stored.state)
+        name, body = CODEC.decode(envelope.frame)
+        (written,) = outcome.facts
+        assert (name, body["event_id"], body["version"]) == (written.name, written.event_id, written.version)
+        assert (envelope.topic, envelope.key, envelope.headers["ce_id"]) == ("models", b"m", written.event_id.encode())
+
+
+def test_if_match_refuses_what_was_decided_on_an_old_state(desks: Callable[[], Desk]) -> None:
+    desk = desks()
+    assert done(desk, register("m", if_match=0)).version == 1
+    assert done(desk, add("m", "1.0.0", if_match=1)).version == 2
+    assert refused(desk, add("m", "1.1.0", if_match=1)) == "version_changed"
+
+
+def test_if_match_tells_a_stranger_nothing(desks: Callable[[], Desk]) -> None:
+    desk = desks()
+    done(desk, register("m"))
+
+    def of_a_stranger(_state: Any, _origin: Origin) -> Rejected:
+        return model_decide.no_model()
+
+    for if_match in (None, 0, 1, 7):
+        asked = Task(MODEL, "m", of_a_stranger, origin(), lambda _s, _f: {}, if_match)
+        assert refused(desk, asked) == refused(desk, add("nothing", "1.0.0", if_match=if_match)) == "model_unknown"
+
+
+def test_one_key_and_one_body_is_one_command(desks: Callable[[], Desk], store: Store) -> None:
+    one, other = desks(), desks()
+    request = Request("acme", "key-1", "digest")
+    first = done(one, register("m", request=request))
+    for desk in (one, other):
+        again = done(desk, register("m", request=request))
+        assert (again.replayed, again.facts, again.body, again.version) == (True, first.facts, first.body, first.version)
+    assert refused(one, register("m", request=Request("acme", "key-1", "another"))) == "idempotency_key_reused"
+    assert done(one, register("m2", request=Request("globex", "key-1", "another"))).replayed is False
+    assert [e.name for e in store.notifications(0)] == ["ModelRegistered", ANSWERED, "ModelRegistered", ANSWERED]
+
+
+def test_one_key_sent_many_times_at_once_is_one_command(desks: Callable[[], Desk], store: Store) -> None:
+    three = [desks() for _ in range(3)]
+    futures = [desk.submit(register("m", request=Request("acme", "k", "d"))) for _ in range(10) for desk in three]
+    outcomes = [f.result(60) for f in futures]
+    assert all(isinstance(o, Done) for o in outcomes), outcomes
+    assert sum(1 for o in outcomes if isinstance(o, Done) and not o.replayed) == 1
+    assert len({o.facts for o in outcomes if isinstance(o, Done)}) == 1
+    assert len(store.notifications(0)) == 2
+
+
+def test_a_key_is_forgotten_in_the_end_but_not_within_a_day(desks: Callable[[], Desk]) -> None:
+    desk, request = desks(), Request("acme", "k", "d")
+    done(desk, register("m", request=request))
+    day = 24 * 3600 * 1_000_000
+    assert done(desk, register("m", now=NOW + day, request=request)).replayed
+    assert refused(desk, register("m", now=NOW + KEPT_US + 1, request=request)) == "name_taken"
+    assert done(desk, register("n", now=NOW + KEPT_US + 1, request=request)).replayed is False
+
+
+def test_a_fact_that_is_too_large_is_refused_and_leaves_nothing(desks: Callable[[], Desk], store: Store) -> None:
+    desk = desks()
+    done(desk, register("m"))
+    assert refused(desk, add("m", "1.0.0", "x" * (512 * 1024), request=Request("acme", "k", "d"))) == "fact_too_large"
+    assert len(store.notifications(0)) == 1
+    done(desk, add("m", "1.0.0", "x" * (511 * 1024), request=Request("acme", "k", "d")))
+
+
+def test_a_rule_that_fails_harms_only_its_own_command(desks: Callable[[], Desk]) -> None:
+    desk = desks()
+
+    def broken(_state: Any, _origin: Origin) -> Any:
+        raise AssertionError("our mistake")
+
+    bad = Task(MODEL, "m", broken, origin(), lambda _s, _f: {})
+    futures = [desk.submit(t) for t in (register("a"), bad, register("b"))]
+    assert isinstance(futures[0].result(30), Done)
+    assert isinstance(futures[2].result(30), Done)
+    with pytest.raises(AssertionError, match="our mistake"):
+        futures[1].result(30)
+
+
+# --- the epoch
+
+
+def test_a_store_opens_once_and_says_so_on_every_decided_partition(opener: Opener) -> None:
+    stores = [opener() for _ in range(4)]
+    assert current_epoch(stores[0]) is None
+    with ThreadPoolExecutor(4) as pool:
+        epochs = list(pool.map(lambda s: open_epoch(s, CODEC, UserId("commands")), stores))
+    assert len({e.store for e in epochs}) == 1
+    opened = [unpack(e.state) for e in stores[0].notifications(0)]
+    assert [(e.topic, e.partition) for e in opened] == list(decided_partitions())
+    assert all(CODEC.decode(e.frame)[1]["store"] == epochs[0].store for e in opened)
+    assert epochs[0].position == stores[0].notifications(0, 1)[0].position
+
+
+def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [opener() for _ in range(2)]
+    before = [tp for tp in decided_partitions() if tp[0] != "producers"]
+    with monkeypatch.context() as yesterday:
+        yesterday.setattr(opening, "decided_partitions", lambda: iter(before))
+        epoch = open_epoch(stores[0], CODEC, UserId("commands"))
+        assert open_new_partitions(stores[0], CODEC, UserId("commands")) == 0
+    assert ("producers", 0) not in epoch.before
+    assert resume(stores[0], epoch, {})["producers", 0] == 0, "a relay of today can start before the opening is there"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda s: open_new_partitions(s, CODEC, UserId("commands")), stores))
+    after = current_epoch(stores[0])
+    assert after is not None
+    assert (after.store, after.position, set(after.before)) == (epoch.store, epoch.position, set(decided_partitions()))
+    opened = [unpack(e.state) for e in stores[0].notifications(0)]
+    assert [(e.topic, e.partition) for e in opened] == [*before, ("producers", 0)]
+    # Its chain begins with it, in the same store.
+    chain, last = Chain(), stores[0].last_position()
+    assert chain.judge(Place(epoch.store, last, 0), ("", 0)) is Verdict.NEXT

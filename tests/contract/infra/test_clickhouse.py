@@ -1,0 +1,289 @@
+"""The ClickHouse endpoint, judged by the official client: what a stranger's program needs works, and what it must not do is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import clickhouse_connect
+import lz4.frame
+import pytest
+import zstandard
+from clickhouse_connect.driver.exceptions import DatabaseError
+
+from projections.ingest.clickhouse import ClickHouse, ClickHouseError
+from tests.contract.engine_process import EngineProcess
+
+ROWS = 200_000
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
+    process = EngineProcess(tmp_path_factory.mktemp("engine"))
+    process.start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def official(engine: EngineProcess) -> Iterator[Any]:
+    client = clickhouse_connect.get_client(host="127.0.0.1", port=engine.port, autogenerate_session_id=False)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def ours(engine: EngineProcess) -> ClickHouse:
+    return ClickHouse(engine.settings)
+
+
+def post(engine: EngineProcess, body: bytes, headers: dict[str, str] | None = None, **arguments: str) -> tuple[int, bytes, dict[str, str]]:
+    url = f"http://127.0.0.1:{engine.port}/?{urlencode(arguments)}"
+    request = urllib.request.Request(url, data=body, headers=headers or {}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as r:
+            return r.status, r.read(), {k.lower(): v for k, v in r.headers.items()}
+    except urllib.error.HTTPError as e:
+        return e.code, e.read(), {k.lower(): v for k, v in e.headers.items()}
+
+
+def test_the_official_client_creates_inserts_and_reads_back_every_value(official: Any) -> None:
+    official.command(
+        "CREATE TABLE everything (i Int64, s String, f Float64, d DateTime64(6, 'UTC'), m Map(String, String), a Array(UInt32)) ENGINE MergeTree ORDER BY i"
+    )
+    when = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    rows = [[i, f"it's \\ {i}\n\t", i / 3, when, {"k": str(i)}, [i, i + 1]] for i in range(100)]
+    summary = official.insert("everything", rows, column_names=["i", "s", "f", "d", "m", "a"])
+    assert summary.written_rows == 100
+    back = official.query("SELECT i, s, f, d, m, a FROM everything ORDER BY i").result_rows
+    assert [[i, s, f, d.replace(tzinfo=UTC), m, a] for i, s, f, d, m, a in back] == rows  # naive = UTC, the client's habit
+
+
+def test_the_official_client_binds_parameters_on_the_server(official: Any) -> None:
+    hostile = "it's \\ \t \n {x:String} '; DROP TABLE everything --"
+    row = official.query(
+        "SELECT {s:String}, {n:Int64}, {a:Array(String)}", parameters={"s": hostile, "n": -5, "a": ["x'y", "\\"]}
+    ).result_rows[0]
+    assert row == (hostile, -5, ["x'y", "\\"])
+
+
+def test_the_official_client_streams_blocks_and_inserts_compressed_bodies_whole(official: Any) -> None:
+    official.command("CREATE TABLE many (n UInt64, s String) ENGINE MergeTree ORDER BY n")
+    for codec in (False, "lz4", "zstd", "gzip"):
+        official.command("TRUNCATE TABLE many")
+        client_rows = [[n, "x" * (n % 50)] for n in range(ROWS)]
+        context = official.create_insert_context("many", data=client_rows)
+        context.compression = codec or None
+        assert official.insert(context=context).written_rows == ROWS
+        with official.query_row_block_stream("SELECT n FROM many ORDER BY n", settings={"max_block_size": 10_000}) as stream:
+            assert sum(row[0] for block in stream for row in block) == ROWS * (ROWS - 1) // 2
+
+
+def test_the_official_client_hears_clickhouses_own_error(official: Any) -> None:
+    with pytest.raises(DatabaseError, match="UNKNOWN_TABLE"):
+        official.query("SELECT * FROM nowhere")
+    with pytest.raises(DatabaseError, match="SYNTAX_ERROR"):
+        official.command("SELEKT 1")
+
+
+def test_a_database_is_chosen_per_request_and_never_leaks_into_the_next(engine: EngineProcess, official: Any) -> None:
+    official.command("CREATE DATABASE IF NOT EXISTS other")
+    other = clickhouse_connect.get_client(host="127.0.0.1", port=engine.port, database="other", autogenerate_session_id=False)
+    for _ in range(20):
+        assert other.query("SELECT currentDatabase()").result_rows == [("other",)]
+        assert official.query("SELECT currentDatabase()").result_rows == [("default",)]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM file('/etc/passwd', 'LineAsString')",
+        "SELECT * FROM /* x */ File ('/etc/passwd')",
+        "SELECT * FROM url('http://127.0.0.1:1/', 'CSV')",
+        "INSERT INTO FUNCTION file('/tmp/x', 'CSV', 'a Int8') SELECT 1",
+        "SELECT 1 INTO OUTFILE '/tmp/x'",
+        "SELECT * FROM executable('id', 'CSV', 'a String')",
+    ],
+)
+def test_no_statement_reaches_outside_the_tables(engine: EngineProcess, sql: str) -> None:
+    status, body, headers = post(engine, sql.encode())
+    assert (status, headers["x-clickhouse-exception-code"]) == (403, "497"), body
+
+
+def test_words_in_literals_are_no_syntax(engine: EngineProcess) -> None:
+    status, body, _ = post(
+        engine,
+        b"SELECT 'file(x) FORMAT CSV; SETTINGS a=1 -- \\' ; url(', `a` FROM (SELECT 1 AS `a`) /* ; */ -- ; \n FORMAT JSONCompactEachRow",
+    )
+    assert (status, json.loads(body)) == (200, ["file(x) FORMAT CSV; SETTINGS a=1 -- ' ; url(", 1])
+
+
+@pytest.mark.parametrize("name", ["max_threads=1, readonly", "max threads", "a'b", "x;y", ""])
+def test_a_setting_cannot_smuggle_sql(engine: EngineProcess, name: str) -> None:
+    status, _, headers = post(engine, b"SELECT 1", **{name: "1"})
+    assert (status, headers["x-clickhouse-exception-code"]) == (400, "115")
+
+
+def test_a_settings_value_cannot_smuggle_sql(engine: EngineProcess) -> None:
+    status, _, _ = post(engine, b"SELECT getSetting('log_comment')", log_comment="a', max_threads='1")
+    assert status == 200
+    _, body, _ = post(
+        engine, b"SELECT getSetting('log_comment'), getSetting('max_threads')", log_comment="a', max_threads='7", max_threads="3"
+    )
+    assert body == b"a\\', max_threads=\\'7\t3\n"
+
+
+def test_settings_reach_every_kind_of_statement(engine: EngineProcess) -> None:
+    assert post(engine, b"SELECT getSetting('max_threads') SETTINGS max_block_size=10 FORMAT TSV", max_threads="1")[1] == b"1\n"
+    assert post(engine, b"SELECT getSetting('max_threads') FORMAT TSV SETTINGS max_block_size=10", max_threads="1")[0] in (200, 400)
+    assert (
+        post(engine, b"CREATE TABLE set1 (a UInt8) ENGINE MergeTree ORDER BY a SETTINGS index_granularity=1024", mutations_sync="2")[0]
+        == 200
+    )
+    assert post(engine, b"INSERT INTO set1 SELECT 1", max_threads="1")[0] == 200
+    assert post(engine, b"INSERT INTO set1 VALUES (2), (3)", insert_deduplication_token="t")[0] == 200
+    assert post(engine, b"ALTER TABLE set1 DELETE WHERE a = 1", mutations_sync="2")[0] == 200
+    assert post(engine, b"SELECT count() FROM set1")[1] == b"2\n"
+
+
+def test_only_one_statement_a_request(engine: EngineProcess) -> None:
+    assert post(engine, b"SELECT 1; SELECT 2")[2]["x-clickhouse-exception-code"] == "62"
+    assert post(engine, b"SELECT 1;")[1] == b"1\n"
+
+
+def test_get_only_reads(engine: EngineProcess) -> None:
+    base = f"http://127.0.0.1:{engine.port}/?"
+    assert urllib.request.urlopen(base + urlencode({"query": "SELECT 7"}), timeout=10).read() == b"7\n"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(base + urlencode({"query": "CREATE TABLE by_get (a Int8) ENGINE Memory"}), timeout=10)
+    assert refused.value.code == 403
+
+
+def test_written_rows_counts_rows_written_not_rows_read(engine: EngineProcess) -> None:
+    post(engine, b"CREATE TABLE written (a UInt64) ENGINE MergeTree ORDER BY a")
+    csv = b"".join(b"%d\n" % i for i in range(1000))
+
+    def count(sql: str, body: bytes = b"") -> int:
+        status, text, headers = post(engine, body, query=sql)
+        assert status == 200, text
+        return int(json.loads(headers["x-clickhouse-summary"])["written_rows"])
+
+    assert count("INSERT INTO written FORMAT CSV", csv) == 1000
+    assert count("INSERT INTO written (a) SELECT a FROM input('a UInt64') WHERE a < 10 FORMAT CSV", csv) == 10
+    assert count("INSERT INTO written SELECT number FROM numbers(7)") == 7
+    assert count("INSERT INTO written VALUES (1), (2)") == 2
+    assert count("INSERT INTO written FORMAT CSV") == 0
+
+
+def test_several_compressed_frames_arrive_whole(engine: EngineProcess) -> None:
+    post(engine, b"CREATE TABLE frames (a UInt64) ENGINE MergeTree ORDER BY a")
+    half = [b"".join(b"%d\n" % i for i in range(k * 70_000, (k + 1) * 70_000)) for k in range(2)]
+    codecs = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress, "lz4": lz4.frame.compress}
+    for name, compress in codecs.items():
+        post(engine, b"TRUNCATE TABLE frames")
+        status, text, _ = post(engine, b"".join(map(compress, half)), {"Content-Encoding": name}, query="INSERT INTO frames FORMAT CSV")
+        assert status == 200, text
+        assert post(engine, b"SELECT count(), uniqExact(a), max(a) FROM frames")[1] == b"140000\t140000\t139999\n"
+        cut = compress(half[0])[:-20]
+        status, _, _ = post(engine, cut, {"Content-Encoding": name}, query="INSERT INTO frames FORMAT CSV")
+        assert status == 400
+        assert post(engine, b"SELECT count() FROM frames")[1] == b"140000\n"
+
+
+def test_a_compression_bomb_is_refused(engine: EngineProcess) -> None:
+    bomb = zstandard.ZstdCompressor(level=3).compress(bytes(700 << 20))
+    status, _, _ = post(engine, bomb, {"Content-Encoding": "zstd"}, query="INSERT INTO frames FORMAT CSV")
+    assert status == 413
+
+
+def test_a_token_inserts_once_even_after_kill_9(tmp_path: Path) -> None:
+    process = EngineProcess(tmp_path)
+    process.start()
+    client = ClickHouse(process.settings)
+    client.command("CREATE TABLE once (a UInt64) ENGINE MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window=1000")
+    sql = "INSERT INTO once (a) SELECT a FROM input('a UInt64') FORMAT CSV"
+    assert client.insert(sql, b"1\n2\n", token="t-1") == 2
+    process.kill()
+    process.start()
+    client.insert(sql, b"1\n2\n", token="t-1")
+    client.insert(sql, b"3\n", token="t-2")
+    assert client.rows("SELECT a FROM once ORDER BY a") == [{"a": 1}, {"a": 2}, {"a": 3}]
+    process.stop()
+
+
+def test_an_older_owner_is_fenced_out_also_after_a_restart(tmp_path: Path) -> None:
+    process = EngineProcess(tmp_path)
+    process.start()
+    client = ClickHouse(process.settings)
+    assert client.fences
+    client.command("CREATE TABLE fenced (a UInt64) ENGINE MergeTree ORDER BY a")
+    client.insert("INSERT INTO fenced FORMAT CSV", b"1\n", fence="usage/0:100")
+    client.rows("SELECT 1", fence="usage/0:200")
+    with pytest.raises(ClickHouseError) as refused:
+        client.insert("INSERT INTO fenced FORMAT CSV", b"2\n", fence="usage/0:100")
+    assert refused.value.code == 10001
+    process.kill()
+    process.start()
+    with pytest.raises(ClickHouseError):
+        client.insert("INSERT INTO fenced FORMAT CSV", b"2\n", fence="usage/0:199,usage/1:1")
+    client.insert("INSERT INTO fenced FORMAT CSV", b"3\n", fence="usage/0:200,usage/1:1")
+    assert client.value("SELECT groupArray(a) FROM (SELECT a FROM fenced ORDER BY a)") == [1, 3]
+    process.stop()
+
+
+def test_an_unfinished_body_inserts_nothing(engine: EngineProcess, ours: ClickHouse) -> None:
+    ours.command("CREATE TABLE unfinished (a UInt64) ENGINE MergeTree ORDER BY a")
+    with socket.create_connection(("127.0.0.1", engine.port), timeout=10) as s:
+        query = urlencode({"query": "INSERT INTO unfinished FORMAT CSV"})
+        s.sendall(f"POST /?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1\n2\n".encode())
+    time.sleep(0.2)
+    assert ours.value("SELECT count() FROM unfinished") == 0
+
+
+def test_a_password_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
+    process = EngineProcess(tmp_path, clickhouse_user="market", clickhouse_password="s3cret")
+    process.start()
+    assert ClickHouse(process.settings).value("SELECT 1") == 1
+    client = clickhouse_connect.get_client(
+        host="127.0.0.1", port=process.port, username="market", password="s3cret", autogenerate_session_id=False
+    )
+    assert client.query("SELECT 1").result_rows == [(1,)]
+    client.close()
+    assert post(process, b"SELECT 1")[0] == 403
+    process.stop()
+
+
+def test_sigterm_ends_the_engine_cleanly_and_its_folder_opens_again(tmp_path: Path) -> None:
+    process = EngineProcess(tmp_path)
+    process.start()
+    ClickHouse(process.settings).command("CREATE TABLE kept (a UInt64) ENGINE MergeTree ORDER BY a")
+    assert process.stop() == 0
+    process.start()
+    assert ClickHouse(process.settings).rows("SHOW TABLES") == [{"name": "kept"}]
+    process.stop()
+
+
+def test_our_client_binds_parameters_safely(ours: ClickHouse) -> None:
+    hostile = "it's \\ \t \n '; DROP --"
+    assert ours.rows(
+        "SELECT {s:String} AS s, {a:Array(String)} AS a, {n:UInt64} AS n", {"s": hostile, "a": [hostile, "b"], "n": 2**63}
+    ) == [{"s": hostile, "a": [hostile, "b"], "n": 2**63}]
+
+
+def test_a_second_engine_on_the_same_folder_is_refused(engine: EngineProcess) -> None:
+    env = {**os.environ, **engine.environment}
+    done = subprocess.run([sys.executable, "-m", "infra.clickhouse_local.engine"], env=env, capture_output=True, timeout=60, check=False)
+    assert done.returncode != 0 and b"another process owns this folder" in done.stderr

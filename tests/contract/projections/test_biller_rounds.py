@@ -1,0 +1,86 @@
+"""Whose turn it is: cuts that wait for somebody hold up no tenant behind them, however many they are (K21)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from projections.bills import biller as biller_module
+from projections.bills import issue as bill_issue
+from projections.bills.biller import Biller
+from projections.bills.issue import Issuer, Outcome, Posted, Waiting
+from projections.catalog.tables import STATEMENTS
+from projections.ingest.clickhouse import ClickHouse
+from rating.bill import Bill
+from tests.contract.engine_process import EngineProcess
+
+BLOCKED = [f"blocked-{n}" for n in range(7)]
+LAST = "zeta"
+
+
+@pytest.fixture
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+    engine = EngineProcess(tmp_path_factory.mktemp("rounds"))
+    engine.start()
+    client = ClickHouse(engine.settings)
+    for statement in STATEMENTS:
+        client.command(statement)
+    decided(client, "BillCutFixed", [*BLOCKED, LAST])
+    yield client
+    engine.stop()
+
+
+def decided(clickhouse: ClickHouse, fact: str, tenants: list[str]) -> None:
+    row = {"topic": "bills", "kind": "decided", "fact": fact}
+    first = int(clickhouse.value("SELECT count() FROM history_rows"))
+    clickhouse.insert_rows("history_rows", [{**row, "key": t, "kafka_offset": first + n} for n, t in enumerate(tenants)])
+
+
+class Refusing(Issuer):
+    """Nobody could read something of every tenant but the last."""
+
+    def __init__(self, clickhouse: ClickHouse) -> None:
+        super().__init__(clickhouse, cast(Any, None), cast(Any, None), "http://127.0.0.1:1", "k")
+        self.tried = list[str]()
+        self.outcome = Waiting("dead_letters", "nobody could read usage/0/1", alarming=True)
+
+    def issue(self, tenant: str, number: int) -> Outcome:
+        self.tried.append(tenant)
+        return self.outcome if tenant in BLOCKED else Posted(Bill({}, (), 0, {}, 0))
+
+
+@pytest.mark.parametrize("page", [1, 2, 8, 1000])
+def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    monkeypatch.setattr(bill_issue, "PENDING_MAX", page)
+    issuer = Refusing(clickhouse)
+    biller = Biller(clickhouse, issuer)
+    rounds = len(BLOCKED) // page + 1
+    for _ in range(rounds):
+        biller.issue()
+    assert (biller.issued, sorted(issuer.tried)) == (1, [*BLOCKED, LAST])
+    assert sorted(biller.waiting) == [f"{tenant}#1" for tenant in BLOCKED], "all are said, not only those of the last page"
+
+    decided(clickhouse, "BillIssued", [BLOCKED[0], LAST])
+    decided(clickhouse, "BillCutFixed", ["alpha"])
+    for _ in range(rounds + 2):
+        biller.issue()
+    assert issuer.tried[-1] == "alpha" and biller.issued == 2, "after the last page the first comes again"
+    assert sorted(biller.waiting) == [f"{tenant}#1" for tenant in BLOCKED[1:]], "an issued one is said no more"
+
+
+def test_a_table_that_stays_behind_is_said_as_an_error_with_what_to_do(
+    clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer = Refusing(clickhouse)
+    issuer.outcome = Waiting("table_behind", "usage/0 is in the table up to 3, the cut is 4", alarming=False)
+    with caplog.at_level(logging.INFO, "projections.bills.biller"):
+        Biller(clickhouse, issuer).issue()
+        assert {r.levelname for r in caplog.records} == {"INFO"}
+        caplog.clear()
+        monkeypatch.setattr(biller_module, "BEHIND_S_MAX", -1.0)
+        Biller(clickhouse, issuer).issue()
+    said = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert len(said) == len(BLOCKED) and all("start the workers again" in message for message in said)

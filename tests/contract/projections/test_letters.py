@@ -1,0 +1,48 @@
+"""Open dead letters are all found, page after page: thousands that nobody will read hide none that can be read by now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from events.facts.fact import Coordinate
+from projections.catalog.tables import STATEMENTS
+from projections.dead_letters import queries as module
+from projections.dead_letters.queries import every_letter, letters
+from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
+from projections.ingest.clickhouse import ClickHouse
+from projections.tables import usage_statements
+from tests.contract.engine_process import EngineProcess
+
+OTHERS = [Coordinate(topic, 0, n) for topic in ("deployments", "zeta") for n in range(3)]
+USAGE = [Coordinate("usage", n % 3, n) for n in range(14)]
+READ = USAGE[4]
+
+
+@pytest.fixture(scope="module")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+    engine = EngineProcess(tmp_path_factory.mktemp("letters"))
+    engine.start()
+    client = ClickHouse(engine.settings)
+    for statement in (*usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *STATEMENTS):
+        client.command(statement)
+    rows = [
+        {"kafka_offset": n, "event_id": str(n), "topic": at.topic, "partition": at.partition, "offset": at.offset, "value_sha256": "0" * 64}
+        for n, at in enumerate(OTHERS + USAGE)
+    ]
+    client.insert_rows("dead_letters_rows", rows)
+    client.insert_rows("usage", [{"kafka_partition": READ.partition, "kafka_offset": READ.offset, "readable": 1}])
+    yield client
+    engine.stop()
+
+
+@pytest.mark.parametrize("page", [1, 4, 1000])
+def test_every_letter_letter_of_a_topic_comes_once_whatever_lies_before_it(
+    clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(module, "LETTERS_MAX", page)
+    wanted = sorted((at for at in USAGE if at != READ), key=lambda at: (at.partition, at.offset))
+    assert [letter.at for letter in every_letter(clickhouse, "usage")] == wanted
+    assert len(letters(clickhouse)) == min(page, len(OTHERS) + len(wanted))
+    assert letters(clickhouse)[0].at == OTHERS[0]

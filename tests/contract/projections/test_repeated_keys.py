@@ -1,0 +1,81 @@
+"""A tenant who repeats one call more often than fits in a page is billed all the same, and as the log says (K11, K20)."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from events.facts.usage import InvocationSettled
+from events.log.client import Record
+from events.log.partitioner import partition_of
+from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from projections.bills import bill_from_tables as bill_table
+from projections.bills.bill_from_log import usage_record
+from projections.bills.bill_from_tables import UsageTable
+from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.sink import Chunk
+from projections.tables import usage_statements
+from projections.usage.insert_plans import UsageSchemas
+from projections.usage.rebuild import Replayed
+from projections.usage.sink import UsageSink
+from rating.book import PriceBook
+from rating.statement import Cutoff, StatementBuilder
+from tests.contract.engine_process import EngineProcess
+
+TENANT, DAY_MS, FIRST_MS = "repeats", 86_400_000, 1_700_000_000_000
+PARTITION = partition_of(TENANT.encode(), 4)
+CALLS = 40
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    book = SchemaBook()
+    for number, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=1):
+        book.add(Schema.of(number, subject, definition))
+    return Codec(book)
+
+
+@pytest.fixture(scope="module")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+    engine = EngineProcess(tmp_path_factory.mktemp("repeats"))
+    engine.start()
+    client = ClickHouse(engine.settings)
+    for statement in usage_statements("usage"):
+        client.command(statement)
+    yield client
+    engine.stop()
+
+
+def settled(codec: Codec, n: int) -> bytes:
+    """Call n of two keys in turn, six hours apart; every fifth has no key."""
+    body: dict[str, Any] = {k: f.default for k, f in InvocationSettled.model_fields.items() if not f.is_required()}
+    body |= {k: "x" for k, f in InvocationSettled.model_fields.items() if f.is_required()}
+    key = b"" if n % 5 == 4 else hashlib.sha256(b"%d" % (n % 2)).digest()
+    body |= {"event_id": str(uuid.uuid4()), "occurred_at": (FIRST_MS + n * DAY_MS // 4) * 1000, "tenant": TENANT, "sequence": n + 1}
+    body |= {"previous_sha256": bytes(32), "invocation_key": key, "outcome": "succeeded", "status": 200, "calls": 1}
+    return codec.encode_dict("InvocationSettled", body)
+
+
+@pytest.mark.parametrize("page", [1, 3, 32, 50_000])
+def test_executions_that_share_a_key_are_judged_page_by_page_as_from_the_log(
+    clickhouse: ClickHouse, codec: Codec, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    clickhouse.command("TRUNCATE TABLE usage")
+    values = [settled(codec, n) for n in range(CALLS)]
+    records = [Replayed("usage", PARTITION, n, FIRST_MS + n * DAY_MS // 4, TENANT.encode(), v) for n, v in enumerate(values)]
+    reader: Any = None
+    sink = UsageSink(clickhouse, UsageSchemas(reader, codec.book), lambda partition, fence: 0, lambda letters: None, lambda: None)
+    sink.write(sink.prepare([Chunk("usage", PARTITION, records)]))
+    cutoff, book = Cutoff({PARTITION: CALLS}, 1 << 60), PriceBook()
+    builder = StatementBuilder(cutoff, book, frozenset())
+    for r in records:
+        record = Record("usage", PARTITION, r.offset, r.timestamp, r.key, r.value, {})
+        builder.take(usage_record(record, *codec.decode(r.value)))
+    monkeypatch.setattr(bill_table, "FEW_PAGE", page)
+    statement = UsageTable(clickhouse, TENANT).statement(cutoff, book)
+    assert statement == builder.statement()
+    assert statement.counts.claimed + statement.counts.duplicate == CALLS and statement.counts.duplicate > 10

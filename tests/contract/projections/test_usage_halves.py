@@ -1,0 +1,180 @@
+"""Many records go into the table as two inserts side by side: whatever becomes of either, in the end each offset is there once (K6, K7)."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import pytest
+
+from events.facts.usage import InvocationRefused
+from events.log.client import Reader
+from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
+from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.table_offsets import dense_end
+from projections.tables import usage_statements
+from projections.usage.insert_plans import UsageSchemas
+from projections.usage.rebuild import Replayed
+from projections.usage.sink import SHARED_ROWS_MIN, UsageSink
+from projections.usage.table import alter_settings
+from tests.contract.engine_process import EngineProcess
+
+EACH = SHARED_ROWS_MIN // 2 + 500
+"""Records of each of two partitions: together more than one insert takes."""
+Said = list[tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
+    process = EngineProcess(tmp_path_factory.mktemp("halves"))
+    process.start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def table(engine: EngineProcess) -> str:
+    name = f"usage_{uuid.uuid4().hex}"
+    for statement in usage_statements(name)[:2]:
+        ClickHouse(engine.settings).command(statement)
+    return name
+
+
+@pytest.fixture(scope="module")
+def book() -> SchemaBook:
+    book = SchemaBook()
+    for number, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=1):
+        book.add(Schema.of(number, subject, definition))
+    return book
+
+
+@pytest.fixture(scope="module")
+def frame(book: SchemaBook) -> bytes:
+    fields = {k: f.default for k, f in InvocationRefused.model_fields.items() if not f.is_required()}
+    who = {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "g", "tenant": "t", "epoch": "e", "sequence": 1}
+    said = {"previous_sha256": bytes(32), "key_id": "k", "user": "u", "region": "r", "model": "m", "operation": "infer"}
+    return Codec(book).encode_dict("InvocationRefused", {**fields, **who, **said, "status": 429, "error_code": "limit", "count": 1})
+
+
+class Unlucky(ClickHouse):
+    """The client of a process whose connection breaks at one insert: before the server had it, or after."""
+
+    def __init__(self, engine: EngineProcess, breaks_at: str, *, arrives: bool) -> None:
+        super().__init__(engine.settings)
+        self._breaks_at, self._arrives = breaks_at, arrives
+
+    def insert(self, sql: str, body: Any, settings: Any = None, fence: str = "", token: str = "") -> int:
+        if self._breaks_at not in token:
+            return super().insert(sql, body, settings, fence, token)
+        if self._arrives:
+            super().insert(sql, body, settings, fence, token)
+        raise ClickHouseUnavailable("the connection broke")
+
+
+def sink(clickhouse: ClickHouse, table: str, book: SchemaBook, say_dead: Callable[[Any], None] = lambda letters: None) -> UsageSink:
+    def resume_at(partition: int, fence: str) -> int:
+        return dense_end(clickhouse, table, partition, fence=fence)
+
+    return UsageSink(clickhouse, UsageSchemas(cast(Reader, None), book), resume_at, say_dead, lambda: None, table=table)
+
+
+def chunk(partition: int, first: int, values: Sequence[bytes]) -> Chunk:
+    return Chunk("usage", partition, [Replayed("usage", partition, first + i, 1_700_000_000_000, b"t", v) for i, v in enumerate(values)])
+
+
+def figures(engine: EngineProcess, table: str) -> tuple[int, int, int]:
+    """Rows as they lie there, different offsets among them, and how many of those could be read."""
+    sql = f"SELECT count() AS n, uniqExact(kafka_partition, kafka_offset) AS places, countIf(readable = 1) AS good FROM {table}"
+    (row,) = ClickHouse(engine.settings).rows(sql)
+    return int(row["n"]), int(row["places"]), int(row["good"])
+
+
+@pytest.mark.parametrize("breaks_at", ["/0:", "/1:"])
+@pytest.mark.parametrize("arrives", [False, True])
+def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
+    engine: EngineProcess, table: str, book: SchemaBook, frame: bytes, breaks_at: str, arrives: bool
+) -> None:
+    chunks = [chunk(p, 0, [frame] * EACH) for p in (0, 1)]
+    first = sink(Unlucky(engine, breaks_at, arrives=arrives), table, book)
+    assert [first.resume(p) for p in (0, 1)] == [0, 0]
+    prepared = first.prepare(chunks)
+    assert [part.partitions for part in prepared.parts] == [(0,), (1,)]
+    with pytest.raises(ClickHouseUnavailable):
+        first.write(prepared)
+    there = EACH * (1 + arrives)
+    assert figures(engine, table) == (there, there, there)
+    # The log goes on meanwhile: the successor's chunks are others than those that failed.
+    successor = sink(ClickHouse(engine.settings), table, book)
+    due = {p: successor.resume(p) for p in (0, 1)}
+    successor.write(successor.prepare([chunk(p, due[p], [frame] * (EACH + 700 - due[p])) for p in (0, 1)]))
+    assert figures(engine, table) == (2 * (EACH + 700),) * 3
+    assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [EACH + 700] * 2
+
+
+class Forgetful(ClickHouse):
+    """Of a server that took an insert, remembers its token, and has lost the rows of one partition when it is asked again."""
+
+    def __init__(self, engine: EngineProcess, table: str, breaks: str) -> None:
+        super().__init__(engine.settings)
+        self._other, self._table, self._breaks, self._broken = ClickHouse(engine.settings), table, breaks, False
+
+    def _once(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes, dict[str, str]]:
+        done = super()._once(method, target, body)
+        if "insert_deduplication_token" in target and not self._broken:
+            self._broken = True
+            self._other.command(
+                f"ALTER TABLE {self._table} DELETE WHERE kafka_partition = 1 AND kafka_offset != 5", settings={"mutations_sync": 2}
+            )
+            if self._breaks == "connection":
+                raise ConnectionResetError("after the server had it")
+            raise ClickHouseError(159, "Timeout exceeded")
+        return done
+
+
+@pytest.mark.parametrize("breaks", ["connection", "time-out"])
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
+    engine: EngineProcess, table: str, book: SchemaBook, frame: bytes, breaks: str, readable: bool
+) -> None:
+    forgetful = sink(Forgetful(engine, table, breaks), table, book)
+    forgetful.write(forgetful.prepare([chunk(p, 0, [frame if readable else b"garbage"] * 40) for p in (0, 1)]))
+    assert figures(engine, table) == (80, 80, 80 if readable else 0)
+    assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [40, 40]
+
+
+def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
+    engine: EngineProcess, table: str, book: SchemaBook, frame: bytes
+) -> None:
+    at_once, most, said = 0, 0, Said()
+    lock = threading.Lock()
+
+    def say_dead(letters: Sequence[tuple[LogRecord, str, str]]) -> None:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.3)
+        said.extend((r.partition, r.offset) for r, _, _ in letters)
+        with lock:
+            at_once -= 1
+
+    values = [frame] * EACH
+    values[77] = frame[:-1]
+    halves = sink(ClickHouse(engine.settings), table, book, say_dead)
+    halves.write(halves.prepare([chunk(p, 0, values) for p in (0, 1)]))
+    assert most == 1, "whoever is told of dead letters is told by one thread at a time"
+    assert sorted(said) == [(0, 77), (1, 77)]
+    assert figures(engine, table) == (2 * EACH, 2 * EACH, 2 * (EACH - 1))
+
+
+def test_settings_said_again_forget_no_token(engine: EngineProcess, table: str, book: SchemaBook, frame: bytes) -> None:
+    """Each start says them again to a table that workers are writing to: an insert repeated after it must still be known."""
+    same = sink(ClickHouse(engine.settings), table, book)
+    for _ in range(2):
+        same.write(same.prepare([chunk(0, 0, [frame] * 100)]))
+        ClickHouse(engine.settings).command(alter_settings(table))
+    assert figures(engine, table) == (100, 100, 100)

@@ -1,0 +1,312 @@
+"""The log on a real broker and a real registry: other people's tools read it, and a wrong log or registry is refused (K1, K2, K5)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka as ck
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from events.facts.catalogue import FACTS, TOPICS
+from events.facts.fact import Coordinate, new_id, now_us
+from events.facts.log import SchemaRegistered
+from events.log.chain import Heartbeat, Place
+from events.log.client import LogMismatch, Reader, Writer
+from events.log.fold_runner import Follower
+from events.log.partitioner import partition_of
+from events.log.registry_restore import restore
+from events.log.schemas import Incompatible, Registry, open_codec, publish, read_schemas, schemas_on_log
+from events.log.topics import apply_topics, check_partitions, topic_drift
+from events.process.settings import Settings
+from events.schema.codec import Schema, Undecodable, todays_schemas
+from events.schema.examples import example_of
+from infra.launcher import Stack
+
+
+@pytest.fixture
+def log(stack_settings: Settings) -> Iterator[Stack]:
+    """A broker and a registry of the test's own, empty."""
+    stack = Stack(stack_settings)
+    try:
+        stack.up({"kafka", "registry"})
+        yield stack
+    finally:
+        stack.down()
+
+
+def _prepare(settings: Settings) -> tuple[Writer, Reader]:
+    apply_topics(settings)
+    writer, reader = Writer(settings, "test"), Reader(settings, "test")
+    publish(settings, writer, reader)
+    return writer, reader
+
+
+def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_catalogue(log: Stack) -> None:
+    settings = log.settings
+    writer, reader = _prepare(settings)
+    assert topic_drift(settings) == []
+    assert publish(settings, writer, reader) == []  # a second run finds nothing to do
+
+    codec, log_id = open_codec(settings, reader)
+    fact = example_of(FACTS["InvocationSettled"])
+    at = writer.append("usage", b"acme", codec.encode(fact)).result(10)
+    assert at == Coordinate("usage", partition_of(b"acme", TOPICS["usage"].partitions), 0)
+
+    # confluent_kafka's Avro deserializer, against the registry
+    consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "stranger", "auto.offset.reset": "earliest"})
+    consumer.subscribe(["usage"])
+    message = _first(consumer)
+    deserialize = AvroDeserializer(SchemaRegistryClient({"url": settings.registry, "timeout": 10}))
+    body: Any = deserialize(message.value(), SerializationContext("usage", MessageField.VALUE))
+    assert (str(body["event_id"]), body["model"], body["latency_us"]) == (fact.event_id, "model-vision-lab-digits", 1)
+    consumer.close()
+
+    # Kafka's own console consumer
+    printed = _console_consumer(settings, "schemas")
+    assert log_id in printed
+    assert "usage-InvocationSettled" in printed
+    writer.close()
+
+
+def _first(consumer: ck.Consumer) -> ck.Message:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        message = consumer.poll(0.5)
+        if message is not None and message.error() is None:
+            return message
+    raise AssertionError("nothing came within 20 s")
+
+
+def _console_consumer(settings: Settings, topic: str) -> str:
+    from infra.launcher.jvm import java, kafka_classpath
+
+    command = [java(), "-Xmx128m", "-cp", kafka_classpath(), "org.apache.kafka.tools.consumer.ConsoleConsumer"]
+    command += ["--bootstrap-server", settings.kafka, "--topic", topic, "--from-beginning", "--timeout-ms", "4000"]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    return done.stdout.decode("utf-8", "replace")
+
+
+def test_our_partitioner_is_librdkafkas(log: Stack) -> None:
+    writer, _ = _prepare(log.settings)
+    keys = [f"model-a-b-{n}".encode() for n in range(300)] + [b"", b"x", "模型".encode()]
+    futures = [(k, writer.append("usage", k, b"x")) for k in keys if k]
+    for key, future in futures:
+        assert future.result(10).partition == partition_of(key, TOPICS["usage"].partitions)
+    writer.close()
+
+
+def test_another_partitioner_or_a_transaction_is_refused(log: Stack) -> None:
+    for extra in ({"partitioner": "consistent_random"}, {"transactional.id": "x"}, {"enable.idempotence": False}):
+        with pytest.raises(LogMismatch):
+            Writer(log.settings, "test", extra=extra)
+
+
+def test_a_log_with_another_number_of_partitions_is_refused(log: Stack) -> None:
+    admin = AdminClient({"bootstrap.servers": log.settings.kafka})
+    for future in admin.create_topics([NewTopic("usage", 3)]).values():
+        future.result(10)
+    apply_topics(log.settings)
+    with pytest.raises(LogMismatch, match="usage has 3 partitions, not 4"):
+        check_partitions(log.settings)
+    assert any("usage: 3 partitions" in line for line in topic_drift(log.settings))
+
+
+def test_a_changed_topic_setting_is_reported(log: Stack) -> None:
+    apply_topics(log.settings)
+    admin = AdminClient({"bootstrap.servers": log.settings.kafka})
+    from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+    entry = ConfigEntry("retention.ms", "60000", incremental_operation=AlterConfigOpType.SET)
+    for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])]).values():
+        future.result(10)
+    end = time.monotonic() + 10
+    while not topic_drift(log.settings) and time.monotonic() < end:
+        time.sleep(0.05)  # the broker learns of it from the controller a moment later
+    assert topic_drift(log.settings) == ["models: retention.ms=60000, the catalogue says -1"]
+
+
+def test_a_schema_that_could_not_read_old_records_is_refused_by_the_registry(log: Stack) -> None:
+    settings = log.settings
+    _prepare(settings)
+    registry = Registry(settings)
+    before = json.loads(Path("schemas/usage/InvocationSettled.avsc").read_text())
+    before["fields"].append({"name": "must_have", "type": "string"})
+    with pytest.raises(Incompatible):
+        registry.register("usage-InvocationSettled", json.dumps(before))
+    before["fields"][-1]["default"] = ""
+    registry.register("usage-InvocationSettled", json.dumps(before))  # with a default it may evolve
+
+
+def test_a_wiped_registry_is_refused_and_the_log_still_decodes(log: Stack) -> None:
+    settings = log.settings
+    writer, reader = _prepare(settings)
+    codec, log_id = open_codec(settings, reader)
+    fact = example_of(FACTS["TenantCreated"])
+    at = writer.append("accounts", b"acme", codec.encode(fact)).result(10)
+
+    log.down()
+    for folder in settings.folder.iterdir():
+        if folder.name == "registry":
+            shutil.rmtree(folder)
+    log.up({"kafka", "registry"})
+    registry = Registry(settings)
+    for subject, definition in reversed(list(_definitions().items())):  # registered in another order: other ids
+        registry.register(subject, definition)
+
+    reader = Reader(settings, "test")
+    with pytest.raises(LogMismatch, match="not this log's registry"):
+        open_codec(settings, reader)
+    book, same_log = read_schemas(reader)
+    assert same_log == log_id
+    from events.schema.codec import Codec
+
+    record = reader.record_at(at.topic, at.partition, at.offset)
+    assert Codec(book).fact(record.value or b"") == fact
+
+
+def _definitions() -> dict[str, str]:
+    from events.schema.codec import todays_schemas
+
+    return todays_schemas()
+
+
+class _Tenants:
+    code_version = "1"
+
+    def __init__(self) -> None:
+        self.tenants: list[str] = []
+
+    def apply(self, name: str, body: dict[str, Any], at: Coordinate) -> None:
+        if name == "TenantCreated":
+            self.tenants.append(body["tenant"])
+
+    def dump(self) -> bytes:
+        return json.dumps(self.tenants).encode()
+
+    def load(self, state: bytes) -> None:
+        self.tenants = json.loads(state)
+
+
+def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: Stack) -> None:
+    settings = log.settings
+    writer, reader = _prepare(settings)
+    with pytest.raises(LogMismatch, match="is not empty"):
+        restore(settings, reader)
+    # A second version of one subject: ids with holes between a subject's versions.
+    known = schemas_on_log(reader)
+    settled = next(s for s in known if s.name == "InvocationSettled")
+    newer = json.loads(settled.definition)
+    newer["fields"].append({"name": "later", "type": "long", "default": 0})
+    later = Schema.of(Registry(settings).register(settled.subject, json.dumps(newer)), settled.subject, json.dumps(newer))
+    codec, log_id = open_codec(settings, reader)
+    fact = SchemaRegistered(
+        event_id=new_id(),
+        occurred_at=now_us(),
+        producer="test",
+        log_id=log_id,
+        schema_id=later.schema_id,
+        subject=later.subject,
+        sha256=later.sha256,
+        definition=later.definition,
+    )
+    writer.append("schemas", b"x", codec.encode(fact), {"ce_type": b"SchemaRegistered"}).result(10)
+    newest = b"\x00" + later.schema_id.to_bytes(4, "big") + codec.encode(example_of(FACTS["InvocationSettled"]))[5:] + b"\x00"
+    assert codec.decode(newest)[1]["later"] == 0  # recorded since this codec was made
+    with pytest.raises(Undecodable, match="unknown_schema"):
+        codec.decode(b"\x00" + (later.schema_id + 1000).to_bytes(4, "big"))
+
+    log.down()
+    shutil.rmtree(settings.folder / "registry")
+    log.up({"kafka", "registry"})
+    with pytest.raises(LogMismatch):
+        open_codec(settings, reader)
+    restored = restore(settings, reader)
+    assert {(s.schema_id, s.subject) for s in restored} == {(s.schema_id, s.subject) for s in known} | {(later.schema_id, later.subject)}
+    assert open_codec(settings, reader)[1] == log_id
+    assert publish(settings, writer, reader) == []  # the registry finds every text of today under its old id …
+    registry, again = Registry(settings), {s.subject: s.schema_id for s in known}
+    assert {subject: registry.register(subject, text) for subject, text in todays_schemas().items()} == again
+    other = json.dumps({"type": "record", "name": "Other", "fields": []})
+    assert registry.register("schemas-Other", other) > later.schema_id  # … and gives no old id away
+    with pytest.raises(Incompatible):
+        registry.register(settled.subject, json.dumps({**newer, "fields": [*newer["fields"], {"name": "no_default", "type": "long"}]}))
+    with pytest.raises(LogMismatch, match="is not empty"):
+        restore(settings, reader)
+    writer.close()
+    reader.close()
+
+
+def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: Stack, tmp_path: Path) -> None:
+    settings = log.settings
+    writer, reader = _prepare(settings)
+    codec, log_id = open_codec(settings, reader)
+    sent: dict[str, int] = {}
+    position = 0
+
+    def decide(partition: int, name: str, body: dict[str, Any], topic: str = "accounts") -> None:
+        nonlocal position
+        position += 1
+        place = Place("s", position, 0 if name == "StoreOpened" else sent[f"{topic}/{partition}"])
+        base = {"event_id": "e", "occurred_at": 1, "producer": "test", "version": 1, "by": "u"}
+        frame = codec.encode_dict(name, base | body, topic)
+        writer.append(topic, b"k", frame, place.headers | {"ce_type": name.encode()}, partition).result(10)
+        sent[f"{topic}/{partition}"] = position
+
+    def beat() -> None:
+        writer.append("heartbeats", b"s", Heartbeat("s", position, sent).to_json()).result(10)
+
+    for partition in range(4):
+        decide(partition, "StoreOpened", {"store": "s", "previous_store": "", "previous_position": 0})
+    for n in range(100):
+        decide(n % 4, "TenantCreated", {"tenant": f"t{n}", "display_name": "T"})
+
+    snapshot = tmp_path / "fold.snapshot"
+    fold = _Tenants()
+    follower = Follower(settings, codec, log_id, ("accounts",), fold, name="test", snapshot=snapshot)
+    follower.start()
+    time.sleep(1)  # nothing may be applied without a heartbeat, however long one waits
+    assert fold.tenants == []
+    assert not follower.ready
+    beat()
+    assert follower.wait_caught_up(10)
+    assert fold.tenants == [f"t{n}" for n in range(100)]
+    assert follower.ready
+    assert follower.age_s() < 5
+    deadline = time.monotonic() + 10
+    while follower.ready and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not follower.ready  # no heartbeat for five seconds: stale, and it says so
+    follower.stop()
+    follower.save()
+
+    decide(0, "TenantCreated", {"tenant": "late", "display_name": "T"})
+    beat()
+    again = _Tenants()
+    resumed = Follower(settings, codec, log_id, ("accounts",), again, name="test", snapshot=snapshot)
+    resumed.start()
+    assert resumed.wait_caught_up(10)
+    assert again.tenants == [*fold.tenants, "late"]
+    resumed.stop()
+    writer.close()
+
+
+def test_a_reader_finds_the_ends_again_after_the_broker_was_killed(log: Stack) -> None:
+    writer, _ = _prepare(log.settings)
+    reader = Reader(log.settings, "test")
+    before = reader.bounds("models", "usage")  # from now on it knows the leaders, and their epoch
+    log.kill9("kafka")
+    log.wait_healthy("kafka", 30)
+    assert reader.bounds("models", "usage") == before
+    at = writer.append("usage", b"acme", b"x").result(20)
+    assert reader.end_offsets("usage")["usage", at.partition] == at.offset + 1
+    writer.close()

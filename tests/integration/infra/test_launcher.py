@@ -1,0 +1,251 @@
+"""The launcher on real parts: what it starts works, what it stops is gone, and no kill leaves anything in the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from events.process.settings import Settings
+from infra.launcher import LaunchFailed, Stack, processes
+from infra.launcher.paths import MARK_VARIABLE
+from infra.launcher.ports import free_block
+from infra.launcher.supervision import settings_environment
+
+ROOT = Path(__file__).resolve().parents[3]
+LOG = {"kafka", "registry"}
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def stack(stack_settings: Settings) -> Iterator[Stack]:
+    """A stack of the test's own; whatever the test does, nothing of it is left."""
+    stack = Stack(stack_settings)
+    try:
+        yield stack
+    finally:
+        stack.down()
+
+
+def eventually(what: Callable[[], bool], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not (true := what()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true
+
+
+def command_line(stack: Stack, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli.app", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **settings_environment(stack.settings)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def mentions(stack: Stack) -> set[int]:
+    """Processes of this stack by what they were started with: found without the mark, as a second opinion."""
+    signs = (str(stack.places.folder), str(stack.places.short))
+    own = processes.ancestry(os.getpid())
+    return {pid for pid in processes.pids() if pid not in own and any(sign in processes.command_of(pid) for sign in signs)}
+
+
+def assert_nothing_is_left(stack: Stack) -> None:
+    assert processes.marked(stack.places.mark) == set()
+    assert mentions(stack) == set()
+    assert not stack.places.short.exists()
+    for part in stack.parts.values():
+        for port in part.ports:
+            with socket.socket() as probe:
+                assert probe.connect_ex((stack.settings.host, port)) != 0, f"port {port} of {part.name} still answers"
+
+
+def test_the_shared_log_stack_answers(log_stack: Stack) -> None:
+    assert log_stack.pid("kafka")
+    assert httpx.get(f"{log_stack.settings.registry}/subjects", trust_env=False).status_code == 200
+
+
+def test_a_second_up_finds_everything_up(log_stack: Stack) -> None:
+    before = log_stack.pid("kafka")
+    assert log_stack.up(LOG) is False
+    assert log_stack.pid("kafka") == before
+
+
+def test_up_with_other_settings_is_refused_while_the_stack_runs(log_stack: Stack) -> None:
+    other = Stack(log_stack.settings.model_copy(update={"workers": 2}))
+    with pytest.raises(LaunchFailed) as refusal:
+        other.up(LOG)
+    assert refusal.value.code == "settings-changed"
+
+
+def test_status_shows_health_pid_and_memory(log_stack: Stack) -> None:
+    by_name = {part.name: part for part in log_stack.status()}
+    assert by_name["kafka"].state == "healthy"
+    assert by_name["kafka"].pid == log_stack.pid("kafka")
+    assert 100e6 < by_name["kafka"].pss_bytes < 600e6
+    assert by_name["gateway"].state == "stopped"
+
+
+def test_an_unknown_part_is_named_with_those_there_are(log_stack: Stack) -> None:
+    with pytest.raises(LaunchFailed, match="no part kafak") as refusal:
+        log_stack.up({"kafak"})
+    assert "kafka, registry" in refusal.value.remedy
+
+
+def test_down_leaves_no_process_no_socket_and_no_port(stack: Stack) -> None:
+    stack.up(LOG)
+    assert processes.marked(stack.places.mark)
+    assert mentions(stack)
+    assert stack.down() is True
+    assert_nothing_is_left(stack)
+    assert stack.down() is False
+
+
+def test_what_was_written_is_there_after_down_and_up(stack: Stack) -> None:
+    schema = {"schema": '{"type": "record", "name": "Kept", "fields": []}'}
+    stack.up({"registry"})
+    subject = f"{stack.settings.registry}/subjects/kept/versions"
+    written = httpx.post(subject, json=schema, trust_env=False, timeout=20).json()["id"]
+    stack.down()
+    stack.up({"registry"})
+    assert httpx.get(f"{subject}/1", trust_env=False).json()["id"] == written
+
+
+def test_a_killed_kafka_comes_back_by_itself(stack: Stack) -> None:
+    stack.up({"kafka"})
+    killed = stack.kill9("kafka")
+    assert eventually(lambda: stack.pid("kafka") not in (None, killed), within_s=20)
+    stack.wait_healthy("kafka", 20)
+
+
+def test_one_part_is_started_again_while_the_others_go_on(stack: Stack) -> None:
+    asked = command_line(stack, "restart", "kafka")
+    assert "the stack does not run" in asked.communicate(timeout=60)[0]
+    assert asked.returncode == 1
+    stack.up(LOG)
+    before = {name: stack.pid(name) for name in LOG}
+    asked = command_line(stack, "restart", "kafka")
+    said = asked.communicate(timeout=120)[0]
+    assert asked.returncode == 0, said
+    after = {name: stack.pid(name) for name in LOG}
+    assert after["kafka"] not in (None, before["kafka"])
+    assert after["registry"] == before["registry"]
+    for part, reason in (("gateway", "runs inside Ray"), ("kafak", "there is no part kafak")):
+        asked = command_line(stack, "restart", part)
+        assert reason in asked.communicate(timeout=60)[0]
+        assert asked.returncode == 1
+
+
+def test_a_killed_up_does_not_block_the_next(stack: Stack) -> None:
+    killed = command_line(stack, "up", "kafka", "registry")
+    assert eventually(lambda: stack.supervisor.pid() is not None, within_s=20)
+    killed.kill()
+    killed.wait(10)
+    stack.up(LOG)
+    assert {part.name for part in stack.status() if part.healthy} == LOG
+
+
+def test_an_up_killed_while_it_formats_the_brokers_storage_does_not_block_the_next(stack: Stack) -> None:
+    killed = command_line(stack, "up", "kafka")
+    assert eventually(lambda: any((stack.settings.folder / "kafka").glob("format-*/server.properties")), within_s=20)
+    killed.kill()
+    killed.wait(10)
+    stack.up({"kafka"})
+    assert {part.name for part in stack.status() if part.healthy} == {"kafka"}
+    assert not list((stack.settings.folder / "kafka").glob("format-*/server.properties"))
+
+
+def test_a_killed_supervisor_does_not_block_the_next_up(stack: Stack) -> None:
+    stack.up(LOG)
+    orphans = {stack.pid("kafka"), stack.pid("registry")}
+    supervisor = stack.supervisor.pid()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    assert eventually(lambda: not processes.alive(supervisor), within_s=5)
+    assert orphans <= processes.marked(stack.places.mark)
+    assert stack.up(LOG) is True
+    assert not any(pid and processes.alive(pid) for pid in orphans)
+
+
+def test_down_ends_what_a_killed_supervisor_left(stack: Stack) -> None:
+    stack.up({"kafka"})
+    supervisor = stack.supervisor.pid()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    assert stack.down() is True
+    assert_nothing_is_left(stack)
+
+
+def test_a_taken_port_is_named_with_its_setting(stack: Stack) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the test before may linger on this port
+        taken.bind((stack.settings.host, stack.settings.kafka_port))
+        taken.listen()
+        with pytest.raises(LaunchFailed) as refusal:
+            stack.up({"kafka"})
+    assert refusal.value.code == "port-taken"
+    assert str(stack.settings.kafka_port) in refusal.value.message
+    assert f"process {os.getpid()}" in refusal.value.message
+    assert "MODELMARKET_BASE_PORT" in refusal.value.remedy
+
+
+def test_a_part_that_cannot_start_fails_with_the_end_of_its_log(stack: Stack) -> None:
+    fails = (sys.executable, "-c", "raise SystemExit('the event store is not where it should be')")
+    stack.parts["relay"] = replace(stack.parts["relay"], command=fails)
+    with pytest.raises(LaunchFailed) as refusal:
+        stack.up({"relay"})
+    assert refusal.value.code == "part-crashes"
+    assert "the event store is not where it should be" in refusal.value.log_tail
+
+
+def test_two_stacks_with_their_own_ray_run_side_by_side(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with free_block() as base_port:
+        other = Stack(Settings(stack="other", base_port=base_port, data=tmp_path_factory.mktemp("other")))
+        try:
+            stack.up({"kafka", "ray"})
+            other.up({"kafka", "ray"})
+            for one in (stack, other):
+                assert {part.name for part in one.status() if part.healthy} == {"kafka", "ray"}
+            assert not processes.marked(stack.places.mark) & processes.marked(other.places.mark)
+            other.down()
+            assert_nothing_is_left(other)
+            assert {part.name for part in stack.status() if part.healthy} == {"kafka", "ray"}
+        finally:
+            other.down()
+
+
+def test_a_killed_ray_comes_back_without_what_it_left(stack: Stack) -> None:
+    stack.up({"ray"})
+    before = processes.tree(stack.pid("ray") or 0)
+    killed = stack.kill9("ray")
+    assert eventually(lambda: stack.pid("ray") not in (None, killed), within_s=20)
+    stack.wait_healthy("ray")
+    assert not any(processes.alive(pid) for pid in before)
+    stack.restart("ray")  # by itself: no controller that was not there
+    assert {part.name for part in stack.status() if part.healthy} == {"ray"}
+    assert stack.pid("controller") is None
+
+
+def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(stack: Stack) -> None:
+    stack.up({"ray"})
+    members = processes.tree(stack.pid("ray") or 0)
+    mark = f"{MARK_VARIABLE}={stack.places.mark}".encode()
+    assert [processes.command_of(pid) for pid in members if mark not in processes.environment_of(pid)] == []
+    listening = {(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.pid in members and c.status == "LISTEN"}
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    block = range(stack.settings.base_port, stack.settings.base_port + 200)
+    assert [port for _, port in listening if port not in block] == []

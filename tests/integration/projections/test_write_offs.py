@@ -1,0 +1,453 @@
+"""What nobody can read holds a bill back until two people give it up; what can be read is counted, whatever anybody writes off (K9, K13)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from events.facts.catalogue import TOPICS
+from events.facts.fact import Coordinate, now_us
+from events.log.partitioner import partition_of
+from events.log.schemas import Registry, read_schemas
+from events.schema.codec import Codec, Schema
+from projections.bills.bill_from_log import UsageLog, bills_from_log, epochs_ended, tenant_bills
+from projections.bills.bill_from_tables import cuts_of, unreadable_below
+from projections.bills.issue import Outcome, Posted, Waiting, pending
+from projections.bills.running import RunningBills
+from projections.bills.verify import verify
+from projections.dead_letters.queries import STATES, letters
+from projections.dead_letters.redrive import Redrive
+from projections.ingest.table_offsets import dense_end
+from projections.usage.producer_epochs import epochs
+from rating.book import METERS
+from tests.integration.bookkeeping import Market, running_market
+
+PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS}
+PARTITIONS = TOPICS["usage"].partitions
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    with running_market("writeoffs", tmp_path_factory.mktemp("writeoffs")) as market:
+        yield market
+
+
+@pytest.fixture(scope="module")
+def second(market: Market) -> str:
+    """Another admin's key."""
+    tenant, _ = market.tenant("standard")
+    return str(market.command("POST", f"/v1/tenants/{tenant}/keys", {"scopes": ["admin"], "user": "second"})["api_key"])
+
+
+@pytest.fixture
+def run(market: Market, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`modelmarket …` on this stack; `code` is the exit code it must have, None for any."""
+    settings = market.settings
+    for name, value in (("STACK", settings.stack), ("BASE_PORT", str(settings.base_port)), ("DATA", str(settings.folder))):
+        monkeypatch.setenv(f"MODELMARKET_{name}", value)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str, code: int | None = 0) -> str:
+        done = CliRunner().invoke(app, list(words))
+        assert code in (None, done.exit_code), done.output
+        return done.output
+
+    return run
+
+
+def month() -> str:
+    return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
+
+
+def put(market: Market, tenant: str, value: bytes | None) -> Coordinate:
+    return market.writer.append("usage", tenant.encode(), value, {}).result(10)
+
+
+def post(market: Market, path: str, body: dict[str, Any] | None = None, key: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key or market.admin}", "Idempotency-Key": str(uuid.uuid4())}
+    return httpx.post(market.settings.commands + path, json=body, headers=headers, timeout=30)
+
+
+def give_up(market: Market, second: str, at: Coordinate, value: bytes | None) -> None:
+    sha256 = hashlib.sha256(value or b"").hexdigest()
+    path = f"/v1/write-offs/records/{at}"
+    assert post(market, path, {"sha256": sha256, "reason": "nobody of ours wrote it"}).status_code == 201
+    assert post(market, f"{path}/approve", {"sha256": sha256}, second).status_code == 200
+
+
+def waits(market: Market, tenant: str, number: int, reason: str) -> None:
+    biller = market.biller()
+    with market.folding() as until:
+
+        def refused() -> bool:
+            biller.issue()
+            return biller.waiting.get(f"{tenant}#{number}") == reason
+
+        until(f"the biller says {reason}", refused)
+
+
+def issued(market: Market, tenant: str, number: int) -> dict[str, Any]:
+    """Waits for a bill whose cut is fixed."""
+    biller = market.biller()
+    with market.folding() as until:
+
+        def done() -> bool:
+            biller.issue()
+            return (tenant, number) not in pending(market.clickhouse)
+
+        until(f"bill {number} of {tenant}: {biller.waiting}", done)
+    (said,) = [
+        body
+        for name, body in (market.codec.decode(r.value) for r in market.reader.read("bills"))
+        if name == "BillIssued" and (body["tenant"], body["number"]) == (tenant, number)
+    ]
+    return said
+
+
+def claimed(market: Market, tenant: str) -> dict[int, tuple[int, int, int]]:
+    """number → (calls, difference in micro-units, records written off) of a verification from Kafka alone."""
+    compared = verify(market.reader, market.codec, None, tenant, month())
+    assert all(c.agrees for c in compared), [(c.number, c.wrong) for c in compared]
+    calls = {c.number: sum(line.recomputed[0] for line in c.lines if line.key.meter == "calls") for c in compared}
+    return {c.number: (calls[c.number], c.difference_micros, c.records_written_off) for c in compared}
+
+
+def tenant_of(market: Market, partition: int) -> str:
+    """A new tenant whose usage is in this partition."""
+    book = market.prices(PRICED)
+    while True:
+        tenant = f"t{uuid.uuid4().hex[:12]}"
+        if partition_of(tenant.encode(), PARTITIONS) == partition:
+            market.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": tenant, "price_book": book})
+            return tenant
+
+
+def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, second: str) -> None:
+    tenant = tenant_of(market, 0)
+    market.append(tenant, [market.settled(tenant)])
+    garbage = [b"garbage", None, market.settled(tenant, event_id="NOT-A-UUID")]
+    places = [put(market, tenant, value) for value in garbage]
+    market.append(tenant, [market.settled(tenant)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    waits(market, tenant, 1, "dead_letters")
+    assert {(letter.at, letter.state) for letter in letters(market.clickhouse)} >= {(at, "open") for at in places}
+
+    path = f"/v1/write-offs/records/{places[0]}"
+    right, wrong = hashlib.sha256(b"garbage").hexdigest(), hashlib.sha256(b"other").hexdigest()
+    refusals = [
+        (post(market, path, {"sha256": wrong, "reason": "r"}), 409, "sha256_differs", "sha256"),
+        (post(market, path, {"sha256": "zz", "reason": "r"}), 422, "string_pattern_mismatch", "sha256"),
+        (post(market, path, {"sha256": right, "reason": "x" * 1001}), 422, "string_too_long", "reason"),
+        (post(market, f"{path}/approve", {"sha256": right}), 404, "not_requested", "offset"),
+        (post(market, "/v1/write-offs/records/usage/9/0", {"sha256": right, "reason": "r"}), 404, "partition_unknown", "partition"),
+        (post(market, "/v1/write-offs/records/usage/0/999999", {"sha256": right, "reason": "r"}), 404, "record_missing", "offset"),
+        (post(market, "/v1/write-offs/records/nothing/0/0", {"sha256": right, "reason": "r"}), 404, "topic_unknown", "topic"),
+    ]
+    for answer, status, code, field in refusals:
+        said = answer.json()
+        assert (answer.status_code, said["code"], said["field"]) == (status, code, field), answer.text
+        assert said["remedy"]
+    _, reader_key = market.tenant("standard")
+    assert post(market, path, {"sha256": right, "reason": "r"}, reader_key).status_code == 403
+
+    for at, value in zip(places, garbage, strict=True):
+        sha256 = hashlib.sha256(value or b"").hexdigest()
+        path = f"/v1/write-offs/records/{at}"
+        assert post(market, path, {"sha256": sha256, "reason": "nobody of ours wrote it"}).status_code == 201
+        same = post(market, f"{path}/approve", {"sha256": sha256})
+        assert (same.status_code, same.json()["code"]) == (403, "same_person")
+    with market.folding() as until:
+        until("requested", lambda: {letter.at: letter.state for letter in letters(market.clickhouse)}.get(places[0]) == "requested")
+    waits(market, tenant, 1, "dead_letters")
+
+    for at, value in zip(places, garbage, strict=True):
+        approved = post(market, f"/v1/write-offs/records/{at}/approve", {"sha256": hashlib.sha256(value or b"").hexdigest()}, second)
+        assert (approved.status_code, approved.json()["state"], approved.json()["approver"]) == (200, "written_off", "second")
+    bill = issued(market, tenant, 1)
+    assert (bill["records_written_off"], bill["facts_claimed"], bill["total_micros"]) == (3, 2, 2_000_000)
+    assert claimed(market, tenant) == {1: (2, 0, 3)}
+    assert not [letter for letter in letters(market.clickhouse) if letter.at in places]
+    assert {letter.state for letter in letters(market.clickhouse, STATES) if letter.at in places} == {"written_off"}
+
+    # Both suppliers by themselves, and the next bill of the partition.
+    cut = cuts_of(market.clickhouse, tenant, [1])[0]
+    (from_log,) = bills_from_log(market.reader, market.codec, tenant_bills(market.reader, market.codec, tenant), [1])
+    below = next(c["offset"] for c in cut["cuts"] if c["partition"] == 0)
+    assert from_log.records_written_off == len(unreadable_below(market.clickhouse, 0, below).excluded) == 3
+    neighbour = tenant_of(market, 0)
+    market.append(neighbour, [market.settled(neighbour)])
+    assert market.issue(neighbour, month())["records_written_off"] == 3
+    admin = httpx.get(f"{market.settings.queries}/v1/bills", headers={"Authorization": f"Bearer {market.admin}"}, params={"tenant": tenant})
+    assert [b["records_written_off"] for b in admin.json()["bills"] if b["status"] == "issued"] == [3]
+
+
+def test_what_can_be_read_is_billed_whoever_writes_it_off(market: Market, second: str) -> None:
+    tenant = tenant_of(market, 1)
+    value = market.settled(tenant)
+    at = put(market, tenant, value)
+    answer = post(market, f"/v1/write-offs/records/{at}", {"sha256": hashlib.sha256(value).hexdigest(), "reason": "make it disappear"})
+    assert (answer.status_code, "counted all the same" in answer.json()["note"]) == (201, True)
+    assert post(market, f"/v1/write-offs/records/{at}/approve", {"sha256": hashlib.sha256(value).hexdigest()}, second).is_success
+    bill = market.issue(tenant, month())
+    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (1, 0, 1_000_000)
+    assert claimed(market, tenant) == {1: (1, 0, 0)}
+
+
+def test_a_write_off_of_other_bytes_is_ignored_and_said(market: Market, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command compares the hash with the log; should a store's decision meet another log all the same, the readers do."""
+    tenant = tenant_of(market, 2)
+    at = put(market, tenant, b"garbage")
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    give_up_elsewhere(market, at, b"other bytes")
+    waits(market, tenant, 1, "dead_letters")
+    found = unreadable_below(market.clickhouse, 2, at.offset + 1)
+    assert (found.open, found.mistaken, found.excluded) == ((at.offset,), (at.offset,), ())
+    outcome = market.issuer().issue(tenant, 1)
+    assert "other bytes" in getattr(outcome, "message", "")
+    usage = UsageLog(market.reader, market.codec, tenant)
+    monkeypatch.setattr(usage, "_given_up", {at.offset: frozenset({hashlib.sha256(b"other bytes").digest()})})
+    list(usage.records(at.offset + 1))
+    assert (usage.unreadable, usage.written_off) == ({at.offset}, set())
+    give_up(market, second, at, b"garbage")
+    assert issued(market, tenant, 1)["records_written_off"] == 1
+
+
+def give_up_elsewhere(market: Market, at: Coordinate, value: bytes) -> None:
+    """As if it had been decided: a row of the history that no command would write."""
+    body = f'{{"topic":"{at.topic}","partition":{at.partition},"offset":{at.offset},"sha256":"{hashlib.sha256(value).hexdigest()}"}}'
+    row = {"topic": "bills", "kafka_partition": 900, "kafka_offset": 1, "kind": "decided", "fact": "RecordWrittenOff", "key": str(at)}
+    market.clickhouse.insert_rows("history_rows", [{**row, "body": body, "sha256": "0" * 64}])
+
+
+def newer_schema(market: Market, name: str) -> Schema:
+    """Of a program that is newer than this one: one more field. The registry has it, the log does not."""
+    known = market.codec.schema_for(name)
+    fields: dict[str, Any] = json.loads(known.definition)
+    fields["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
+    definition = json.dumps(fields)
+    return Schema.of(Registry(market.settings).register(known.subject, definition), known.subject, definition)
+
+
+def written_with(newer: Schema, frame: bytes) -> bytes:
+    return b"\x00" + newer.schema_id.to_bytes(4, "big") + frame[5:] + b"\x02"
+
+
+def publish(market: Market, schema: Schema) -> None:
+    fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id}
+    said = {"schema_id": schema.schema_id, "subject": schema.subject, "sha256": schema.sha256, "definition": schema.definition}
+    frame = market.codec.encode_dict("SchemaRegistered", {**fact, **said})
+    market.writer.append("schemas", str(schema.schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
+
+
+def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: Market) -> None:
+    tenant = tenant_of(market, 3)
+    lost = len(unreadable_below(market.clickhouse, 3, 1 << 40).excluded)
+    late = newer_schema(market, "InvocationSettled")
+    places = [
+        put(market, tenant, value) for value in (written_with(late, market.settled(tenant)), written_with(late, market.settled(tenant)))
+    ]
+    market.append(tenant, [market.settled(tenant)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    waits(market, tenant, 1, "dead_letters")
+    redrive = Redrive(market.settings, market.clickhouse)
+    still = redrive.retry(places[0])
+    redrive.close()
+    assert (still.kind, "unknown_schema" in still.message) == ("unreadable", True)
+
+    publish(market, late)
+    redrive = Redrive(market.settings, market.clickhouse)
+    assert [redrive.retry(at).kind for at in (*places, places[0])] == ["redriven", "redriven", "readable"]
+    redrive.close()
+    assert {letter.state for letter in letters(market.clickhouse, STATES) if letter.at in places} == {"redriven"}
+    bill = issued(market, tenant, 1)
+    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
+    market.codec = Codec(read_schemas(market.reader)[0])
+    assert claimed(market, tenant) == {1: (3, 0, lost)}
+
+
+def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_one_changes(market: Market, second: str) -> None:
+    tenant = tenant_of(market, 2)
+    late = newer_schema(market, "InvocationSettled")
+    value = written_with(late, market.settled(tenant))
+    at = put(market, tenant, value)
+    market.append(tenant, [market.settled(tenant)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    waits(market, tenant, 1, "dead_letters")
+    give_up(market, second, at, value)
+    first = issued(market, tenant, 1)
+    lost = first["records_written_off"]
+    assert (first["facts_claimed"], at.offset in first["excluded"], len(first["excluded"])) == (1, True, lost)
+    assert claimed(market, tenant) == {1: (1, 0, lost)}
+
+    publish(market, late)
+    market.codec = Codec(read_schemas(market.reader)[0])
+    redrive = Redrive(market.settings, market.clickhouse)
+    assert redrive.retry(at).kind == "redriven"
+    redrive.close()
+    assert claimed(market, tenant) == {1: (1, 0, lost)}, "the issued bill is what it was"
+    market.append(tenant, [market.settled(tenant)])
+    market.fold()
+    running = RunningBills(market.clickhouse).compute(tenant, dense_end(market.clickhouse, "usage", 2), now_us())
+    assert running.facts["claimed"] == 2
+    then = market.issue(tenant, month())
+    assert (then["facts_claimed"], then["total_micros"], at.offset in then["excluded"]) == (2, 2_000_000, False)
+    assert claimed(market, tenant) == {1: (1, 0, lost), 2: (2, 0, lost - 1)}
+
+
+def test_what_was_given_up_and_can_be_read_says_so_until_it_is_read_again(market: Market, second: str, run: Run) -> None:
+    """Its schema was published and nobody tried it again: the table still leaves it out, the log has it."""
+    tenant, neighbour = tenant_of(market, 2), tenant_of(market, 2)
+    late = newer_schema(market, "InvocationSettled")
+    value = written_with(late, market.settled(tenant))
+    at, rubbish = put(market, tenant, value), put(market, tenant, b"rubbish")
+    market.append(tenant, [market.settled(tenant)])
+    market.fold()
+    give_up(market, second, at, value)
+    give_up(market, second, rubbish, b"rubbish")
+    first = market.issue(tenant, month())
+    assert (first["facts_claimed"], at.offset in first["excluded"]) == (1, True)
+
+    publish(market, late)
+    market.codec = Codec(read_schemas(market.reader)[0])
+    for whose in (neighbour, tenant):
+        market.append(whose, [market.settled(whose)])
+        market.command("POST", f"/v1/bills/{whose}/{month()}/cut")
+    for whose, number in ((neighbour, 1), (tenant, 2)):
+        waits(market, whose, number, "dead_letters")
+        outcome = market.issuer().issue(whose, number)
+        assert isinstance(outcome, Waiting) and outcome.alarming
+        assert f"{at}: written off, and can be read now: `modelmarket dead-letters retry {at}`" in outcome.message
+        assert str(rubbish) not in outcome.message
+
+    said = " ".join(run("dead-letters", "retry", "--all", code=None).split())
+    assert f"{at} redriven" in said
+    assert str(rubbish) not in said, "what was given up for good is tried, and no more is said of it"
+    then, theirs = issued(market, tenant, 2), issued(market, neighbour, 1)
+    assert (then["facts_claimed"], at.offset in then["excluded"], rubbish.offset in then["excluded"]) == (2, False, True)
+    assert (theirs["facts_claimed"], theirs["excluded"] == then["excluded"]) == (1, True)
+    assert [c[:2] for c in claimed(market, tenant).values()] == [(1, 0), (2, 0)]
+
+
+def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_after_it(market: Market) -> None:
+    tenant, epoch = tenant_of(market, 2), str(uuid.uuid4())
+    old, newer = market.issuer(), newer_schema(market, "ProducerClosed")
+    publish(market, newer)
+    said = {"occurred_at": now_us(), "producer": "gateway-newer", "epoch": epoch}
+    opened = {"log_id": market.log_id, "host": "h", "region": "local"}
+    closed = {"last": {tenant: 1}, "closed_by": "gateway-newer"}
+    market.append(tenant, [market.settled(tenant, epoch=epoch)])
+    for name, more in (("ProducerOpened", opened), ("ProducerClosed", closed)):
+        frame = market.codec.encode_dict(name, {**said, "event_id": str(uuid.uuid4()), **more})
+        value = written_with(newer, frame) if name == "ProducerClosed" else frame
+        market.writer.append("producers", b"gateway-newer", value, {}).result(10)
+    over = post(market, f"/v1/write-offs/producers/gateway-newer/{epoch}", {"reason": "killed"})
+    assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    outcomes: list[Outcome] = []
+    with market.folding() as until:
+        until("the cut is in the history", lambda: (tenant, 1) in pending(market.clickhouse))
+
+        def posted() -> bool:
+            outcomes.append(old.issue(tenant, 1))
+            return isinstance(outcomes[-1], Posted)
+
+        until("the bill is posted", posted)
+    assert isinstance(outcomes[-1], Posted) and outcomes[-1].bill.producers_open == 0
+    market.codec = Codec(read_schemas(market.reader)[0])
+    assert claimed(market, tenant)[1][1] == 0
+
+
+def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(market: Market, second: str) -> None:
+    tenant, epoch, producer = tenant_of(market, 1), str(uuid.uuid4()), f"gateway-{uuid.uuid4().hex[:8]}"
+    said = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": producer, "epoch": epoch}
+    opened = market.codec.encode_dict("ProducerOpened", {**said, "log_id": market.log_id, "host": "h", "region": "local"})
+    path = f"/v1/write-offs/producers/{producer}/{epoch}"
+    unknown = post(market, path, {"reason": "killed"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "epoch_unknown")
+    market.writer.append("producers", producer.encode(), opened, {}).result(10)
+    market.append(tenant, [market.settled(tenant, epoch=epoch)])
+    assert market.issue(tenant, month())["producers_open"] == 1
+    (found,) = epochs(market.clickhouse, epoch=epoch)
+    assert (found.status, found.last_fact_us > 0) == ("open", True)
+
+    assert post(market, path, {"reason": "killed"}).status_code == 201
+    same = post(market, f"{path}/approve")
+    assert (same.status_code, same.json()["code"]) == (403, "same_person")
+    # Whoever can write to the topic gives nothing up: the fact counts in the relay's chain.
+    forged = market.codec.encode_dict("ProducerWrittenOff", {**said, "reason": "r", "approver": "nobody"})
+    market.writer.append("producers", producer.encode(), forged, {}).result(10)
+    assert market.issue(tenant, month())["producers_open"] == 1
+    assert post(market, f"{path}/approve", key=second).status_code == 200
+    with market.folding() as until:
+        until("written off", lambda: epochs(market.clickhouse, only_open=False, epoch=epoch)[0].status == "written_off")
+    bill = market.issue(tenant, month())
+    assert bill["producers_open"] == 0
+    assert {n: c[1] for n, c in claimed(market, tenant).items()} == {1: 0, 2: 0, 3: 0}
+    assert epoch in epochs_ended(market.reader, market.codec, market.reader.end_offsets("producers")["producers", 0])
+
+    closed, end = {**said, "epoch": str(uuid.uuid4())}, {"last": {tenant: 1}, "closed_by": producer}
+    for name, more in (("ProducerOpened", {"log_id": market.log_id, "host": "h", "region": "local"}), ("ProducerClosed", end)):
+        value = market.codec.encode_dict(name, {**closed, "event_id": str(uuid.uuid4()), **more})
+        market.writer.append("producers", producer.encode(), value, {}).result(10)
+    over = post(market, f"/v1/write-offs/producers/{producer}/{closed['epoch']}", {"reason": "killed"})
+    assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
+
+
+def test_the_commands_of_operations_lead_through_it(market: Market, second: str, run: Run, tmp_path: Path) -> None:
+    settings = market.settings
+    key_file = tmp_path / "second.key"
+    key_file.write_text(second)
+
+    tenant = tenant_of(market, 3)
+    at = put(market, tenant, b"rubbish")
+    where, alert = (market.writer.append(topic, b"stray", b"hello", {}).result(10) for topic in ("models", "alerts"))
+    market.fold()
+    assert str(at) in run("dead-letters", "list")
+    assert "not_framed" in run("dead-letters", "show", str(at))
+    assert "unreadable" in run("dead-letters", "retry", str(at), code=1)
+    for elsewhere in (where, alert):
+        assert "no bill depends on it" in " ".join(run("dead-letters", "retry", str(elsewhere), code=1).split())
+    assert "not_framed" in run("dead-letters", "show", str(alert))
+    assert "requested by admin" in run("dead-letters", "write-off", str(alert), "--reason", "typed by hand")
+    assert "approved by second" in run("dead-letters", "approve", str(alert), "--yes", "--key-file", str(key_file))
+    assert "requested by admin" in run("dead-letters", "write-off", str(at), "--reason", "typed by hand")
+    assert "same_person" in run("dead-letters", "approve", str(at), "--yes", code=1)
+    assert "approved by second" in run("dead-letters", "approve", str(at), "--yes", "--key-file", str(key_file))
+    with market.folding() as until:
+        until("closed", lambda: not {at, alert} & {letter.at for letter in letters(market.clickhouse)})
+    assert str(at) not in run("dead-letters", "list")
+    assert "written off by admin and second" in " ".join(run("dead-letters", "list", "--all").split())
+    assert "is written off" in run("dead-letters", "retry", str(at), code=1), "it asks first, and nobody answered"
+    assert "unreadable" in run("dead-letters", "retry", str(at), "--yes", code=1)
+    admin = {"Authorization": f"Bearer {market.admin}"}
+    told = httpx.get(f"{settings.queries}/v1/dead-letters", headers=admin, timeout=30).json()["dead_letters"]
+    assert (str(where), "open") in {(letter["record"], letter["state"]) for letter in told}
+
+    market.append(tenant, [market.settled(tenant)])
+    good = put(market, tenant, market.settled(tenant))
+    market.fold()
+    assert "can be read and is counted" in run("dead-letters", "write-off", str(good), "--reason", "r", code=1)
+
+    epoch = str(uuid.uuid4())
+    said = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "gateway-cli", "epoch": epoch}
+    opened = market.codec.encode_dict("ProducerOpened", {**said, "log_id": market.log_id, "host": "h", "region": "local"})
+    market.writer.append("producers", b"gateway-cli", opened, {}).result(10)
+    market.fold()
+    assert epoch in run("producers", "list")
+    assert "may be alive" in run("producers", "write-off", epoch, "--reason", "killed", code=1)
+    assert "requested by admin" in run("producers", "write-off", epoch, "--reason", "killed", "--force")
+    assert "approved by second" in run("producers", "approve", epoch, "--yes", "--force", "--key-file", str(key_file))
+    with market.folding() as until:
+        until("ended", lambda: epoch not in {e.epoch for e in epochs(market.clickhouse)})

@@ -1,0 +1,41 @@
+"""What strangers wrote is shown as they wrote it: brackets in it are no commands to the terminal's markup, and hide nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import dead_letters, producers
+from events.facts.fact import Coordinate
+from projections.dead_letters.queries import Letter
+from projections.usage.producer_epochs import Epoch
+
+HOSTILE = "refused_by_table: [/bold] at [red]row[/x] 1"
+
+
+def test_a_dead_letter_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    letter = Letter(Coordinate("usage", 2, 7), "requested", "code", HOSTILE, "00", 3, 1, "an[/]admin", "", "", mistaken=False)
+
+    def found(*_: Any) -> list[Letter]:
+        return [letter]
+
+    monkeypatch.setattr(dead_letters, "letters", found)
+    said = CliRunner().invoke(dead_letters.app, ["list"])
+    assert said.exit_code == 0 and HOSTILE in said.output and "an[/]admin" in said.output, said.output
+
+
+def test_a_producer_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    epoch = Epoch("gateway[/]", "e-1", "open", "a[/bold]host", 1, 0, 0, "", "", "")
+
+    def found(*_: Any, **__: Any) -> list[Epoch]:
+        return [epoch]
+
+    monkeypatch.setattr(producers, "epochs", found)
+    said = CliRunner().invoke(producers.app, ["list"])
+    assert said.exit_code == 0 and "gateway[/]" in said.output and "a[/bold]host" in said.output, said.output
+    ended = CliRunner().invoke(producers.app, ["write-off", "e-1", "--reason", "r"])
+    assert "gateway[/]" in ended.output, ended.output

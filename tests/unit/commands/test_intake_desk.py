@@ -1,0 +1,57 @@
+"""Commands that need a file inspected never hold more threads than there are places for them."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from commands.models import intake as intake_desk
+from commands.models.intake import IntakeBusy, IntakeDesk
+from events.facts.fact import TenantId
+from events.facts.models import Technical, TensorSpec
+from events.process.artifacts import Artifacts
+from events.process.settings import Settings
+
+ACME = TenantId("acme")
+TENSOR = {"datatype": "FP32", "shape": (-1, 4)}
+
+
+def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, 4]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", columns[:1], columns[1:])
+    file = tmp_path / "model.onnx"
+    file.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    artifacts = Artifacts(Settings(stack="unit", data=tmp_path))
+    artifacts.put(ACME, digest, file)
+    desk = IntakeDesk(artifacts, tmp_path / "uploads")
+    technical = Technical(
+        format="onnx",
+        framework="numpy",
+        precision="FP32",
+        inputs=(TensorSpec(name="x", **TENSOR),),
+        outputs=(TensorSpec(name="y", **TENSOR),),
+    )
+    monkeypatch.setattr(intake_desk, "CHECK_S_MAX", 0.05)
+    for _ in range(intake_desk.INSPECTIONS_MAX):
+        desk._slots.acquire()  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(IntakeBusy):
+        desk.check(ACME, digest, technical)
+    monkeypatch.setattr(intake_desk, "CHECK_S_MAX", 20.0)
+    found: list[object] = []
+    places = intake_desk.INSPECTIONS_MAX + intake_desk.CHECKS_WAITING_MAX
+    waiting = [threading.Thread(target=lambda: found.append(desk.check(ACME, digest, technical)), daemon=True) for _ in range(places)]
+    for thread in waiting:
+        thread.start()
+    while desk._checks._value:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]
+        threading.Event().wait(0.01)
+    with pytest.raises(IntakeBusy):  # at once, for twenty seconds would be too long
+        desk.check(ACME, digest, technical)
+    desk._slots.release()  # pyright: ignore[reportPrivateUsage]
+    for thread in waiting:
+        thread.join(20)
+    assert [refusal for _, refusal in found] == [None] * places  # type: ignore[attr-defined, misc]

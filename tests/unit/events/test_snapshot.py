@@ -1,0 +1,216 @@
+"""A snapshot is of one moment, and whatever is not exactly what was written is ignored: the log has it all (K5)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events.facts.fact import Coordinate
+from events.log import snapshot as snapshots
+from events.log.fold_runner import Follower
+from events.log.snapshot import FORMAT, SnapshotBroken
+from events.process.settings import Settings
+from events.schema.codec import Codec, SchemaBook
+from serving.gateway.keys import Keys
+from serving.gateway.routes import Interface, Retirement, Routes, Tensor, Version
+
+HEAD = {"code": "routes-2", "log_id": "log", "position": 7}
+AT = Coordinate("accounts", 0, 0)
+
+
+def issued(n: int, **more: Any) -> dict[str, Any]:
+    who = {"tenant": f"t{n % 7}", "key_id": f"k{n}", "user": "u", "scopes": ["invoke"]}
+    return who | {"key_sha256": digest(n).hex(), "labels": {"n": str(n)}} | more
+
+
+def digest(n: int) -> bytes:
+    return hashlib.sha256(b"%d" % n).digest()
+
+
+def keys_of(state: bytes) -> Keys:
+    routes = Routes()
+    routes.load(state)
+    return routes.keys
+
+
+# --- the file
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.snapshot"
+    snapshots.write(path, HEAD, [b"one\n", b"", b"two\n"])
+    assert snapshots.read(path) == (HEAD, b"one\ntwo\n")
+
+
+def test_a_torn_or_changed_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.snapshot"
+    snapshots.write(path, HEAD, [b"state"])
+    data = path.read_bytes()
+    for end in range(len(data)):
+        path.write_bytes(data[:end])
+        with pytest.raises(SnapshotBroken):
+            snapshots.read(path)
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(SnapshotBroken):
+            snapshots.read(path)
+
+
+def test_a_snapshot_that_could_not_be_finished_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.snapshot"
+    snapshots.write(path, HEAD, [b"first"])
+
+    def failing() -> Iterator[bytes]:
+        yield b"second"
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError):
+        snapshots.write(path, HEAD, failing())
+    assert snapshots.read(path) == (HEAD, b"first")
+
+
+def test_two_processes_of_one_machine_do_not_write_the_same_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.snapshot"
+    snapshots.write(path, HEAD, [b"first"])
+    with path.with_suffix(".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        snapshots.write(path, HEAD, [b"second"])
+        assert snapshots.read(path) == (HEAD, b"first")
+    snapshots.write(path, HEAD, [b"third"])
+    assert snapshots.read(path) == (HEAD, b"third")
+
+
+# --- the state
+
+
+def test_a_snapshot_is_of_one_moment_however_slowly_it_is_written() -> None:
+    routes = Routes()
+    routes.apply("ModelRegistered", {"model": "m", "tenant": "t", "occurred_at": 1}, AT)
+    for n in range(2000):
+        routes.apply("ApiKeyIssued", issued(n), AT)
+    slices: list[bytes] = []
+    for n, piece in enumerate(routes.dump()):
+        slices.append(piece)
+        routes.apply("ApiKeyRevoked", {"tenant": f"t{n % 7}", "key_id": f"k{n}"}, AT)
+        routes.apply("ApiKeyIssued", issued(2000 + n), AT)
+        routes.apply("ModelRegistered", {"model": f"m{n}", "tenant": "t", "occurred_at": 1}, AT)
+    then = Routes()
+    then.load(b"".join(slices))
+    assert {n for n in range(5000) if then.keys.get(digest(n))} == set(range(2000))
+    assert set(then.models) == {"m"}
+    now = keys_of(b"".join(routes.dump()))
+    assert {n for n in range(5000) if now.get(digest(n))} == set(range(len(slices), 2000 + len(slices)))
+
+
+def test_a_key_comes_back_with_every_dimension_and_can_be_revoked() -> None:
+    routes = Routes()
+    odd = issued(
+        1, tenant='a"\\', key_id="钥匙\n", department="d", team="", project="p", sub_account="s", expires_at=5, scopes=["read", "invoke"]
+    )
+    for body in (odd, issued(2)):
+        routes.apply("ApiKeyIssued", body, AT)
+    again = keys_of(b"".join(routes.dump()))
+    key = again.get(digest(1))
+    assert key == routes.keys.get(digest(1))
+    assert key is not None and (key.tenant, key.key_id, key.scopes) == ('a"\\', "钥匙\n", {"read", "invoke"})
+    assert (key.department, key.team, key.project, key.sub_account, key.expires_at, key.labels) == ("d", "", "p", "s", 5, {"n": "1"})
+    again.revoke('a"\\', "钥匙\n")
+    assert again.get(digest(1)) is None and again.get(digest(2)) is not None and len(again) == 1
+
+
+def test_a_key_issued_again_is_not_the_one_that_was_used_before() -> None:
+    keys = Keys()
+    keys.issue(issued(1))
+    assert keys.get(digest(1)) is keys.get(digest(1))
+    keys.issue(issued(1, scopes=["read"]))
+    key = keys.get(digest(1))
+    assert key is not None and key.scopes == {"read"}
+
+
+def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
+    """A key is unpacked when it is used: one of another shape would come through the start and fail every call."""
+    routes = Routes()
+    routes.apply("ModelRegistered", {"model": "m", "tenant": "t", "occurred_at": 1}, AT)
+    routes.models["m"].versions["1.0.0"] = Version("m", "1.0.0", "t", Interface((Tensor("x", "FP32", (-1, 4)),), ()), "sha256:0", "onnx")
+    routes.models["m"].retired = Retirement("old", "")
+    routes.apply("ApiKeyIssued", issued(1), AT)
+    routes.apply("TenantCreated", {"tenant": "t", "price_book": "standard", "currency": "CNY"}, AT)
+    price = {"model": "m", "meter": "calls", "amount_micros": 5, "per_units": 1}
+    book = {"book": "standard", "book_version": 1, "currency": "CNY", "effective_from": 1, "occurred_at": 1, "prices": [price]}
+    routes.apply("PriceBookPublished", book, AT)
+    seen = hashlib.sha256(b"".join(routes.dump())).hexdigest()
+    assert (Routes.code_version, seen[:16]) == ("routes-4", "943d58cdd3897e8f"), (
+        "give Routes.code_version another number, then change this line"
+    )
+
+
+# --- which snapshots are taken
+
+
+def restored(path: Path) -> tuple[Follower, Routes]:
+    routes = Routes()
+    follower = Follower(Settings(), Codec(SchemaBook()), "log", ("accounts",), routes, name="test", snapshot=path)
+    follower._restore()  # pyright: ignore[reportPrivateUsage]
+    return follower, routes
+
+
+SHAPELESS = b'1 0\n{"model":"m","owner":"o","versions":7}\n'
+"""A model whose versions are a number."""
+
+
+def written(path: Path, **changes: Any) -> bytes:
+    routes = Routes()
+    routes.apply("ApiKeyIssued", issued(1), AT)
+    lanes = {f"accounts/{p}": [10 + p, "s", 100 + p, {"old": 5}] for p in range(4)}
+    snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes} | changes, routes.dump())
+    return path.read_bytes()
+
+
+def test_a_fold_goes_on_where_its_snapshot_stood(tmp_path: Path) -> None:
+    written(path := tmp_path / "a.snapshot")
+    follower, routes = restored(path)
+    assert (follower.position, follower.store, len(routes.keys)) == (103, "s", 1)
+    follower.save()
+    assert snapshots.read(path)[0] == {
+        "code": Routes.code_version,
+        "log_id": "log",
+        "position": 103,
+        "lanes": {f"accounts/{p}": [10 + p, "s", 100 + p, {"old": 5}] for p in range(4)},
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code": "routes-1"},
+        {"log_id": "another"},
+        {"lanes": {"accounts/0": [0, "s", 1, {}]}},
+        {"lanes": {f"accounts/{p}": [10, "s"] for p in range(4)}},
+        {"position": "?"},
+    ],
+)
+def test_a_snapshot_of_other_code_another_log_or_a_strange_shape_is_ignored(tmp_path: Path, changes: dict[str, Any]) -> None:
+    written(path := tmp_path / "a.snapshot", **changes)
+    follower, routes = restored(path)
+    assert (follower.position, follower.store, len(routes.keys)) == (0, "", 0)
+
+
+def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(tmp_path: Path) -> None:
+    data = written(path := tmp_path / "a.snapshot")
+    head = {"code": Routes.code_version, "log_id": "log", "position": 1, "fresh_ms": 0, "lanes": {}}
+    older = json.dumps(head).encode() + b"\n" + json.dumps({"keys": [], "models": []}).encode()
+    for wrong in (older, FORMAT.replace(b"2", b"3") + data[len(FORMAT) :], data[:-1], b""):
+        path.write_bytes(wrong)
+        follower, routes = restored(path)
+        assert (follower.position, len(routes.keys)) == (0, 0)
+    lanes = {f"accounts/{p}": [10, "s", 100, {}] for p in range(4)}
+    for state in (b"", b"0 0\nnot a key\n", b"1 0\n{}\n", b"0 1\n{}\n", b"0 0\n" + b"0" * 64 + b"[]\n", b"0 0\n\n\n", SHAPELESS):
+        snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes}, [state])
+        follower, routes = restored(path)
+        assert (follower.position, follower.store, len(routes.keys), routes.models) == (0, "", 0, {})

@@ -1,0 +1,131 @@
+"""The production shape in `infra/docker-compose.yml` fits the code: settings, modules, ports, pinned images, no secrets."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from events.process.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[3]
+COMPOSE = ROOT / "infra" / "docker-compose.yml"
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
+ONCE = {"prepare", "bucket"}
+VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
+
+
+def interpolated(text: str) -> str:
+    """As compose does it, with a value for everything that the caller must give."""
+    return VARIABLE.sub(lambda found: found.group(3) if found.group(2) == "-" else f"given-{found.group(1)}", text)
+
+
+def settings_of(service: dict[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in service.get("environment", {}).items() if name.startswith("MODELMARKET_")}
+
+
+def modules_of(service: dict[str, Any]) -> list[str]:
+    words = [*service.get("command", []), *service.get("healthcheck", {}).get("test", [])]
+    return [after for word, after in itertools.pairwise(words) if word == "-m"]
+
+
+def test_the_shape_is_whole() -> None:
+    ours = {"prepare", "commands", "relay", "worker-0", "worker-1", "queries", "biller", "controller"}
+    engines = {
+        "kafka-1",
+        "kafka-2",
+        "kafka-3",
+        "registry",
+        "clickhouse",
+        "postgres",
+        "minio",
+        "bucket",
+        "redis",
+        "ray-head",
+        "ray-gpu-worker",
+    }
+    assert set(SERVICES) == ours | engines
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_an_image_is_pinned_to_a_version(name: str) -> None:
+    image, _, tag = SERVICES[name]["image"].rpartition(":")
+    assert image
+    assert re.search(r"\d+\.\d+|\d{4}-\d{2}-\d{2}", tag), tag
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_runs_once_or_tells_its_health(name: str) -> None:
+    service = SERVICES[name]
+    assert ("healthcheck" in service) != (name in ONCE)
+    assert service["restart"] == ("on-failure" if name in ONCE else "unless-stopped")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_waits_for_is_there_and_is_waited_for_in_the_right_way(name: str) -> None:
+    for needed, how in SERVICES[name].get("depends_on", {}).items():
+        assert needed in SERVICES
+        assert how["condition"] == ("service_completed_successfully" if needed in ONCE else "service_healthy")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_setting_is_a_field_of_settings_and_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings_of(SERVICES[name])
+    fields = {f"MODELMARKET_{field.upper()}" for field in Settings.model_fields}
+    assert set(given) <= fields
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, interpolated(value))
+    settings = Settings()
+    if given:
+        assert settings.kafka.startswith("kafka-1:9092")
+        assert settings.model_fields_set == {variable.removeprefix("MODELMARKET_").lower() for variable in given}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_module_a_service_runs_is_in_the_tree_and_in_the_image(name: str) -> None:
+    copied = set(re.findall(r"^COPY (\w+) \w+$", (ROOT / "infra" / "Dockerfile").read_text(), re.MULTILINE))
+    for module in modules_of(SERVICES[name]):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+        assert module.partition(".")[0] in copied
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    for name, service in SERVICES.items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|TOKEN|KEY|ROOT_USER", variable):
+                assert re.fullmatch(r"\$\{\w+:\?\}", value), f"{name}: {variable}"
+
+
+def test_ports_are_published_on_loopback_unless_the_caller_says_otherwise() -> None:
+    published = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
+    assert set(published) == {"commands", "queries", "ray-head"}
+    for port in published.values():
+        assert interpolated(port).startswith("127.0.0.1:")
+
+
+def test_health_is_asked_where_the_process_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in settings_of(SERVICES["commands"]):
+        monkeypatch.delenv(variable, raising=False)
+    settings = Settings()
+    expected = {
+        "commands": settings.command_port,
+        "relay": settings.relay_health_port,
+        "worker-0": settings.worker_health_port(0),
+        "worker-1": settings.worker_health_port(1),
+        "queries": settings.query_port,
+        "biller": settings.biller_health_port,
+        "controller": settings.controller_health_port,
+    }
+    asked = {name: int(SERVICES[name]["healthcheck"]["test"][-1]) for name in expected}
+    assert asked == expected
+
+
+def test_only_the_gpu_worker_reserves_a_gpu() -> None:
+    reserving = [name for name, service in SERVICES.items() if "deploy" in service]
+    assert reserving == ["ray-gpu-worker"]
+    (device,) = SERVICES["ray-gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]

@@ -1,0 +1,152 @@
+"""Set-up: what was killed half way is begun afresh, what is complete is left alone, what is not what it should be is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra import install
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty checkout with a lock and a pom, in place of this one."""
+    (tmp_path / "requirements.lock").write_text("one==1 --hash=sha256:00\n")
+    (tmp_path / "pom.xml").write_text("<project/>")
+    (tmp_path / "checksums.sha256").write_text("")
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(install, "LOCK", tmp_path / "requirements.lock")
+    monkeypatch.setattr(install, "POM", tmp_path / "pom.xml")
+    monkeypatch.setattr(install, "CHECKSUMS", tmp_path / "checksums.sha256")
+    monkeypatch.setattr(install, "JVM", tmp_path / "jvm")
+    return tmp_path
+
+
+@pytest.fixture
+def commands(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What set-up would run; making the environment makes its folders."""
+    ran: list[list[str]] = []
+
+    def run(command: list[str], otherwise: str) -> None:
+        ran.append(command)
+        (checkout / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+        (checkout / ".venv" / "bin" / "python").touch()
+        (checkout / ".venv" / "lib" / "python3.11" / "site-packages").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(install, "run", run)
+    return ran
+
+
+def test_a_second_set_up_runs_nothing(commands: list[list[str]]) -> None:
+    assert install.install_python_packages() is True
+    commands.clear()
+    assert install.install_python_packages() is False
+    assert commands == []
+
+
+def test_another_lock_installs_again_into_the_same_environment(checkout: Path, commands: list[list[str]]) -> None:
+    install.install_python_packages()
+    commands.clear()
+    (checkout / "requirements.lock").write_text("one==2 --hash=sha256:11\n")
+    assert install.install_python_packages() is True
+    assert ["venv" in command for command in commands] == [False]
+
+
+def test_every_install_demands_hashes(commands: list[list[str]]) -> None:
+    assert "--require-hashes" in install.python_install(None)
+    assert "--require-hashes" in install.python_install("uv")
+
+
+def test_an_install_that_was_killed_half_way_starts_with_a_new_environment(checkout: Path, commands: list[list[str]]) -> None:
+    install.install_python_packages()
+    (checkout / ".venv" / "modelmarket.stamp").unlink()
+    (checkout / ".venv" / "modelmarket.begun").touch()
+    half = checkout / ".venv" / "lib" / "python3.11" / "site-packages" / "half.py"
+    half.touch()
+    install.install_python_packages()
+    assert not half.exists()
+    assert not (checkout / ".venv" / "modelmarket.begun").exists()
+
+
+def test_a_file_that_is_not_what_is_listed_is_refused_by_name(checkout: Path) -> None:
+    folder = checkout / "fetched"
+    folder.mkdir()
+    (folder / "good.jar").write_bytes(b"good")
+    (folder / "bad.jar").write_bytes(b"changed on the way")
+    (folder / "extra.jar").write_bytes(b"nobody asked for it")
+    digest = hashlib.sha256(b"good").hexdigest()
+    (checkout / "checksums.sha256").write_text(f"{digest}  good.jar\n{digest}  bad.jar\n{digest}  missing.jar\n")
+    with pytest.raises(install.SetupFailed, match=r"bad\.jar, extra\.jar, missing\.jar"):
+        install.verify(folder)
+
+
+def test_another_pom_is_another_folder(checkout: Path) -> None:
+    before = install.jvm_folder()
+    (checkout / "pom.xml").write_text("<project><!-- newer --></project>")
+    assert install.jvm_folder() != before
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH: a system with apt-get and without mvn."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    _program(folder / "apt-get")
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def _program(path: Path) -> None:
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+
+
+def test_root_without_maven_gets_it_from_the_systems_packages_and_nothing_asks(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], otherwise: str) -> None:
+        ran.append(command)
+        if "install" in command:
+            _program(bare / "mvn")
+
+    monkeypatch.setattr(install, "run", run)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    assert install.find_maven() == str(bare / "mvn")
+    assert [("update" in c, "install" in c) for c in ran] == [(True, False), (False, True)]
+    assert all("DEBIAN_FRONTEND=noninteractive" in c for c in ran)
+    ran.clear()
+    assert install.find_maven() == str(bare / "mvn")
+    assert ran == []
+
+
+def test_anybody_else_without_maven_is_told_the_package_and_the_command(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
+    with pytest.raises(install.SetupFailed, match=r"package 'maven' \(`sudo apt-get install maven`\)"):
+        install.find_maven()
+    (bare / "apt-get").unlink()
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    with pytest.raises(install.SetupFailed, match=r"package 'maven' \(with this system's package manager\)"):
+        install.find_maven()
+
+
+def test_maven_outside_the_path_is_said(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "run", lambda command, otherwise: None)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    with pytest.raises(install.SetupFailed, match="no mvn on the PATH"):
+        install.find_maven()
+
+
+def test_set_up_needs_nothing_but_the_standard_library() -> None:
+    program = "import sys, runpy; sys.path = [p for p in sys.path if 'site-packages' not in p]; runpy.run_path('infra/install.py')"
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], cwd=ROOT, check=True, timeout=30)
+
+
+def test_no_address_stands_in_the_lock() -> None:
+    assert "://" not in (ROOT / "requirements.lock").read_text()

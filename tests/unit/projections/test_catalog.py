@@ -1,0 +1,313 @@
+"""Documents of the folded topics: folded in the chain's order, whatever arrives, and dense."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from events.facts.catalogue import TOPICS, entries
+from events.log.chain import TYPE, Place
+from events.log.store_opening import UNREADABLE_OPENING
+from events.schema.codec import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from projections.catalog.documents import ROUTES_KEPT, STEPS, evolve
+from projections.catalog.queries import public
+from projections.catalog.rows import PartitionFold
+from projections.catalog.sink import HISTORY_TOPICS
+from projections.catalog.tables import HISTORY_ROWS
+from projections.query_api.access import Caller
+
+MODEL = "model-vision-demo-digits"
+
+
+def codec() -> Codec:
+    book = SchemaBook()
+    for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
+        book.add(Schema.of(i, subject, definition))
+    return Codec(book)
+
+
+CODEC = codec()
+
+
+@dataclass(frozen=True)
+class Raw:
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+def base(number: int) -> dict[str, Any]:
+    return {"event_id": f"00000000-0000-0000-0000-{number:012d}", "occurred_at": 1_000_000 + number, "producer": "test"}
+
+
+def published(number: int) -> tuple[str, dict[str, Any]]:
+    body = {"book": "standard", "book_version": number, "effective_from": number, "prices": [], "by": "u"}
+    return "PriceBookPublished", {**base(number), "version": number, **body}
+
+
+def retired(number: int, reason: str) -> tuple[str, dict[str, Any]]:
+    return "ModelRetired", {**base(number), "version": number, "model": MODEL, "reason": reason, "by": "u"}
+
+
+def ready(number: int, version: str = "1.0.0") -> tuple[str, dict[str, Any]]:
+    return "VersionReady", {**base(number), "model": MODEL, "model_version": version, "replicas": number, "position": 1}
+
+
+def alert(what: str, number: int, rule: str = "stuck", of: int = 0) -> tuple[str, dict[str, Any]]:
+    about = {**base(number), "subject": MODEL, "rule": rule}
+    if what == "resolved":
+        return "AlertResolved", {**about, "raised": base(of)["event_id"]}
+    return "AlertRaised", {**about, "severity": "critical", "message": "it hangs", "remedy": "restart it"}
+
+
+class Log:
+    """Writes records as the relay would and hands them to a fold."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic, self.fold, self.offset = topic, PartitionFold(topic, 0, CODEC), 0
+        self.dead: list[str] = []
+
+    def put(self, said: tuple[str, dict[str, Any]] | bytes, place: Place | None = None) -> list[dict[str, Any]]:
+        value = said if isinstance(said, bytes) else CODEC.encode_dict(*said, self.topic if said[0] == "StoreOpened" else None)
+        headers = {TYPE: b"" if isinstance(said, bytes) else said[0].encode(), **(place.headers if place else {})}
+        rows, dead = self.fold.take(Raw(self.topic, 0, self.offset, 1, b"k", value), headers)
+        self.offset += 1
+        self.dead += [d.code for d in dead]
+        return rows
+
+
+def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    return [(row["kind"], row["kafka_offset"]) for row in rows]
+
+
+def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), position: int = 1) -> list[dict[str, Any]]:
+    fact = {**base(position), "version": 1, "store": store, "previous_store": previous[0], "previous_position": previous[1], "by": "relay"}
+    return log.put(("StoreOpened", fact), Place(store, position, 0))
+
+
+def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
+    expected = {(e.topic, e.name) for e in entries() if e.topic in HISTORY_TOPICS and e.name != "StoreOpened"}
+    assert {(topic, fact) for topic, steps in STEPS.items() for fact in steps} == expected
+
+
+def test_every_topic_but_heartbeats_is_folded_into_some_table() -> None:
+    assert {*HISTORY_TOPICS, "usage", "dead-letters"} == TOPICS.keys() - {"heartbeats"}
+
+
+def test_each_record_leaves_a_row_and_the_state_after_it() -> None:
+    log = Log("prices")
+    assert kinds(opened(log)) == [("store", 0)]
+    rows = log.put(published(2), Place("s", 5, 1)) + log.put(published(3), Place("s", 6, 5))
+    assert kinds(rows) == [("decided", 1), ("decided", 2)]
+    assert sorted(json.loads(rows[0]["state"])["versions"]) == ["2"]
+    assert sorted(json.loads(rows[1]["state"])["versions"]) == ["2", "3"]
+    assert [row["position"] for row in rows] == [5, 6]
+
+
+def test_a_row_has_exactly_the_columns_of_its_table() -> None:
+    # The engine skips what it does not know: a misspelt column would be empty, silently.
+    columns = set(re.findall(r"^    (\w+) ", HISTORY_ROWS, re.MULTILINE)) - {"valid_from"}
+    assert set(opened(Log("prices"))[0]) == columns
+
+
+def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
+    log = Log("models")
+    opened(log)
+    log.put(retired(2, "first"), Place("s", 2, 1))
+    log.put(retired(3, "second"), Place("s", 3, 2))
+    rows = log.put(retired(2, "first"), Place("s", 2, 1))
+    assert kinds(rows) == [("copy", 3)]
+    assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
+
+
+def test_a_record_waits_for_its_predecessor_even_when_that_comes_later_on_the_log() -> None:
+    log = Log("models")
+    opened(log)
+    assert log.put(retired(3, "second"), Place("s", 3, 2)) == []
+    rows = log.put(retired(2, "first"), Place("s", 2, 1))
+    assert kinds(rows) == [("decided", 2), ("decided", 1)]
+    assert [row["step"] for row in rows] == [2, 3]
+    assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
+
+
+def test_a_gap_holds_back_everything_behind_it() -> None:
+    log = Log("deployments")
+    opened(log)
+    assert (
+        log.put(
+            (
+                "RolledBack",
+                {**base(9), "version": 2, "model": MODEL, "from_version": "2.0.0", "to_version": "1.0.0", "reason": "r", "by": "u"},
+            ),
+            Place("s", 9, 7),
+        )
+        == []
+    )
+    assert log.put(ready(1)) == []
+    assert len(log.fold.waiting) == 2
+
+
+def test_a_new_store_is_followed_only_by_its_own_fact() -> None:
+    log = Log("models")
+    opened(log)
+    log.put(retired(2, "old store"), Place("s", 2, 1))
+    assert log.put(retired(2, "stranger"), Place("t", 5, 4)) == []
+    rows = opened(log, "t", ("s", 2), 3)
+    assert kinds(rows) == [("store", 3)]
+    assert log.fold.documents[MODEL]["retired"]["reason"] == "old store"
+
+
+def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
+    log = Log("deployments")
+    rows = log.put(ready(1)) + log.put(ready(2)) + log.put(ready(1))
+    assert kinds(rows) == [("observed", 0), ("observed", 1), ("copy", 2)]
+    assert log.fold.documents[MODEL]["versions"]["1.0.0"]["replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    ("stray", "code"),
+    [
+        (b"hello", "not_framed"),
+        (b"\x00\x00\x00\xff\xff...", "unknown_schema"),
+        (CODEC.encode_dict(*retired(1, "no headers")), "no_place"),
+        (CODEC.encode_dict(*ready(1)), "misplaced"),
+    ],
+)
+def test_a_stray_is_a_dead_letter_with_a_row_and_the_fold_goes_on(stray: bytes, code: str) -> None:
+    log = Log("models")
+    opened(log)
+    assert kinds(log.put(stray)) == [("dead", 1)]
+    assert log.dead == [code]
+    assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
+
+
+def test_headers_that_claim_a_place_where_there_is_no_chain_hold_nothing_back() -> None:
+    log = Log("alerts")
+    rows = log.put(b"garbage", Place("stranger", 1 << 40, 7)) + log.put(alert("raised", 1), Place("stranger", 9, 8))
+    assert (kinds(rows), log.dead) == ([("dead", 0), ("observed", 1)], ["not_framed"])
+
+
+def test_an_alert_is_open_until_the_fact_that_resolves_this_one() -> None:
+    log = Log("alerts")
+
+    def said(*facts: tuple[str, dict[str, Any]]) -> dict[str, int]:
+        for fact in facts:
+            log.put(fact)
+        return {rule: open_["raised_at"] - 1_000_000 for rule, open_ in log.fold.documents[MODEL]["open"].items()}
+
+    assert said(alert("raised", 1), alert("raised", 2, "document")) == {"stuck": 1, "document": 2}
+    assert said(alert("resolved", 3, of=2)) == {"stuck": 1, "document": 2}, "another rule of the subject"
+    assert said(alert("raised", 4), alert("resolved", 5, of=1)) == {"stuck": 4, "document": 2}, "raised anew meanwhile"
+    assert said(alert("resolved", 6, of=4)) == {"document": 2}
+    last = log.fold.documents[MODEL]["resolved_last"]
+    assert (last["rule"], last["remedy"], last["resolved_at"]) == ("stuck", "restart it", 1_000_006)
+
+
+def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
+    log = Log("schemas")
+    for number, subject in enumerate(("models-StoreOpened", "prices-StoreOpened"), 1):
+        said = {"log_id": "l", "schema_id": 7, "subject": subject, "sha256": bytes(32), "definition": "{}"}
+        assert kinds(log.put(("SchemaRegistered", {**base(number), **said}))) == [("observed", number - 1)]
+    log.put(("LogCreated", {**base(3), "log_id": "l", "partitioner": "p", "partitions": {"models": 4}}))
+    assert sorted(log.fold.documents["7"]["subjects"]) == ["models-StoreOpened", "prices-StoreOpened"]
+    assert log.fold.documents["l"]["partitions"] == {"models": 4}
+
+
+def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on() -> None:
+    log = Log("models")
+    opened(log)
+    fake = Raw("models", 0, log.offset, 1, b"k", b"garbage")
+    rows, dead = log.fold.take(fake, {TYPE: b"StoreOpened", **Place("stranger", 1 << 40, 0).headers})
+    log.offset += 1
+    assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1)], [UNREADABLE_OPENING])
+    assert rows[0]["position"] == 1, "a number that nobody vouches for moves no position"
+    assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
+
+
+def test_a_decided_record_in_its_place_that_cannot_be_read_stops_the_fold() -> None:
+    log = Log("models")
+    opened(log)
+    with pytest.raises(Undecodable):
+        log.put(b"\x00\x00\x00\x00\x01", Place("s", 2, 1))
+
+
+def test_a_rollout_moves_the_weights_and_a_rollback_returns_them() -> None:
+    spec = {"replicas_min": 1}
+    to_2 = {"from_version": "1.0.0", "to_version": "2.0.0"}
+    document: dict[str, Any] = {}
+    steps: list[tuple[str, dict[str, Any], dict[str, int]]] = [
+        ("VersionDeployed", {"model_version": "1.0.0", "tenant": "t", "artifact": "a", "spec": spec, "by": "u"}, {"1.0.0": 100}),
+        ("RolloutStarted", {**to_2, "artifact": "a", "weight_percent": 20, "spec": spec, "by": "u"}, {"1.0.0": 80, "2.0.0": 20}),
+        ("RolloutAdvanced", {"to_version": "2.0.0", "weight_percent": 50, "by": "u"}, {"1.0.0": 50, "2.0.0": 50}),
+        ("RolloutPromoted", {**to_2, "by": "u"}, {"2.0.0": 100}),
+        ("RolledBack", {"from_version": "2.0.0", "to_version": "1.0.0", "reason": "errors", "by": "u"}, {"1.0.0": 100}),
+    ]  # fmt: skip
+    for number, (fact, body, weights) in enumerate(steps):
+        before = json.dumps(document)
+        changed = evolve("deployments", document, fact, {**base(number), "model": MODEL, **body})
+        assert json.dumps(document) == before, "a document is never changed in place"
+        document = changed
+        assert document["weights"] == weights
+    assert document["live"] == "1.0.0"
+    assert document["candidate"] == ""
+
+
+def test_a_rejection_returns_the_version_to_draft() -> None:
+    document: dict[str, Any] = {"versions": {}}
+    added = {"model_version": "1.0.0", "technical": {}, "artifact": "a", "artifact_bytes": 1, "release_notes": "", "lineage": {}, "by": "u"}
+    review = {"model_version": "1.0.0", "review": "business", "by": "b", "comment": ""}
+    for fact, body, status in (
+        ("ModelVersionAdded", added, "draft"),
+        ("ModelVersionSubmitted", {"model_version": "1.0.0", "by": "u"}, "pending_review"),
+        ("ModelVersionReviewed", {**review, "verdict": "approved"}, "pending_review"),
+        ("ModelVersionReviewed", {**review, "review": "security", "verdict": "rejected"}, "draft"),
+        ("ModelVersionSubmitted", {"model_version": "1.0.0", "by": "u"}, "pending_review"),
+        ("ModelVersionApproved", {"model_version": "1.0.0", "business_by": "b", "security_by": "s"}, "approved"),
+    ):
+        document = evolve("models", document, fact, {**base(1), **body})
+        assert document["versions"]["1.0.0"]["status"] == status
+
+
+def test_strangers_see_what_was_approved_and_nothing_of_how() -> None:
+    draft = {"model_version": "2.0.0", "status": "draft", "technical": {}, "artifact": "d", "reviews": {}, "deployment": None}
+    reviews = {"business": {"verdict": "approved", "by": "u-1", "comment": "as agreed with the customer"}}
+    running = {"status": "failed", "replicas": 0, "error": "load_failed: secret path", "by": "u-2"}
+    approved = {**draft, "model_version": "1.0.0", "status": "approved", "by": "u-2", "reviews": reviews, "deployment": running}
+    model = {"model": MODEL, "tenant": "acme", "live": "1.0.0", "versions": {"1.0.0": approved, "2.0.0": draft}}
+    shown = public(model)
+    assert list(shown["versions"]) == ["1.0.0"]
+    assert (shown["model"], shown["live"], shown["versions"]["1.0.0"]["deployment"]) == (
+        MODEL,
+        "1.0.0",
+        {"status": "failed", "replicas": 0},
+    )
+    assert not [word for word in ("u-1", "u-2", "customer", "secret") if word in json.dumps(shown)]
+    assert model["versions"] == {"1.0.0": approved, "2.0.0": draft}
+
+
+def test_owners_reviewers_and_admins_see_drafts() -> None:
+    def sees(tenant: str, *scopes: str) -> bool:
+        return Caller(tenant, "k", frozenset(scopes)).sees_all_of("acme")
+
+    assert sees("acme", "read")
+    assert sees("platform", "admin")
+    assert sees("platform", "review:security")
+    assert not sees("globex", "read", "models", "deploy", "invoke")
+
+
+def test_gateways_that_come_and_go_do_not_make_a_document_grow() -> None:
+    document: dict[str, Any] = {}
+    for number in range(3 * ROUTES_KEPT):
+        for gateway in ("gateway-old", f"gateway-{number}"):
+            body = {**base(number), "model": MODEL, "gateway": gateway, "epoch": "e", "position": number, "weights": {"1.0.0": 100}}
+            document = evolve("deployments", document, "RouteApplied", body)
+    newest = [f"gateway-{n}" for n in range(3 * ROUTES_KEPT - ROUTES_KEPT + 1, 3 * ROUTES_KEPT)]
+    assert sorted(document["routes"]) == sorted(["gateway-old", *newest])
+    assert document["routes"]["gateway-old"]["position"] == 3 * ROUTES_KEPT - 1

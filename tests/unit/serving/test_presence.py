@@ -1,0 +1,94 @@
+"""A caller who went away is noticed when the answer is there, by the HTTP server that the gateway runs under."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+import pytest
+import uvicorn
+
+from serving.gateway.connection import gone
+from serving.gateway.refusal import Refused, document
+from serving.replicas.ray_direct import Uncancelled
+
+Message = MutableMapping[str, Any]
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_uvicorn_tells_who_left_and_who_stayed_and_nothing_is_lost_by_asking(http: Any) -> None:
+    asyncio.run(asyncio.wait_for(_two_callers(http), 20))
+
+
+async def _two_callers(http: Any) -> None:
+    asked, go_on = asyncio.Queue[None](), asyncio.Queue[None]()
+    said: list[tuple[bool, bool]] = []
+
+    async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+        assert (await receive())["body"] == b"hello"
+        before = gone(receive)
+        await asked.put(None)
+        await go_on.get()
+        said.append((before, gone(receive)))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", log_config=None, access_log=False))
+        serving = asyncio.create_task(server.serve([listening]))
+        for stays in (True, False, True):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello")
+            await asked.get()
+            if not stays:
+                writer.close()
+                await writer.wait_closed()
+                await asyncio.sleep(0.2)
+            await go_on.put(None)
+            if stays:
+                assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+                writer.close()
+        server.should_exit = True
+        await serving
+    assert said == [(False, False), (False, True), (False, False)]
+
+
+def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_caller_left() -> None:
+    """Serve's proxy cancels a request when its caller hangs up; the model runs all the same."""
+    ended: list[bool] = []
+    said: list[Message] = []
+
+    async def run() -> None:
+        executed, begun = asyncio.Event(), asyncio.Event()
+
+        async def gateway(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+            begun.set()
+            await executed.wait()
+            ended.append(gone(receive))
+            await send({"type": "http.response.start", "status": 200})
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            return {}
+
+        async def send(message: Message) -> None:
+            said.append(message)
+
+        calls = [asyncio.create_task(Uncancelled(gateway)({"type": "http"}, receive, send)) for _ in range(2)]  # pyright: ignore[reportArgumentType]
+        await begun.wait()
+        calls[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calls[0]
+        executed.set()
+        await calls[1]
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert sorted(ended) == [False, True] and len(said) == 1
+
+
+def test_a_status_that_http_does_not_name_has_its_problem_document() -> None:
+    body, _ = document(Refused(499, "caller_gone", "the caller went away"))
+    assert orjson.loads(body)["status"] == 499

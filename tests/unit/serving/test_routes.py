@@ -1,0 +1,230 @@
+"""Where calls go, as the facts say: only versions that were seen ready, in exactly the declared shares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events.facts.fact import Coordinate
+from events.process.settings import Settings
+from serving.gateway.invocation import Call, choose
+from serving.gateway.refusal import Refused
+from serving.gateway.routes import NOWHERE, Key, Routes, pick
+from serving.gateway.state import Edge
+
+M = "model-vision-core-digits"
+AT = Coordinate("deployments", 0, 0)
+TENSORS = [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+SPEC = {"replicas_min": 1, "replicas_max": 1, "batch_max": 8, "timeout_us": 1_000_000}
+
+
+def told(*facts: tuple[str, dict[str, Any]]) -> Routes:
+    routes = Routes()
+    for position, (name, body) in enumerate(facts, 1):
+        routes.apply(name, {"position": position, **body}, AT)
+    return routes
+
+
+REGISTERED = ("ModelRegistered", {"model": M, "tenant": "acme", "occurred_at": 1_700_000_000_000_000})
+
+
+def added(version: str) -> tuple[str, dict[str, Any]]:
+    technical = {"format": "onnx", "inputs": TENSORS, "outputs": TENSORS}
+    return "ModelVersionAdded", {
+        "model": M,
+        "tenant": "acme",
+        "model_version": version,
+        "technical": technical,
+        "artifact": "sha256:" + "0" * 64,
+    }
+
+
+def deployed(version: str) -> tuple[str, dict[str, Any]]:
+    return "VersionDeployed", {"model": M, "model_version": version, "artifact": "", "spec": SPEC}
+
+
+def ready(version: str, position: int = 99) -> tuple[str, dict[str, Any]]:
+    return "VersionReady", {"model": M, "model_version": version, "replicas": 1, "position": position}
+
+
+def failed(version: str, position: int = 99) -> tuple[str, dict[str, Any]]:
+    return "VersionFailed", {"model": M, "model_version": version, "error_code": "broken", "message": "no", "position": position}
+
+
+def rollout(weight: int) -> tuple[str, dict[str, Any]]:
+    return "RolloutStarted", {
+        "model": M,
+        "from_version": "1.0.0",
+        "to_version": "1.1.0",
+        "artifact": "",
+        "weight_percent": weight,
+        "spec": SPEC,
+    }
+
+
+LIVE = (REGISTERED, added("1.0.0"), added("1.1.0"), deployed("1.0.0"), ready("1.0.0"))
+CANARY = (*LIVE, rollout(20), ready("1.1.0"))
+BACK = ("RolledBack", {"model": M, "from_version": "1.1.0", "to_version": "1.0.0", "reason": "slow"})
+PROMOTED = ("RolloutPromoted", {"model": M, "from_version": "1.0.0", "to_version": "1.1.0"})
+RETIRED = ("ModelRetired", {"model": M, "reason": "old", "successor": "model-vision-core-new"})
+
+
+def weights(routes: Routes) -> dict[str, int]:
+    return dict(routes.models[M].route.weights)
+
+
+def undeployed(version: str) -> tuple[str, dict[str, Any]]:
+    return "VersionUndeployed", {"model": M, "model_version": version, "reason": "unused"}
+
+
+def test_a_version_takes_no_calls_before_it_was_seen_ready() -> None:
+    assert told(*LIVE[:-1]).models[M].route == NOWHERE
+    assert weights(told(*LIVE)) == {"1.0.0": 100}
+
+
+def test_a_canary_takes_its_share_only_once_it_is_ready() -> None:
+    assert weights(told(*LIVE, rollout(20))) == {"1.0.0": 100}
+    assert weights(told(*CANARY)) == {"1.0.0": 80, "1.1.0": 20}
+
+
+def test_a_failed_canary_takes_nothing_and_a_failed_live_version_stays_live() -> None:
+    assert weights(told(*CANARY, failed("1.1.0"))) == {"1.0.0": 100}
+    assert weights(told(*LIVE, failed("1.0.0"))) == {"1.0.0": 100}
+
+
+def test_an_advanced_rollout_changes_the_share_and_a_full_one_leaves_nothing() -> None:
+    advance = ("RolloutAdvanced", {"model": M, "to_version": "1.1.0", "weight_percent": 50})
+    assert weights(told(*CANARY, advance)) == {"1.0.0": 50, "1.1.0": 50}
+    full = ("RolloutAdvanced", {"model": M, "to_version": "1.1.0", "weight_percent": 100})
+    assert weights(told(*CANARY, full)) == {"1.1.0": 100}
+
+
+def test_a_rollback_during_a_canary_moves_all_calls_at_once() -> None:
+    assert weights(told(*CANARY, BACK)) == {"1.0.0": 100}
+
+
+def test_a_rollback_to_an_unloaded_version_leaves_calls_where_they_are_until_it_is_loaded() -> None:
+    facts = (*CANARY, PROMOTED, undeployed("1.0.0"), BACK)
+    assert weights(told(*facts)) == {"1.1.0": 100}
+    assert weights(told(*facts, ready("1.0.0"))) == {"1.0.0": 100}
+
+
+def test_news_of_an_earlier_deployment_says_nothing_of_the_next() -> None:
+    facts = (*CANARY, PROMOTED, undeployed("1.0.0"), BACK)  # BACK is position 10
+    assert weights(told(*facts, ready("1.0.0", position=8))) == {"1.1.0": 100}
+
+
+def test_a_model_whose_live_version_is_unloaded_falls_back_to_the_one_before() -> None:
+    assert weights(told(*CANARY, PROMOTED, undeployed("1.1.0"))) == {"1.0.0": 100}
+
+
+def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may_go() -> None:
+    routes = told(*CANARY, RETIRED)
+    model = routes.models[M]
+    assert model.route == NOWHERE
+    assert model.retired is not None and model.retired.successor == "model-vision-core-new"
+    assert all(v.withdrawn and not v.deployed for v in model.versions.values())
+    assert {v.withdrawn_at for v in model.versions.values()} == {len(CANARY) + 1}
+
+
+def test_a_version_knows_which_fact_took_it_away() -> None:
+    routes = told(*CANARY, undeployed("1.1.0"), RETIRED)
+    assert {n: v.withdrawn_at for n, v in routes.models[M].versions.items()} == {"1.1.0": len(CANARY) + 1, "1.0.0": len(CANARY) + 2}
+
+
+def test_observed_facts_of_a_model_that_is_not_change_nothing_and_decided_ones_stop_the_fold() -> None:
+    routes = told(("VersionReady", {"model": "ghost", "model_version": "1.0.0", "replicas": 1, "position": 5}))
+    assert routes.models == {}
+    with pytest.raises(KeyError, match="ModelRegistered"):
+        routes.apply("RolledBack", {"model": "ghost", "from_version": "2", "to_version": "1", "position": 6}, AT)
+
+
+def test_names_are_full_ids_or_addresses_that_pin_a_version() -> None:
+    routes = told(*CANARY)
+
+    def found(name: str) -> tuple[str, str | None] | None:
+        answer = routes.find(name)
+        return None if answer is None else (answer[0].model, answer[1])
+
+    assert found(M) == (M, None)
+    assert found(f"{M}-v1.1.0") == (M, "1.1.0")
+    assert found(f"{M}-v1.1.0-verify.1") == (M, "1.1.0-verify.1")
+    assert found("model-vision-core-other") is None
+
+
+def test_a_key_works_from_its_issue_until_it_expires_or_is_revoked() -> None:
+    digest = hashlib.sha256(b"mk_secret")
+    issued = {
+        "tenant": "acme",
+        "key_id": "k1",
+        "key_sha256": digest.hexdigest(),
+        "user": "u",
+        "scopes": ["invoke"],
+        "labels": {"a": "b"},
+        "expires_at": 1000,
+    }
+    routes = told(("ApiKeyIssued", issued))
+    key = routes.key(digest.digest(), 999)
+    assert key is not None and key.tenant == "acme" and key.scopes == {"invoke"} and key.labels == {"a": "b"}
+    assert routes.key(digest.digest(), 1000) is None
+    routes.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
+    assert routes.key(digest.digest(), 999) is None
+
+
+def test_a_snapshot_holds_all_that_the_facts_made() -> None:
+    digest = hashlib.sha256(b"mk_secret").digest()
+    issued = {"tenant": "acme", "key_id": "k1", "key_sha256": digest.hex(), "user": "u", "scopes": ["invoke", "read"]}
+    routes, copy = told(*CANARY, ("ApiKeyIssued", issued)), Routes()
+    copy.load(b"".join(routes.dump()))
+    assert copy.keys.get(digest) == routes.keys.get(digest) != None  # noqa: E711
+    assert copy.models == routes.models
+    copy.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
+    assert len(copy.keys) == 0
+
+
+@given(st.integers(1, 99), st.integers(0, 10**9))
+def test_a_split_is_exact_over_every_hundred_calls_from_any_start(share: int, start: int) -> None:
+    split = (("old", 100 - share), ("new", share))
+    counts = Counter(pick(split, turn) for turn in range(start, start + 100))
+    assert counts == {"old": 100 - share, "new": share}
+
+
+@given(st.integers(5, 95), st.integers(0, 10**6))
+def test_a_split_is_spread_so_that_twenty_calls_are_already_close(share: int, start: int) -> None:
+    split = (("old", 100 - share), ("new", share))
+    got = sum(pick(split, turn) == "new" for turn in range(start, start + 20))
+    assert abs(got - share / 5) <= 3
+
+
+class Nobody:
+    """No replica runs: calls get as far as the choice of a version."""
+
+    async def call(self, address: str, blob: bytes) -> bytes:
+        raise AssertionError("nothing is called here")
+
+
+def chosen(routes: Routes) -> tuple[str, str]:
+    key = Key("acme", "k", "u", frozenset({"invoke"}), "", "", "", "", {}, None)
+    version, why = choose(Edge(Settings(), Nobody()), Call(key, routes.models[M], None, M, b"", None, b"", 0))
+    return version.version, why
+
+
+def test_a_call_between_two_halves_of_a_change_is_answered_or_refused_with_a_reason() -> None:
+    """The fold changes versions, then the route, while calls come in."""
+    routes = told(REGISTERED, added("1.0.0"), deployed("1.0.0"), ready("1.0.0"))
+    model, was = routes.models[M], routes.models[M].route
+    assert chosen(routes) == ("1.0.0", "steady:100")
+    model.route = NOWHERE  # seen ready, and not yet routed
+    assert chosen(routes)[0] == "1.0.0"
+    model.versions["1.0.0"].ready = False  # withdrawn, and still routed nowhere
+    with pytest.raises(Refused, match="version_not_ready"):
+        chosen(routes)
+    routes.apply("ModelRetired", {"model": M, "reason": "old", "position": 100}, AT)
+    model.route = was  # retired, and still routed
+    with pytest.raises(Refused, match="model_retired"):
+        chosen(routes)
