@@ -16,7 +16,7 @@ HOSTILE = "refused_by_table: [/bold] at [red]row[/x] 1"
 
 
 def test_a_dead_letter_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(dead_letters.console, "width", 200)
     letter = Letter(Coordinate("usage", 2, 7), "requested", "code", HOSTILE, "00", 3, 1, "an[/]admin", "", "", mistaken=False)
 
     def found(*_: Any) -> list[Letter]:
@@ -28,7 +28,7 @@ def test_a_dead_letter_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyP
 
 
 def test_a_producer_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(producers.console, "width", 200)
     epoch = Epoch("gateway[/]", "e-1", "open", "a[/bold]host", 1, 0, 0, "", "", "")
 
     def found(*_: Any, **__: Any) -> list[Epoch]:
