@@ -24,10 +24,10 @@ from bench.plain import PLAIN_APP, plain_app
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
 from events.log.topics import apply_topics
+from examples.decided_facts import DecidedFactWriter
+from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
-from tests.integration.decided import Pen
-from tests.integration.digits import TECHNICAL, write_digits
 
 NAME = "invoke"
 MODEL, SECRET = "model-vision-core-digits", "mk_bench"
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 def run(stack: Stack, quick: bool) -> list[Row]:
     seconds = 1.0 if quick else 8.0
     stack.up({"kafka", "registry", "ray"})
-    pen, artifact = furnish(stack)
+    facts, artifact = furnish(stack)
     try:
         stack.up({"controller", "gateway"})
         body = json.dumps(
@@ -60,11 +60,11 @@ def run(stack: Stack, quick: bool) -> list[Row]:
         answering(plain)
         bare = {n: measured(stack, with_connections(plain, n)) for n in CONNECTIONS}
     finally:
-        pen.close()
+        facts.close()
     return [row for n in CONNECTIONS for row in rows(n, metered[n], bare[n])]
 
 
-def furnish(stack: Stack) -> tuple[Pen, str]:
+def furnish(stack: Stack) -> tuple[DecidedFactWriter, str]:
     """Facts of one deployed model and one key, written as the relay would."""
     settings = stack.settings
     apply_topics(settings)
@@ -72,13 +72,13 @@ def furnish(stack: Stack) -> tuple[Pen, str]:
     publish(settings, writer, reader)
     writer.close()
     reader.close()
-    pen = Pen(settings)
-    pen.tenant("acme")
-    pen.key("acme", SECRET)
-    pen.model(MODEL, "acme")
+    facts = DecidedFactWriter(settings)
+    facts.tenant("acme")
+    facts.key("acme", SECRET)
+    facts.model(MODEL, "acme")
     file = write_digits(Path(settings.folder) / "digits.onnx")
-    pen.deploy(MODEL, "acme", "1.0.0", pen.version(MODEL, "acme", "1.0.0", file, TECHNICAL))
-    return pen, f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    facts.deploy(MODEL, "acme", "1.0.0", facts.version(MODEL, "acme", "1.0.0", file, TECHNICAL))
+    return facts, f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
 def with_connections(plan: Plan, connections: int) -> Plan:

@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from events.process.settings import Settings
 from infra.launcher.ports import free_block
-from tests.integration.edge import SECRET, M, Running, check_answers, running_edge
+from tests.support.gateway_stack import SECRET, GatewayStack, M, check_answers, running_gateway
 
 pytestmark = pytest.mark.timeout(240)
 PIXELS = np.arange(128, dtype=np.float32).reshape(2, 64)
@@ -23,14 +23,14 @@ def key() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
     folder = tmp_path_factory.mktemp("edge")
-    with free_block() as base_port, running_edge(Settings(stack="edge", base_port=base_port, data=folder), folder) as running:
+    with free_block() as base_port, running_gateway(Settings(stack="edge", base_port=base_port, data=folder), folder) as running:
         yield running
 
 
 @pytest.fixture
-def client(edge: Running) -> Iterator[triton.InferenceServerClient]:
+def client(edge: GatewayStack) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(f"{edge.settings.host}:{edge.settings.gateway_port}") as found:
         yield found
 
@@ -55,7 +55,7 @@ def test_the_server_and_the_model_are_live_ready_and_described(client: triton.In
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
 def test_inference_is_the_same_in_binary_and_json(
-    edge: Running, client: triton.InferenceServerClient, binary_in: bool, binary_out: bool
+    edge: GatewayStack, client: triton.InferenceServerClient, binary_in: bool, binary_out: bool
 ) -> None:
     wanted = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("scores", "label")]
     answer = client.infer(M, [pixels(binary=binary_in)], outputs=wanted, request_id="7", headers=key())
@@ -82,7 +82,7 @@ def test_the_client_reads_our_refusals(client: triton.InferenceServerClient) -> 
     assert no_key.value.status() == "401"
 
 
-def test_bad_bodies_get_problem_documents_and_never_a_server_error(edge: Running) -> None:
+def test_bad_bodies_get_problem_documents_and_never_a_server_error(edge: GatewayStack) -> None:
     url = f"{edge.settings.gateway}/v2/models/{M}/infer"
     bodies = {
         b"{": 400,

@@ -32,7 +32,7 @@ from events.facts.models import Compliance, Lineage, Technical, TensorSpec
 from events.log.chain import Chain, Place, Verdict
 from events.process.settings import Settings
 from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
-from tests.contract.postgres_server import programs, running_postgres
+from tests.support.postgres_server import programs, running_postgres
 
 Opener = Callable[[], Store]
 

@@ -24,32 +24,34 @@ import zstandard
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
 
 ROWS = 200_000
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    process = EngineProcess(tmp_path_factory.mktemp("engine"))
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseProcess]:
+    process = ClickHouseProcess(tmp_path_factory.mktemp("engine"))
     process.start()
     yield process
     process.stop()
 
 
 @pytest.fixture(scope="module")
-def official(engine: EngineProcess) -> Iterator[Any]:
+def official(engine: ClickHouseProcess) -> Iterator[Any]:
     client = clickhouse_connect.get_client(host="127.0.0.1", port=engine.port, autogenerate_session_id=False)
     yield client
     client.close()
 
 
 @pytest.fixture
-def ours(engine: EngineProcess) -> ClickHouse:
+def ours(engine: ClickHouseProcess) -> ClickHouse:
     return ClickHouse(engine.settings)
 
 
-def post(engine: EngineProcess, body: bytes, headers: dict[str, str] | None = None, **arguments: str) -> tuple[int, bytes, dict[str, str]]:
+def post(
+    engine: ClickHouseProcess, body: bytes, headers: dict[str, str] | None = None, **arguments: str
+) -> tuple[int, bytes, dict[str, str]]:
     url = f"http://127.0.0.1:{engine.port}/?{urlencode(arguments)}"
     request = urllib.request.Request(url, data=body, headers=headers or {}, method="POST")
     try:
@@ -98,7 +100,7 @@ def test_the_official_client_hears_clickhouses_own_error(official: Any) -> None:
         official.command("SELEKT 1")
 
 
-def test_a_database_is_chosen_per_request_and_never_leaks_into_the_next(engine: EngineProcess, official: Any) -> None:
+def test_a_database_is_chosen_per_request_and_never_leaks_into_the_next(engine: ClickHouseProcess, official: Any) -> None:
     official.command("CREATE DATABASE IF NOT EXISTS other")
     other = clickhouse_connect.get_client(host="127.0.0.1", port=engine.port, database="other", autogenerate_session_id=False)
     for _ in range(20):
@@ -118,12 +120,12 @@ def test_a_database_is_chosen_per_request_and_never_leaks_into_the_next(engine: 
         "SELECT * FROM executable('id', 'CSV', 'a String')",
     ],
 )
-def test_no_statement_reaches_outside_the_tables(engine: EngineProcess, sql: str) -> None:
+def test_no_statement_reaches_outside_the_tables(engine: ClickHouseProcess, sql: str) -> None:
     status, body, headers = post(engine, sql.encode())
     assert (status, headers["x-clickhouse-exception-code"]) == (403, "497"), body
 
 
-def test_words_in_literals_are_no_syntax(engine: EngineProcess) -> None:
+def test_words_in_literals_are_no_syntax(engine: ClickHouseProcess) -> None:
     status, body, _ = post(
         engine,
         b"SELECT 'file(x) FORMAT CSV; SETTINGS a=1 -- \\' ; url(', `a` FROM (SELECT 1 AS `a`) /* ; */ -- ; \n FORMAT JSONCompactEachRow",
@@ -132,12 +134,12 @@ def test_words_in_literals_are_no_syntax(engine: EngineProcess) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_threads=1, readonly", "max threads", "a'b", "x;y", ""])
-def test_a_setting_cannot_smuggle_sql(engine: EngineProcess, name: str) -> None:
+def test_a_setting_cannot_smuggle_sql(engine: ClickHouseProcess, name: str) -> None:
     status, _, headers = post(engine, b"SELECT 1", **{name: "1"})
     assert (status, headers["x-clickhouse-exception-code"]) == (400, "115")
 
 
-def test_a_settings_value_cannot_smuggle_sql(engine: EngineProcess) -> None:
+def test_a_settings_value_cannot_smuggle_sql(engine: ClickHouseProcess) -> None:
     status, _, _ = post(engine, b"SELECT getSetting('log_comment')", log_comment="a', max_threads='1")
     assert status == 200
     _, body, _ = post(
@@ -146,7 +148,7 @@ def test_a_settings_value_cannot_smuggle_sql(engine: EngineProcess) -> None:
     assert body == b"a\\', max_threads=\\'7\t3\n"
 
 
-def test_settings_reach_every_kind_of_statement(engine: EngineProcess) -> None:
+def test_settings_reach_every_kind_of_statement(engine: ClickHouseProcess) -> None:
     assert post(engine, b"SELECT getSetting('max_threads') SETTINGS max_block_size=10 FORMAT TSV", max_threads="1")[1] == b"1\n"
     assert post(engine, b"SELECT getSetting('max_threads') FORMAT TSV SETTINGS max_block_size=10", max_threads="1")[0] in (200, 400)
     assert (
@@ -159,12 +161,12 @@ def test_settings_reach_every_kind_of_statement(engine: EngineProcess) -> None:
     assert post(engine, b"SELECT count() FROM set1")[1] == b"2\n"
 
 
-def test_only_one_statement_a_request(engine: EngineProcess) -> None:
+def test_only_one_statement_a_request(engine: ClickHouseProcess) -> None:
     assert post(engine, b"SELECT 1; SELECT 2")[2]["x-clickhouse-exception-code"] == "62"
     assert post(engine, b"SELECT 1;")[1] == b"1\n"
 
 
-def test_get_only_reads(engine: EngineProcess) -> None:
+def test_get_only_reads(engine: ClickHouseProcess) -> None:
     base = f"http://127.0.0.1:{engine.port}/?"
     assert urllib.request.urlopen(base + urlencode({"query": "SELECT 7"}), timeout=10).read() == b"7\n"
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -172,7 +174,7 @@ def test_get_only_reads(engine: EngineProcess) -> None:
     assert refused.value.code == 403
 
 
-def test_written_rows_counts_rows_written_not_rows_read(engine: EngineProcess) -> None:
+def test_written_rows_counts_rows_written_not_rows_read(engine: ClickHouseProcess) -> None:
     post(engine, b"CREATE TABLE written (a UInt64) ENGINE MergeTree ORDER BY a")
     csv = b"".join(b"%d\n" % i for i in range(1000))
 
@@ -188,7 +190,7 @@ def test_written_rows_counts_rows_written_not_rows_read(engine: EngineProcess) -
     assert count("INSERT INTO written FORMAT CSV") == 0
 
 
-def test_several_compressed_frames_arrive_whole(engine: EngineProcess) -> None:
+def test_several_compressed_frames_arrive_whole(engine: ClickHouseProcess) -> None:
     post(engine, b"CREATE TABLE frames (a UInt64) ENGINE MergeTree ORDER BY a")
     half = [b"".join(b"%d\n" % i for i in range(k * 70_000, (k + 1) * 70_000)) for k in range(2)]
     codecs = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress, "lz4": lz4.frame.compress}
@@ -203,14 +205,14 @@ def test_several_compressed_frames_arrive_whole(engine: EngineProcess) -> None:
         assert post(engine, b"SELECT count() FROM frames")[1] == b"140000\n"
 
 
-def test_a_compression_bomb_is_refused(engine: EngineProcess) -> None:
+def test_a_compression_bomb_is_refused(engine: ClickHouseProcess) -> None:
     bomb = zstandard.ZstdCompressor(level=3).compress(bytes(700 << 20))
     status, _, _ = post(engine, bomb, {"Content-Encoding": "zstd"}, query="INSERT INTO frames FORMAT CSV")
     assert status == 413
 
 
 def test_a_token_inserts_once_even_after_kill_9(tmp_path: Path) -> None:
-    process = EngineProcess(tmp_path)
+    process = ClickHouseProcess(tmp_path)
     process.start()
     client = ClickHouse(process.settings)
     client.command("CREATE TABLE once (a UInt64) ENGINE MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window=1000")
@@ -225,7 +227,7 @@ def test_a_token_inserts_once_even_after_kill_9(tmp_path: Path) -> None:
 
 
 def test_an_older_owner_is_fenced_out_also_after_a_restart(tmp_path: Path) -> None:
-    process = EngineProcess(tmp_path)
+    process = ClickHouseProcess(tmp_path)
     process.start()
     client = ClickHouse(process.settings)
     assert client.fences
@@ -244,7 +246,7 @@ def test_an_older_owner_is_fenced_out_also_after_a_restart(tmp_path: Path) -> No
     process.stop()
 
 
-def test_an_unfinished_body_inserts_nothing(engine: EngineProcess, ours: ClickHouse) -> None:
+def test_an_unfinished_body_inserts_nothing(engine: ClickHouseProcess, ours: ClickHouse) -> None:
     ours.command("CREATE TABLE unfinished (a UInt64) ENGINE MergeTree ORDER BY a")
     with socket.create_connection(("127.0.0.1", engine.port), timeout=10) as s:
         query = urlencode({"query": "INSERT INTO unfinished FORMAT CSV"})
@@ -254,7 +256,7 @@ def test_an_unfinished_body_inserts_nothing(engine: EngineProcess, ours: ClickHo
 
 
 def test_a_password_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
-    process = EngineProcess(tmp_path, clickhouse_user="market", clickhouse_password="s3cret")
+    process = ClickHouseProcess(tmp_path, clickhouse_user="market", clickhouse_password="s3cret")
     process.start()
     assert ClickHouse(process.settings).value("SELECT 1") == 1
     client = clickhouse_connect.get_client(
@@ -267,7 +269,7 @@ def test_a_password_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_the_engine_cleanly_and_its_folder_opens_again(tmp_path: Path) -> None:
-    process = EngineProcess(tmp_path)
+    process = ClickHouseProcess(tmp_path)
     process.start()
     ClickHouse(process.settings).command("CREATE TABLE kept (a UInt64) ENGINE MergeTree ORDER BY a")
     assert process.stop() == 0
@@ -283,7 +285,7 @@ def test_our_client_binds_parameters_safely(ours: ClickHouse) -> None:
     ) == [{"s": hostile, "a": [hostile, "b"], "n": 2**63}]
 
 
-def test_a_second_engine_on_the_same_folder_is_refused(engine: EngineProcess) -> None:
+def test_a_second_engine_on_the_same_folder_is_refused(engine: ClickHouseProcess) -> None:
     env = {**os.environ, **engine.environment}
     done = subprocess.run([sys.executable, "-m", "infra.clickhouse_local.engine"], env=env, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0 and b"another process owns this folder" in done.stderr

@@ -15,7 +15,7 @@ from projections.bills.issue import Issuer, Outcome, Posted, Waiting
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
 
 BLOCKED = [f"blocked-{n}" for n in range(7)]
 LAST = "zeta"
@@ -23,7 +23,7 @@ LAST = "zeta"
 
 @pytest.fixture
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
-    engine = EngineProcess(tmp_path_factory.mktemp("rounds"))
+    engine = ClickHouseProcess(tmp_path_factory.mktemp("rounds"))
     engine.start()
     client = ClickHouse(engine.settings)
     for statement in STATEMENTS:

@@ -12,7 +12,7 @@ from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from projections.tables import usage_statements
 from projections.usage.producer_epochs import PRODUCERS_MAX, epochs
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
 
 STARTS = PRODUCERS_MAX + 500
 """Starts of gateways; but for the very first, each of them ended in order."""
@@ -24,7 +24,7 @@ def name(start: int) -> str:
 
 @pytest.fixture(scope="module")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
-    engine = EngineProcess(tmp_path_factory.mktemp("epochs"))
+    engine = ClickHouseProcess(tmp_path_factory.mktemp("epochs"))
     engine.start()
     client = ClickHouse(engine.settings)
     for statement in (*usage_statements("usage"), *STATEMENTS):

@@ -13,7 +13,7 @@ from projections.dead_letters.queries import every_letter, letters
 from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.ingest.clickhouse import ClickHouse
 from projections.tables import usage_statements
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
 
 OTHERS = [Coordinate(topic, 0, n) for topic in ("deployments", "zeta") for n in range(3)]
 USAGE = [Coordinate("usage", n % 3, n) for n in range(14)]
@@ -22,7 +22,7 @@ READ = USAGE[4]
 
 @pytest.fixture(scope="module")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
-    engine = EngineProcess(tmp_path_factory.mktemp("letters"))
+    engine = ClickHouseProcess(tmp_path_factory.mktemp("letters"))
     engine.start()
     client = ClickHouse(engine.settings)
     for statement in (*usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *STATEMENTS):

@@ -12,7 +12,7 @@ import pytest
 from projections.ingest import table_offsets as positions
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.table_offsets import DenseEnds, dense_end
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
 
 BUCKET, AT_ONCE = 10, 3
 """As small as it takes for a few hundred offsets to be many statements."""
@@ -20,8 +20,8 @@ PARTITION = 2
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    process = EngineProcess(tmp_path_factory.mktemp("positions"))
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseProcess]:
+    process = ClickHouseProcess(tmp_path_factory.mktemp("positions"))
     process.start()
     yield process
     process.stop()
@@ -36,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 class Watched(ClickHouse):
     """Keeps the ranges of offsets that were asked for."""
 
-    def __init__(self, engine: EngineProcess) -> None:
+    def __init__(self, engine: ClickHouseProcess) -> None:
         super().__init__(engine.settings)
         self.ranges = list[tuple[int, int]]()
 
@@ -72,7 +72,7 @@ def first_missing_of(offsets: Sequence[int], start: int) -> int:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_first_hole_is_found_whatever_lies_around_it(engine: EngineProcess, seed: int) -> None:
+def test_the_first_hole_is_found_whatever_lies_around_it(engine: ClickHouseProcess, seed: int) -> None:
     chance, clickhouse = random.Random(seed), Watched(engine)
     end = chance.choice([0, 1, BUCKET, BUCKET * AT_ONCE, BUCKET * AT_ONCE + 1, chance.randrange(200), 200])
     holes = set(chance.sample(range(200), chance.choice([0, 1, 3])))
@@ -84,7 +84,7 @@ def test_the_first_hole_is_found_whatever_lies_around_it(engine: EngineProcess, 
         assert dense_end(clickhouse, table, PARTITION, start=start) == first_missing_of(offsets, start), (start, holes, end)
 
 
-def test_each_statement_is_bounded_and_none_comes_after_the_first_hole(engine: EngineProcess) -> None:
+def test_each_statement_is_bounded_and_none_comes_after_the_first_hole(engine: ClickHouseProcess) -> None:
     clickhouse = Watched(engine)
     table = table_of(clickhouse, [o for o in range(400) if o != 145])
     assert dense_end(clickhouse, table, PARTITION, start=4) == 145
@@ -100,7 +100,7 @@ class Clock:
         return self.now
 
 
-def test_what_was_dense_is_not_read_again_while_more_comes(engine: EngineProcess) -> None:
+def test_what_was_dense_is_not_read_again_while_more_comes(engine: ClickHouseProcess) -> None:
     clickhouse = Watched(engine)
     table = table_of(clickhouse, range(205))
     ends = DenseEnds(clickhouse, table, Clock())
@@ -112,7 +112,7 @@ def test_what_was_dense_is_not_read_again_while_more_comes(engine: EngineProcess
     assert ends.end(PARTITION + 1) == 0
 
 
-def test_a_table_put_in_its_place_is_read_from_the_beginning(engine: EngineProcess) -> None:
+def test_a_table_put_in_its_place_is_read_from_the_beginning(engine: ClickHouseProcess) -> None:
     """As `replay usage --switch` does: the end may be further on, and what lies before it is another table's."""
     clickhouse = ClickHouse(engine.settings)
     table, beside = table_of(clickhouse, range(205)), table_of(clickhouse, [o for o in range(230) if o != 42])
@@ -122,7 +122,7 @@ def test_a_table_put_in_its_place_is_read_from_the_beginning(engine: EngineProce
     assert ends.end(PARTITION) == 42
 
 
-def test_an_end_that_went_back_is_read_from_the_beginning(engine: EngineProcess) -> None:
+def test_an_end_that_went_back_is_read_from_the_beginning(engine: ClickHouseProcess) -> None:
     """As after a backup was restored: the same table with less in it, and perhaps with a hole far below."""
     clickhouse = ClickHouse(engine.settings)
     table = table_of(clickhouse, range(205))
@@ -135,7 +135,7 @@ def test_an_end_that_went_back_is_read_from_the_beginning(engine: EngineProcess)
     assert ends.end(PARTITION) == 0
 
 
-def test_what_is_remembered_is_read_again_now_and_then(engine: EngineProcess) -> None:
+def test_what_is_remembered_is_read_again_now_and_then(engine: ClickHouseProcess) -> None:
     """Whoever deletes rows by hand, in the middle, leaves table and end as they were."""
     clickhouse, clock = ClickHouse(engine.settings), Clock()
     table = table_of(clickhouse, range(205))

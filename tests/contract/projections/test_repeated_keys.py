@@ -24,7 +24,7 @@ from projections.usage.rebuild import Replayed
 from projections.usage.sink import UsageSink
 from rating.book import PriceBook
 from rating.statement import Cutoff, StatementBuilder
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
 
 TENANT, DAY_MS, FIRST_MS = "repeats", 86_400_000, 1_700_000_000_000
 PARTITION = partition_of(TENANT.encode(), 4)
@@ -41,7 +41,7 @@ def codec() -> Codec:
 
 @pytest.fixture(scope="module")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
-    engine = EngineProcess(tmp_path_factory.mktemp("repeats"))
+    engine = ClickHouseProcess(tmp_path_factory.mktemp("repeats"))
     engine.start()
     client = ClickHouse(engine.settings)
     for statement in usage_statements("usage"):

@@ -21,7 +21,7 @@ from projections.usage.insert_plans import UsageSchemas
 from projections.usage.rebuild import Replayed
 from projections.usage.sink import SHARED_ROWS_MIN, UsageSink
 from projections.usage.table import alter_settings
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
 
 EACH = SHARED_ROWS_MIN // 2 + 500
 """Records of each of two partitions: together more than one insert takes."""
@@ -29,15 +29,15 @@ Said = list[tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    process = EngineProcess(tmp_path_factory.mktemp("halves"))
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseProcess]:
+    process = ClickHouseProcess(tmp_path_factory.mktemp("halves"))
     process.start()
     yield process
     process.stop()
 
 
 @pytest.fixture
-def table(engine: EngineProcess) -> str:
+def table(engine: ClickHouseProcess) -> str:
     name = f"usage_{uuid.uuid4().hex}"
     for statement in usage_statements(name)[:2]:
         ClickHouse(engine.settings).command(statement)
@@ -63,7 +63,7 @@ def frame(book: SchemaBook) -> bytes:
 class Unlucky(ClickHouse):
     """The client of a process whose connection breaks at one insert: before the server had it, or after."""
 
-    def __init__(self, engine: EngineProcess, breaks_at: str, *, arrives: bool) -> None:
+    def __init__(self, engine: ClickHouseProcess, breaks_at: str, *, arrives: bool) -> None:
         super().__init__(engine.settings)
         self._breaks_at, self._arrives = breaks_at, arrives
 
@@ -86,7 +86,7 @@ def chunk(partition: int, first: int, values: Sequence[bytes]) -> Chunk:
     return Chunk("usage", partition, [Replayed("usage", partition, first + i, 1_700_000_000_000, b"t", v) for i, v in enumerate(values)])
 
 
-def figures(engine: EngineProcess, table: str) -> tuple[int, int, int]:
+def figures(engine: ClickHouseProcess, table: str) -> tuple[int, int, int]:
     """Rows as they lie there, different offsets among them, and how many of those could be read."""
     sql = f"SELECT count() AS n, uniqExact(kafka_partition, kafka_offset) AS places, countIf(readable = 1) AS good FROM {table}"
     (row,) = ClickHouse(engine.settings).rows(sql)
@@ -96,7 +96,7 @@ def figures(engine: EngineProcess, table: str) -> tuple[int, int, int]:
 @pytest.mark.parametrize("breaks_at", ["/0:", "/1:"])
 @pytest.mark.parametrize("arrives", [False, True])
 def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
-    engine: EngineProcess, table: str, book: SchemaBook, frame: bytes, breaks_at: str, arrives: bool
+    engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes, breaks_at: str, arrives: bool
 ) -> None:
     chunks = [chunk(p, 0, [frame] * EACH) for p in (0, 1)]
     first = sink(Unlucky(engine, breaks_at, arrives=arrives), table, book)
@@ -118,7 +118,7 @@ def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
 class Forgetful(ClickHouse):
     """Of a server that took an insert, remembers its token, and has lost the rows of one partition when it is asked again."""
 
-    def __init__(self, engine: EngineProcess, table: str, breaks: str) -> None:
+    def __init__(self, engine: ClickHouseProcess, table: str, breaks: str) -> None:
         super().__init__(engine.settings)
         self._other, self._table, self._breaks, self._broken = ClickHouse(engine.settings), table, breaks, False
 
@@ -138,7 +138,7 @@ class Forgetful(ClickHouse):
 @pytest.mark.parametrize("breaks", ["connection", "time-out"])
 @pytest.mark.parametrize("readable", [True, False])
 def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
-    engine: EngineProcess, table: str, book: SchemaBook, frame: bytes, breaks: str, readable: bool
+    engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes, breaks: str, readable: bool
 ) -> None:
     forgetful = sink(Forgetful(engine, table, breaks), table, book)
     forgetful.write(forgetful.prepare([chunk(p, 0, [frame if readable else b"garbage"] * 40) for p in (0, 1)]))
@@ -147,7 +147,7 @@ def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
 
 
 def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
-    engine: EngineProcess, table: str, book: SchemaBook, frame: bytes
+    engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes
 ) -> None:
     at_once, most, said = 0, 0, Said()
     lock = threading.Lock()
@@ -171,7 +171,7 @@ def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
     assert figures(engine, table) == (2 * EACH, 2 * EACH, 2 * (EACH - 1))
 
 
-def test_settings_said_again_forget_no_token(engine: EngineProcess, table: str, book: SchemaBook, frame: bytes) -> None:
+def test_settings_said_again_forget_no_token(engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes) -> None:
     """Each start says them again to a table that workers are writing to: an insert repeated after it must still be known."""
     same = sink(ClickHouse(engine.settings), table, book)
     for _ in range(2):

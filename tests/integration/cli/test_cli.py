@@ -17,8 +17,9 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
-from tests.integration.usage_oracle import Schemas, decoded, read_topic
-from tests.integration.usage_stack import UsageStack, until
+from tests.support.polling import eventually
+from tests.support.usage_oracle import Schemas, decoded, read_topic
+from tests.support.usage_stack import UsageStack
 
 COMMAND_S_MAX = 120
 PARTITIONS = {
@@ -71,7 +72,7 @@ def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(parts: Cal
 
     (made,) = admin.create_topics([NewTopic("alerts", 3)]).values()
     made.result(10)
-    until("the topic is there", lambda: there() == {"alerts": 3})
+    eventually(lambda: there() == {"alerts": 3}, "the topic is there")
     first = run(settings, "topics", "apply", code=1)
     assert set(re.findall(r"^created (\S+)$", first, re.MULTILINE)) == PARTITIONS.keys() - {"alerts"}
     assert there() == {**PARTITIONS, "alerts": 3}
@@ -84,7 +85,7 @@ def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(parts: Cal
 
     for future in admin.delete_topics(["alerts"]).values():
         future.result(10)
-    until("the topic is gone", lambda: "alerts" not in there())
+    eventually(lambda: "alerts" not in there(), "the topic is gone")
     assert re.findall(r"^created (\S+)$", run(settings, "topics", "apply"), re.MULTILINE) == ["alerts"]
     assert there() == PARTITIONS
     assert run(settings, "topics", "apply") == "11 topics as the catalogue says\n"
@@ -92,7 +93,7 @@ def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(parts: Cal
     entry = ConfigEntry("retention.ms", "60000", incremental_operation=AlterConfigOpType.SET)
     (changed,) = admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])]).values()
     changed.result(10)
-    until("the broker has learned of it", lambda: retention("models") == "60000")
+    eventually(lambda: retention("models") == "60000", "the broker has learned of it")
     assert run(settings, "topics", "apply", code=1) == "drift models: retention.ms=60000, the catalogue says -1\n"
     assert retention("models") == "60000", "what is there belongs to whoever changed it"
 

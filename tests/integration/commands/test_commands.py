@@ -23,7 +23,9 @@ from events.log.schemas import open_codec
 from events.process.settings import Settings
 from infra.launcher.ports import free_block
 from rating.bill import Bill
-from tests.integration.command_side import ADMIN, Http, Process, check_complete, health, prepared_log, read_log, ready, until
+from tests.support.command_processes import ADMIN, CommandClient, Process, prepared_log
+from tests.support.decided_log import check_complete, read_log
+from tests.support.polling import eventually, health, is_ready
 
 ARTIFACT_MAX = 300_000
 
@@ -31,7 +33,7 @@ ARTIFACT_MAX = 300_000
 @dataclass
 class Side:
     settings: Settings
-    http: Http
+    http: CommandClient
     api: Process
 
     def end(self) -> int:
@@ -50,8 +52,8 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
             api = Process("commands.http.app", settings, {"ARTIFACT_BYTES_MAX": str(ARTIFACT_MAX)}).start()
             relay = Process("commands.relay.relay", settings).start()
             try:
-                until(lambda: ready(settings.command_port) and ready(settings.relay_health_port), "command side")
-                yield Side(settings, Http(settings), api)
+                eventually(lambda: is_ready(settings.command_port) and is_ready(settings.relay_health_port), "command side")
+                yield Side(settings, CommandClient(settings), api)
             finally:
                 api.stop()
                 relay.stop()
@@ -92,7 +94,7 @@ def registration(name: str, **more: Any) -> dict[str, Any]:
 class Company:
     """A tenant with the keys its people use."""
 
-    http: Http
+    http: CommandClient
     tenant: str
     owner: str
     bea: str
@@ -177,7 +179,7 @@ def test_the_whole_life_of_a_model_is_on_the_log_in_the_order_it_was_answered(si
         "VersionUndeployed",
     ]
     assert [f["name"] for f in told] == names
-    until(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= told[-1]["position"], "relayed")
+    eventually(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= told[-1]["position"], "relayed")
     records = check_complete(side.settings).records
     reader = Reader(side.settings, "oracle")
     codec, _ = open_codec(side.settings, reader)
@@ -492,7 +494,7 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
         "hyperparameters": {f"{i:0200}": "界" * 200 for i in range(200)},
         "commit": "界" * 200,
     }
-    until(lambda: read_log(side.settings, "models"), "a record that somebody may give up")
+    eventually(lambda: read_log(side.settings, "models"), "a record that somebody may give up")
     lying = read_log(side.settings, "models")[0]
     prices = [{"model": f"{i:0200}", "meter": "calls", "amount_micros": 10**15, "per_units": 10**15} for i in range(3500)]
     answers = [
@@ -533,7 +535,7 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
     assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200, 201], [a.text[:200] for a in answers]
     problem(answers[4], 422, "fact_too_large")
     end = side.end()
-    until(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= end, "relayed")
+    eventually(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= end, "relayed")
     check_complete(side.settings)
 
 
@@ -547,7 +549,7 @@ def test_a_bill_is_fixed_and_issued_once(side: Side) -> None:
     cut = http.ok("POST", f"{path}/{period}/cut")
     assert set(cut["cuts"]) == {"0", "1", "2", "3"}
     problem(http("POST", f"{path}/{period}/cut"), 409, "cut_open")
-    until(lambda: any(r.key == billed.tenant.encode() for r in read_log(side.settings, "bills")), "the cut is on the log")
+    eventually(lambda: any(r.key == billed.tenant.encode() for r in read_log(side.settings, "bills")), "the cut is on the log")
     reader = Reader(side.settings, "oracle")
     codec, _ = open_codec(side.settings, reader)
     reader.close()
@@ -589,12 +591,12 @@ def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: C
 
         with ThreadPoolExecutor(8) as pool:
             futures = [pool.submit(register, key) for key in keys]
-            until(lambda told=told: len(told) > 20, "under way")
+            eventually(lambda told=told: len(told) > 20, "under way")
             back.clear()
             before = dict(told)
             side.api.kill()
             side.api.start()
-            until(lambda: ready(side.settings.command_port), "the API is back")
+            eventually(lambda: is_ready(side.settings.command_port), "the API is back")
             back.set()
             for f in futures:
                 f.result(120)
@@ -602,7 +604,7 @@ def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: C
             again = side.http.ok("POST", "/v1/models", acme.owner, json=registration(f"m{key}"), headers={"Idempotency-Key": key})
             assert again["facts"][0]["event_id"] == event_id
     end = side.end()
-    until(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= end, "relayed")
+    eventually(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= end, "relayed")
     check_complete(side.settings)
 
 

@@ -16,9 +16,11 @@ from commands.relay.lock import ADVISORY_KEY
 from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
-from tests.contract.postgres_server import programs, running_postgres
-from tests.integration.clerk import Clerk, caught_up
-from tests.integration.command_side import ADMIN, ROOT, Http, Process, check_complete, environment, health, prepared_log, ready, until
+from tests.support.command_processes import ADMIN, ROOT, CommandClient, Process, environment, prepared_log
+from tests.support.decided_log import check_complete
+from tests.support.polling import eventually, health, is_ready
+from tests.support.postgres_server import programs, running_postgres
+from tests.support.tenant_creator import TenantCreator, wait_relayed
 
 NOTICED_S_MAX = 5.0
 """A relay asks for its lock at every batch, and at the latest with its heartbeat, once a second."""
@@ -44,10 +46,10 @@ def log(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack
 
 
 @pytest.fixture(scope="module")
-def clerk(log: Stack) -> Iterator[Clerk]:
-    clerk = Clerk(log.settings)
-    yield clerk
-    clerk.close()
+def creator(log: Stack) -> Iterator[TenantCreator]:
+    creator = TenantCreator(log.settings)
+    yield creator
+    creator.close()
 
 
 def database(server: str, name: str) -> str:
@@ -73,7 +75,7 @@ def second_relay(settings: Settings) -> Iterator[int]:
         elsewhere = {"KAFKA_BOOTSTRAP": settings.kafka, "BASE_PORT": str(ports), "STORE_URL": settings.store}
         process = Process("commands.relay.relay", settings, elsewhere).start()
         try:
-            until(lambda: (said := health(ports + 8)) and "another relay" in said["message"] and said, "the second waits for its turn")
+            eventually(lambda: (said := health(ports + 8)) and "another relay" in said["message"] and said, "the second waits for its turn")
             yield ports + 8
         finally:
             process.stop()
@@ -90,19 +92,19 @@ def holders(url: str) -> list[int]:
     return [int(row[0]) for row in rows]
 
 
-def test_what_is_decided_over_http_arrives_in_order(log: Stack, clerk: Clerk) -> None:
+def test_what_is_decided_over_http_arrives_in_order(log: Stack, creator: TenantCreator) -> None:
     api = Process("commands.http.app", log.settings, {"STORE_URL": log.settings.store}).start()
     try:
-        until(lambda: _listens(log.settings), "the command API is there")
-        http = Http(log.settings)
+        eventually(lambda: _listens(log.settings), "the command API is there")
+        http = CommandClient(log.settings)
         with relay_on(log.settings):
             threads = [threading.Thread(target=_create, args=(http, f"caller-{i}")) for i in range(4)]
             for t in threads:
                 t.start()
-            clerk.decide(50)  # another process decides meanwhile
+            creator.create(50)  # another process decides meanwhile
             for t in threads:
                 t.join(60)
-            caught_up(log.settings, clerk.store.last_position())
+            wait_relayed(log.settings, creator.store.last_position())
     finally:
         api.stop()
     chained = check_complete(log.settings)
@@ -117,28 +119,28 @@ def _listens(settings: Settings) -> bool:
         return False
 
 
-def _create(http: Http, name: str) -> None:
+def _create(http: CommandClient, name: str) -> None:
     for i in range(10):
         http.ok("POST", "/v1/tenants", ADMIN, json={"tenant": f"{name}-{i}", "display_name": name})
 
 
-def test_the_second_relay_waits_for_the_lock_and_takes_over_from_a_killed_one(log: Stack, clerk: Clerk) -> None:
+def test_the_second_relay_waits_for_the_lock_and_takes_over_from_a_killed_one(log: Stack, creator: TenantCreator) -> None:
     with relay_on(log.settings) as first:
-        caught_up(log.settings, clerk.decide(1))
+        wait_relayed(log.settings, creator.create(1))
         with second_relay(log.settings) as port:
             first.kill()
-            until(lambda: ready(port), "the second took over")
-            position = clerk.decide(20)
-            until(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
+            eventually(lambda: is_ready(port), "the second took over")
+            position = creator.create(20)
+            eventually(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
     check_complete(log.settings)
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["while it sends", "while it has nothing to do"])
-def test_a_relay_whose_lock_was_lost_ends_instead_of_sending_beside_the_next_one(log: Stack, clerk: Clerk, busy: bool) -> None:
+def test_a_relay_whose_lock_was_lost_ends_instead_of_sending_beside_the_next_one(log: Stack, creator: TenantCreator, busy: bool) -> None:
     stop = threading.Event()
-    deciding = threading.Thread(target=lambda: [clerk.decide(20) for _ in iter(stop.is_set, True)])
+    deciding = threading.Thread(target=lambda: [creator.create(20) for _ in iter(stop.is_set, True)])
     with relay_on(log.settings) as first:
-        caught_up(log.settings, clerk.decide(1))
+        wait_relayed(log.settings, creator.create(1))
         with second_relay(log.settings) as port:
             if busy:
                 deciding.start()
@@ -148,14 +150,14 @@ def test_a_relay_whose_lock_was_lost_ends_instead_of_sending_beside_the_next_one
                     connection.execute("SELECT pg_terminate_backend(%s)", (backend,))
                 assert first.ended(NOTICED_S_MAX) == 1
                 assert "the connection that held the lock is gone" in first.log.read_text()
-                until(lambda: ready(port), "the second took over")
+                eventually(lambda: is_ready(port), "the second took over")
                 assert len(holders(log.settings.store)) == 1
             finally:
                 stop.set()
                 if busy:
                     deciding.join(60)
-            position = clerk.decide(5)
-            until(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
+            position = creator.create(5)
+            eventually(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
     check_complete(log.settings)
 
 
@@ -163,22 +165,22 @@ def _run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_a_lost_database_is_made_again_from_the_log(log: Stack, clerk: Clerk, server: str) -> None:
+def test_a_lost_database_is_made_again_from_the_log(log: Stack, creator: TenantCreator, server: str) -> None:
     with relay_on(log.settings):
-        caught_up(log.settings, clerk.decide(5))
-    old = {e.position: (e.originator, e.version, e.name) for e in clerk.store.notifications(0, 10**6)}
+        wait_relayed(log.settings, creator.create(5))
+    old = {e.position: (e.originator, e.version, e.name) for e in creator.store.notifications(0, 10**6)}
     url = database(server, "again")
     rebuild = [sys.executable, "-m", "cli.app", "store", "rebuild"]
     first, second = (_run(rebuild, environment(log.settings, STORE_URL=url)) for _ in range(2))
     assert (first.returncode, "rebuilt" in first.stdout) == (0, True), first.stdout
     assert (second.returncode, "is not empty" in second.stdout) == (1, True), second.stdout
-    again = Clerk(log.settings.model_copy(update={"store_url": url}))
+    again = TenantCreator(log.settings.model_copy(update={"store_url": url}))
     try:
         rebuilt = {e.position: (e.originator, e.version, e.name) for e in again.store.notifications(0, 10**6)}
         kept = {p: e for p, e in old.items() if e[2] != "CommandAnswered"}
         assert {p: e for p, e in rebuilt.items() if p in kept} == kept
         assert len(rebuilt) == len(kept) + 18  # the openings of the new epoch
         with relay_on(log.settings, url):
-            caught_up(log.settings, again.decide(5))
+            wait_relayed(log.settings, again.create(5))
     finally:
         again.close()

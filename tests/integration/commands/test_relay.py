@@ -25,8 +25,10 @@ from events.process.settings import Settings
 from events.schema.examples import example_of
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
-from tests.integration.clerk import Clerk, caught_up
-from tests.integration.command_side import Process, check_chain, check_complete, health, prepared_log, read_log, ready, until
+from tests.support.command_processes import Process, prepared_log
+from tests.support.decided_log import check_chain, check_complete, read_log
+from tests.support.polling import eventually, health, is_ready
+from tests.support.tenant_creator import TenantCreator, wait_relayed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,10 +43,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def clerk(log: Stack) -> Iterator[Clerk]:
-    clerk = Clerk(log.settings)
-    yield clerk
-    clerk.close()
+def creator(log: Stack) -> Iterator[TenantCreator]:
+    creator = TenantCreator(log.settings)
+    yield creator
+    creator.close()
 
 
 @pytest.fixture
@@ -64,25 +66,25 @@ def test_the_relay_imports_neither_codec_nor_registry() -> None:
         assert forbidden not in modules
 
 
-def test_everything_decided_arrives_in_order_and_a_fold_follows_it(log: Stack, clerk: Clerk, relay: Process) -> None:
+def test_everything_decided_arrives_in_order_and_a_fold_follows_it(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
-    caught_up(log.settings, clerk.decide(100))
+    wait_relayed(log.settings, creator.create(100))
     assert check_complete(log.settings).copies == 0
 
     names = Names([])
-    follower = Follower(log.settings, clerk.codec, clerk.log_id, ("accounts", "prices"), names, name="names")
+    follower = Follower(log.settings, creator.codec, creator.log_id, ("accounts", "prices"), names, name="names")
     try:
         follower.start()
-        until(lambda: follower.ready and names.seen.count("TenantCreated") == 100, "the fold has all")
+        eventually(lambda: follower.ready and names.seen.count("TenantCreated") == 100, "the fold has all")
         assert names.seen.count("PriceBookPublished") == 100
     finally:
         follower.stop()
 
 
-def test_a_heartbeat_says_what_is_on_every_partition(log: Stack, clerk: Clerk, relay: Process) -> None:
+def test_a_heartbeat_says_what_is_on_every_partition(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
-    position = clerk.decide(5)
-    caught_up(log.settings, position)
+    position = creator.create(5)
+    wait_relayed(log.settings, position)
     tails: dict[str, int] = {}
     for record in check_chain(log.settings).records.values():
         at = f"{record.topic}/{record.partition}"
@@ -93,19 +95,19 @@ def test_a_heartbeat_says_what_is_on_every_partition(log: Stack, clerk: Clerk, r
         beat = json.loads(last.value)
         return beat["position"] == position and beat["sent"] == tails
 
-    until(said, "a heartbeat of everything")
+    eventually(said, "a heartbeat of everything")
     count = len(read_log(log.settings, "heartbeats"))
-    until(lambda: len(read_log(log.settings, "heartbeats")) >= count + 2, "an idle relay beats on", 10)
+    eventually(lambda: len(read_log(log.settings, "heartbeats")) >= count + 2, "an idle relay beats on", 10)
 
 
 @pytest.mark.timeout(240)
-def test_killed_at_any_time_it_goes_on_and_nothing_is_skipped(log: Stack, clerk: Clerk, relay: Process) -> None:
+def test_killed_at_any_time_it_goes_on_and_nothing_is_skipped(log: Stack, creator: TenantCreator, relay: Process) -> None:
     done = threading.Event()
     positions: list[int] = []
 
     def work() -> None:
         while not done.is_set():
-            positions.append(clerk.decide(30))
+            positions.append(creator.create(30))
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -118,18 +120,18 @@ def test_killed_at_any_time_it_goes_on_and_nothing_is_skipped(log: Stack, clerk:
         done.set()
         worker.join(60)
     relay.start()
-    caught_up(log.settings, positions[-1])
+    wait_relayed(log.settings, positions[-1])
     check_complete(log.settings)
 
 
 @pytest.mark.timeout(240)
-def test_while_kafka_is_away_the_relay_waits_and_then_goes_on(log: Stack, clerk: Clerk, relay: Process) -> None:
+def test_while_kafka_is_away_the_relay_waits_and_then_goes_on(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
-    caught_up(log.settings, clerk.decide(20))
+    wait_relayed(log.settings, creator.create(20))
     pid = next(p.pid for p in log.status() if p.name == "kafka")
     os.kill(pid, signal.SIGKILL)
-    position = clerk.decide(300)
-    until(lambda: any(p.name == "kafka" and p.healthy and p.pid != pid for p in log.status()), "Kafka is back")
+    position = creator.create(300)
+    eventually(lambda: any(p.name == "kafka" and p.healthy and p.pid != pid for p in log.status()), "Kafka is back")
     end = time.monotonic() + 90
     while True:  # it may have ended on an error it must not survive: then it is started again, as its supervisor does
         assert relay.running is not None
@@ -137,7 +139,7 @@ def test_while_kafka_is_away_the_relay_waits_and_then_goes_on(log: Stack, clerk:
             assert relay.running.returncode == 1
             relay.start()
         said = health(log.settings.relay_health_port)
-        if said is not None and said["position"] >= position:
+        if said["position"] >= position:
             break
         assert time.monotonic() < end, said
         time.sleep(0.1)
@@ -146,7 +148,7 @@ def test_while_kafka_is_away_the_relay_waits_and_then_goes_on(log: Stack, clerk:
 
 @pytest.mark.timeout(240)
 def test_a_record_that_is_given_up_on_ends_the_relay_and_the_next_one_leaves_no_gap(
-    log: Stack, clerk: Clerk, relay: Process, monkeypatch: pytest.MonkeyPatch
+    log: Stack, creator: TenantCreator, relay: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relay's records never time out; here they do, half a second after the broker fell silent, with some of a batch written and some not."""
     pid = next(p.pid for p in log.status() if p.name == "kafka")
@@ -165,9 +167,9 @@ def test_a_record_that_is_given_up_on_ends_the_relay_and_the_next_one_leaves_no_
 
             thread = threading.Thread(target=run)
             thread.start()
-            until(lambda doomed=doomed: doomed.progress.status == "ready", "the relay is at work")
+            eventually(lambda doomed=doomed: doomed.progress.status == "ready", "the relay is at work")
             done = threading.Event()
-            deciding = threading.Thread(target=lambda done=done: [clerk.decide(40) for _ in iter(done.is_set, True)])
+            deciding = threading.Thread(target=lambda done=done: [creator.create(40) for _ in iter(done.is_set, True)])
             deciding.start()
             time.sleep(0.1 + 0.07 * round_)  # a moment in the middle of a batch, another one each time
             os.kill(pid, signal.SIGSTOP)
@@ -182,11 +184,11 @@ def test_a_record_that_is_given_up_on_ends_the_relay_and_the_next_one_leaves_no_
                 store.close()
             check_chain(log.settings)
     relay.start()
-    caught_up(log.settings, clerk.decide(1))
+    wait_relayed(log.settings, creator.create(1))
     check_complete(log.settings)
 
 
-def test_two_relays_at_once_make_copies_and_no_gap(log: Stack, clerk: Clerk) -> None:
+def test_two_relays_at_once_make_copies_and_no_gap(log: Stack, creator: TenantCreator) -> None:
     """Without the lock that normally keeps the second one waiting."""
     stop = threading.Event()
     stores = [open_store(log.settings) for _ in range(2)]
@@ -195,8 +197,8 @@ def test_two_relays_at_once_make_copies_and_no_gap(log: Stack, clerk: Clerk) -> 
     for t in threads:
         t.start()
     for _ in range(5):
-        position = clerk.decide(60)
-    until(lambda: all(r.progress.position >= position for r in relays), "both at the end")
+        position = creator.create(60)
+    eventually(lambda: all(r.progress.position >= position for r in relays), "both at the end")
     stop.set()
     for t in threads:
         t.join(30)
@@ -205,32 +207,32 @@ def test_two_relays_at_once_make_copies_and_no_gap(log: Stack, clerk: Clerk) -> 
     assert check_complete(log.settings).copies > 0
 
 
-def test_the_second_relay_waits_for_its_turn_and_takes_over(log: Stack, clerk: Clerk, relay: Process) -> None:
+def test_the_second_relay_waits_for_its_turn_and_takes_over(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
-    caught_up(log.settings, clerk.decide(1))
+    wait_relayed(log.settings, creator.create(1))
     with free_block() as other_ports:
         # The same log and store, other ports: only the health page of the second differs.
         elsewhere = {"KAFKA_BOOTSTRAP": log.settings.kafka, "BASE_PORT": str(other_ports)}
         second = Process("commands.relay.relay", log.settings, elsewhere).start()
         try:
             port = other_ports + 8
-            waiting = until(lambda: (said := health(port)) and "another relay" in said["message"] and said, "the second waits")
+            waiting = eventually(lambda: (said := health(port)) and "another relay" in said["message"] and said, "the second waits")
             assert waiting["status"] == "starting"
             relay.kill()
-            until(lambda: ready(port), "the second took over")
-            position = clerk.decide(20)
-            until(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
+            eventually(lambda: is_ready(port), "the second took over")
+            position = creator.create(20)
+            eventually(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
         finally:
             second.stop()
     check_complete(log.settings)
 
 
-def test_observed_records_at_the_tail_are_looked_past(log: Stack, clerk: Clerk, relay: Process) -> None:
+def test_observed_records_at_the_tail_are_looked_past(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
-    caught_up(log.settings, clerk.decide(1))
+    wait_relayed(log.settings, creator.create(1))
     relay.kill()
     writer = Writer(log.settings, "gateway")
-    frame = clerk.codec.encode(example_of(FACTS["RouteApplied"]))
+    frame = creator.codec.encode(example_of(FACTS["RouteApplied"]))
     garbage = {"store": b"x", "position": b"not a number", "previous": b"0"}
     for partition in range(4):
         for _ in range(600):
@@ -239,19 +241,19 @@ def test_observed_records_at_the_tail_are_looked_past(log: Stack, clerk: Clerk, 
     assert writer.flush(30)
     writer.close()
     relay.start()
-    caught_up(log.settings, clerk.decide(10))
+    wait_relayed(log.settings, creator.create(10))
     relay.kill(signal.SIGTERM)
     positions = [r for r in read_log(log.settings, "deployments") if r.headers.get("store", b"x") != b"x"]
     assert sorted(r.position for r in positions) == sorted({r.position for r in positions})
 
 
-def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, clerk: Clerk, relay: Process, tmp_path: Path) -> None:
+def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, creator: TenantCreator, relay: Process, tmp_path: Path) -> None:
     relay.start()
-    caught_up(log.settings, clerk.decide(3))
+    wait_relayed(log.settings, creator.create(3))
     yesterday = tmp_path / "events.sqlite"
-    with clerk.store._recorder.datastore.get_connection(commit=False) as c:  # pyright: ignore[reportPrivateUsage]
+    with creator.store._recorder.datastore.get_connection(commit=False) as c:  # pyright: ignore[reportPrivateUsage]
         c.cursor().execute(f"VACUUM INTO '{yesterday}'")
-    caught_up(log.settings, clerk.decide(3))
+    wait_relayed(log.settings, creator.create(3))
     relay.kill()
     before = len(read_log(log.settings, "accounts", "prices"))
     url = f"sqlite:///{yesterday}"
@@ -263,8 +265,8 @@ def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, clerk: Cler
     assert "python -m commands.store.rebuild" in message
 
     # Worse: it has decided other things meanwhile, so that the position exists.
-    other = Clerk(log.settings.model_copy(update={"store_url": url}))
-    other.decide(20)
+    other = TenantCreator(log.settings.model_copy(update={"store_url": url}))
+    other.create(20)
     other.close()
     diverged = Process("commands.relay.relay", log.settings, {"STORE_URL": url}).start()
     assert diverged.ended() == 2
@@ -272,7 +274,7 @@ def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, clerk: Cler
 
     # A store that never wrote to this log.
     foreign = Process("commands.relay.relay", log.settings, {"STORE_URL": f"sqlite:///{tmp_path / 'new' / 'events.sqlite'}"})
-    stranger = Clerk(log.settings.model_copy(update={"store_url": foreign.more["STORE_URL"]}))
+    stranger = TenantCreator(log.settings.model_copy(update={"store_url": foreign.more["STORE_URL"]}))
     stranger.close()
     foreign.start()
     assert foreign.ended() == 2
@@ -288,40 +290,42 @@ def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, clerk: Cler
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(log: Stack, clerk: Clerk, relay: Process, tmp_path: Path) -> None:
+def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(
+    log: Stack, creator: TenantCreator, relay: Process, tmp_path: Path
+) -> None:
     relay.start()
-    caught_up(log.settings, clerk.decide(5))
+    wait_relayed(log.settings, creator.create(5))
     relay.kill(signal.SIGTERM)
-    old = {e.position: e for e in clerk.store.notifications(0, 10**6)}
+    old = {e.position: e for e in creator.store.notifications(0, 10**6)}
     more = {"STORE_URL": f"sqlite:///{tmp_path / 'again' / 'events.sqlite'}"}
     rebuild = Process("commands.store.rebuild", log.settings, more).start()
     assert rebuild.ended() == 0, rebuild.log.read_text()
     settings = log.settings.model_copy(update={"store_url": more["STORE_URL"]})
-    again = Clerk(settings)
+    again = TenantCreator(settings)
     try:
         rebuilt = {e.position: e for e in again.store.notifications(0, 10**6)}
         assert {p: (e.originator, e.version, e.name) for p, e in rebuilt.items() if p in old} == {
             p: (e.originator, e.version, e.name) for p, e in old.items()
         }
         assert len(rebuilt) == len(old) + 18  # the openings of the new epoch
-        position = again.decide(5)
+        position = again.create(5)
         anew = Process("commands.relay.relay", log.settings, more).start()
         try:
-            caught_up(log.settings, position)
-            _follows(log.settings, clerk, sum(1 for e in old.values() if e.name == "TenantCreated") + 5)
+            wait_relayed(log.settings, position)
+            _follows(log.settings, creator, sum(1 for e in old.values() if e.name == "TenantCreated") + 5)
         finally:
             anew.stop()
     finally:
         again.close()
 
 
-def _follows(settings: Settings, clerk: Clerk, tenants: int) -> None:
+def _follows(settings: Settings, creator: TenantCreator, tenants: int) -> None:
     """While a relay runs: a fold is fresh only as long as it hears one."""
     folded: list[str] = []
-    follower = Follower(settings, clerk.codec, clerk.log_id, ("accounts", "prices"), Names(folded), name="after-rebuild")
+    follower = Follower(settings, creator.codec, creator.log_id, ("accounts", "prices"), Names(folded), name="after-rebuild")
     try:
         follower.start()
-        until(lambda: follower.ready and folded.count("TenantCreated") == tenants, "a fold follows from one store to the next")
+        eventually(lambda: follower.ready and folded.count("TenantCreated") == tenants, "a fold follows from one store to the next")
     finally:
         follower.stop()
 

@@ -23,7 +23,7 @@ from projections.catalog.queries import Catalog, Wanted
 from projections.ingest.table_offsets import dense_end
 from projections.query_api.bills import bill_of, whole_bill_of
 from rating.book import METERS
-from tests.integration.bookkeeping import Market, key_of, running_market
+from tests.support.market import Market, key_of, running_market
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
     ("*", meter): (0, 1) for meter in METERS if meter not in ("calls", "bytes_in")
@@ -233,12 +233,11 @@ def test_two_billers_issue_one_bill(market: Market) -> None:
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     issuers = [market.issuer(), market.issuer()]
-    with market.folding() as until:
-        until("the cut", lambda: (tenant, 1) in pending(market.clickhouse))
-        until("the relay's heartbeat", lambda: isinstance(issuers[0].issue(tenant, 1), Posted))
-        again = issuers[1].issue(tenant, 1)
-        assert isinstance(again, Posted)
-        until("the bill", lambda: (tenant, 1) not in pending(market.clickhouse))
+    market.fold_until(lambda: (tenant, 1) in pending(market.clickhouse), "the cut")
+    market.fold_until(lambda: isinstance(issuers[0].issue(tenant, 1), Posted), "the relay's heartbeat")
+    again = issuers[1].issue(tenant, 1)
+    assert isinstance(again, Posted)
+    market.fold_until(lambda: (tenant, 1) not in pending(market.clickhouse), "the bill")
     assert market.clickhouse.value("SELECT count() FROM bills WHERE status = 'issued' AND tenant = {t:String}", {"t": tenant}) == 1
 
 
@@ -249,9 +248,8 @@ def test_a_wrong_cut_in_the_table_is_no_bill(market: Market) -> None:
     first = market.issue(tenant, month())
     market.append(tenant, [market.settled(tenant) for _ in range(4)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
-    with market.folding() as until:
-        until("the cut", lambda: (tenant, 2) in pending(market.clickhouse))
-        until("the relay's heartbeat", lambda: getattr(market.issuer().issue(tenant, 2), "reason", "") != "prices_behind")
+    market.fold_until(lambda: (tenant, 2) in pending(market.clickhouse), "the cut")
+    market.fold_until(lambda: getattr(market.issuer().issue(tenant, 2), "reason", "") != "prices_behind", "the relay's heartbeat")
     for number in (1, 2):
         right = row_of_cut(market, tenant, number)
         cut = json.loads(right["body"])
@@ -284,13 +282,12 @@ def test_no_bill_is_issued_over_a_dead_letter(market: Market) -> None:
     market.append(tenant, [market.settled(tenant), b"garbage", market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     biller = market.biller()
-    with market.folding() as until:
 
-        def refused() -> bool:
-            biller.issue()
-            return biller.waiting.get(f"{tenant}#1") == "dead_letters"
+    def refused() -> bool:
+        biller.issue()
+        return biller.waiting.get(f"{tenant}#1") == "dead_letters"
 
-        until("the biller says why", refused)
+    market.fold_until(refused, "the biller says why")
     # The figures go on meanwhile, and the other partitions' tenants are billed.
     assert calls(run_bill(market, tenant)) == 2
     assert difference(market, tenant) == 0
@@ -310,12 +307,11 @@ def test_the_catalog_is_what_it_was_at_any_instant(market: Market) -> None:
     before = now_us()
     body = {"domain": "vision", "team": "acme", "name": name, "scenario": "mail", "task": "classification", "compliance": compliance()}
     market.command("POST", "/v1/models", {**body, "tags": ["digits"], "tenant": tenant})
-    with market.folding() as until:
-        catalog = Catalog(market.clickhouse)
-        until("registered", lambda: catalog.model(model) is not None)
-        registered = now_us()
-        market.command("POST", f"/v1/models/{model}/retire", {"reason": "the end", "successor": ""})
-        until("retired", lambda: (catalog.model(model) or {})["status"] == "retired")
+    catalog = Catalog(market.clickhouse)
+    market.fold_until(lambda: catalog.model(model) is not None, "registered")
+    registered = now_us()
+    market.command("POST", f"/v1/models/{model}/retire", {"reason": "the end", "successor": ""})
+    market.fold_until(lambda: (catalog.model(model) or {})["status"] == "retired", "retired")
     assert catalog.model(model, before) is None
     then = catalog.model(model, registered)
     assert then is not None
@@ -341,8 +337,7 @@ def test_the_catalog_is_searched_filtered_and_paged(market: Market) -> None:
             {**body, "compliance": compliance(), "tags": [f"tag{i}"], "tenant": tenant, "description": f"Reads Letter {i}"},
         )
     catalog = Catalog(market.clickhouse)
-    with market.folding() as until:
-        until("all five", lambda: len(catalog.page(Wanted(tenant=tenant))[0]) == 5)
+    market.fold_until(lambda: len(catalog.page(Wanted(tenant=tenant))[0]) == 5, "all five")
 
     def names(**wanted: Any) -> list[str]:
         return [m["name"] for m in catalog.page(Wanted(tenant=tenant, **wanted))[0]]
@@ -366,8 +361,7 @@ def test_a_stray_on_a_decided_topic_is_a_dead_letter_and_the_catalog_goes_on(mar
     name = f"n{uuid.uuid4().hex[:10]}"
     body = {"domain": "vision", "team": "acme", "name": name, "scenario": "mail", "task": "classification", "compliance": compliance()}
     market.command("POST", "/v1/models", {**body, "tenant": tenant})
-    with market.folding() as until:
-        until("registered", lambda: Catalog(market.clickhouse).model(f"model-vision-acme-{name}") is not None)
+    market.fold_until(lambda: Catalog(market.clickhouse).model(f"model-vision-acme-{name}") is not None, "registered")
     dead = market.clickhouse.value("SELECT count() FROM history_rows FINAL WHERE topic = 'models' AND kind = 'dead'")
     assert dead == 2
     letters = [market.codec.decode(r.value)[1] for r in market.reader.read("dead-letters")]
@@ -387,8 +381,9 @@ def test_restarted_folds_continue_from_their_tables(market: Market) -> None:
             market.fold(chance=random.Random(i))
         market.restart()
         assert key["api_key"]
-    with market.folding() as until:
-        until("four keys", lambda: market.clickhouse.value("SELECT count() FROM api_keys WHERE tenant = {t:String}", {"t": tenant}) == 4)
+    market.fold_until(
+        lambda: market.clickhouse.value("SELECT count() FROM api_keys WHERE tenant = {t:String}", {"t": tenant}) == 4, "four keys"
+    )
     kinds = market.clickhouse.rows("SELECT kind, count() AS n FROM history_rows FINAL WHERE topic = 'accounts' GROUP BY kind")
     assert {r["kind"] for r in kinds} <= {"decided", "store"}
 

@@ -20,8 +20,9 @@ from events.process.settings import Settings
 from infra.launcher.ports import free_block
 from projections.ingest.avro_container import TAIL, zigzag
 from projections.usage.rebuild import Rebuild
-from tests.integration.usage_oracle import Schemas, compare, daily, decoded, read_topic, table_rows
-from tests.integration.usage_stack import UsageStack, until
+from tests.support.polling import eventually
+from tests.support.usage_oracle import Schemas, compare, daily, decoded, read_topic, table_rows
+from tests.support.usage_stack import UsageStack
 
 MUTANTS = 10_000
 SESSION_S = 3.0
@@ -77,7 +78,7 @@ def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: U
         after = compare(market.settings)
         assert after["unreadable"] - before == len(garbage)
         letters = "SELECT topic, partition, offset, code, value_bytes FROM dead_letters WHERE topic = 'usage'"
-        until("every dead letter is in its table", lambda: len(market.clickhouse.rows(letters)) == after["unreadable"])
+        eventually(lambda: len(market.clickhouse.rows(letters)) == after["unreadable"], "every dead letter is in its table")
     places = {(r["partition"], r["offset"]) for r in market.clickhouse.rows(letters)}
     tombs = {
         (r["kafka_partition"], r["kafka_offset"])
@@ -121,15 +122,15 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
         put("alerts", market.codec.encode_dict("AlertRaised", {"event_id": raised, **said, **more}))
         columns = "subject, rule, severity, message, remedy, toString(raised) AS raised"
         wanted = [{"subject": said["subject"], "rule": "load_failed", **more, "raised": "2027-01-15 08:00:00.000000"}]
-        until("the alert is shown", lambda: market.clickhouse.rows(f"SELECT {columns} FROM alerts") == wanted)
+        eventually(lambda: market.clickhouse.rows(f"SELECT {columns} FROM alerts") == wanted, "the alert is shown")
 
         letters = "SELECT topic, partition, offset, code FROM dead_letters WHERE topic IN ('alerts', 'schemas')"
-        until("the dead letters have their rows", lambda: len(market.clickhouse.rows(letters)) >= len(dead))
+        eventually(lambda: len(market.clickhouse.rows(letters)) >= len(dead), "the dead letters have their rows")
         found = {Coordinate(r["topic"], r["partition"], r["offset"]): r["code"] for r in market.clickhouse.rows(letters)}
         assert found == dead
 
         put("alerts", market.codec.encode_dict("AlertResolved", {**said, "event_id": str(uuid.uuid4()), "raised": raised}))
-        until("the alert is over", lambda: not market.clickhouse.rows("SELECT subject FROM alerts"))
+        eventually(lambda: not market.clickhouse.rows("SELECT subject FROM alerts"), "the alert is over")
     folded = "SELECT uniqExact(kafka_offset) AS n FROM history_rows WHERE topic = {topic:String}"
     for topic in ("alerts", "schemas"):
         assert market.clickhouse.value(folded, {"topic": topic}) == len(read_topic(market.settings, topic))

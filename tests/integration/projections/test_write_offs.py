@@ -31,7 +31,7 @@ from projections.dead_letters.redrive import Redrive
 from projections.ingest.table_offsets import dense_end
 from projections.usage.producer_epochs import epochs
 from rating.book import METERS
-from tests.integration.bookkeeping import Market, running_market
+from tests.support.market import Market, running_market
 
 PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS}
 PARTITIONS = TOPICS["usage"].partitions
@@ -89,25 +89,23 @@ def give_up(market: Market, second: str, at: Coordinate, value: bytes | None) ->
 
 def waits(market: Market, tenant: str, number: int, reason: str) -> None:
     biller = market.biller()
-    with market.folding() as until:
 
-        def refused() -> bool:
-            biller.issue()
-            return biller.waiting.get(f"{tenant}#{number}") == reason
+    def refused() -> bool:
+        biller.issue()
+        return biller.waiting.get(f"{tenant}#{number}") == reason
 
-        until(f"the biller says {reason}", refused)
+    market.fold_until(refused, f"the biller says {reason}")
 
 
 def issued(market: Market, tenant: str, number: int) -> dict[str, Any]:
     """Waits for a bill whose cut is fixed."""
     biller = market.biller()
-    with market.folding() as until:
 
-        def done() -> bool:
-            biller.issue()
-            return (tenant, number) not in pending(market.clickhouse)
+    def done() -> bool:
+        biller.issue()
+        return (tenant, number) not in pending(market.clickhouse)
 
-        until(f"bill {number} of {tenant}: {biller.waiting}", done)
+    market.fold_until(done, f"bill {number} of {tenant}: {biller.waiting}")
     (said,) = [
         body
         for name, body in (market.codec.decode(r.value) for r in market.reader.read("bills"))
@@ -168,8 +166,7 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
         assert post(market, path, {"sha256": sha256, "reason": "nobody of ours wrote it"}).status_code == 201
         same = post(market, f"{path}/approve", {"sha256": sha256})
         assert (same.status_code, same.json()["code"]) == (403, "same_person")
-    with market.folding() as until:
-        until("requested", lambda: {letter.at: letter.state for letter in letters(market.clickhouse)}.get(places[0]) == "requested")
+    market.fold_until(lambda: {letter.at: letter.state for letter in letters(market.clickhouse)}.get(places[0]) == "requested", "requested")
     waits(market, tenant, 1, "dead_letters")
 
     for at, value in zip(places, garbage, strict=True):
@@ -356,14 +353,13 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
     assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     outcomes: list[Outcome] = []
-    with market.folding() as until:
-        until("the cut is in the history", lambda: (tenant, 1) in pending(market.clickhouse))
+    market.fold_until(lambda: (tenant, 1) in pending(market.clickhouse), "the cut is in the history")
 
-        def posted() -> bool:
-            outcomes.append(old.issue(tenant, 1))
-            return isinstance(outcomes[-1], Posted)
+    def posted() -> bool:
+        outcomes.append(old.issue(tenant, 1))
+        return isinstance(outcomes[-1], Posted)
 
-        until("the bill is posted", posted)
+    market.fold_until(posted, "the bill is posted")
     assert isinstance(outcomes[-1], Posted) and outcomes[-1].bill.producers_open == 0
     market.codec = Codec(read_schemas(market.reader)[0])
     assert claimed(market, tenant)[1][1] == 0
@@ -390,8 +386,7 @@ def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(marke
     market.writer.append("producers", producer.encode(), forged, {}).result(10)
     assert market.issue(tenant, month())["producers_open"] == 1
     assert post(market, f"{path}/approve", key=second).status_code == 200
-    with market.folding() as until:
-        until("written off", lambda: epochs(market.clickhouse, only_open=False, epoch=epoch)[0].status == "written_off")
+    market.fold_until(lambda: epochs(market.clickhouse, only_open=False, epoch=epoch)[0].status == "written_off", "written off")
     bill = market.issue(tenant, month())
     assert bill["producers_open"] == 0
     assert {n: c[1] for n, c in claimed(market, tenant).items()} == {1: 0, 2: 0, 3: 0}
@@ -425,8 +420,7 @@ def test_the_commands_of_operations_lead_through_it(market: Market, second: str,
     assert "requested by admin" in run("dead-letters", "write-off", str(at), "--reason", "typed by hand")
     assert "same_person" in run("dead-letters", "approve", str(at), "--yes", code=1)
     assert "approved by second" in run("dead-letters", "approve", str(at), "--yes", "--key-file", str(key_file))
-    with market.folding() as until:
-        until("closed", lambda: not {at, alert} & {letter.at for letter in letters(market.clickhouse)})
+    market.fold_until(lambda: not {at, alert} & {letter.at for letter in letters(market.clickhouse)}, "closed")
     assert str(at) not in run("dead-letters", "list")
     assert "written off by admin and second" in " ".join(run("dead-letters", "list", "--all").split())
     assert "is written off" in run("dead-letters", "retry", str(at), code=1), "it asks first, and nobody answered"
@@ -449,5 +443,4 @@ def test_the_commands_of_operations_lead_through_it(market: Market, second: str,
     assert "may be alive" in run("producers", "write-off", epoch, "--reason", "killed", code=1)
     assert "requested by admin" in run("producers", "write-off", epoch, "--reason", "killed", "--force")
     assert "approved by second" in run("producers", "approve", epoch, "--yes", "--force", "--key-file", str(key_file))
-    with market.folding() as until:
-        until("ended", lambda: epoch not in {e.epoch for e in epochs(market.clickhouse)})
+    market.fold_until(lambda: epoch not in {e.epoch for e in epochs(market.clickhouse)}, "ended")

@@ -20,12 +20,13 @@ from events.log.client import Reader, Writer
 from events.log.schemas import publish
 from events.log.topics import apply_topics
 from events.process.settings import Settings
+from examples.decided_facts import DecidedFactWriter
+from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from serving.control.controller import Controller
-from tests.integration.decided import Pen
-from tests.integration.digits import TECHNICAL, write_digits
-from tests.integration.edge import SECRET, V1, M, Running, apps, beside, check_answers, check_chains, eventually, running_edge
+from tests.support.gateway_stack import SECRET, V1, GatewayStack, M, apps, beside, check_answers, check_chains, running_gateway
+from tests.support.polling import eventually, seconds_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -36,16 +37,18 @@ SOON_US = 6_000_000
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
     folder = tmp_path_factory.mktemp("edge")
     with (
         free_block() as base_port,
-        running_edge(Settings(stack="edge", region="hefei", base_port=base_port, data=folder, staleness_s_max=STALE_S), folder) as running,
+        running_gateway(
+            Settings(stack="edge", region="hefei", base_port=base_port, data=folder, staleness_s_max=STALE_S), folder
+        ) as running,
     ):
         yield running
 
 
-def test_an_answer_has_its_fact_with_every_dimension_where_the_receipt_says(edge: Running) -> None:
+def test_an_answer_has_its_fact_with_every_dimension_where_the_receipt_says(edge: GatewayStack) -> None:
     answer = edge.infer()
     assert answer.status_code == 200
     check_answers(edge, [answer])
@@ -73,7 +76,7 @@ def test_an_answer_has_its_fact_with_every_dimension_where_the_receipt_says(edge
     assert body["bytes_in"] > 64 and body["bytes_out"] == len(answer.content) and body["latency_us"] > 0 and body["cpu_us"] >= 0
 
 
-def test_concurrent_calls_are_batched_and_each_is_in_the_log_once(edge: Running) -> None:
+def test_concurrent_calls_are_batched_and_each_is_in_the_log_once(edge: GatewayStack) -> None:
     answers = edge.infer_many(300)
     assert Counter(a.status_code for a in answers) == {200: 300}
     check_answers(edge, answers)
@@ -82,7 +85,7 @@ def test_concurrent_calls_are_batched_and_each_is_in_the_log_once(edge: Running)
     assert max(sizes) > 1
 
 
-def test_the_same_idempotency_key_and_body_give_the_same_invocation_key_and_another_body_another(edge: Running) -> None:
+def test_the_same_idempotency_key_and_body_give_the_same_invocation_key_and_another_body_another(edge: GatewayStack) -> None:
     first, again = edge.infer(Idempotency_Key="k-1"), edge.infer(Idempotency_Key="k-1")
     pinned = edge.infer(V1, Idempotency_Key="k-1")
     facts = {receipt: body for receipt, body, _ in edge.usage()}
@@ -91,7 +94,7 @@ def test_the_same_idempotency_key_and_body_give_the_same_invocation_key_and_anot
     assert edge.infer(Idempotency_Key="k" * 256).status_code == 400
 
 
-def test_refusals_are_facts_counted_per_second_and_never_billed(edge: Running) -> None:
+def test_refusals_are_facts_counted_per_second_and_never_billed(edge: GatewayStack) -> None:
     assert {edge.infer(secret="mk_wrong").status_code for _ in range(20)} == {401}
     assert edge.infer("model-no-such-thing").status_code == 404
 
@@ -102,22 +105,22 @@ def test_refusals_are_facts_counted_per_second_and_never_billed(edge: Running) -
                 counts[body["tenant"], body["model"], body["error_code"]] += body["count"]
         return counts["-", "-", "unknown_key"] >= 20 and counts["caller", "-", "unknown_model"] >= 1
 
-    eventually(told, 10, "refusals are written")
+    eventually(told, "refusals are written", 10)
     check_chains(edge.usage())
 
 
-def test_a_key_stops_working_within_two_seconds_of_its_revocation(edge: Running) -> None:
-    key_id = edge.pen.key("caller", "mk_short-lived")
-    eventually(lambda: edge.infer(secret="mk_short-lived").status_code == 200, 5, "a new key works")
-    edge.pen.write(accounts.ApiKeyRevoked, tenant="caller", key_id=key_id, by="admin")
-    assert eventually(lambda: edge.infer(secret="mk_short-lived").status_code == 401, 5, "a revoked key stops") <= 2
+def test_a_key_stops_working_within_two_seconds_of_its_revocation(edge: GatewayStack) -> None:
+    key_id = edge.facts.key("caller", "mk_short-lived")
+    eventually(lambda: edge.infer(secret="mk_short-lived").status_code == 200, "a new key works", 5)
+    edge.facts.write(accounts.ApiKeyRevoked, tenant="caller", key_id=key_id, by="admin")
+    assert seconds_until(lambda: edge.infer(secret="mk_short-lived").status_code == 401, "a revoked key stops", 5) <= 2
 
 
-def test_a_key_works_until_the_instant_at_which_it_expires_and_not_after(edge: Running) -> None:
-    edge.pen.key("caller", "mk_expired", expires_at=now_us() - 1_000_000)
+def test_a_key_works_until_the_instant_at_which_it_expires_and_not_after(edge: GatewayStack) -> None:
+    edge.facts.key("caller", "mk_expired", expires_at=now_us() - 1_000_000)
     ends = now_us() + SOON_US
-    edge.pen.key("caller", "mk_ending", expires_at=ends)
-    eventually(lambda: edge.infer(secret="mk_ending").status_code == 200, SOON_US / 1e6, "the key works until then")
+    edge.facts.key("caller", "mk_ending", expires_at=ends)
+    eventually(lambda: edge.infer(secret="mk_ending").status_code == 200, "the key works until then", SOON_US / 1e6)
     refused = edge.infer(secret="mk_expired")  # issued before one that works, so known
     assert refused.status_code == 401 and refused.json()["code"] == "unknown_key"
     while now_us() < ends:
@@ -127,14 +130,14 @@ def test_a_key_works_until_the_instant_at_which_it_expires_and_not_after(edge: R
     assert edge.infer(secret="mk_ending").status_code == 401
 
 
-def test_a_key_without_the_scope_is_forbidden_and_sees_no_models(edge: Running) -> None:
-    edge.pen.key("caller", "mk_reader", scopes=("read",))
-    eventually(lambda: edge.infer(secret="mk_reader").status_code == 403, 5, "a key without scope")
+def test_a_key_without_the_scope_is_forbidden_and_sees_no_models(edge: GatewayStack) -> None:
+    edge.facts.key("caller", "mk_reader", scopes=("read",))
+    eventually(lambda: edge.infer(secret="mk_reader").status_code == 403, "a key without scope", 5)
     listed = edge.client.get(f"{edge.settings.gateway}/v1/models", headers={"Authorization": "Bearer mk_reader"})
     assert listed.json()["data"] == []
 
 
-def test_the_models_are_listed_with_what_they_cost_the_caller_now(edge: Running) -> None:
+def test_the_models_are_listed_with_what_they_cost_the_caller_now(edge: GatewayStack) -> None:
     def listed() -> dict[str, Any]:
         found = edge.client.get(f"{edge.settings.gateway}/v1/models", headers={"Authorization": f"Bearer {SECRET}"}).json()
         assert found["object"] == "list"
@@ -146,22 +149,22 @@ def test_the_models_are_listed_with_what_they_cost_the_caller_now(edge: Running)
     first = listed()
     assert (first["object"], first["owned_by"], first["pricing"]) == ("model", "acme", None)
     assert 0 < time.time() - first["created"] < 3600
-    edge.pen.prices("standard", 1, now_us(), ("*", "calls", 500, 1), ("*", "cpu_us", 3, 1_000_000), (M, "calls", 900, 1000))
-    eventually(lambda: version() == 1, 5, "the price book is known")
+    edge.facts.prices("standard", 1, now_us(), ("*", "calls", 500, 1), ("*", "cpu_us", 3, 1_000_000), (M, "calls", 900, 1000))
+    eventually(lambda: version() == 1, "the price book is known", 5)
     meters = {"calls": {"amount_micros": 900, "per_units": 1000}, "cpu_us": {"amount_micros": 3, "per_units": 1_000_000}}
     assert listed()["pricing"] == {"price_book": "standard", "book_version": 1, "currency": "CNY", "meters": meters}
     starts = now_us() + SOON_US
-    edge.pen.prices("standard", 2, starts, ("*", "calls", 700, 1))
-    edge.pen.key("caller", "mk_after-the-prices")
-    eventually(lambda: edge.infer(secret="mk_after-the-prices").status_code == 200, SOON_US / 1e6, "the second version is known, too")
+    edge.facts.prices("standard", 2, starts, ("*", "calls", 700, 1))
+    edge.facts.key("caller", "mk_after-the-prices")
+    eventually(lambda: edge.infer(secret="mk_after-the-prices").status_code == 200, "the second version is known, too", SOON_US / 1e6)
     assert version() == 1 and now_us() < starts
-    eventually(lambda: version() == 2, SOON_US / 1e6 + 1, "the second version takes over")
+    eventually(lambda: version() == 2, "the second version takes over", SOON_US / 1e6 + 1)
     assert now_us() >= starts and listed()["pricing"]["meters"] == {"calls": {"amount_micros": 700, "per_units": 1}}
 
 
-def test_a_canary_takes_exactly_its_share_and_a_rollback_fails_no_call(edge: Running) -> None:
-    edge.pen.rollout(M, "acme", ("1.0.0", "1.1.0"), edge.digests["1.1.0"], 20)
-    eventually(lambda: edge.infer().headers["modelmarket-model-version"] == "1.1.0", 60, "the canary takes calls")
+def test_a_canary_takes_exactly_its_share_and_a_rollback_fails_no_call(edge: GatewayStack) -> None:
+    edge.facts.rollout(M, "acme", ("1.0.0", "1.1.0"), edge.digests["1.1.0"], 20)
+    eventually(lambda: edge.infer().headers["modelmarket-model-version"] == "1.1.0", "the canary takes calls", 60)
     answers = edge.infer_many(100, at_once=4)
     assert Counter(a.headers.get("modelmarket-model-version") for a in answers) == {"1.0.0": 80, "1.1.0": 20}
     stop, during = threading.Event(), []
@@ -172,29 +175,29 @@ def test_a_canary_takes_exactly_its_share_and_a_rollback_fails_no_call(edge: Run
 
     caller = threading.Thread(target=call)
     caller.start()
-    edge.pen.write(deployments.RolledBack, model=M, from_version="1.1.0", to_version="1.0.0", reason="test", by="owner")
-    took = eventually(lambda: {a.headers["modelmarket-model-version"] for a in edge.infer_many(10)} == {"1.0.0"}, 5, "rolled back")
+    edge.facts.write(deployments.RolledBack, model=M, from_version="1.1.0", to_version="1.0.0", reason="test", by="owner")
+    took = seconds_until(lambda: {a.headers["modelmarket-model-version"] for a in edge.infer_many(10)} == {"1.0.0"}, "rolled back", 5)
     stop.set()
     caller.join(30)
     assert took <= 5 and {a.status_code for a in during} == {200}
     check_answers(edge, [*answers, *during])
 
 
-def test_a_broken_version_is_reported_and_the_live_one_goes_on(edge: Running) -> None:
+def test_a_broken_version_is_reported_and_the_live_one_goes_on(edge: GatewayStack) -> None:
     file = edge.settings.folder / "broken.onnx"
     file.write_bytes(b"no model at all")
-    digest = edge.pen.version(M, "acme", "2.0.0", file, TECHNICAL)
-    edge.pen.rollout(M, "acme", ("1.0.0", "2.0.0"), digest, 50)
+    digest = edge.facts.version(M, "acme", "2.0.0", file, TECHNICAL)
+    edge.facts.rollout(M, "acme", ("1.0.0", "2.0.0"), digest, 50)
     pinned = f"{M}-v2.0.0"
-    eventually(lambda: "not_loadable" in edge.infer(pinned).text or "ONNX" in edge.infer(pinned).text, 90, "the failure is told")
+    eventually(lambda: "not_loadable" in edge.infer(pinned).text or "ONNX" in edge.infer(pinned).text, "the failure is told", 90)
     assert edge.infer(pinned).status_code == 503
     assert {a.headers["modelmarket-model-version"] for a in edge.infer_many(20)} == {"1.0.0"}
-    edge.pen.write(deployments.RolledBack, model=M, from_version="2.0.0", to_version="1.0.0", reason="broken", by="owner")
-    edge.pen.write(deployments.VersionUndeployed, model=M, model_version="2.0.0", reason="broken", by="owner")
-    eventually(lambda: pinned not in apps(edge), 30, "the broken version is unloaded")
+    edge.facts.write(deployments.RolledBack, model=M, from_version="2.0.0", to_version="1.0.0", reason="broken", by="owner")
+    edge.facts.write(deployments.VersionUndeployed, model=M, model_version="2.0.0", reason="broken", by="owner")
+    eventually(lambda: pinned not in apps(edge), "the broken version is unloaded", 30)
 
 
-def test_a_killed_replica_costs_no_call_and_every_attempt_is_a_fact(edge: Running) -> None:
+def test_a_killed_replica_costs_no_call_and_every_attempt_is_a_fact(edge: GatewayStack) -> None:
     stop, answers = threading.Event(), []
 
     def call() -> None:
@@ -210,40 +213,40 @@ def test_a_killed_replica_costs_no_call_and_every_attempt_is_a_fact(edge: Runnin
     stop.set()
     for caller in callers:
         caller.join(60)
-    eventually(lambda: edge.infer().status_code == 200, 30, "a new replica answers")
+    eventually(lambda: edge.infer().status_code == 200, "a new replica answers", 30)
     good = [a for a in answers if a.status_code == 200]
     assert {a.status_code for a in answers} <= {200, 503} and len(answers) - len(good) <= 4
     check_answers(edge, good)
 
 
-def test_a_killed_gateway_comes_back_and_what_it_answered_is_in_the_log(edge: Running) -> None:
+def test_a_killed_gateway_comes_back_and_what_it_answered_is_in_the_log(edge: GatewayStack) -> None:
     answers = edge.infer_many(50)
     edge.kill("ServeReplica:gateway")
-    took = eventually(lambda: edge.infer(timeout_s=5).status_code == 200, 30, "a new gateway answers")
+    took = seconds_until(lambda: edge.infer(timeout_s=5).status_code == 200, "a new gateway answers", 30)
     assert took <= 30
     check_answers(edge, [a for a in answers if a.status_code == 200])
 
 
-def test_a_killed_controller_is_not_missed_and_comes_back(edge: Running) -> None:
+def test_a_killed_controller_is_not_missed_and_comes_back(edge: GatewayStack) -> None:
     edge.kill("serving.control.controller")
     assert {a.status_code for a in edge.infer_many(20)} == {200}
     health = f"http://{edge.settings.host}:{edge.settings.controller_health_port}/healthz"
-    eventually(lambda: edge.client.get(health).status_code == 200, 30, "the controller is back")
+    eventually(lambda: edge.client.get(health).status_code == 200, "the controller is back", 30)
     assert {"gateway", V1} <= apps(edge)
 
 
-def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(edge: Running) -> None:
+def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(edge: GatewayStack) -> None:
     before = edge.infer_many(20)
     (broker,) = edge.pids("kafka.Kafka")
     os.kill(broker, signal.SIGSTOP)
     try:
-        away = eventually(lambda: edge.infer(timeout_s=15).status_code == 503, 15, "calls are refused")
+        away = seconds_until(lambda: edge.infer(timeout_s=15).status_code == 503, "calls are refused", 15)
         refused = edge.infer()
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1 and away < 15
         assert refused.json()["code"] in ("log_away", "not_acknowledged")
     finally:
         os.kill(broker, signal.SIGCONT)
-    eventually(lambda: edge.infer().status_code == 200, 30, "Kafka is back")
+    eventually(lambda: edge.infer().status_code == 200, "Kafka is back", 30)
     after = edge.infer_many(20)
     check_answers(edge, [*before, *after])
     records = edge.usage()
@@ -252,60 +255,60 @@ def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(ed
     assert not voided & {a.headers["modelmarket-event-id"] for a in (*before, *after)}
 
 
-def test_a_gateway_that_hears_nothing_stops_answering_before_a_revoked_key_could_matter_for_long(edge: Running) -> None:
+def test_a_gateway_that_hears_nothing_stops_answering_before_a_revoked_key_could_matter_for_long(edge: GatewayStack) -> None:
     secret = "mk_soon-revoked"
-    key_id = edge.pen.key("caller", secret)
-    eventually(lambda: edge.infer(secret=secret).status_code == 200, 10, "the new key works")
-    edge.pen.silent = True
+    key_id = edge.facts.key("caller", secret)
+    eventually(lambda: edge.infer(secret=secret).status_code == 200, "the new key works", 10)
+    edge.facts.silent = True
     try:
-        edge.pen.write(accounts.ApiKeyRevoked, tenant="caller", key_id=key_id, by="admin")
+        edge.facts.write(accounts.ApiKeyRevoked, tenant="caller", key_id=key_id, by="admin")
         ready = f"{edge.settings.gateway}/v2/health/ready"
-        eventually(lambda: edge.client.get(ready).status_code == 503, 10, "not ready without news for five seconds")
+        eventually(lambda: edge.client.get(ready).status_code == 503, "not ready without news for five seconds", 10)
         # The revocation is on the log, but no heartbeat vouches for the state with it: the bound ends the key.
-        ended = eventually(lambda: edge.infer(secret=secret).status_code != 200, STALE_S + 5, "the key ends with the bound")
+        ended = seconds_until(lambda: edge.infer(secret=secret).status_code != 200, "the key ends with the bound", STALE_S + 5)
         assert ended <= STALE_S + 5
         stale = edge.infer()
         assert (stale.status_code, stale.json()["code"]) == (503, "stale")
     finally:
-        edge.pen.silent = False
-    eventually(lambda: edge.infer().status_code == 200, 10, "news again")
+        edge.facts.silent = False
+    eventually(lambda: edge.infer().status_code == 200, "news again", 10)
     assert edge.infer(secret=secret).status_code == 401
 
 
-def test_a_second_controller_waits_for_the_first(edge: Running) -> None:
+def test_a_second_controller_waits_for_the_first(edge: GatewayStack) -> None:
     second = Controller(edge.settings)
     thread = threading.Thread(target=second.run)
     thread.start()
-    eventually(lambda: "another controller" in str(second.state()["detail"]), 5, "the second waits")
+    eventually(lambda: "another controller" in str(second.state()["detail"]), "the second waits", 5)
     second.stop()
     thread.join(10)
     assert not thread.is_alive()
 
 
-def test_a_dead_ray_head_is_set_up_again_with_every_model(edge: Running) -> None:
+def test_a_dead_ray_head_is_set_up_again_with_every_model(edge: GatewayStack) -> None:
     before = apps(edge)
     edge.kill("gcs_server")
-    eventually(lambda: not edge.pids("ServeReplica:gateway"), 30, "Ray went down")
+    eventually(lambda: not edge.pids("ServeReplica:gateway"), "Ray went down", 30)
     # The promise is 30 s; Ray's own start is most of it, and on a machine that is busy with other tests it takes three times as long.
-    eventually(lambda: edge.infer(timeout_s=5).status_code == 200, 90, "calls are answered again")
+    eventually(lambda: edge.infer(timeout_s=5).status_code == 200, "calls are answered again", 90)
     assert apps(edge) == before
 
 
-def test_a_retired_model_is_gone_with_its_successor_and_unloaded(edge: Running) -> None:
+def test_a_retired_model_is_gone_with_its_successor_and_unloaded(edge: GatewayStack) -> None:
     other = "model-vision-core-other"
-    edge.pen.model(other, "acme")
-    digest = edge.pen.version(other, "acme", "1.0.0", write_digits(edge.settings.folder / "other.onnx"), TECHNICAL)
-    edge.pen.deploy(other, "acme", "1.0.0", digest)
-    eventually(lambda: edge.infer(other).status_code == 200, 60, "the other model answers")
-    edge.pen.write(models.ModelRetired, model=other, reason="old", successor=M, by="owner")
-    eventually(lambda: edge.infer(other).status_code == 410, 5, "gone")
+    edge.facts.model(other, "acme")
+    digest = edge.facts.version(other, "acme", "1.0.0", write_digits(edge.settings.folder / "other.onnx"), TECHNICAL)
+    edge.facts.deploy(other, "acme", "1.0.0", digest)
+    eventually(lambda: edge.infer(other).status_code == 200, "the other model answers", 60)
+    edge.facts.write(models.ModelRetired, model=other, reason="old", successor=M, by="owner")
+    eventually(lambda: edge.infer(other).status_code == 410, "gone", 5)
     answer = edge.infer(other)
     assert answer.json()["successor"] == M and M in answer.json()["remedy"]
-    eventually(lambda: f"{other}-v1.0.0" not in apps(edge), 30, "unloaded")
+    eventually(lambda: f"{other}-v1.0.0" not in apps(edge), "unloaded", 30)
     assert edge.infer(secret=SECRET).status_code == 200
 
 
-def test_on_an_empty_or_a_wrong_log_no_serving_model_disappears(edge: Running, log_stack: Stack, tmp_path: Path) -> None:
+def test_on_an_empty_or_a_wrong_log_no_serving_model_disappears(edge: GatewayStack, log_stack: Stack, tmp_path: Path) -> None:
     other = log_stack.settings
     apply_topics(other)
     writer, reader = Writer(other, "prepare"), Reader(other, "prepare")
@@ -317,15 +320,15 @@ def test_on_an_empty_or_a_wrong_log_no_serving_model_disappears(edge: Running, l
     thread = threading.Thread(target=controller.run)
     thread.start()
     try:
-        eventually(lambda: controller.state()["detail"] == "folding the log", 20, "an empty log is waited on")
+        eventually(lambda: controller.state()["detail"] == "folding the log", "an empty log is waited on", 20)
         time.sleep(3)  # long enough for ten rounds of a controller that would write
         assert controller.state()["detail"] == "folding the log" and apps(edge) == before
-        pen = Pen(other)
-        eventually(lambda: "wrong_log" in str(controller.state()["detail"]), 20, "a wrong log is named")
+        facts = DecidedFactWriter(other)
+        eventually(lambda: "wrong_log" in str(controller.state()["detail"]), "a wrong log is named", 20)
         assert controller.state()["status"] == "failed"
         time.sleep(3)
         assert apps(edge) == before and edge.infer().status_code == 200
-        pen.close()
+        facts.close()
     finally:
         controller.stop()
         thread.join(20)

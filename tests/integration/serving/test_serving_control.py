@@ -27,27 +27,27 @@ from events.log.client import Reader, Writer
 from events.process.artifacts import Artifacts
 from events.process.settings import Settings
 from events.schema.examples import example_of
+from examples.digits_model import TECHNICAL, write_digits, write_slow_digits
 from infra.launcher import raynode
 from infra.launcher.jvm import java, kafka_classpath
 from infra.launcher.ports import free_block
 from infra.launcher.supervision import settings_environment
 from projections.bills.bill_from_log import epochs_ended
 from serving.control.controller import LEAVE_S, Controller
-from tests.integration.digits import TECHNICAL, write_digits, write_slow
-from tests.integration.edge import (
+from tests.support.gateway_stack import (
     PIXELS,
     SECRET,
+    GatewayStack,
     M,
-    Running,
     apps,
     beside,
     check_answers,
     check_chains,
-    eventually,
     rest_of,
-    running_edge,
+    running_gateway,
 )
-from tests.integration.usage_oracle import read_topic
+from tests.support.polling import eventually
+from tests.support.usage_oracle import read_topic
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,22 +55,22 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
     folder = tmp_path_factory.mktemp("control")
-    with free_block() as base_port, running_edge(Settings(stack="control", base_port=base_port, data=folder), folder) as running:
+    with free_block() as base_port, running_gateway(Settings(stack="control", base_port=base_port, data=folder), folder) as running:
         yield running
 
 
-def facts(edge: Running, topic: str) -> list[tuple[str, dict[str, Any]]]:
-    return [edge.pen.codec.decode(record.value) for record in read_topic(edge.settings, topic)]
+def facts(edge: GatewayStack, topic: str) -> list[tuple[str, dict[str, Any]]]:
+    return [edge.facts.codec.decode(record.value) for record in read_topic(edge.settings, topic)]
 
 
-def closed(edge: Running) -> dict[str, dict[str, int]]:
+def closed(edge: GatewayStack) -> dict[str, dict[str, int]]:
     """Epoch → the last sequence of each tenant, as its producer said at the end."""
     return {body["epoch"]: body["last"] for name, body in facts(edge, "producers") if name == "ProducerClosed"}
 
 
-def written(edge: Running) -> dict[str, dict[str, int]]:
+def written(edge: GatewayStack) -> dict[str, dict[str, int]]:
     """Epoch → the last sequence of each tenant that is on the log."""
     last: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for _, body, _ in edge.usage():
@@ -78,11 +78,11 @@ def written(edge: Running) -> dict[str, dict[str, int]]:
     return dict(last)
 
 
-def opened(edge: Running) -> list[str]:
+def opened(edge: GatewayStack) -> list[str]:
     return [body["epoch"] for name, body in facts(edge, "producers") if name == "ProducerOpened"]
 
 
-def newest_epoch(edge: Running) -> str:
+def newest_epoch(edge: GatewayStack) -> str:
     return opened(edge)[-1]
 
 
@@ -91,7 +91,7 @@ KILLED: set[str] = set()
 """Epochs that ended by kill -9: nobody closes them."""
 
 
-def hang_up(edge: Running, port: int, after_s: float) -> None:
+def hang_up(edge: GatewayStack, port: int, after_s: float) -> None:
     """Sends a whole call and goes away before its answer."""
     body = httpx.Request("POST", "http://x", json={"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]})
     content = body.read()
@@ -105,7 +105,7 @@ def hang_up(edge: Running, port: int, after_s: float) -> None:
 
 
 @pytest.mark.parametrize("door", [raynode.FALLBACK_HTTP, 0], ids=["through-the-proxy-of-serve", "straight"])
-def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_billed_for(edge: Running, door: int) -> None:
+def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_billed_for(edge: GatewayStack, door: int) -> None:
     """Before HAProxy knows the gateway, calls come through Serve's own proxy, which cancels them when their caller leaves."""
 
     def aborted() -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
         time.sleep(1.5)  # nobody outside sees when the news of it has come to the gateway
     finally:
         os.kill(replica, signal.SIGCONT)
-    eventually(lambda: len(aborted()) > before, 20, "the execution is on the log")
+    eventually(lambda: len(aborted()) > before, "the execution is on the log", 20)
     assert edge.infer().status_code == 200
     (fact,) = aborted()[before:]
     assert (fact["status"], fact["error_code"], fact["calls"], fact["bytes_out"]) == (499, "caller_gone", 1, 0)
@@ -128,23 +128,23 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     check_chains(edge.usage())
 
 
-def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_help(edge: Running) -> None:
+def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_help(edge: GatewayStack) -> None:
     other = "model-vision-core-late"
-    edge.pen.model(other, "acme")
-    digest = edge.pen.version(other, "acme", "1.0.0", write_digits(edge.settings.folder / "late.onnx", 3.0), TECHNICAL)
+    edge.facts.model(other, "acme")
+    digest = edge.facts.version(other, "acme", "1.0.0", write_digits(edge.settings.folder / "late.onnx", 3.0), TECHNICAL)
     file = next(path for path in (edge.settings.folder / "artifacts").rglob("*") if path.is_file() and digest.split(":")[1] in str(path))
     away = file.with_name("away")
     file.rename(away)
-    edge.pen.deploy(other, "acme", "1.0.0", digest)
+    edge.facts.deploy(other, "acme", "1.0.0", digest)
 
     def failed() -> bool:
         said = [body for name, body in facts(edge, "deployments") if name == "VersionFailed" and body["model"] == other]
         return bool(said) and said[-1]["error_code"] == "artifact_missing"
 
-    eventually(failed, 90, "the failure is told")
+    eventually(failed, "the failure is told", 90)
     away.rename(file)
     assert Artifacts(edge.settings).read(TenantId("acme"), digest)
-    eventually(lambda: edge.infer(other).status_code == 200, 60, "it is tried again and answers")
+    eventually(lambda: edge.infer(other).status_code == 200, "it is tried again and answers", 60)
     rest = rest_of(edge)
     try:
         args = rest.look().applied.apps[f"{other}-v1.0.0"]["args"]
@@ -153,13 +153,13 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
     assert args["attempt"] == 2
 
 
-def test_a_call_that_takes_longer_than_its_version_stays_is_answered(edge: Running) -> None:
+def test_a_call_that_takes_longer_than_its_version_stays_is_answered(edge: GatewayStack) -> None:
     """A replica that is taken away finishes what it has, as long as its version's calls may take (K17)."""
     slow, url = "model-vision-core-slow", f"{edge.settings.gateway}/v2/models/model-vision-core-slow/infer"
-    edge.pen.model(slow, "acme")
-    digest = edge.pen.version(slow, "acme", "1.0.0", write_slow(edge.settings.folder / "slow.onnx"), TECHNICAL)
-    edge.pen.deploy(slow, "acme", "1.0.0", digest, timeout_us=90_000_000)
-    eventually(lambda: edge.infer(slow).status_code == 200, 60, "it is loaded")
+    edge.facts.model(slow, "acme")
+    digest = edge.facts.version(slow, "acme", "1.0.0", write_slow_digits(edge.settings.folder / "slow.onnx"), TECHNICAL)
+    edge.facts.deploy(slow, "acme", "1.0.0", digest, timeout_us=90_000_000)
+    eventually(lambda: edge.infer(slow).status_code == 200, "it is loaded", 60)
 
     def call(work: float) -> httpx.Response:
         pixels = [work] + [0.0] * 63
@@ -171,15 +171,15 @@ def test_a_call_that_takes_longer_than_its_version_stays_is_answered(edge: Runni
     with ThreadPoolExecutor(1) as caller:
         calling = caller.submit(call, 500 * (LEAVE_S + 20) / (time.monotonic() - began))  # a brief drain is over by then
         time.sleep(0.5)
-        edge.pen.write(deployments.VersionUndeployed, model=slow, model_version="1.0.0", reason="test", by="owner")
-        eventually(lambda: edge.infer(slow).status_code == 404, 20, "others are turned away")
+        edge.facts.write(deployments.VersionUndeployed, model=slow, model_version="1.0.0", reason="test", by="owner")
+        eventually(lambda: edge.infer(slow).status_code == 404, "others are turned away", 20)
         answer = calling.result(100)
     assert answer.status_code == 200
     check_answers(edge, [answer])
-    eventually(lambda: f"{slow}-v1.0.0" not in apps(edge), 60, "and then it leaves")
+    eventually(lambda: f"{slow}-v1.0.0" not in apps(edge), "and then it leaves", 60)
 
 
-def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: Running) -> None:
+def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: GatewayStack) -> None:
     edge.infer_many(40)
     old = newest_epoch(edge)
     rest = rest_of(edge)
@@ -191,13 +191,13 @@ def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: Running)
         rest.apply({"proxy_location": "EveryNode", "http_options": options, "applications": [again, *apps.values()]})
     finally:
         rest.close()
-    eventually(lambda: old in closed(edge), 60, "the old gateway closes its epoch")
+    eventually(lambda: old in closed(edge), "the old gateway closes its epoch", 60)
     assert closed(edge)[old] == written(edge)[old]
-    eventually(lambda: newest_epoch(edge) != old and edge.infer().status_code == 200, 30, "the new one answers")
+    eventually(lambda: newest_epoch(edge) != old and edge.infer().status_code == 200, "the new one answers", 30)
 
 
 @contextmanager
-def lone_gateway(edge: Running) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
+def lone_gateway(edge: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
     """A gateway process of its own, ready, and one call to it."""
     settings = edge.settings.model_copy(update={"ray_address": f"{edge.settings.host}:{edge.settings.port(raynode.GCS)}"})
     environment = os.environ | raynode.environment(settings, edge.stack.places) | settings_environment(settings)
@@ -212,14 +212,14 @@ def lone_gateway(edge: Running) -> Generator[tuple[subprocess.Popen[bytes], Call
             [sys.executable, "-m", "serving.replicas.gateway_standalone"], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
         try:
-            eventually(lambda: edge.client.get(f"{url}/v2/health/ready").status_code == 200, 60, "it is ready")
+            eventually(lambda: edge.client.get(f"{url}/v2/health/ready").status_code == 200, "it is ready", 60)
             yield alone, call
         finally:
             alone.kill()
             alone.wait(10)
 
 
-def test_a_gateway_by_itself_answers_with_a_receipt_and_closes_its_epoch(edge: Running) -> None:
+def test_a_gateway_by_itself_answers_with_a_receipt_and_closes_its_epoch(edge: GatewayStack) -> None:
     with lone_gateway(edge) as (alone, call):
         answers = [call() for _ in range(10)]
         assert [a.status_code for a in answers] == [200] * 10
@@ -231,7 +231,7 @@ def test_a_gateway_by_itself_answers_with_a_receipt_and_closes_its_epoch(edge: R
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_twenty_points_of_its_calls_a_gateway_leaves_no_answer_without_its_fact(edge: Running) -> None:
+def test_killed_at_twenty_points_of_its_calls_a_gateway_leaves_no_answer_without_its_fact(edge: GatewayStack) -> None:
     chance, answers, before = random.Random(12), list[httpx.Response](), set(opened(edge))
 
     def until_it_dies(call: Callable[[], httpx.Response]) -> list[httpx.Response]:
@@ -256,7 +256,7 @@ def test_killed_at_twenty_points_of_its_calls_a_gateway_leaves_no_answer_without
 
 
 @contextmanager
-def throttled(edge: Running, client_id: str, bytes_per_s: int) -> Generator[None]:
+def throttled(edge: GatewayStack, client_id: str, bytes_per_s: int) -> Generator[None]:
     """A quota of Kafka's own on what a client may read."""
 
     def configure(*what: str) -> None:
@@ -271,14 +271,14 @@ def throttled(edge: Running, client_id: str, bytes_per_s: int) -> Generator[None
         configure("--delete-config", "consumer_byte_rate")
 
 
-def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_that_was_there(edge: Running, tmp_path: Path) -> None:
+def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_that_was_there(edge: GatewayStack, tmp_path: Path) -> None:
     new = "model-vision-core-new"
     edge.stack.supervisor.stop("controller")
-    eventually(lambda: not edge.pids("serving.control.controller"), 20, "the stack's own controller is gone")
+    eventually(lambda: not edge.pids("serving.control.controller"), "the stack's own controller is gone", 20)
     before = apps(edge)
-    edge.pen.model(new, "acme")
-    edge.pen.deploy(new, "acme", "1.0.0", edge.pen.version(new, "acme", "1.0.0", write_digits(tmp_path / "new.onnx", 4.0), TECHNICAL))
-    writer, frame = Writer(edge.settings, "test"), edge.pen.codec.encode(example_of(FACTS["RouteApplied"]))
+    edge.facts.model(new, "acme")
+    edge.facts.deploy(new, "acme", "1.0.0", edge.facts.version(new, "acme", "1.0.0", write_digits(tmp_path / "new.onnx", 4.0), TECHNICAL))
+    writer, frame = Writer(edge.settings, "test"), edge.facts.codec.encode(example_of(FACTS["RouteApplied"]))
     for n in range(12_000):  # three megabytes behind the facts that matter
         writer.append("deployments", b"m", frame, {"ce_type": b"RouteApplied", "ce_id": bytes(100)}, n % 4)
     assert writer.flush(30)
@@ -300,13 +300,13 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
     with throttled(edge, "follow-controller", 100_000):
         thread.start()
         try:
-            eventually(lambda: controller.state()["detail"] == "folding the log", 20, "it folds")
+            eventually(lambda: controller.state()["detail"] == "folding the log", "it folds", 20)
             slow_until = time.monotonic() + 8
             while time.monotonic() < slow_until:
                 assert (controller.state()["detail"], controller.state()["position"], applied) == ("folding the log", 0, [])
                 assert apps(edge) == before and edge.infer().status_code == 200
                 time.sleep(0.2)
-            eventually(lambda: f"{new}-v1.0.0" in apps(edge), 120, "then it applies what is new")
+            eventually(lambda: f"{new}-v1.0.0" in apps(edge), "then it applies what is new", 120)
             assert apps(edge) == before | {f"{new}-v1.0.0"} and all(applied)
         finally:
             controller.stop()
@@ -314,28 +314,28 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
             writer.close()
     assert not thread.is_alive()
     edge.stack.supervisor.start("controller")
-    eventually(lambda: edge.infer(new).status_code == 200, 60, "the stack's own controller goes on with it")
+    eventually(lambda: edge.infer(new).status_code == 200, "the stack's own controller goes on with it", 60)
 
 
-def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loaded(edge: Running) -> None:
+def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loaded(edge: GatewayStack) -> None:
     last = edge.infer_many(20)[0].headers["modelmarket-epoch"]
     edge.stack.restart("ray")
     assert closed(edge)[last] == written(edge)[last]
     assert {part.name for part in edge.stack.status() if part.healthy} >= {"ray", "controller", "gateway"}
-    eventually(lambda: edge.infer().status_code == 200, 30, "the model is loaded again")
+    eventually(lambda: edge.infer().status_code == 200, "the model is loaded again", 30)
 
 
-def test_when_the_stack_goes_down_every_epoch_is_closed_and_a_bill_says_so(edge: Running) -> None:
+def test_when_the_stack_goes_down_every_epoch_is_closed_and_a_bill_says_so(edge: GatewayStack) -> None:
     """The last test here: afterwards only the log is there."""
     last = edge.infer_many(20)[0].headers["modelmarket-epoch"]
-    edge.pen.close()
+    edge.facts.close()
     edge.stack.down()
     edge.stack.up({"kafka", "registry"})
     assert closed(edge)[last] == written(edge)[last]
     reader = Reader(edge.settings, "test")
     try:
         (end,) = reader.end_offsets("producers").values()
-        ended = epochs_ended(reader, edge.pen.codec, end)
+        ended = epochs_ended(reader, edge.facts.codec, end)
     finally:
         reader.close()
     assert set(written(edge)) - KILLED <= ended, "a bill over all of it has no open producer but those that were killed"

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import first_missing
 from projections.usage.insert_plans import UsageSchemas
 from projections.usage.sink import UsageSink
+from tests.support.polling import eventually
 
 MODEL = "model-vision-acme-digits"
 METERED = {"calls": 1, "bytes_in": 100, "bytes_out": 50, "cpu_us": 777}
@@ -115,20 +115,14 @@ class Market:
                 if not lanes[p]:
                     del lanes[p]
 
-    @contextmanager
-    def folding(self) -> Iterator[Callable[[str, Callable[[], bool]], None]]:
-        """`until(what, condition)`: folds until it holds."""
+    def fold_until(self, condition: Callable[[], object], why: str) -> None:
+        """Folds until the condition holds."""
 
-        def until(what: str, condition: Callable[[], bool], seconds: float = 30) -> None:
-            end = time.monotonic() + seconds
-            while True:
-                self.fold()
-                if condition():
-                    return
-                assert time.monotonic() < end, f"not within {seconds} s: {what}"
-                time.sleep(0.05)
+        def folded() -> object:
+            self.fold()
+            return condition()
 
-        yield until
+        eventually(folded, why)
 
     # --- people
 
@@ -194,14 +188,13 @@ class Market:
         """Fixes a cut and lets a biller issue it; returns the issued bill's body, read from Kafka."""
         number = int(self.command("POST", f"/v1/bills/{tenant}/{period}/cut")["number"])
         biller = self.biller()
-        with self.folding() as until:
-            until("the cut is in the history", lambda: (tenant, number) in pending(self.clickhouse))
+        self.fold_until(lambda: (tenant, number) in pending(self.clickhouse), "the cut is in the history")
 
-            def issued() -> bool:
-                biller.issue()
-                return self._issued(tenant, number) is not None
+        def issued() -> bool:
+            biller.issue()
+            return self._issued(tenant, number) is not None
 
-            until(f"bill {number} of {tenant}: {biller.waiting}", issued)
+        self.fold_until(issued, f"bill {number} of {tenant}: {biller.waiting}")
         self.fold("bills")
         bill = self._issued(tenant, number)
         assert bill is not None

@@ -1,4 +1,4 @@
-"""Somebody who decides many small things, straight at the desk, and waits until a relay has sent them."""
+"""Creates tenants and price books straight at the command processor, without HTTP, and waits until a relay has sent them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from events.facts.prices import Price
 from events.log.client import Reader
 from events.log.schemas import open_codec
 from events.process.settings import Settings
-from tests.integration.command_side import health, until
+from tests.support.polling import eventually, health
 
 
-class Clerk:
-    """Decides things, without HTTP."""
+class TenantCreator:
+    """A command processor of the test's own on the store of these settings."""
 
     def __init__(self, settings: Settings) -> None:
-        reader = Reader(settings, "clerk")
+        reader = Reader(settings, "creator")
         self.codec, self.log_id = open_codec(settings, reader)
         reader.close()
         self.store: Store = open_store(settings)
@@ -34,7 +34,7 @@ class Clerk:
             open_epoch(self.store, self.codec, UserId("commands"))
         self.desk = Desk(self.store, self.codec, Aggregates(self.store, self.codec))
 
-    def decide(self, count: int, size: int = 0) -> int:
+    def create(self, count: int, size: int = 0) -> int:
         """That many tenants and a price book each; the store's end."""
         futures = []
         for _ in range(count):
@@ -57,12 +57,14 @@ class Clerk:
 
 
 def _origin() -> Origin:
-    return Origin(str(uuid.uuid4()), now_us(), UserId("clerk"), "", "")
+    return Origin(str(uuid.uuid4()), now_us(), UserId("creator"), "", "")
 
 
-def caught_up(settings: Settings, position: int) -> None:
-    def there() -> bool:
-        said = health(settings.relay_health_port)
-        return said is not None and said["status"] == "ready" and said["position"] >= position and said["lag"] == 0
+def wait_relayed(settings: Settings, position: int) -> None:
+    """Until the relay says that it has sent everything up to this position of the store."""
 
-    until(there, f"relay at {position}")
+    def sent() -> bool:
+        relay = health(settings.relay_health_port)
+        return relay["status"] == "ready" and relay["position"] >= position and relay["lag"] == 0
+
+    eventually(sent, f"relay at {position}")

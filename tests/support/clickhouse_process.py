@@ -16,7 +16,7 @@ from events.process.settings import Settings
 START_S_MAX = 30
 
 
-class EngineProcess:
+class ClickHouseProcess:
     def __init__(self, folder: Path, **settings: str) -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -31,7 +31,7 @@ class EngineProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> EngineProcess:
+    def of(cls, settings: Settings) -> ClickHouseProcess:
         """The engine of a stack whose settings are given."""
         process = cls.__new__(cls)
         process.environment = {"MODELMARKET_DATA": str(settings.folder), "MODELMARKET_BASE_PORT": str(settings.base_port)}

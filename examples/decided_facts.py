@@ -22,15 +22,15 @@ from events.process.settings import Settings
 BEAT_S = 0.3
 
 
-class Pen:
+class DecidedFactWriter:
     """A store of one test. `write` is one decided fact; a thread beats while it is open."""
 
     def __init__(self, settings: Settings) -> None:
-        reader = Reader(settings, "pen")
+        reader = Reader(settings, "decided-facts")
         self.codec, self.log_id = open_codec(settings, reader)
         reader.close()
         self.settings, self.store = settings, f"store-{uuid.uuid4()}"
-        self._writer = Writer(settings, "pen")
+        self._writer = Writer(settings, "decided-facts")
         self.silent = False
         """While true no heartbeat is sent, as when the relay is dead or a fold is cut off."""
         self._position = 0
@@ -68,7 +68,7 @@ class Pen:
 
     def _said(self, subject: str) -> dict[str, Any]:
         self._versions[subject] = self._versions.get(subject, 0) + 1
-        return {"event_id": new_id(), "occurred_at": now_us(), "producer": "pen", "version": self._versions[subject]}
+        return {"event_id": new_id(), "occurred_at": now_us(), "producer": "decided-facts", "version": self._versions[subject]}
 
     def _append(self, fact: Decided, topic: str, partition: int, key: bytes) -> None:
         with self._lock:

@@ -1,12 +1,11 @@
-"""A running edge for tests: Kafka, registry, Ray, controller and gateway of its own; facts written by a `Pen`; an oracle that reads Kafka."""
+"""A running gateway for tests, on Kafka, registry, Ray and controller of its own; an oracle reads its usage facts from Kafka."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
 from events.log.topics import apply_topics
 from events.process.settings import Settings
+from examples.decided_facts import DecidedFactWriter
+from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
 from serving.control.ray_rest import RayRest
-from tests.integration.decided import Pen
-from tests.integration.digits import TECHNICAL, write_digits
-from tests.integration.usage_oracle import Schemas, decoded, read_topic
+from tests.support.polling import eventually
+from tests.support.usage_oracle import Schemas, decoded, read_topic
 
 M = "model-vision-core-digits"
 V1 = f"{M}-v1.0.0"
@@ -35,9 +34,9 @@ PIXELS = [float(n) for n in range(64)]
 
 
 @dataclass
-class Running:
+class GatewayStack:
     stack: Stack
-    pen: Pen
+    facts: DecidedFactWriter
     digests: dict[str, str]
     client: httpx.Client
 
@@ -89,7 +88,7 @@ def check_chains(records: list[tuple[str, dict[str, Any], bytes]]) -> None:
         last[chain] = (body["sequence"], hashlib.sha256(value).digest())
 
 
-def check_answers(running: Running, answers: list[httpx.Response]) -> None:
+def check_answers(running: GatewayStack, answers: list[httpx.Response]) -> None:
     """Each completed answer has exactly one settled fact, where its receipt says, with the bytes it says."""
     records = running.usage()
     check_chains(records)
@@ -104,27 +103,12 @@ def check_answers(running: Running, answers: list[httpx.Response]) -> None:
     assert len(seen) == len(answers)
 
 
-def eventually(what: Callable[[], object], within_s: float, why: str) -> float:
-    """Seconds until `what` was true and raised nothing. The condition is the event, the deadline the promise."""
-    began = time.monotonic()
-    last: object = None
-    while time.monotonic() - began < within_s:
-        try:
-            last = what()
-            if last:
-                return time.monotonic() - began
-        except (AssertionError, httpx.HTTPError, psutil.Error) as e:
-            last = e
-        time.sleep(0.1)
-    raise AssertionError(f"{why}: not within {within_s} s; last {last!r}")
-
-
-def rest_of(edge: Running) -> RayRest:
+def rest_of(edge: GatewayStack) -> RayRest:
     token = edge.stack.places.ray_token.read_text().strip()
     return RayRest(edge.settings.model_copy(update={"ray_auth_token": type(edge.settings.ray_auth_token)(token)}))
 
 
-def apps(edge: Running) -> set[str]:
+def apps(edge: GatewayStack) -> set[str]:
     rest = rest_of(edge)
     try:
         return set(rest.look().applied.apps)
@@ -132,7 +116,7 @@ def apps(edge: Running) -> set[str]:
         rest.close()
 
 
-def beside(edge: Running, other: Settings, folder: Path) -> Settings:
+def beside(edge: GatewayStack, other: Settings, folder: Path) -> Settings:
     """Settings of a controller that would write to the edge's Ray, but reads another log."""
     token = edge.stack.places.ray_token.read_text().strip()
     change = {
@@ -145,7 +129,7 @@ def beside(edge: Running, other: Settings, folder: Path) -> Settings:
 
 
 @contextmanager
-def running_edge(settings: Settings, folder: Path) -> Iterator[Running]:
+def running_gateway(settings: Settings, folder: Path) -> Iterator[GatewayStack]:
     stack = Stack(settings)
     try:
         stack.up({"kafka", "registry", "ray"})
@@ -154,22 +138,22 @@ def running_edge(settings: Settings, folder: Path) -> Iterator[Running]:
         publish(settings, writer, reader)
         writer.close()
         reader.close()
-        pen = Pen(settings)
+        facts = DecidedFactWriter(settings)
         for tenant in ("acme", "caller"):
-            pen.tenant(tenant)
+            facts.tenant(tenant)
         dimensions = {"sub_account": "lab-7", "department": "research", "team": "vision", "project": "digits"}
-        pen.key("caller", SECRET, labels={"purpose": "test"}, **dimensions)
-        pen.model(M, "acme")
+        facts.key("caller", SECRET, labels={"purpose": "test"}, **dimensions)
+        facts.model(M, "acme")
         digests = {
-            version: pen.version(M, "acme", version, write_digits(folder / f"{version}.onnx", bias), TECHNICAL)
+            version: facts.version(M, "acme", version, write_digits(folder / f"{version}.onnx", bias), TECHNICAL)
             for version, bias in (("1.0.0", 1.0), ("1.1.0", 2.0))
         }
-        pen.deploy(M, "acme", "1.0.0", digests["1.0.0"])
+        facts.deploy(M, "acme", "1.0.0", digests["1.0.0"])
         stack.up({"controller", "gateway"})
         with httpx.Client(limits=httpx.Limits(max_connections=100)) as client:
-            running = Running(stack, pen, digests, client)
-            eventually(lambda: running.infer().status_code == 200, 60, "the first model answers")
+            running = GatewayStack(stack, facts, digests, client)
+            eventually(lambda: running.infer().status_code == 200, "the first model answers", 60)
             yield running
-        pen.close()
+        facts.close()
     finally:
         stack.down()

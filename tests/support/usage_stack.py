@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,21 +21,14 @@ from events.process.settings import Settings
 from infra.launcher import Stack
 from projections.ingest.clickhouse import ClickHouse
 from projections.tables import apply_tables
-from tests.contract.engine_process import EngineProcess
+from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.polling import WITHIN_S, eventually
 
-WAIT_S_MAX = 60
 _DEFAULTS = {
     name: {k: f.default for k, f in cls.model_fields.items() if not f.is_required()}
     for name, cls in vars(usage).items()
     if name.startswith("Invocation")
 }
-
-
-def until(what: str, true: Callable[[], bool], within_s: float = WAIT_S_MAX) -> None:
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, f"not within {within_s:g} s: {what}"
-        time.sleep(0.05)
 
 
 class Worker:
@@ -49,21 +40,12 @@ class Worker:
         with log.open("ab") as out:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
 
-    def health(self) -> dict[str, Any]:
-        import json
-
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._settings.worker_health_port(self.index)}/healthz", timeout=2) as r:
-                return json.load(r)
-        except (OSError, urllib.error.URLError):
-            return {}
-
     def ready(self) -> None:
         def is_ready() -> bool:
             assert self.process.poll() is None, f"the worker ended:\n{self.tail()}"
-            return self.health().get("status") == "ready"
+            return is_ready(self._settings.worker_health_port(self.index))
 
-        until("the worker is ready", is_ready)
+        eventually(is_ready, "the worker is ready")
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -96,7 +78,7 @@ class UsageStack:
             "MODELMARKET_WORKER_SESSION_S": str(settings.worker_session_s),
             "TZ": "UTC",
         }
-        self.engine = EngineProcess.of(settings)
+        self.engine = ClickHouseProcess.of(settings)
         self.workers: list[Worker] = []
 
     def start(self) -> None:
@@ -217,7 +199,7 @@ class UsageStack:
         finally:
             reader.close()
 
-    def caught_up(self, within_s: float = WAIT_S_MAX) -> None:
+    def caught_up(self, within_s: float = WITHIN_S) -> None:
         """The table has an offset for every record that is on the log now; some worker must run."""
         ends = self.ends()
         sql = "SELECT kafka_partition AS p, toInt64(uniqExact(kafka_offset)) AS n FROM usage GROUP BY p"
@@ -227,7 +209,7 @@ class UsageStack:
             have = {r["p"]: r["n"] for r in self.clickhouse.rows(sql)}
             return all(have.get(p, 0) >= end for p, end in ends.items())
 
-        until(f"the table has {ends}", is_there, within_s)
+        eventually(is_there, f"the table has {ends}", within_s)
 
 
 def _metered(tenant: str, n: int) -> dict[str, Any]:
