@@ -1,7 +1,7 @@
 """Keeps Ray as the facts say: the only writer of Serve's configuration, and the one who reports what became of it (K18).
 
 It runs outside Ray, so that the death of Ray's head is something it repairs. Every round: what do the facts want, what does Ray
-say it was told, what may be sent (`desired.plan`), what has become ready or failed.
+say it was told, what may be sent (`serve_plan.plan`), what has become ready or failed.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ from events.facts.fact import now_us
 from serving.gateway.body_memory import Held
 from serving.gateway.connection import at_once, gone
 from serving.gateway.invocation import Answer, Call, invoke, servable
-from serving.gateway.refusal import Headers, Refused, bad, document
-from serving.gateway.routes import Key, Model, Tensor
+from serving.gateway.routes import Key, Model
 from serving.gateway.state import Edge
 from serving.metering.refusal_counts import NOBODY, RefusalKey
-from serving.protocols.open_inference.tensors import too_large
+from serving.model_interface import Tensor
+from serving.refused import Headers, Refused, bad, document
 
 logger = logging.getLogger(__name__)
 
@@ -292,7 +292,7 @@ async def _rest(request: Request, message: MutableMapping[str, Any], bytes_max: 
             break
         message = await request.receive()
     if size > bytes_max:
-        raise too_large(bytes_max)
+        raise Refused(413, "body_too_large", f"an inference takes at most {bytes_max} bytes", "", "send fewer rows at a time")
     return b"".join(parts)
 
 

@@ -1,7 +1,7 @@
 """Calls that arrive while others are under way travel together: one Ray call for many requests, and no waiting for company.
 
 A call that finds a free flight leaves at once; while all flights are in the air the rest collect, and leave as one. So batches
-grow with the load and a lone caller never waits. What one call does to a replica is not shared: see `parcel` and K16.
+grow with the load and a lone caller never waits. What one call does to a replica is not shared: see `batch_codec` and K16.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.gateway.refusal import Refused
-from serving.protocols.open_inference.tensors import Inference
-from serving.replicas.batch_codec import Result, pack, unpack_reply
+from serving.inference import Inference, Prediction
+from serving.refused import Refused
+from serving.replicas.batch_codec import pack, unpack_reply
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Passenger:
 class Landed:
     """What became of one call, and in whose company."""
 
-    result: Result
+    result: Prediction
     replica: str
     batch_size: int
     queue_us: int

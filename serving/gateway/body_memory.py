@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from serving.gateway.refusal import Refused
+from serving.refused import Refused
 
 ALL_BYTES_MAX = 512 << 20
 TENANT_BYTES_MAX = ALL_BYTES_MAX // 4

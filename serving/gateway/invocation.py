@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, assert_never
 from events.facts.fact import Coordinate, new_id, now_us
 from events.log.client import LogBroken, LogUnavailable
 from serving.gateway.batching import Landed, ReplicaLost
-from serving.gateway.refusal import Headers, Refused, later
 from serving.gateway.routes import Key, Model, Version, pick
+from serving.inference import Inference, Predicted, PredictionFailed
 from serving.metering.meter import Entry, NotAcknowledged
-from serving.protocols.open_inference.tensors import Inference, parse, render
-from serving.replicas.batch_codec import Done, Failed
+from serving.protocols.open_inference.tensors import parse, render
+from serving.refused import Headers, Refused, later
 
 if TYPE_CHECKING:
     from serving.gateway.state import Edge
@@ -73,7 +73,7 @@ async def invoke(edge: Edge, call: Call) -> Answer:
     execution = Execution(edge, call, version, route, inference)
     landed = await execution.run()
     match landed.result:
-        case Failed(message):
+        case PredictionFailed(message):
             execution.settle(Ended("failed", 422, "inference_failed", landed=landed))
             raise Refused(
                 422,
@@ -82,12 +82,12 @@ async def invoke(edge: Edge, call: Call) -> Answer:
                 "inputs",
                 "check the values against what it was made for",
             )
-        case Done() if call.gone():
+        case Predicted() if call.gone():
             execution.settle(Ended("aborted", 499, "caller_gone", landed=landed))
             raise Refused(
                 499, "caller_gone", "the caller went away before the answer was there", "", "call again with the same Idempotency-Key"
             )
-        case Done(outputs):
+        case Predicted(outputs):
             body, head_length = render(call.model.model, version.version, inference, outputs, version.interface)
             entry = execution.settle(Ended("succeeded", 200, bytes_out=len(body), landed=landed))
             return Answer(200, await execution.receipt(entry, head_length), body)

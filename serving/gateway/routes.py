@@ -16,6 +16,7 @@ import orjson
 from events.facts.fact import Coordinate
 from serving.gateway.current_prices import Tariffs
 from serving.gateway.keys import Key, Keys
+from serving.model_interface import Interface, interface_of
 
 SPREAD = 61
 """A step through the hundred slots of a split that keeps equal versions far apart: coprime with 100, near its golden section."""
@@ -26,27 +27,6 @@ OBSERVED = frozenset({"VersionReady", "VersionFailed", "RouteApplied"})
 
 LINES_AT_ONCE = 2000
 """Lines of a slice of a snapshot: copied in a millisecond or two, so that no call waits for longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One declared input or output; -1 is a free dimension."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """What a version eats and gives. `stackable`: every first dimension is free, so calls can share one run."""
-
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-    @property
-    def stackable(self) -> bool:
-        return all(t.shape and t.shape[0] == -1 for t in (*self.inputs, *self.outputs))
 
 
 @dataclass(slots=True)
@@ -118,13 +98,6 @@ def pick(weights: tuple[tuple[str, int], ...], turn: int) -> str:
             return version
         slot -= weight
     raise AssertionError("the weights of a route add up to 100")
-
-
-def interface_of(technical: Mapping[str, Any]) -> Interface:
-    def tensors(specs: list[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-        return tuple(Tensor(s["name"], s["datatype"], tuple(s["shape"])) for s in specs)
-
-    return Interface(tensors(technical["inputs"]), tensors(technical["outputs"]))
 
 
 class Routes:

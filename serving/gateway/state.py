@@ -15,9 +15,9 @@ from events.log.fold_runner import Follower
 from events.log.schemas import open_codec
 from events.process.settings import Settings
 from serving.gateway.batching import FLIGHTS_PER_REPLICA, Lane, Replicas
-from serving.gateway.refusal import later
 from serving.gateway.routes import Routes, Version
 from serving.metering.meter import Identity, Meter
+from serving.refused import later
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import orjson
 
-from serving.protocols.open_inference.tensors import Inference, Output, Raw
+from serving.inference import Inference, OutputTensor, Predicted, Prediction, PredictionFailed, Raw
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunInput:
     """Tensors for one run of the model. `rows` has one entry per call; a call that cannot share has rows (0,)."""
 
     rows: tuple[int, ...]
@@ -28,28 +28,9 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """The outputs of one call, and its share of the replica's CPU time."""
-
-    outputs: tuple[Output, ...]
-    cpu_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The model did not take this call, even alone."""
-
-    message: str
-    cpu_us: int
-
-
-Result = Done | Failed
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
+class BatchReply:
     replica: str
-    results: tuple[Result, ...]
+    results: tuple[Prediction, ...]
     """In the order the calls were packed."""
 
 
@@ -75,46 +56,46 @@ def pack(calls: Sequence[Inference]) -> tuple[bytes, list[int]]:
     return _join({"runs": runs}, payload), order
 
 
-def unpack(blob: Raw) -> list[Run]:
+def unpack(blob: Raw) -> list[RunInput]:
     header, body = _header(blob)
-    runs: list[Run] = []
+    runs: list[RunInput] = []
     at = 0
     for run in header["runs"]:
         tensors: list[Raw] = []
         for _, size in run["inputs"]:
             tensors.append(body[at : at + size])
             at += size
-        runs.append(Run(tuple(run["rows"]), tuple(tuple(shape) for shape, _ in run["inputs"]), tuple(tensors)))
+        runs.append(RunInput(tuple(run["rows"]), tuple(tuple(shape) for shape, _ in run["inputs"]), tuple(tensors)))
     return runs
 
 
-def pack_reply(replica: str, results: Sequence[Result]) -> bytes:
+def pack_reply(replica: str, results: Sequence[Prediction]) -> bytes:
     entries: list[Any] = []
     payload: list[Raw] = []
     for result in results:
         match result:
-            case Done(outputs, cpu_us):
+            case Predicted(outputs, cpu_us):
                 entries.append([cpu_us, [[o.shape, len(o.data)] for o in outputs]])
                 payload += [o.data for o in outputs]
-            case Failed(message, cpu_us):
+            case PredictionFailed(message, cpu_us):
                 entries.append([cpu_us, message])
     return _join({"replica": replica, "results": entries}, payload)
 
 
-def unpack_reply(blob: Raw) -> Reply:
+def unpack_reply(blob: Raw) -> BatchReply:
     header, body = _header(blob)
-    results: list[Result] = []
+    results: list[Prediction] = []
     at = 0
     for cpu_us, entry in header["results"]:
         if isinstance(entry, str):
-            results.append(Failed(entry, cpu_us))
+            results.append(PredictionFailed(entry, cpu_us))
             continue
-        outputs: list[Output] = []
+        outputs: list[OutputTensor] = []
         for shape, size in cast(list[tuple[list[int], int]], entry):
-            outputs.append(Output(tuple(shape), body[at : at + size]))
+            outputs.append(OutputTensor(tuple(shape), body[at : at + size]))
             at += size
-        results.append(Done(tuple(outputs), cpu_us))
-    return Reply(header["replica"], tuple(results))
+        results.append(Predicted(tuple(outputs), cpu_us))
+    return BatchReply(header["replica"], tuple(results))
 
 
 def share(total: int, weights: Sequence[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """What runs inside Ray: one application per model version, and the gateway; each made by a builder from plain arguments.
 
-The controller names the builders and their arguments in Serve's declarative configuration (`desired.py`); nothing here is
+The controller names the builders and their arguments in Serve's declarative configuration (`serving.control.serve_plan`); nothing here is
 imported by it. One event loop per process, as RAY_SERVE_THROUGHPUT_OPTIMIZED sets it up.
 """
 
@@ -23,8 +23,8 @@ from events.process.settings import Settings
 from serving.control.serve_plan import MODEL_DEPLOYMENT
 from serving.gateway.app import Gateway
 from serving.gateway.batching import ReplicaLost
-from serving.gateway.routes import interface_of
 from serving.gateway.state import Edge
+from serving.model_interface import interface_of
 from serving.replicas.batch_codec import pack_reply, unpack
 from serving.replicas.ray_direct import Uncancelled, take_over
 from serving.runtimes.onnx import OnnxRuntime
@@ -110,7 +110,7 @@ class GatewayReplica:
 
 
 def build_model(args: dict[str, Any]) -> serve.Application:
-    """The application of one version; `args` as `desired.model_app` wrote them."""
+    """The application of one version; `args` as `serve_plan.model_app` wrote them."""
     spec = args["spec"]
     low, high = spec["replicas_min"], max(spec["replicas_min"], spec["replicas_max"])
     actor: dict[str, Any] = {"num_cpus": spec["cpu_millis"] / 1000, "num_gpus": spec["gpu_millis"] / 1000}

@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime as ort
 
-from serving.gateway.routes import Interface, Tensor
-from serving.protocols.open_inference.tensors import DTYPES, Output, elements
-from serving.replicas.batch_codec import Done, Failed, Result, Run, share
+from serving.inference import DTYPES, OutputTensor, Predicted, Prediction, PredictionFailed, bytes_elements
+from serving.model_interface import Interface, Tensor
+from serving.replicas.batch_codec import RunInput, share
 from serving.runtimes.runtime import LoadFailed
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ class OnnxRuntime:
         shapes = tuple(tuple(1 if n == -1 else n for n in t.shape) for t in self._interface.inputs)
         zeros = tuple(_zeros(t.datatype, shape) for t, shape in zip(self._interface.inputs, shapes, strict=True))
         # A model may rightly refuse zeros; what must not happen is that it cannot be asked.
-        self._alone(Run((1,), shapes, zeros))
+        self._alone(RunInput((1,), shapes, zeros))
         self._apart = self._interface.stackable and self._keeps_rows_apart()
         if self._interface.stackable and not self._apart:
             logger.warning("the rows of this model's inputs are not independent: its calls are never run together")
 
-    def predict(self, runs: Sequence[Run]) -> list[Result]:
-        results: list[Result] = []
+    def predict(self, runs: Sequence[RunInput]) -> list[Prediction]:
+        results: list[Prediction] = []
         for run in runs:
             if len(run.rows) == 1:
                 results.append(self._alone(run))
@@ -84,7 +84,7 @@ class OnnxRuntime:
             return False
         return all(_alike(whole, [a[n] for a in alone]) for n, whole in enumerate(together))
 
-    def _together(self, run: Run) -> list[Result]:
+    def _together(self, run: RunInput) -> list[Prediction]:
         start = self._clock_ns()
         try:
             outputs = self._run(run)
@@ -94,22 +94,22 @@ class OnnxRuntime:
         if any(not o.shape or o.shape[0] != total for o in outputs):
             return [self._alone(single) for single in _singles(run, self._interface)]
         cpu = share((self._clock_ns() - start) // 1000, run.rows)
-        results: list[Result] = []
+        results: list[Prediction] = []
         at = 0
         for rows, cpu_us in zip(run.rows, cpu, strict=True):
-            results.append(Done(tuple(_wire(o[at : at + rows]) for o in outputs), cpu_us))
+            results.append(Predicted(tuple(_wire(o[at : at + rows]) for o in outputs), cpu_us))
             at += rows
         return results
 
-    def _alone(self, run: Run) -> Result:
+    def _alone(self, run: RunInput) -> Prediction:
         start = self._clock_ns()
         try:
             outputs = self._run(run)
         except Exception as e:  # whatever the model provokes is this call's own
-            return Failed(str(e)[:MESSAGE_CHARS_MAX] or type(e).__name__, (self._clock_ns() - start) // 1000)
-        return Done(tuple(_wire(o) for o in outputs), (self._clock_ns() - start) // 1000)
+            return PredictionFailed(str(e)[:MESSAGE_CHARS_MAX] or type(e).__name__, (self._clock_ns() - start) // 1000)
+        return Predicted(tuple(_wire(o) for o in outputs), (self._clock_ns() - start) // 1000)
 
-    def _run(self, run: Run) -> list[np.ndarray[Any, Any]]:
+    def _run(self, run: RunInput) -> list[np.ndarray[Any, Any]]:
         feeds = {
             t.name: _array(raw, t.datatype, shape) for t, raw, shape in zip(self._interface.inputs, run.tensors, run.shapes, strict=True)
         }
@@ -155,7 +155,7 @@ def _array(raw: Any, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, A
     dtype = DTYPES.get(datatype)
     if dtype is not None:
         return np.frombuffer(raw, dtype).reshape(shape)
-    return np.array([e.decode() for e in elements(raw)], dtype=object).reshape(shape)
+    return np.array([e.decode() for e in bytes_elements(raw)], dtype=object).reshape(shape)
 
 
 def _zeros(datatype: str, shape: tuple[int, ...]) -> bytes:
@@ -164,20 +164,20 @@ def _zeros(datatype: str, shape: tuple[int, ...]) -> bytes:
     return bytes(count * (dtype.itemsize if dtype is not None else 4))  # four zero bytes are an empty BYTES element
 
 
-def _wire(array: np.ndarray[Any, Any]) -> Output:
+def _wire(array: np.ndarray[Any, Any]) -> OutputTensor:
     if array.dtype == object:
         encoded = [v.encode() if isinstance(v, str) else bytes(v) for v in array.ravel()]
-        return Output(array.shape, b"".join(len(e).to_bytes(4, "little") + e for e in encoded))
-    return Output(array.shape, array.tobytes())
+        return OutputTensor(array.shape, b"".join(len(e).to_bytes(4, "little") + e for e in encoded))
+    return OutputTensor(array.shape, array.tobytes())
 
 
-def _singles(run: Run, interface: Interface) -> list[Run]:
+def _singles(run: RunInput, interface: Interface) -> list[RunInput]:
     """A run taken apart, one call each."""
     arrays = [_array(raw, t.datatype, shape) for t, raw, shape in zip(interface.inputs, run.tensors, run.shapes, strict=True)]
-    singles: list[Run] = []
+    singles: list[RunInput] = []
     at = 0
     for rows in run.rows:
         parts = [_wire(a[at : at + rows]) for a in arrays]
-        singles.append(Run((rows,), tuple(p.shape for p in parts), tuple(p.data for p in parts)))
+        singles.append(RunInput((rows,), tuple(p.shape for p in parts), tuple(p.data for p in parts)))
         at += rows
     return singles

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from serving.replicas.batch_codec import Result, Run
+from serving.inference import Prediction
+from serving.replicas.batch_codec import RunInput
 
 
 class LoadFailed(Exception):
@@ -21,10 +22,10 @@ class Runtime(Protocol):
     """One loaded version."""
 
     def warm_up(self) -> None:
-        """Run once on zeros, so that the first caller does not wait for what is done only once. Raises LoadFailed."""
+        """RunInput once on zeros, so that the first caller does not wait for what is done only once. Raises LoadFailed."""
         ...
 
-    def predict(self, runs: Sequence[Run]) -> list[Result]:
+    def predict(self, runs: Sequence[RunInput]) -> list[Prediction]:
         """One result per call, in order. A run of several calls that fails is split once, each call alone (K16)."""
         ...
 

@@ -6,34 +6,16 @@ Source: KServe Open Inference Protocol v2 with the binary tensor data extension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 import orjson
 
-from serving.gateway.refusal import Refused, bad
-from serving.gateway.routes import Interface, Tensor
+from serving.inference import DTYPES, Inference, OutputTensor, Raw, bytes_elements
+from serving.model_interface import Interface, Tensor
+from serving.refused import bad
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(code)
-    for name, code in {
-        "BOOL": "?",
-        "UINT8": "u1",
-        "UINT16": "<u2",
-        "UINT32": "<u4",
-        "UINT64": "<u8",
-        "INT8": "i1",
-        "INT16": "<i2",
-        "INT32": "<i4",
-        "INT64": "<i8",
-        "FP16": "<f2",
-        "FP32": "<f4",
-        "FP64": "<f8",
-    }.items()
-}
-"""Fixed-size element types, little endian as on the wire; BYTES is the one without."""
 RANK_MAX = 16
 """More axes than any tensor has; bounds the flattening below."""
 ID_CHARS_MAX = 256
@@ -41,35 +23,6 @@ _REQUEST = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT = frozenset({"name", "parameters"})
 _NUMBER = {int, float}
-
-Raw = bytes | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Inference:
-    """A checked call: raw little-endian tensors in the order of the interface, and how the answer is wanted.
-
-    `signature` is equal for calls that can share one run: the same shapes but for the first dimension, `rows`.
-    """
-
-    id: str
-    rows: int
-    signature: tuple[tuple[int, ...], ...]
-    tensors: tuple[Raw, ...]
-    wanted: tuple[tuple[int, bool], ...]
-    """(index of the output, as binary) in the order asked for."""
-
-    @property
-    def size(self) -> int:
-        return sum(len(t) for t in self.tensors)
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One output tensor of an answer, in the wire's bytes."""
-
-    shape: tuple[int, ...]
-    data: Raw
 
 
 def parse(body: Raw, header_length: int | None, interface: Interface) -> Inference:
@@ -319,7 +272,9 @@ def _flatten(data: object, shape: tuple[int, ...], at: str) -> list[object]:
     return level
 
 
-def render(model: str, version: str, inference: Inference, outputs: tuple[Output, ...], interface: Interface) -> tuple[bytes, int | None]:
+def render(
+    model: str, version: str, inference: Inference, outputs: tuple[OutputTensor, ...], interface: Interface
+) -> tuple[bytes, int | None]:
     """The answer's body, and the length of its JSON part when binary tensors follow it."""
     entries: list[dict[str, Any]] = []
     binary: list[Raw] = []
@@ -339,21 +294,6 @@ def render(model: str, version: str, inference: Inference, outputs: tuple[Output
     return (b"".join((head, *binary)), len(head)) if binary else (head, None)
 
 
-def _to_json(output: Output, datatype: str) -> Any:
+def _to_json(output: OutputTensor, datatype: str) -> Any:
     dtype = DTYPES.get(datatype)
-    return np.frombuffer(output.data, dtype) if dtype is not None else [e.decode(errors="replace") for e in elements(output.data)]
-
-
-def elements(raw: Raw) -> list[bytes]:
-    """The elements of a BYTES tensor."""
-    found: list[bytes] = []
-    at = 0
-    while at < len(raw):
-        size = int.from_bytes(raw[at : at + 4], "little")
-        found.append(bytes(raw[at + 4 : at + 4 + size]))
-        at += 4 + size
-    return found
-
-
-def too_large(bytes_max: int) -> Refused:
-    return Refused(413, "body_too_large", f"an inference takes at most {bytes_max} bytes", "", "send fewer rows at a time")
+    return np.frombuffer(output.data, dtype) if dtype is not None else [e.decode(errors="replace") for e in bytes_elements(output.data)]

@@ -18,7 +18,8 @@ from events.log.snapshot import FORMAT, SnapshotBroken
 from events.process.settings import Settings
 from events.schema.codec import Codec, SchemaBook
 from serving.gateway.keys import Keys
-from serving.gateway.routes import Interface, Retirement, Routes, Tensor, Version
+from serving.gateway.routes import Retirement, Routes, Version
+from serving.model_interface import Interface, Tensor
 
 HEAD = {"code": "routes-2", "log_id": "log", "position": 7}
 AT = Coordinate("accounts", 0, 0)

@@ -14,7 +14,8 @@ from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
 from serving.control.alerting import Alerts
 from serving.control.controller import Controller, Voice
 from serving.control.ray_rest import AppState
-from serving.gateway.routes import Interface, Version
+from serving.gateway.routes import Version
+from serving.model_interface import Interface
 
 
 class Paper:

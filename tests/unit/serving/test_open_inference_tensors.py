@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway.refusal import Refused
-from serving.gateway.routes import Interface, Tensor
-from serving.protocols.open_inference.tensors import Output, parse, render
+from serving.inference import OutputTensor
+from serving.model_interface import Interface, Tensor
+from serving.protocols.open_inference.tensors import parse, render
+from serving.refused import Refused
 
 X = Tensor("x", "FP32", (-1, 2))
 ONE = Interface((X,), (Tensor("y", "FP32", (-1, 2)), Tensor("label", "INT64", (-1,))))
@@ -187,7 +188,7 @@ def test_an_answer_says_its_shapes_and_carries_binary_after_its_json() -> None:
         ONE,
     )
     raw = np.array([[1, 2]], "<f4").tobytes()
-    body, head = render("m", "1.0.0", call, (Output((1, 2), raw), Output((1,), np.array([3]).tobytes())), ONE)
+    body, head = render("m", "1.0.0", call, (OutputTensor((1, 2), raw), OutputTensor((1,), np.array([3]).tobytes())), ONE)
     assert head is not None
     answer = json.loads(body[:head])
     assert body[head:] == raw

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from events.facts.fact import Coordinate
 from events.process.settings import Settings
 from serving.gateway.invocation import Call, choose
-from serving.gateway.refusal import Refused
 from serving.gateway.routes import NOWHERE, Key, Routes, pick
 from serving.gateway.state import Edge
+from serving.refused import Refused
 
 M = "model-vision-core-digits"
 AT = Coordinate("deployments", 0, 0)

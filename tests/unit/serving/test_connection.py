@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from serving.gateway.connection import gone
-from serving.gateway.refusal import Refused, document
+from serving.refused import Refused, document
 from serving.replicas.ray_direct import Uncancelled
 
 Message = MutableMapping[str, Any]

@@ -9,9 +9,9 @@ import pytest
 
 from serving.gateway import batching
 from serving.gateway.batching import Lane, ReplicaLost
-from serving.gateway.refusal import Refused
-from serving.protocols.open_inference.tensors import Inference
-from serving.replicas.batch_codec import Done, pack_reply, unpack
+from serving.inference import Inference, Predicted
+from serving.refused import Refused
+from serving.replicas.batch_codec import pack_reply, unpack
 
 
 class Gone:
@@ -88,7 +88,7 @@ class Ward:
         if self.poison in blob:
             raise ReplicaLost(address)
         runs = unpack(blob)
-        return pack_reply("r", [Done((), 0) for run in runs for _ in run.rows])
+        return pack_reply("r", [Predicted((), 0) for run in runs for _ in run.rows])
 
 
 def told(text: bytes) -> Inference:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, save
 
-from serving.gateway.routes import Interface, Tensor
-from serving.protocols.open_inference.tensors import Inference, Output
-from serving.replicas.batch_codec import Done, Failed, pack, pack_reply, share, unpack, unpack_reply
+from serving.inference import Inference, OutputTensor, Predicted, PredictionFailed
+from serving.model_interface import Interface, Tensor
+from serving.replicas.batch_codec import pack, pack_reply, share, unpack, unpack_reply
 from serving.runtimes.onnx import OnnxRuntime
 from serving.runtimes.runtime import LoadFailed
 
@@ -48,9 +48,9 @@ def answers(runtime: OnnxRuntime, calls: list[Inference]) -> list[list[list[floa
     found: list[list[list[float]] | str] = [""] * len(calls)
     for place, result in zip(order, reply.results, strict=True):
         match result:
-            case Done(outputs):
+            case Predicted(outputs):
                 found[place] = np.frombuffer(outputs[0].data, "<f4").reshape(outputs[0].shape).tolist()
-            case Failed(message):
+            case PredictionFailed(message):
                 found[place] = message
     return found
 
@@ -107,11 +107,13 @@ def test_shares_add_up_to_the_whole(total: int, weights: list[int]) -> None:
 
 
 def test_a_reply_keeps_outputs_and_cpu_time_apart() -> None:
-    reply = unpack_reply(pack_reply("replica-1", [Done((Output((1, 1), b"abcd"), Output((2,), b"ef")), 7), Failed("no", 3)]))
+    reply = unpack_reply(
+        pack_reply("replica-1", [Predicted((OutputTensor((1, 1), b"abcd"), OutputTensor((2,), b"ef")), 7), PredictionFailed("no", 3)])
+    )
     assert reply.replica == "replica-1"
     first = reply.results[0]
-    assert isinstance(first, Done) and [bytes(o.data) for o in first.outputs] == [b"abcd", b"ef"] and first.cpu_us == 7
-    assert reply.results[1] == Failed("no", 3)
+    assert isinstance(first, Predicted) and [bytes(o.data) for o in first.outputs] == [b"abcd", b"ef"] and first.cpu_us == 7
+    assert reply.results[1] == PredictionFailed("no", 3)
 
 
 def test_what_is_no_model_or_another_interface_does_not_load(gather: OnnxRuntime, tmp_path: Path) -> None:

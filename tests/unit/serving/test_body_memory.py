@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from serving.gateway.body_memory import ALL_BYTES_MAX, TENANT_BYTES_MAX, Held
-from serving.gateway.refusal import Refused
+from serving.refused import Refused
 
 
 def test_a_tenant_who_holds_its_share_is_refused_and_others_are_not() -> None:

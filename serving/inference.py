@@ -1,0 +1,87 @@
+"""One inference between protocol, queue and runtime: checked input tensors, and what a runtime made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(code)
+    for name, code in {
+        "BOOL": "?",
+        "UINT8": "u1",
+        "UINT16": "<u2",
+        "UINT32": "<u4",
+        "UINT64": "<u8",
+        "INT8": "i1",
+        "INT16": "<i2",
+        "INT32": "<i4",
+        "INT64": "<i8",
+        "FP16": "<f2",
+        "FP32": "<f4",
+        "FP64": "<f8",
+    }.items()
+}
+"""Element types of fixed size, little endian. BYTES has none: each element is a 4-byte little-endian length and its bytes."""
+
+Raw = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A checked call: raw little-endian tensors in the order of the interface, and how the answer is wanted.
+
+    `signature` is equal for calls that can share one run: the same shapes but for the first dimension, `rows`.
+    """
+
+    id: str
+    rows: int
+    signature: tuple[tuple[int, ...], ...]
+    tensors: tuple[Raw, ...]
+    wanted: tuple[tuple[int, bool], ...]
+    """(index of the output, as binary) in the order asked for."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(len(t) for t in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output of one call; `data` is little endian, as `DTYPES` says."""
+
+    shape: tuple[int, ...]
+    data: Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """The outputs of one call, and its share of the replica's CPU time in microseconds."""
+
+    outputs: tuple[OutputTensor, ...]
+    cpu_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionFailed:
+    """The model failed on this call, also when it ran alone."""
+
+    message: str
+    cpu_us: int
+
+
+Prediction = Predicted | PredictionFailed
+
+
+def bytes_elements(raw: Raw) -> list[bytes]:
+    """The elements of a BYTES tensor."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        found.append(bytes(raw[at + 4 : at + 4 + size]))
+        at += 4 + size
+    return found

@@ -1,0 +1,37 @@
+"""The declared inputs and outputs of a model version: what calls are checked against and what a runtime loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One declared input or output; -1 is a free dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """`stackable`: every first dimension is free, so the rows of several calls can be stacked for one run of the model."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def stackable(self) -> bool:
+        return all(t.shape and t.shape[0] == -1 for t in (*self.inputs, *self.outputs))
+
+
+def interface_of(technical: Mapping[str, Any]) -> Interface:
+    """The interface in the technical description of a `ModelVersionAdded`, or in JSON made of an `Interface`."""
+
+    def tensors(specs: list[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+        return tuple(Tensor(s["name"], s["datatype"], tuple(s["shape"])) for s in specs)
+
+    return Interface(tensors(technical["inputs"]), tensors(technical["outputs"]))
