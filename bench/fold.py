@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cli.prepare import prepare_log
-from events.facts.catalogue import TOPICS
-from events.log.chain import Heartbeat, Place
+from events.facts.topics import TOPICS
+from events.log.chain import ChainPosition, Heartbeat
 from events.log.client import LogFull, Reader, Writer
-from events.log.fold_runner import Follower
+from events.log.fold_runner import FoldRunner
 from events.log.partitioner import partition_of
 from events.log.schemas import open_codec
 from events.process.settings import Settings
@@ -100,7 +100,7 @@ class _Relay:
     def _send(self, topic: str, partition: int, key: bytes, name: str, frame: bytes) -> None:
         self.position += 1
         lane = f"{topic}/{partition}"
-        headers = Place("bench", self.position, self.sent.get(lane, 0)).headers | {"ce_type": name.encode()}
+        headers = ChainPosition("bench", self.position, self.sent.get(lane, 0)).headers | {"ce_type": name.encode()}
         while True:
             try:
                 self.writer.append_then(_ignore, topic, key, frame, headers, partition)
@@ -109,7 +109,7 @@ class _Relay:
                 self.writer.flush(0.2)
         self.sent[lane] = self.position
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         self.writer.append("heartbeats", b"bench", Heartbeat("bench", self.position, self.sent).to_json()).result(10)
 
 
@@ -130,13 +130,13 @@ def _ready(settings: Settings, snapshot: Path, relay: _Relay) -> tuple[float, su
 
 
 def _wait(true: Any, what: str, relay: _Relay) -> None:
-    end, beat = time.monotonic() + READY_S_MAX, 0.0
+    end, heartbeat = time.monotonic() + READY_S_MAX, 0.0
     while not true():
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {READY_S_MAX} s")
-        if time.monotonic() - beat > 1:
-            beat = time.monotonic()
-            relay.beat()
+        if time.monotonic() - heartbeat > 1:
+            heartbeat = time.monotonic()
+            relay.heartbeat()
         time.sleep(0.02)
 
 
@@ -144,9 +144,9 @@ def fold(snapshot: Path, flag: Path) -> None:
     """The process that is measured and killed."""
     settings = Settings()
     codec, log_id = open_codec(settings, Reader(settings, "bench-fold"))
-    follower = Follower(settings, codec, log_id, FOLDED, Routes(), name="bench", snapshot=snapshot, snapshot_s=SNAPSHOT_S)
-    follower.start()
-    if follower.wait_caught_up(READY_S_MAX):
+    fold_runner = FoldRunner(settings, codec, log_id, FOLDED, Routes(), name="bench", snapshot=snapshot, snapshot_s=SNAPSHOT_S)
+    fold_runner.start()
+    if fold_runner.wait_caught_up(READY_S_MAX):
         flag.touch()
         asyncio.run(_watch(snapshot))
 

@@ -23,7 +23,7 @@ from bench.load import Plan, Result
 from bench.plain import PLAIN_APP, plain_app
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
-from events.log.topics import apply_topics
+from events.log.topic_admin import apply_topics
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.stock_faust import TABLE as STOCK_TABLE
-from events.facts.fact import Coordinate
 from events.facts.usage import InvocationSettled
 from events.log.client import LogFull, Reader, Writer
+from events.log.record import Coordinate
 from events.log.schemas import open_codec
 from events.process.settings import Settings
 from events.schema.codec import Codec

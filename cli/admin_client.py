@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from events.facts.catalogue import TOPICS
-from events.facts.fact import Coordinate
+from events.facts.topics import TOPICS
 from events.log.client import LogMismatch, LogUnavailable
+from events.log.record import Coordinate
 from events.process.settings import Settings
 from projections.bills.biller import admin_key
 from projections.ingest.clickhouse import ClickHouseUnavailable

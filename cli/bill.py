@@ -73,8 +73,8 @@ def _verify(settings: Settings, tenant: str, period: str, as_json: bool) -> bool
     except ClickHouseUnavailable as e:  # issued bills need nothing but the log
         running, away = None, e
     try:
-        book, _ = read_schemas(reader)
-        compared = verify(reader, Codec(book), running, tenant, period)
+        schemas, _ = read_schemas(reader)
+        compared = verify(reader, Codec(schemas), running, tenant, period)
     finally:
         reader.close()
     if as_json:

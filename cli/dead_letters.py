@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.admin_client import AsJson, KeyFile, Yes, ask, console, coordinate, in_words, when
-from events.facts.fact import Coordinate
-from events.log.client import Reader, Record
+from events.log.client import Reader
+from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
@@ -140,14 +140,14 @@ def _look(settings: Settings, at: Coordinate) -> tuple[Record, str]:
     """The record, and why it cannot be read; empty when it can."""
     reader = Reader(settings, "dead-letters")
     try:
-        book, _ = read_schemas(reader)
+        schemas, _ = read_schemas(reader)
         record = reader.record_at(at.topic, at.partition, at.offset)
     finally:
         reader.close()
     if at.topic == "usage":
-        return record, str(unreadable(book, record.value) or "")
+        return record, str(unreadable(schemas, record.value) or "")
     try:
-        name, _ = Codec(book).decode(record.value)
+        name, _ = Codec(schemas).decode(record.value)
     except Undecodable as e:
         return record, str(e)
     return record, f"it reads as {name}, and has no place there" if letters(ClickHouse(settings), STATES, str(at)) else ""

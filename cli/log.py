@@ -13,28 +13,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from events.facts.catalogue import TOPICS, entries
-from events.facts.fact import Coordinate
-from events.log.client import LogMismatch, LogUnavailable, Reader, Record, Writer
+from events.facts.topics import TOPICS, entries
+from events.log.client import LogMismatch, LogUnavailable, Reader, Writer
+from events.log.record import Coordinate, Record
 from events.log.registry_restore import restore
-from events.log.schemas import (
-    Incompatible,
-    Registry,
-    RegistryUnavailable,
-    folder_drift,
-    publish,
-    read_schemas,
-    registry_drift,
-    schemas_on_log,
-    write_folder,
-)
-from events.log.topics import apply_topics, check_partitions, topic_drift
+from events.log.schemas import publish, read_schemas, registry_drift, schemas_on_log
+from events.log.topic_admin import apply_topics, check_partitions, topic_drift
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable, todays_schemas
 from events.schema.examples import add_examples, undecodable_examples
+from events.schema.folder import folder_drift, write_folder
+from events.schema.registry import IncompatibleSchema, RegistryUnavailable, SchemaRegistry
 
 log = typer.Typer(help="Read the log.", no_args_is_help=True)
-topics = typer.Typer(help="The topics of the catalogue.", no_args_is_help=True)
+topics = typer.Typer(help="The topics of the topic table.", no_args_is_help=True)
 schemas = typer.Typer(help="Schemas of the facts: class, file, registry and log agree.", no_args_is_help=True)
 console = Console()
 QUIET_S = 0.5
@@ -49,7 +41,7 @@ def in_words() -> Generator[None]:
     except (LogUnavailable, RegistryUnavailable) as e:
         console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
         raise typer.Exit(2) from e
-    except (LogMismatch, Incompatible) as e:
+    except (LogMismatch, IncompatibleSchema) as e:
         console.print(f"[red]refused:[/] {e}\nwhat to do: docs/operations.md, 'Log and registry do not belong together'")
         raise typer.Exit(2) from e
 
@@ -66,8 +58,8 @@ def tail(
         raise typer.BadParameter(f"{topic!r} is no topic; there are {', '.join(TOPICS)}")
     with in_words():
         reader = Reader(Settings(), "tail")
-        book, _ = read_schemas(reader)
-        codec = Codec(book)
+        schemas, _ = read_schemas(reader)
+        codec = Codec(schemas)
         newest = sorted(_newest(reader, topic, count), key=lambda r: (r.time_ms, r.partition, r.offset))
         for record in itertools.chain(newest, _coming(reader, topic) if follow else ()):
             _show(record, codec, as_json)
@@ -121,7 +113,7 @@ def _hex(value: object) -> str:
 
 @topics.command("apply")
 def topics_apply() -> None:
-    """Creates missing topics and reports every difference from the catalogue; exit 1 when there is one."""
+    """Creates missing topics and reports every difference from the topic table; exit 1 when there is one."""
     settings = Settings()
     with in_words():
         for name in apply_topics(settings):
@@ -131,12 +123,12 @@ def topics_apply() -> None:
         console.print(f"[red]drift[/] {line}")
     if drift:
         raise typer.Exit(1)
-    console.print(f"{len(TOPICS)} topics as the catalogue says")
+    console.print(f"{len(TOPICS)} topics as the topic table says")
 
 
 @topics.command("list")
 def topics_list() -> None:
-    """The catalogue's table."""
+    """The table of topics."""
     table = Table("topic", "partitions", "retention", "kind", "written by", "key")
     for t in TOPICS.values():
         table.add_row(
@@ -204,7 +196,7 @@ def _online_drift() -> list[str]:
         for subject, definition in todays_schemas().items()
         if (subject, definition) not in texts
     ]
-    return drift + registry_drift(Registry(settings), recorded)
+    return drift + registry_drift(SchemaRegistry(settings), recorded)
 
 
 @schemas.command("list")

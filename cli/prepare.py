@@ -7,10 +7,11 @@ import sys
 import time
 
 from events.log.client import LogMismatch, LogUnavailable, Reader, Writer
-from events.log.schemas import Incompatible, RegistryUnavailable, publish
-from events.log.topics import apply_topics, check_partitions
-from events.process.health import start_logging
+from events.log.schemas import publish
+from events.log.topic_admin import apply_topics, check_partitions
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
+from events.schema.registry import IncompatibleSchema, RegistryUnavailable
 from projections.ingest.clickhouse import ClickHouseUnavailable
 from projections.tables import apply_tables
 
@@ -19,7 +20,7 @@ PREPARE_S_MAX = 60.0
 
 
 def prepare(settings: Settings) -> None:
-    """Log and tables. Raises LogUnavailable, RegistryUnavailable when a part stays away, LogMismatch or Incompatible when it is the wrong one."""
+    """Log and tables. Raises LogUnavailable, RegistryUnavailable when a part stays away, LogMismatch or IncompatibleSchema when it is the wrong one."""
     prepare_log(settings)
     tables = apply_tables(settings)
     logger.info("tables are there", extra={"tables": tables})
@@ -45,7 +46,7 @@ def main() -> int:
         try:
             prepare(settings)
             return 0
-        except (LogMismatch, Incompatible) as e:
+        except (LogMismatch, IncompatibleSchema) as e:
             logger.error("log, registry and this program do not belong together, nothing was changed: %s (docs/operations.md)", e)
             return 2
         except (LogUnavailable, RegistryUnavailable, ClickHouseUnavailable) as e:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from events.facts import accounts, deployments, models, prices
-from events.facts.catalogue import DECIDED_TOPICS, TOPICS, key_of
-from events.facts.fact import Decided, TenantId, new_id, now_us
+from events.facts.fact import DecidedFact, TenantId
 from events.facts.log import StoreOpened
-from events.log.chain import TYPE, Heartbeat, Place
+from events.facts.topics import DECIDED_TOPICS, TOPICS, key_of
+from events.log.chain import TYPE, ChainPosition, Heartbeat
 from events.log.client import Reader, Writer
 from events.log.partitioner import partition_of
 from events.log.schemas import open_codec
 from events.process.artifacts import Artifacts
+from events.process.clock import now_us
+from events.process.ids import new_id
 from events.process.settings import Settings
 
 BEAT_S = 0.3
@@ -44,11 +46,11 @@ class DecidedFactWriter:
         self._thread = threading.Thread(target=self._beat_forever, daemon=True)
         self._thread.start()
 
-    def write(self, cls: type[Decided], **fields: Any) -> int:
+    def write(self, cls: type[DecidedFact], **fields: Any) -> int:
         """The position of the fact."""
         subject = str(fields.get("model") or fields.get("tenant") or fields.get("book"))
         fact = cls(**self._said(subject), **fields)
-        topic = next(t for t in DECIDED_TOPICS if f"{t}-{cls.__name__}" in self.codec.book.current)
+        topic = next(t for t in DECIDED_TOPICS if f"{t}-{cls.__name__}" in self.codec.schemas.current)
         key = key_of(fact)
         self._append(fact, topic, partition_of(key, TOPICS[topic].partitions), key)
         self.beat()
@@ -70,12 +72,12 @@ class DecidedFactWriter:
         self._versions[subject] = self._versions.get(subject, 0) + 1
         return {"event_id": new_id(), "occurred_at": now_us(), "producer": "decided-facts", "version": self._versions[subject]}
 
-    def _append(self, fact: Decided, topic: str, partition: int, key: bytes) -> None:
+    def _append(self, fact: DecidedFact, topic: str, partition: int, key: bytes) -> None:
         with self._lock:
             self._position += 1
             tp = f"{topic}/{partition}"
-            place = Place(self.store, self._position, self._sent.get(tp, 0))
-            headers = {**place.headers, TYPE: type(fact).__name__.encode(), "ce_id": fact.event_id.encode()}
+            chain_position = ChainPosition(self.store, self._position, self._sent.get(tp, 0))
+            headers = {**chain_position.headers, TYPE: type(fact).__name__.encode(), "ce_id": fact.event_id.encode()}
             self._writer.append(topic, key, self.codec.encode(fact, topic), headers, partition)
             self._sent[tp] = self._position
 

@@ -14,7 +14,8 @@ import time
 
 from events.log.client import Reader, Writer
 from events.log.schemas import open_codec
-from events.process.health import serve_health, start_logging
+from events.process.health import serve_health
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Codec
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
@@ -41,7 +42,7 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
     usage_reader, letters_reader = Reader(settings, f"{name}-usage"), Reader(settings, f"{name}-letters")
     usage = UsageSink(
         clickhouse,
-        UsageSchemas(Reader(settings, f"{name}-schemas"), codec.book),
+        UsageSchemas(Reader(settings, f"{name}-schemas"), codec.schemas),
         lambda partition, fence: first_missing(clickhouse, usage_reader, "usage", "usage", partition, fence=fence),
         say_dead,
         late,

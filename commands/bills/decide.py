@@ -14,7 +14,7 @@ from typing import Any, Literal, assert_never
 from commands.processor.context import Origin
 from commands.processor.rejection import Rejected, conflict, missing
 from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
-from events.facts.fact import NO_HASH, BookId, Micros, TenantId
+from events.facts.fact import NO_HASH, BookId, TenantId, Timestamp
 from events.process.problem import Violation
 from rating.bill import Bill
 from rating.statement import Line, LineKey
@@ -61,8 +61,8 @@ class FixCut:
 
     tenant: TenantId
     period: str
-    period_start: Micros
-    period_end: Micros
+    period_start: Timestamp
+    period_end: Timestamp
     log_id: str
     cuts: tuple[Cut, ...]
     decided_position: int

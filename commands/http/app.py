@@ -33,7 +33,7 @@ from commands.store.event_store import StoreUnavailable
 from commands.tenants.routes import Bills, PriceBooks, Tenants
 from commands.write_offs.routes import ProducerWriteOffs, RecordWriteOffs
 from events.log.client import LogMismatch
-from events.process.health import start_logging
+from events.process.json_logging import start_logging
 from events.process.problem import Violation
 from events.process.settings import Settings
 

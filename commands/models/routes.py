@@ -52,7 +52,7 @@ from commands.processor.command_app import Call, Office, Refused
 from commands.processor.context import Origin
 from commands.processor.rejection import Rejected, forbidden, invalid
 from commands.tenants.routes import existing_tenant
-from events.facts.fact import Decided, ModelId, TenantId, UserId
+from events.facts.fact import DecidedFact, ModelId, TenantId, UserId
 from events.process.artifacts import ArtifactMissing
 
 _ADDRESS = re.compile(r"^(model-[a-z0-9-]{1,160})-v(\d.*)$")
@@ -219,13 +219,13 @@ def _run_deployment(
     return office.run(call, MODEL, model, decide, operation=operation, body=body, answer=_answer, status=status)
 
 
-_Decide = Callable[[ModelState, Origin], Sequence[Decided] | Rejected]
+_Decide = Callable[[ModelState, Origin], Sequence[DecidedFact] | Rejected]
 
 
 def _owned(call: Call, decide: _Decide, everybodys: bool) -> _Decide:
     """A stranger's model is as unknown as one that does not exist. Reviewers are the market's own, and see every tenant's."""
 
-    def decide_if_owned(state: ModelState, origin: Origin) -> Sequence[Decided] | Rejected:
+    def decide_if_owned(state: ModelState, origin: Origin) -> Sequence[DecidedFact] | Rejected:
         if not everybodys and not isinstance(state, NoModel) and not call.principal.acts_for(state.tenant):
             return no_model()
         return decide(state, origin)
@@ -233,7 +233,7 @@ def _owned(call: Call, decide: _Decide, everybodys: bool) -> _Decide:
     return decide_if_owned
 
 
-def _answer(state: ModelState, _facts: Sequence[Decided]) -> dict[str, Any]:
+def _answer(state: ModelState, _facts: Sequence[DecidedFact]) -> dict[str, Any]:
     """What a person wants to know next: where the versions and the traffic stand now."""
     assert not isinstance(state, NoModel)
     said: dict[str, Any] = {"model": state.model, "state": state.kind}

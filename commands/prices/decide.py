@@ -7,7 +7,7 @@ from typing import Literal
 
 from commands.processor.context import Origin
 from commands.processor.rejection import Rejected, conflict
-from events.facts.fact import BookId, Micros
+from events.facts.fact import BookId, Timestamp
 from events.facts.prices import Price, PriceBookPublished
 from events.process.problem import Violation
 
@@ -30,7 +30,7 @@ class OpenBook:
     book: BookId
     book_version: int
     currency: str
-    effective_from: Micros
+    effective_from: Timestamp
     kind: Literal["open"] = "open"
 
 
@@ -43,7 +43,7 @@ class PublishPriceBook:
 
     book: BookId
     currency: str
-    effective_from: Micros | None
+    effective_from: Timestamp | None
     prices: tuple[Price, ...]
 
 
@@ -79,7 +79,7 @@ def decide(state: BookState, command: PublishPriceBook, origin: Origin) -> tuple
     return (fact,)
 
 
-def _violations(c: PublishPriceBook, start: Micros, now: Micros) -> tuple[Violation, ...]:
+def _violations(c: PublishPriceBook, start: Timestamp, now: Timestamp) -> tuple[Violation, ...]:
     found: list[Violation] = []
     if start < now - PAST_TOLERANCE_US:
         found.append(

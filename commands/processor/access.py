@@ -15,7 +15,7 @@ from commands.processor.rejection import Rejected, forbidden
 from commands.store.event_store import EVENTS_READ_MAX, Event, Store
 from commands.store.stored_record import unpack
 from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, Scope, TenantCreated
-from events.facts.fact import KeyId, Micros, TenantId, UserId
+from events.facts.fact import KeyId, TenantId, Timestamp, UserId
 from events.process.settings import Settings
 from events.schema.codec import Codec
 
@@ -53,7 +53,7 @@ class NotRecognised:
 @dataclass(frozen=True, slots=True)
 class _Key:
     principal: Principal
-    expires_at: Micros | None
+    expires_at: Timestamp | None
     revoked: bool = False
 
 
@@ -68,7 +68,7 @@ class Access:
         self._seen = 0
         self._lock = threading.Lock()
 
-    def recognise(self, secret: str, now: Micros) -> Principal | NotRecognised:
+    def recognise(self, secret: str, now: Timestamp) -> Principal | NotRecognised:
         """The caller behind a bearer secret."""
         self.catch_up()
         key = self._keys.get(sha256_of(secret))

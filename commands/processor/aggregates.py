@@ -22,7 +22,7 @@ from commands.write_offs import producers as write_off_producer
 from commands.write_offs import records as write_off_record
 from commands.write_offs.producers import ProducerState
 from commands.write_offs.records import RecordState
-from events.facts.catalogue import FACTS
+from events.facts.topics import FACTS
 from events.schema.codec import Codec
 
 STATES_KEPT = 10_000

@@ -28,10 +28,11 @@ from commands.store.event_store import Store, StoreUnavailable, open_store
 from commands.store.generation import current_epoch
 from commands.store.opening import open_epoch, open_new_partitions
 from events.facts.accounts import Scope
-from events.facts.fact import Decided, UserId, now_us
+from events.facts.fact import DecidedFact, UserId
 from events.log.client import LogUnavailable, Reader
 from events.log.schemas import open_codec
 from events.process.artifacts import Artifacts
+from events.process.clock import now_us
 from events.process.problem import Violation
 from events.process.settings import Settings
 from events.schema.codec import Codec
@@ -102,11 +103,11 @@ class Office:
         call: Call,
         kind: Kind[S],
         key: str,
-        decide: Callable[[S, Origin], Sequence[Decided] | Rejected],
+        decide: Callable[[S, Origin], Sequence[DecidedFact] | Rejected],
         *,
         operation: str,
         body: BaseModel | None = None,
-        answer: Callable[[S, Sequence[Decided]], dict[str, Any]] | None = None,
+        answer: Callable[[S, Sequence[DecidedFact]], dict[str, Any]] | None = None,
         status: int = 200,
         shown_once: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> Response:

@@ -21,8 +21,8 @@ from commands.processor.idempotency_store import Answer, Answers, Request
 from commands.processor.rejection import Rejected, conflict, invalid
 from commands.store.event_store import Conflict, Event, Store, StoreUnavailable
 from commands.store.stored_record import cloud_headers, placed, unpack
-from events.facts.catalogue import FACTS, key_of
-from events.facts.fact import Decided
+from events.facts.fact import DecidedFact
+from events.facts.topics import FACTS, key_of
 from events.process.problem import Violation
 from events.schema.codec import Codec, FrameTooLarge
 
@@ -67,9 +67,9 @@ class Task(Generic[S]):
 
     kind: Kind[S]
     key: str
-    decide: Callable[[S, Origin], Sequence[Decided] | Rejected]
+    decide: Callable[[S, Origin], Sequence[DecidedFact] | Rejected]
     origin: Origin
-    answer: Callable[[S, Sequence[Decided]], dict[str, Any]]
+    answer: Callable[[S, Sequence[DecidedFact]], dict[str, Any]]
     if_match: int | None = None
     request: Request | None = None
 
@@ -80,7 +80,7 @@ class _Draft:
 
     originator: str
     events: tuple[Event, ...]
-    facts: Sequence[Decided]
+    facts: Sequence[DecidedFact]
     body: Mapping[str, Any]
     state: Any
 
@@ -248,7 +248,7 @@ class Desk:
             return None
         return self._replay(found[0])
 
-    def _event(self, originator: str, fact: Decided) -> Event:
+    def _event(self, originator: str, fact: DecidedFact) -> Event:
         name = type(fact).__name__
         envelope = placed(FACTS[name].topic, key_of(fact), cloud_headers(fact), self._codec.encode(fact))
         return Event(originator, fact.version, name, envelope.pack())

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from events.facts.fact import Micros, UserId
+from events.facts.fact import Timestamp, UserId
 
 PRODUCER = "commands"
 
@@ -16,7 +16,7 @@ class Origin:
     """`command_id` is a UUID; the event ids of its facts follow from it, so deciding again gives the same ids."""
 
     command_id: str
-    now: Micros
+    now: Timestamp
     by: UserId
     causation_id: str
     correlation_id: str

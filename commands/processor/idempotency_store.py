@@ -10,7 +10,7 @@ from typing import Any
 
 from commands.processor.rejection import Rejected, invalid
 from commands.store.event_store import Event, Store
-from events.facts.fact import Micros
+from events.facts.fact import Timestamp
 
 ANSWERED = "CommandAnswered"
 """The event name of a kept answer. It is no fact: the relay passes it over."""
@@ -36,7 +36,7 @@ class Answer:
     """What was answered, and which of the aggregate's events it made (`first` > `last`: none)."""
 
     digest: str
-    at: Micros
+    at: Timestamp
     originator: str
     first: int
     last: int
@@ -51,13 +51,13 @@ class Answers:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def find(self, request: Request, now: Micros) -> tuple[Answer | None, int] | Rejected:
+    def find(self, request: Request, now: Timestamp) -> tuple[Answer | None, int] | Rejected:
         """(the answer already given, or None; the version a new one would get). Another request under the key is refused."""
         event = self._store.last_event(request.originator)
         return self.judge(event, request, now)
 
     @staticmethod
-    def judge(event: Event | None, request: Request, now: Micros) -> tuple[Answer | None, int] | Rejected:
+    def judge(event: Event | None, request: Request, now: Timestamp) -> tuple[Answer | None, int] | Rejected:
         if event is None:
             return None, 1
         answer = answer_of(event)

@@ -23,11 +23,12 @@ from commands.relay.resume import TP, StoreMismatch, newest_heartbeat, read_tail
 from commands.store.event_store import Event, Store, StoreUnavailable, open_store
 from commands.store.generation import Epoch, current_epoch
 from commands.store.stored_record import unpack
-from events.facts.fact import Coordinate
-from events.log.chain import Heartbeat, Place
+from events.log.chain import ChainPosition, Heartbeat
 from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader, Writer
-from events.log.topics import check_partitions
-from events.process.health import serve_health, start_logging
+from events.log.record import Coordinate
+from events.log.topic_admin import check_partitions
+from events.process.health import serve_health
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -142,8 +143,8 @@ class Relay:
             tp = (envelope.topic, envelope.partition)
             if event.position <= heads[tp]:
                 continue  # it is on the log: sent by the relay before this one, and maybe not yet said in a heartbeat
-            place = Place(epoch.store, event.position, heads[tp])
-            headers = {**envelope.headers, **place.headers}
+            chain_position = ChainPosition(epoch.store, event.position, heads[tp])
+            headers = {**envelope.headers, **chain_position.headers}
             futures.append(writer.append(envelope.topic, envelope.key, envelope.frame, headers, envelope.partition))
             heads[tp] = event.position
         self._await(writer, futures, events[-1].position)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from commands.store.event_store import Store
 from commands.store.generation import Epoch, decided_partitions
 from commands.store.stored_record import unpack
-from events.log.chain import Heartbeat, Place, place_of
-from events.log.client import LogUnavailable, Reader, Record
+from events.log.chain import ChainPosition, Heartbeat, chain_position_of
+from events.log.client import LogUnavailable, Reader
+from events.log.record import Record
 
 TP = tuple[str, int]
 WINDOW = 256
@@ -36,7 +37,7 @@ class StoreMismatch(Exception):
 class Tail:
     """The newest decided record of a partition."""
 
-    place: Place
+    chain_position: ChainPosition
     record: Record
 
 
@@ -53,20 +54,22 @@ def _resume(store: Store, epoch: Epoch, tp: TP, tail: Tail | None) -> int:
                 f"{tp[0]}/{tp[1]} is empty, but store {epoch.store} began after position {before[1]} of store {before[0]}. {REMEDY}"
             )
         return 0
-    place = tail.place
-    if (place.store, place.position) == before:
+    chain_position = tail.chain_position
+    if (chain_position.store, chain_position.position) == before:
         return 0
-    if place.store != epoch.store:
+    if chain_position.store != epoch.store:
         raise StoreMismatch(
-            f"{tail.record.coordinate} is position {place.position} of store {place.store}; this is store {epoch.store}. {REMEDY}"
+            f"{tail.record.coordinate} is position {chain_position.position} of store {chain_position.store}; this is store {epoch.store}. {REMEDY}"
         )
-    found = store.notifications(place.position - 1, 1, until=place.position)
+    found = store.notifications(chain_position.position - 1, 1, until=chain_position.position)
     if not found:
-        raise StoreMismatch(f"{tail.record.coordinate} is position {place.position}, which this store does not have. {REMEDY}")
+        raise StoreMismatch(f"{tail.record.coordinate} is position {chain_position.position}, which this store does not have. {REMEDY}")
     mine = unpack(found[0].state)
     if (mine.topic, mine.partition, mine.key, mine.frame) != (*tp, tail.record.key, tail.record.value):
-        raise StoreMismatch(f"{tail.record.coordinate} is position {place.position}, but this store decided something else there. {REMEDY}")
-    return place.position
+        raise StoreMismatch(
+            f"{tail.record.coordinate} is position {chain_position.position}, but this store decided something else there. {REMEDY}"
+        )
+    return chain_position.position
 
 
 def read_tails(reader: Reader) -> dict[TP, Tail]:
@@ -77,9 +80,9 @@ def read_tails(reader: Reader) -> dict[TP, Tail]:
     while left:
         spans = {tp: (max(low, high - window), high) for tp, (low, high) in left.items()}
         for record in _read(reader, spans):
-            place = place_of(record.headers)
-            if place is not None:
-                tails[record.topic, record.partition] = Tail(place, record)
+            chain_position = chain_position_of(record.headers)
+            if chain_position is not None:
+                tails[record.topic, record.partition] = Tail(chain_position, record)
         left = {tp: (left[tp][0], start) for tp, (start, _) in spans.items() if tp not in tails and left[tp][0] < start}
         window *= 4
     return tails

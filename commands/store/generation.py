@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from commands.store.event_store import Store
 from commands.store.stored_record import Envelope, Opening, unpack
-from events.facts.catalogue import DECIDED_TOPICS, TOPICS
+from events.facts.topics import DECIDED_TOPICS, TOPICS
 
 STORE = "store"
 """The originator of a store's own events."""

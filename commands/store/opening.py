@@ -9,9 +9,11 @@ from commands.processor.context import PRODUCER
 from commands.store.event_store import Conflict, Event, Store
 from commands.store.generation import STORE, Epoch, current_epoch, decided_partitions
 from commands.store.stored_record import Envelope, Opening, cloud_headers
-from events.facts.fact import UserId, new_id, now_us
+from events.facts.fact import UserId
 from events.facts.log import StoreOpened
 from events.log.chain import STORE_OPENED
+from events.process.clock import now_us
+from events.process.ids import new_id
 from events.schema.codec import Codec
 
 

@@ -15,16 +15,18 @@ from commands.store.event_store import Event, Store, StoreUnavailable, open_stor
 from commands.store.generation import STORE, decided_partitions
 from commands.store.opening import open_epoch
 from commands.store.stored_record import Envelope, Opening
-from events.facts.catalogue import DECIDED_TOPICS
 from events.facts.fact import UserId
-from events.log.chain import POSITION, PREVIOUS, STORE_OPENED, Chain, Verdict, place_of
+from events.facts.topics import DECIDED_TOPICS
+from events.log.chain import POSITION, PREVIOUS, STORE_OPENED, Chain, ChainCheck, chain_position_of
 from events.log.chain import STORE as STORE_HEADER
-from events.log.client import LogMismatch, LogUnavailable, Reader, Record
-from events.log.schemas import RegistryUnavailable, open_codec
-from events.log.store_opening import judge
-from events.process.health import start_logging
+from events.log.chain_check import check_chain
+from events.log.client import LogMismatch, LogUnavailable, Reader
+from events.log.record import Record
+from events.log.schemas import open_codec
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
+from events.schema.registry import RegistryUnavailable
 
 logger = logging.getLogger(__name__)
 KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills", "producers": "producer"}
@@ -63,31 +65,31 @@ def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -
 
 def take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
     """One record of a partition, in order, into `events` by position. Raises Unfit."""
-    place = place_of(record.headers)
-    if place is None:
+    chain_position = chain_position_of(record.headers)
+    if chain_position is None:
         return  # observed by somebody, or garbage: no decision
-    match judge(chain, codec, place, record.headers, record.value):
-        case Verdict.COPY:
+    match check_chain(chain, codec, chain_position, record.headers, record.value):
+        case ChainCheck.COPY:
             return
-        case Verdict.STRAY:
-            logger.warning("set %s aside: it claims to open store %s, and nobody can read it", record.coordinate, place.store)
+        case ChainCheck.UNREADABLE:
+            logger.warning("set %s aside: it claims to open store %s, and nobody can read it", record.coordinate, chain_position.store)
             return
-        case Verdict.WAITS:
+        case ChainCheck.WAIT:
             raise Unfit(
-                f"{record.coordinate} follows position {place.previous}, but {chain.position} is the last before it: the log is not whole"
+                f"{record.coordinate} follows position {chain_position.previous}, but {chain.position} is the last before it: the log is not whole"
             )
-        case Verdict.NEXT:
-            chain.take(place)
+        case ChainCheck.NEXT:
+            chain.advance(chain_position)
     try:
         name, body = codec.decode(record.value)
     except Undecodable as e:
-        raise Unfit(f"{record.coordinate} is position {place.position}, and nobody can read it: {e}") from e
+        raise Unfit(f"{record.coordinate} is position {chain_position.position}, and nobody can read it: {e}") from e
     opening = Opening(str(body["store"]), str(body["previous_store"]), int(body["previous_position"])) if name == STORE_OPENED else None
     headers = {k: v for k, v in record.headers.items() if k not in (STORE_HEADER, POSITION, PREVIOUS)}
     assert record.key is not None and record.value is not None
     envelope = Envelope(record.topic, record.partition, record.key, headers, record.value, opening)
     originator = STORE if opening else f"{KIND_OF_FACT.get(name, KIND_OF[record.topic])}/{record.key.decode()}"
-    events[place.position] = Event(originator, int(body["version"]), name, envelope.pack(), place.position)
+    events[chain_position.position] = Event(originator, int(body["version"]), name, envelope.pack(), chain_position.position)
 
 
 def read_decided(reader: Reader) -> Iterable[Record]:

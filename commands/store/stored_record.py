@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from events.facts.catalogue import TOPICS
 from events.facts.fact import Fact
+from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 
 _VERSION = 1

@@ -9,7 +9,7 @@ from typing import Literal, assert_never
 from commands.processor.context import Origin
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, Scope, TenantCreated
-from events.facts.fact import BookId, KeyId, Micros, TenantId, UserId
+from events.facts.fact import BookId, KeyId, TenantId, Timestamp, UserId
 
 KEYS_MAX = 10_000
 """Working keys of one tenant: bounds its aggregate and what every gateway keeps of it."""
@@ -33,7 +33,7 @@ class ActiveTenant:
     price_book: BookId
     currency: str
     timezone: str
-    keys: Mapping[str, Micros | None]
+    keys: Mapping[str, Timestamp | None]
     revoked: frozenset[str] = frozenset()
     kind: Literal["active"] = "active"
 
@@ -65,7 +65,7 @@ class IssueApiKey:
     team: str
     project: str
     labels: Mapping[str, str]
-    expires_at: Micros | None
+    expires_at: Timestamp | None
 
 
 @dataclass(frozen=True, slots=True)

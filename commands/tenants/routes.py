@@ -27,7 +27,7 @@ from commands.processor.rejection import Rejected, invalid, missing
 from commands.tenants import decide as tenant
 from commands.tenants.decide import ActiveTenant, CreateTenant, IssueApiKey, RevokeApiKey, no_tenant
 from events.facts.bills import Cut
-from events.facts.fact import BookId, Decided, KeyId, TenantId, UserId
+from events.facts.fact import BookId, DecidedFact, KeyId, TenantId, UserId
 from events.log.client import LogUnavailable
 from rating.period import NoPeriod, bounds_of
 from rating.rules import RATING_VERSION
@@ -267,11 +267,11 @@ class Bills:
         )
 
 
-def _facts(decision: bill.Decision) -> Sequence[Decided] | Rejected:
+def _facts(decision: bill.Decision) -> Sequence[DecidedFact] | Rejected:
     return () if isinstance(decision, AlreadyIssued) else decision
 
 
-def _bill_answer(state: BillState, _facts: Sequence[Decided]) -> dict[str, Any]:
+def _bill_answer(state: BillState, _facts: Sequence[DecidedFact]) -> dict[str, Any]:
     assert not isinstance(state, NoBills)
     cut = state.cut
     said: dict[str, Any] = {
@@ -286,7 +286,7 @@ def _bill_answer(state: BillState, _facts: Sequence[Decided]) -> dict[str, Any]:
     return said if isinstance(state, CutOpen) else {**said, "digest": state.digest.hex()}
 
 
-def _book_answer(state: price_book.BookState, _facts: Sequence[Decided]) -> dict[str, Any]:
+def _book_answer(state: price_book.BookState, _facts: Sequence[DecidedFact]) -> dict[str, Any]:
     assert isinstance(state, price_book.OpenBook)
     return {"book": state.book, "book_version": state.book_version, "effective_from": state.effective_from, "currency": state.currency}
 

@@ -11,9 +11,9 @@ from typing import Literal, assert_never
 from commands.processor.context import Origin
 from commands.processor.four_eyes import same_person
 from commands.processor.rejection import Rejected, conflict, missing
-from events.facts.catalogue import TOPICS
-from events.facts.fact import Coordinate
+from events.facts.topics import TOPICS
 from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
+from events.log.record import Coordinate
 
 RecordFact = RecordWriteOffRequested | RecordWrittenOff
 NO_FACTS = frozenset({"heartbeats"})
@@ -93,7 +93,7 @@ def decide(state: RecordState, command: RecordCommand, origin: Origin) -> Decisi
 
 
 def misplaced(at: Coordinate) -> Rejected | None:
-    """A refusal when the catalogue has no such topic or partition."""
+    """A refusal when the topic table has no such topic or partition."""
     if at.topic not in TOPICS or at.topic in NO_FACTS:
         return missing("topic_unknown", f"'{at.topic}' is no topic of facts", "topic", "see `modelmarket topics list`")
     partitions = TOPICS[at.topic].partitions

@@ -19,9 +19,10 @@ from commands.write_offs import producers as write_off_producer
 from commands.write_offs import records as write_off_record
 from commands.write_offs.producers import ApproveProducerWriteOff, ProducerCommand, ProducerState, RequestProducerWriteOff, Seen
 from commands.write_offs.records import ApproveRecordWriteOff, RecordCommand, RecordState, RequestRecordWriteOff, Untouched, misplaced
-from events.facts.fact import Coordinate, Decided
+from events.facts.fact import DecidedFact
 from events.facts.producers import ProducerClosed, ProducerOpened
 from events.log.client import LogMismatch, Reader
+from events.log.record import Coordinate
 from events.log.schemas import read_schemas
 from events.schema.codec import Codec, Undecodable
 
@@ -120,8 +121,8 @@ class ProducerWriteOffs:
 
     def _seen(self, producer: str, epoch: str) -> Seen:
         with self._office.reading() as reader:
-            book, _ = read_schemas(reader)  # of today: a newer gateway's words are words, too
-            return seen_of(reader, Codec(book), producer, epoch)
+            schemas, _ = read_schemas(reader)  # of today: a newer gateway's words are words, too
+            return seen_of(reader, Codec(schemas), producer, epoch)
 
     def _run(self, call: Call, command: ProducerCommand, verb: str, body: ProducerWriteOffBody | None, status: int) -> Response:
         return self._office.run(
@@ -162,7 +163,7 @@ def seen_of(reader: Reader, codec: Codec, producer: str, epoch: str) -> Seen:
     return seen
 
 
-def _record_answer(state: RecordState, _facts: Sequence[Decided]) -> dict[str, Any]:
+def _record_answer(state: RecordState, _facts: Sequence[DecidedFact]) -> dict[str, Any]:
     assert not isinstance(state, Untouched)
     fact = state.request if isinstance(state, write_off_record.Requested) else state.fact
     approver = None if isinstance(state, write_off_record.Requested) else state.fact.approver

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.facts.fact import DEFAULT_CURRENCY, BookId, Decided, KeyId, Micros, TenantId, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, DecidedFact, KeyId, TenantId, Timestamp, UserId
 
 Scope = Literal["invoke", "models", "review:business", "review:security", "deploy", "read", "admin"]
 
 
-class TenantCreated(Decided):
+class TenantCreated(DecidedFact):
     """A company may own models, call them and be billed. `price_book` names the prices it pays."""
 
     tenant: TenantId
@@ -22,7 +22,7 @@ class TenantCreated(Decided):
     by: UserId
 
 
-class ApiKeyIssued(Decided):
+class ApiKeyIssued(DecidedFact):
     """A key works from now until it expires or is revoked. Only its hash is kept. `user` is a random pseudonym (K24); the
     dimensions are written on every usage fact of the key."""
 
@@ -36,11 +36,11 @@ class ApiKeyIssued(Decided):
     team: str = ""
     project: str = ""
     labels: dict[str, str] = {}
-    expires_at: Micros | None = None
+    expires_at: Timestamp | None = None
     by: UserId
 
 
-class ApiKeyRevoked(Decided):
+class ApiKeyRevoked(DecidedFact):
     """The key stops working at every gateway within two seconds, or the gateway stops (K5)."""
 
     tenant: TenantId

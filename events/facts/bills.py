@@ -6,20 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, Decided, Micros, Part, Sha256, TenantId, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, DecidedFact, NestedRecord, Sha256, TenantId, Timestamp, UserId
 from events.facts.prices import Meter
 
 Period = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
 
 
-class Cut(Part):
+class Cut(NestedRecord):
     """Facts of `usage` partition `partition` at or past `offset` are not in this bill."""
 
     partition: Count
     offset: Count
 
 
-class BillLine(Part):
+class BillLine(NestedRecord):
     """One model, meter and price: the change since the last bill. `held` = no price known: shown, not charged."""
 
     model: str
@@ -34,7 +34,7 @@ class BillLine(Part):
     held: bool = False
 
 
-class BillCutFixed(Decided):
+class BillCutFixed(DecidedFact):
     """Bill `number` of a tenant is fixed in advance: any biller computes the same bytes from it (K21)."""
 
     tenant: TenantId
@@ -42,7 +42,7 @@ class BillCutFixed(Decided):
     number: Annotated[int, Field(ge=1)]
     log_id: str
     cuts: tuple[Cut, ...]
-    until: Micros
+    until: Timestamp
     decided_position: Count
     producers_offset: Count = 0
     """Records of `producers` at or past this offset say nothing about this bill."""
@@ -53,7 +53,7 @@ class BillCutFixed(Decided):
     by: UserId
 
 
-class BillLinesListed(Decided):
+class BillLinesListed(DecidedFact):
     """A part of a bill whose lines do not fit into one record (K3). The parts come before their `BillIssued`, in order, decided together
     with it; without it they say nothing."""
 
@@ -63,7 +63,7 @@ class BillLinesListed(Decided):
     lines: tuple[BillLine, ...]
 
 
-class BillIssued(Decided):
+class BillIssued(DecidedFact):
     """The bill is out: these lines are owed, and nothing of it changes. `facts_claimed` is the difference to the bill before;
     the other counts are of all the tenant's records below the cut, so that the claims of bills 1 to n and the counts of bill n
     add up to every record. `digest` is of the canonical bytes in `rating/bill.py`.

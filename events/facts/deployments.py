@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from events.facts.fact import Count, Decided, Digest, Duration, Fact, ModelId, ModelVersion, Part, TenantId, UserId
+from events.facts.fact import Count, DecidedFact, Digest, Duration, Fact, ModelId, ModelVersion, NestedRecord, TenantId, UserId
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 
 
-class ServiceSpec(Part):
+class ServiceSpec(NestedRecord):
     """How a version is run. CPU and GPU in thousandths, batching bounds of the gateway."""
 
     replicas_min: Annotated[int, Field(ge=1, le=100)] = 1
@@ -23,7 +23,7 @@ class ServiceSpec(Part):
     timeout_us: Annotated[int, Field(ge=1000, le=600_000_000)] = 10_000_000
 
 
-class VersionDeployed(Decided):
+class VersionDeployed(DecidedFact):
     """The first version of a model takes all its calls as soon as it is ready."""
 
     model: ModelId
@@ -34,7 +34,7 @@ class VersionDeployed(Decided):
     by: UserId
 
 
-class RolloutStarted(Decided):
+class RolloutStarted(DecidedFact):
     """`to_version` is loaded beside `from_version` and takes `weight_percent` of the calls once it is ready."""
 
     model: ModelId
@@ -47,7 +47,7 @@ class RolloutStarted(Decided):
     by: UserId
 
 
-class RolloutAdvanced(Decided):
+class RolloutAdvanced(DecidedFact):
     """The share of the new version changed."""
 
     model: ModelId
@@ -56,7 +56,7 @@ class RolloutAdvanced(Decided):
     by: UserId
 
 
-class RolloutPromoted(Decided):
+class RolloutPromoted(DecidedFact):
     """The new version takes all calls; the old one stays loaded, so that going back is one step."""
 
     model: ModelId
@@ -65,7 +65,7 @@ class RolloutPromoted(Decided):
     by: UserId
 
 
-class RolledBack(Decided):
+class RolledBack(DecidedFact):
     """All calls go to `to_version` again. `gate_state` is the evidence when a gate decided it (K25), empty when a person did."""
 
     model: ModelId
@@ -76,7 +76,7 @@ class RolledBack(Decided):
     by: UserId
 
 
-class VersionUndeployed(Decided):
+class VersionUndeployed(DecidedFact):
     """The version is unloaded. Only this fact takes an application away (K18)."""
 
     model: ModelId

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from events.facts.fact import Count, Decided, Fact, Sha256, UserId
+from events.facts.fact import Count, DecidedFact, Fact, Sha256, UserId
 
 
 class LogCreated(Fact):
@@ -24,7 +24,7 @@ class SchemaRegistered(Fact):
     definition: str
 
 
-class StoreOpened(Decided):
+class StoreOpened(DecidedFact):
     """Decided facts come from the store `store` from here on. Written to every partition of every decided topic, so that
     each fold sees the change of epoch in its own chain (K4)."""
 

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.facts.fact import Count, Decided, Digest, ModelId, ModelVersion, Part, TenantId, UserId
+from events.facts.fact import Count, DecidedFact, Digest, ModelId, ModelVersion, NestedRecord, TenantId, UserId
 
 Datatype = Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Review = Literal["business", "security"]
 
 
-class TensorSpec(Part):
+class TensorSpec(NestedRecord):
     """One input or output tensor, in the words of the Open Inference Protocol v2; -1 is a free dimension."""
 
     name: str
@@ -20,7 +20,7 @@ class TensorSpec(Part):
     shape: tuple[Annotated[int, Field(ge=-1)], ...]
 
 
-class Resources(Part):
+class Resources(NestedRecord):
     """What a replica of this model asks for by default."""
 
     cpu_millis: Count = 100
@@ -28,7 +28,7 @@ class Resources(Part):
     gpu_millis: Count = 0
 
 
-class Technical(Part):
+class Technical(NestedRecord):
     """The technical half of the description spec: what it eats, what it gives, what it needs."""
 
     format: Literal["onnx"]
@@ -40,7 +40,7 @@ class Technical(Part):
     latency_target_us: Count = 0
 
 
-class Compliance(Part):
+class Compliance(NestedRecord):
     """The compliance half: may we run it, on what was it trained, who assessed it."""
 
     licence: str
@@ -50,7 +50,7 @@ class Compliance(Part):
     security_assessment: str = ""
 
 
-class Lineage(Part):
+class Lineage(NestedRecord):
     """Where a version comes from."""
 
     parents: tuple[ModelVersion, ...] = ()
@@ -60,7 +60,7 @@ class Lineage(Part):
     dependencies: tuple[str, ...] = ()
 
 
-class ModelRegistered(Decided):
+class ModelRegistered(DecidedFact):
     """A name was taken, for ever. It has no version yet and cannot be called."""
 
     model: ModelId
@@ -76,7 +76,7 @@ class ModelRegistered(Decided):
     compliance: Compliance
 
 
-class ModelVersionAdded(Decided):
+class ModelVersionAdded(DecidedFact):
     """A version exists as a draft. Its bytes are fixed by digest and can never be others."""
 
     model: ModelId
@@ -90,7 +90,7 @@ class ModelVersionAdded(Decided):
     by: UserId
 
 
-class ModelVersionSubmitted(Decided):
+class ModelVersionSubmitted(DecidedFact):
     """A draft asks for review; both reviews are open."""
 
     model: ModelId
@@ -98,7 +98,7 @@ class ModelVersionSubmitted(Decided):
     by: UserId
 
 
-class ModelVersionReviewed(Decided):
+class ModelVersionReviewed(DecidedFact):
     """One reviewer gave one verdict. A rejection ends the review and returns the version to draft."""
 
     model: ModelId
@@ -109,7 +109,7 @@ class ModelVersionReviewed(Decided):
     comment: str = ""
 
 
-class ModelVersionApproved(Decided):
+class ModelVersionApproved(DecidedFact):
     """Business and security approved, by two people: the version may be deployed."""
 
     model: ModelId
@@ -118,7 +118,7 @@ class ModelVersionApproved(Decided):
     security_by: UserId
 
 
-class ModelRetired(Decided):
+class ModelRetired(DecidedFact):
     """The model takes no more calls: the gateway answers 410 and names the successor. Its history stays, its name is never given again."""
 
     model: ModelId

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, Decided, Micros, Part, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, DecidedFact, NestedRecord, Timestamp, UserId
 
 Meter = Literal[
     "calls",
@@ -23,7 +23,7 @@ Meter = Literal[
 ]
 
 
-class Price(Part):
+class Price(NestedRecord):
     """`amount_micros` of the book's currency per `per_units` of a meter, pro rata. Model `*` is any model without its own price."""
 
     model: str
@@ -32,12 +32,12 @@ class Price(Part):
     per_units: Annotated[int, Field(ge=1)] = 1
 
 
-class PriceBookPublished(Decided):
+class PriceBookPublished(DecidedFact):
     """From `effective_from` on, usage is priced by this version, until the next one's."""
 
     book: BookId
     book_version: Annotated[int, Field(ge=1)]
     currency: str = DEFAULT_CURRENCY
-    effective_from: Micros
+    effective_from: Timestamp
     prices: tuple[Price, ...]
     by: UserId

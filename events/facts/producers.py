@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from events.facts.fact import Decided, Fact, UserId
+from events.facts.fact import DecidedFact, Fact, UserId
 
 
 class ProducerOpened(Fact):
@@ -30,7 +30,7 @@ class ProducerClosed(Fact):
     closed_by: str
 
 
-class ProducerWriteOffRequested(Decided):
+class ProducerWriteOffRequested(DecidedFact):
     """One admin asks that a dead epoch be given up. `producer` is whose epoch it was: the fact lies beside that one's own."""
 
     epoch: str
@@ -38,7 +38,7 @@ class ProducerWriteOffRequested(Decided):
     requested_by: UserId
 
 
-class ProducerWrittenOff(Decided):
+class ProducerWrittenOff(DecidedFact):
     """The epoch died without a word; two people accept that what it had not written is lost. `producer` is whose epoch it was."""
 
     version: Annotated[int, Field(ge=1)] = 1

@@ -5,14 +5,26 @@ Whether an execution is billed, and which of several with one `invocation_key`, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from events.facts.fact import Count, Duration, KeyId, Metered, ModelId, ModelVersion, TenantId, UserId
+from pydantic import Field
+
+from events.facts.fact import NO_HASH, Count, Duration, Fact, KeyId, ModelId, ModelVersion, Sha256, TenantId, UserId
 
 Outcome = Literal["succeeded", "client_error", "failed", "timed_out", "aborted"]
 
 
-class InvocationSettled(Metered):
+class UsageFact(Fact):
+    """A fact on `usage`. `sequence` counts from 1 per (epoch, tenant) and `previous_sha256` is the hash of the framed record
+    before it in that chain, so that a bill can show that none is missing (K13)."""
+
+    tenant: TenantId
+    epoch: str
+    sequence: Annotated[int, Field(ge=1)]
+    previous_sha256: Sha256 = NO_HASH
+
+
+class InvocationSettled(UsageFact):
     """One execution ended. Acknowledged by the log before the caller has the answer (K12).
 
     `invocation_key` is SHA-256 over tenant, Idempotency-Key, operation and body; empty without a key (K11). The dimensions
@@ -63,7 +75,7 @@ class InvocationSettled(Metered):
     reserved_micros: Count = 0
 
 
-class InvocationOpened(Metered):
+class InvocationOpened(UsageFact):
     """A streamed execution is about to deliver its first byte; it owes a settled fact (K12)."""
 
     invocation_key: bytes = b""
@@ -80,7 +92,7 @@ class InvocationOpened(Metered):
     reserved_micros: Count = 0
 
 
-class InvocationAbandoned(Metered):
+class InvocationAbandoned(UsageFact):
     """The producer of an opened execution died before it settled; `opened` is that fact's event_id. A later settled fact supersedes it."""
 
     opened: str
@@ -89,7 +101,7 @@ class InvocationAbandoned(Metered):
     reason: str
 
 
-class InvocationVoided(Metered):
+class InvocationVoided(UsageFact):
     """The answer of the settled fact `voided` never reached its caller, who was told 503: it is not billed."""
 
     voided: str
@@ -98,7 +110,7 @@ class InvocationVoided(Metered):
     reason: str
 
 
-class InvocationRefused(Metered):
+class InvocationRefused(UsageFact):
     """`count` calls were refused with this code within one second. Never billed. Tenant `-` when no key was recognised."""
 
     key_id: KeyId

@@ -6,10 +6,10 @@ write-off only where the record at the coordinate has that hash and cannot be re
 
 from __future__ import annotations
 
-from events.facts.fact import Count, Decided, Sha256, UserId
+from events.facts.fact import Count, DecidedFact, Sha256, UserId
 
 
-class RecordWriteOffRequested(Decided):
+class RecordWriteOffRequested(DecidedFact):
     """One admin asks that a record be given up. Nothing changes until another one approves; a request for other bytes takes its place."""
 
     record: str
@@ -23,7 +23,7 @@ class RecordWriteOffRequested(Decided):
     requested_by: UserId
 
 
-class RecordWrittenOff(Decided):
+class RecordWrittenOff(DecidedFact):
     """Two people accept that nobody will read this record: bills are cut over it and say how many there are. No amount changes."""
 
     record: str

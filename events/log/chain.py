@@ -19,16 +19,16 @@ STALLED_S_MAX = 30.0
 """A gap that lasts longer is not reordering: somebody must look."""
 
 
-class Verdict(Enum):
+class ChainCheck(Enum):
     NEXT = "next"
     COPY = "copy"
-    WAITS = "waits"
-    STRAY = "stray"
-    """Claims to open a store, and nobody can read it (`events.log.store_opening`): set aside, with an alarm."""
+    WAIT = "waits"
+    UNREADABLE = "stray"
+    """Claims to open a store, and nobody can read it (`events.log.chain_check`): set aside, with an alarm."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ChainPosition:
     """Where a decided record says it stands."""
 
     store: str
@@ -40,13 +40,13 @@ class Place:
         return {STORE: self.store.encode(), POSITION: b"%d" % self.position, PREVIOUS: b"%d" % self.previous}
 
 
-def place_of(headers: Mapping[str, bytes]) -> Place | None:
+def chain_position_of(headers: Mapping[str, bytes]) -> ChainPosition | None:
     """None for a record that is not decided, or whose headers are nobody's of ours."""
     try:
-        place = Place(headers[STORE].decode(), int(headers[POSITION]), int(headers[PREVIOUS]))
+        chain_position = ChainPosition(headers[STORE].decode(), int(headers[POSITION]), int(headers[PREVIOUS]))
     except (KeyError, ValueError):
         return None
-    return place if 0 <= place.position <= POSITION_MAX and 0 <= place.previous <= POSITION_MAX else None
+    return chain_position if 0 <= chain_position.position <= POSITION_MAX and 0 <= chain_position.previous <= POSITION_MAX else None
 
 
 @dataclass(slots=True)
@@ -55,27 +55,32 @@ class Chain:
 
     store: str = ""
     position: int = 0
-    spares: dict[str, int] = field(default_factory=dict[str, int])
+    earlier_stores: dict[str, int] = field(default_factory=dict[str, int])
     """Earlier stores of this partition and where they ended, to tell a copy from a stranger."""
 
-    def judge(self, place: Place, opened: tuple[str, int] | None = None) -> Verdict:
+    def check(self, chain_position: ChainPosition, opened: tuple[str, int] | None = None) -> ChainCheck:
         """`opened` = (previous_store, previous_position) of a StoreOpened, which alone may change the store. Positions go on growing
         across stores, so that one number orders the whole log."""
-        if place.store == self.store:
-            if place.position <= self.position:
-                return Verdict.COPY
-            return Verdict.NEXT if place.previous == self.position else Verdict.WAITS
-        if place.store in self.spares and place.position <= self.spares[place.store]:
-            return Verdict.COPY
-        if opened is not None and opened == (self.store, self.position) and place.previous == 0 and place.position > self.position:
-            return Verdict.NEXT
-        return Verdict.WAITS
+        if chain_position.store == self.store:
+            if chain_position.position <= self.position:
+                return ChainCheck.COPY
+            return ChainCheck.NEXT if chain_position.previous == self.position else ChainCheck.WAIT
+        if chain_position.store in self.earlier_stores and chain_position.position <= self.earlier_stores[chain_position.store]:
+            return ChainCheck.COPY
+        if (
+            opened is not None
+            and opened == (self.store, self.position)
+            and chain_position.previous == 0
+            and chain_position.position > self.position
+        ):
+            return ChainCheck.NEXT
+        return ChainCheck.WAIT
 
-    def take(self, place: Place) -> None:
+    def advance(self, chain_position: ChainPosition) -> None:
         """Moves on to a record judged NEXT."""
-        if place.store != self.store and self.store:
-            self.spares[self.store] = self.position
-        self.store, self.position = place.store, place.position
+        if chain_position.store != self.store and self.store:
+            self.earlier_stores[self.store] = self.position
+        self.store, self.position = chain_position.store, chain_position.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class Heartbeat:
         """None when this is not a heartbeat."""
         try:
             loaded = json.loads(value or b"")
-            beat = cls(str(loaded["store"]), int(loaded["position"]), {str(k): int(v) for k, v in loaded["sent"].items()})
+            heartbeat = cls(str(loaded["store"]), int(loaded["position"]), {str(k): int(v) for k, v in loaded["sent"].items()})
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None  # 1e999 is infinite to json, and a thousand brackets are too deep for it
-        return beat if all(0 <= n <= POSITION_MAX for n in (beat.position, *beat.sent.values())) else None
+        return heartbeat if all(0 <= n <= POSITION_MAX for n in (heartbeat.position, *heartbeat.sent.values())) else None

@@ -11,15 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
-from events.facts.catalogue import TOPICS
-from events.facts.fact import Coordinate
+from events.facts.topics import TOPICS
+from events.log.record import Coordinate, Headers, Record
 from events.process.settings import Settings
 
 PARTITIONER = "murmur2_random"
@@ -54,7 +53,6 @@ _client_log = logging.getLogger("librdkafka")
 _client_log.addFilter(_Throttled())
 _client_log.addHandler(logging.NullHandler())  # processes log it as JSON lines; on a command line it is noise
 
-Headers = Mapping[str, bytes]
 Delivered = Callable[[Coordinate | None, Exception | None], None]
 
 
@@ -72,23 +70,6 @@ class LogBroken(Exception):
 
 class LogMismatch(Exception):
     """This is not the log this code was made for; nothing may be written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record as it stands on the log. `time_ms` is when the broker appended it."""
-
-    topic: str
-    partition: int
-    offset: int
-    time_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: dict[str, bytes]
-
-    @property
-    def coordinate(self) -> Coordinate:
-        return Coordinate(self.topic, self.partition, self.offset)
 
 
 def client_config(settings: Settings) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from events.facts.catalogue import FACTS, TOPICS
-from events.facts.fact import Coordinate
+from events.facts.topics import FACTS, TOPICS
 from events.log import snapshot as snapshots
-from events.log.chain import STALLED_S_MAX, Chain, Heartbeat, Verdict, place_of
-from events.log.client import LogMismatch, LogUnavailable, Reader, Record
-from events.log.store_opening import judge
+from events.log.chain import STALLED_S_MAX, Chain, ChainCheck, Heartbeat, chain_position_of
+from events.log.chain_check import check_chain
+from events.log.client import LogMismatch, LogUnavailable, Reader
+from events.log.record import Coordinate, Record
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
 
@@ -71,7 +71,7 @@ _Due = tuple[int, int, int, str, int, bytes | None]
 a start holds a million: of plain values Python's collector forgets a tuple, decoded ones it would visit again and again."""
 
 
-class Follower:
+class FoldRunner:
     """Runs the fold in a thread. `alarm(subject, message)` is called once when a chain has stalled for 30 s."""
 
     def __init__(
@@ -197,9 +197,9 @@ class Follower:
     def _take(self, record: Record) -> None:
         tp = (record.topic, record.partition)
         if tp == HEARTBEAT:
-            beat = Heartbeat.from_json(record.value)
-            if beat is not None:
-                self._beats.append((beat, record.time_ms))
+            heartbeat = Heartbeat.from_json(record.value)
+            if heartbeat is not None:
+                self._beats.append((heartbeat, record.time_ms))
             return
         lane = self._lanes[tp]
         lane.next_offset = record.offset + 1
@@ -227,8 +227,8 @@ class Follower:
 
     def _try(self, lane: _Lane, record: Record) -> bool:
         """True when the record is dealt with: taken, a copy, an observed fact, or garbage that is no part of the chain."""
-        place = place_of(record.headers)
-        if place is None:
+        chain_position = chain_position_of(record.headers)
+        if chain_position is None:
             try:
                 name, _ = self._codec.decode(record.value)
             except Undecodable as e:
@@ -243,21 +243,21 @@ class Follower:
                 return True
             self._due.append((lane.chain.position, 1, record.offset, record.topic, record.partition, record.value))
             return True
-        match judge(lane.chain, self._codec, place, record.headers, record.value):
-            case Verdict.COPY:
+        match check_chain(lane.chain, self._codec, chain_position, record.headers, record.value):
+            case ChainCheck.COPY:
                 return True
-            case Verdict.WAITS:
+            case ChainCheck.WAIT:
                 return False
-            case Verdict.STRAY:
+            case ChainCheck.UNREADABLE:
                 self.unreadable += 1
                 self._alarm(
                     f"{record.topic}/{record.partition}",
-                    f"fold {self._name} set {record.coordinate} aside: it claims to open store {place.store}, and nobody can read it",
+                    f"fold {self._name} set {record.coordinate} aside: it claims to open store {chain_position.store}, and nobody can read it",
                 )
                 return True
-            case Verdict.NEXT:
-                lane.chain.take(place)
-                self._due.append((place.position, 0, record.offset, record.topic, record.partition, record.value))
+            case ChainCheck.NEXT:
+                lane.chain.advance(chain_position)
+                self._due.append((chain_position.position, 0, record.offset, record.topic, record.partition, record.value))
                 return True
 
     def _apply_fresh(self) -> None:
@@ -267,16 +267,16 @@ class Follower:
             return
         for _ in range(found):  # older ones say nothing more
             self._beats.popleft()
-        beat, at_ms = self._beats.popleft()
-        due = sorted(d for d in self._due if d[0] <= beat.position)
+        heartbeat, at_ms = self._beats.popleft()
+        due = sorted(d for d in self._due if d[0] <= heartbeat.position)
         for position, observed, offset, topic, partition, frame in due:
             name, body = self._codec.decode(frame)  # Undecodable stops the fold: it skips nothing
             if not observed:
                 body["position"] = position
             self._fold.apply(name, body, Coordinate(topic, partition, offset))
         if due:
-            self._due = [d for d in self._due if d[0] > beat.position]
-        self._position, self._fresh_ms = max(self._position, beat.position), at_ms
+            self._due = [d for d in self._due if d[0] > heartbeat.position]
+        self._position, self._fresh_ms = max(self._position, heartbeat.position), at_ms
         if not self._caught_up and all(
             self._lanes[tp].next_offset >= end and not self._lanes[tp].waiting for tp, end in self._captured.items()
         ):
@@ -284,10 +284,10 @@ class Follower:
             if self._caught_up:
                 self._ready.set()
 
-    def _seen(self, beat: Heartbeat) -> bool:
+    def _seen(self, heartbeat: Heartbeat) -> bool:
         for (topic, partition), lane in self._lanes.items():
-            position = beat.sent.get(f"{topic}/{partition}", 0)
-            if lane.chain.position < position or (position and lane.chain.store != beat.store):
+            position = heartbeat.sent.get(f"{topic}/{partition}", 0)
+            if lane.chain.position < position or (position and lane.chain.store != heartbeat.store):
                 return False
             if lane.chain.store and not position:
                 return False  # a relay speaks of every partition of its store: this is somebody else's, or from before its opening
@@ -297,7 +297,7 @@ class Follower:
         for (topic, partition), lane in self._lanes.items():
             if lane.stalled_at is not None and time.monotonic() - lane.stalled_at > STALLED_S_MAX:
                 lane.stalled_at = float("inf")  # said once; cleared when the chain goes on
-                first = place_of(lane.waiting[0].headers)
+                first = chain_position_of(lane.waiting[0].headers)
                 self._alarm(
                     f"{topic}/{partition}",
                     f"fold {self._name} waits at position {lane.chain.position} of store {lane.chain.store}; the next record is {first}",
@@ -337,7 +337,7 @@ class Follower:
 
     def _stands(self) -> dict[str, Any]:
         lanes = {
-            f"{t}/{p}": [lane.next_offset, lane.chain.store, lane.chain.position, dict(lane.chain.spares)]
+            f"{t}/{p}": [lane.next_offset, lane.chain.store, lane.chain.position, dict(lane.chain.earlier_stores)]
             for (t, p), lane in self._lanes.items()
         }
         return {"code": self._fold.code_version, "log_id": self._log_id, "position": self._position, "lanes": lanes}
@@ -357,8 +357,8 @@ class Follower:
                 return
             found: dict[TP, _Lane] = {}
             for t, p in self._lanes:
-                offset, store, position, spares = head["lanes"][f"{t}/{p}"]
-                found[t, p] = _Lane(Chain(str(store), int(position), dict(spares)), int(offset), deque())
+                offset, store, position, earlier_stores = head["lanes"][f"{t}/{p}"]
+                found[t, p] = _Lane(Chain(str(store), int(position), dict(earlier_stores)), int(offset), deque())
             reached = int(head["position"])
             self._fold.load(state)
             self._lanes, self._position, self._saved = found, reached, head

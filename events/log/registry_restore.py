@@ -17,9 +17,10 @@ from typing import Any
 import httpx
 
 from events.log.client import LogMismatch, Reader
-from events.log.schemas import Registry, RegistryUnavailable, compare, schemas_on_log
+from events.log.schemas import compare, schemas_on_log
 from events.process.settings import Settings
 from events.schema.codec import Schema
+from events.schema.registry import RegistryUnavailable, SchemaRegistry
 
 CONFLUENT_PATH = "/apis/ccompat"
 NATIVE_PATH = "/apis/registry/v3"
@@ -33,7 +34,7 @@ def restore(settings: Settings, reader: Reader) -> list[Schema]:
     schemas = schemas_on_log(reader)
     if not schemas:
         raise LogMismatch("topic schemas is empty: there is nothing to restore; run `modelmarket schemas publish`")
-    registry = Registry(settings)
+    registry = SchemaRegistry(settings)
     there = registry.subjects()
     if there:
         raise LogMismatch(

@@ -13,86 +13,25 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from confluent_kafka.schema_registry import Schema as RegistrySchema
-from confluent_kafka.schema_registry import SchemaRegistryClient
-from confluent_kafka.schema_registry.error import SchemaRegistryError
-
-from events.facts.catalogue import TOPICS, entries
-from events.facts.fact import Fact, new_id, now_us
+from events.facts.fact import Fact
 from events.facts.log import LogCreated, SchemaRegistered
-from events.log.client import PARTITIONER, LogMismatch, Reader, Record, Writer
-from events.log.topics import check_partitions
+from events.facts.topics import TOPICS
+from events.log.client import PARTITIONER, LogMismatch, LogUnavailable, Reader, Writer
+from events.log.record import Record
+from events.log.topic_admin import check_partitions
+from events.process.clock import now_us
+from events.process.ids import new_id
 from events.process.settings import Settings
-from events.schema import derivation as avro
-from events.schema.codec import Codec, Schema, SchemaBook, Undecodable, frame_schema_id, todays_schemas
+from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, frame_schema_id, todays_schemas
+from events.schema.registry import RegistryUnavailable, SchemaRegistry
 
 logger = logging.getLogger(__name__)
 REGISTRY_S_MAX = 120.0
 """How long a process waits for the registry at start before it gives its supervisor a chance."""
 ASKED_MAX = 10_000
 """Unknown schema ids remembered: what strangers send is bounded."""
-SCHEMA_FOLDER = Path(__file__).resolve().parents[2] / "schemas"
-COMPATIBILITY = "BACKWARD_TRANSITIVE"
-
-
-class RegistryUnavailable(Exception):
-    """The registry did not answer. Transient: never a reason to drop a record."""
-
-
-class Incompatible(Exception):
-    """The registry refused a schema: records written before could not be read with it."""
-
-
-class Registry:
-    """The Confluent API of a schema registry, in the calls we need."""
-
-    def __init__(self, settings: Settings) -> None:
-        config: dict[str, Any] = {"url": settings.registry, "timeout": 10}
-        if settings.registry_user:
-            config["basic.auth.user.info"] = f"{settings.registry_user}:{settings.registry_password.get_secret_value()}"
-        self._client = SchemaRegistryClient(config)
-
-    def require_compatibility(self) -> None:
-        self._call(lambda: self._client.set_compatibility(level=COMPATIBILITY))
-
-    def register(self, subject: str, definition: str) -> int:
-        """The schema's id; the same text always gets the same id. Raises Incompatible."""
-        return int(self._call(lambda: self._client.register_schema(subject, RegistrySchema(definition, "AVRO"))))
-
-    def schema(self, subject: str, schema_id: int) -> str | None:
-        """The text under an id, None when the registry does not know it."""
-        try:
-            # A fresh client each time would lose its cache; the cache is what makes this cheap for ids shared by subjects.
-            return self._call(lambda: self._client.get_schema(schema_id, subject_name=subject)).schema_str
-        except KeyError:
-            return None
-
-    def ids(self, subject: str) -> set[int]:
-        """Of every version of a subject; none where it does not know the subject."""
-        try:
-            versions = self._call(lambda: self._client.get_versions(subject))
-            return {int(self._call(partial(self._client.get_version, subject, v)).schema_id) for v in versions}
-        except KeyError:
-            return set()
-
-    def subjects(self) -> list[str]:
-        return list(self._call(self._client.get_subjects))
-
-    def _call(self, call: Any) -> Any:
-        try:
-            return call()
-        except SchemaRegistryError as e:
-            if e.http_status_code == 404:
-                raise KeyError(e.error_message) from e
-            if e.http_status_code in (409, 422):
-                raise Incompatible(e.error_message) from e
-            raise RegistryUnavailable(str(e)) from e
-        except Exception as e:  # the client lets its HTTP library's errors through
-            raise RegistryUnavailable(f"{type(e).__name__}: {e}") from e
 
 
 # --- what set-up does
@@ -100,18 +39,18 @@ class Registry:
 
 def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
     """Registers today's schemas and records every new id on the log; returns the subjects that were new. Safe to repeat."""
-    registry, book, log_id = Registry(settings), SchemaBook(), None
+    registry, schemas, log_id = SchemaRegistry(settings), SchemaSet(), None
     for record in reader.read("schemas"):
-        log_id = _learn(book, record) or log_id
+        log_id = _learn(schemas, record) or log_id
     registry.require_compatibility()
     todays = todays_schemas()
-    for known in sorted(book.by_id.values(), key=lambda s: s.schema_id):
+    for known in sorted(schemas.by_id.values(), key=lambda s: s.schema_id):
         compare(registry, known)
     ids = {subject: registry.register(subject, definition) for subject, definition in todays.items()}
-    codec_book = SchemaBook()
+    codec_schemas = SchemaSet()
     for subject, definition in todays.items():
-        codec_book.add(Schema.of(ids[subject], subject, definition))
-    codec, new = Codec(codec_book), [s for s in todays if s not in book.current]
+        codec_schemas.add(Schema.of(ids[subject], subject, definition))
+    codec, new = Codec(codec_schemas), [s for s in todays if s not in schemas.current]
     if log_id is None:
         log_id = str(uuid.uuid4())
         partitions = {t.name: t.partitions for t in TOPICS.values()}
@@ -120,7 +59,7 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
         )
         _append(writer, codec, created, log_id)
     for subject in new:
-        schema = codec_book.current[subject]
+        schema = codec_schemas.current[subject]
         fact = SchemaRegistered(
             event_id=new_id(),
             occurred_at=now_us(),
@@ -133,7 +72,7 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
         )
         _append(writer, codec, fact, str(schema.schema_id))
     if not writer.flush(30):
-        raise RegistryUnavailable("Kafka did not acknowledge the schemas within 30 s")
+        raise LogUnavailable("Kafka did not acknowledge the schemas within 30 s")
     return new
 
 
@@ -147,15 +86,15 @@ def _append(writer: Writer, codec: Codec, fact: Fact, key: str) -> None:
 def open_codec(settings: Settings, reader: Reader) -> tuple[Codec, str]:
     """(codec, log_id) of the log at hand. Waits for the registry; raises LogMismatch when it contradicts the log."""
     check_partitions(settings)
-    book, log_id = read_schemas(reader)
+    schemas, log_id = read_schemas(reader)
     if log_id is None:
         raise LogMismatch("topic schemas is empty: this log was never prepared; run `modelmarket schemas publish`")
-    registry, end = Registry(settings), time.monotonic() + REGISTRY_S_MAX
+    registry, end = SchemaRegistry(settings), time.monotonic() + REGISTRY_S_MAX
     while True:
         try:
-            for schema in book.by_id.values():
+            for schema in schemas.by_id.values():
                 compare(registry, schema)
-            return LogCodec(settings, book), log_id
+            return LogCodec(settings, schemas), log_id
         except RegistryUnavailable as e:
             if time.monotonic() > end:
                 raise
@@ -167,8 +106,8 @@ class LogCodec(Codec):
     """A codec that looks on the log for an id it does not know, once per id: a newer program may have recorded it since this one began.
     Before an id is first used it is recorded, so the log has it by then, or it is nobody's."""
 
-    def __init__(self, settings: Settings, book: SchemaBook) -> None:
-        super().__init__(book)
+    def __init__(self, settings: Settings, schemas: SchemaSet) -> None:
+        super().__init__(schemas)
         self._settings, self._asked, self._looking = settings, set[int](), threading.Lock()
 
     def decode_raw(self, value: bytes | None) -> tuple[Schema, dict[str, Any]]:
@@ -182,7 +121,7 @@ class LogCodec(Codec):
     def _found(self, schema_id: int) -> bool:
         """Raises LogUnavailable: then nothing is known."""
         with self._looking:
-            if schema_id in self.book.by_id:
+            if schema_id in self.schemas.by_id:
                 return True
             if schema_id in self._asked:
                 return False
@@ -192,33 +131,33 @@ class LogCodec(Codec):
             finally:
                 reader.close()
             for schema in found.by_id.values():
-                self.book.add(schema)
+                self.schemas.add(schema)
             if len(self._asked) >= ASKED_MAX:
                 self._asked.clear()
             self._asked.add(schema_id)
-            return schema_id in self.book.by_id
+            return schema_id in self.schemas.by_id
 
 
-def read_schemas(reader: Reader) -> tuple[SchemaBook, str | None]:
+def read_schemas(reader: Reader) -> tuple[SchemaSet, str | None]:
     """Every schema on the log and the log's id, from Kafka alone."""
-    book, log_id = SchemaBook(), None
+    schemas, log_id = SchemaSet(), None
     for record in reader.read("schemas"):
-        log_id = _learn(book, record) or log_id
-    return book, log_id
+        log_id = _learn(schemas, record) or log_id
+    return schemas, log_id
 
 
 def schemas_on_log(reader: Reader) -> list[Schema]:
     """Every (id, subject) that was ever recorded, once, in the order of the log. One id may serve several subjects."""
     found: dict[tuple[int, str], Schema] = {}
     for record in reader.read("schemas"):
-        one = SchemaBook()
+        one = SchemaSet()
         _learn(one, record)
         for schema in one.by_id.values():
             found.setdefault((schema.schema_id, schema.subject), schema)
     return list(found.values())
 
 
-def _learn(book: SchemaBook, record: Record) -> str | None:
+def _learn(schemas: SchemaSet, record: Record) -> str | None:
     """Adds a SchemaRegistered to the book; returns the log_id of a LogCreated. Read with the classes of today, which never change;
     anything else on this topic is somebody's garbage and says nothing."""
     name = record.headers.get("ce_type", b"").decode("utf-8", "replace")
@@ -235,7 +174,7 @@ def _learn(book: SchemaBook, record: Record) -> str | None:
             raise LogMismatch(f"log {body['log_id']} was created with {body['partitions']} and {body['partitioner']}")
         return str(body["log_id"])
     try:
-        book.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
+        schemas.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
     except (
         Exception
     ) as e:  # the parser raises whatever the text provokes; what is no schema reads no record, and must not end every process
@@ -244,15 +183,15 @@ def _learn(book: SchemaBook, record: Record) -> str | None:
 
 
 def _bootstrap_codec(name: str, record: Record) -> Codec:
-    book = SchemaBook()
+    schemas = SchemaSet()
     value = record.value or b""
     schema_id = int.from_bytes(value[1:5], "big")
     subject = f"schemas-{name}"
-    book.by_id[schema_id] = Schema.of(schema_id, subject, todays_schemas()[subject])
-    return Codec(book)
+    schemas.by_id[schema_id] = Schema.of(schema_id, subject, todays_schemas()[subject])
+    return Codec(schemas)
 
 
-def compare(registry: Registry, schema: Schema) -> None:
+def compare(registry: SchemaRegistry, schema: Schema) -> None:
     """Raises LogMismatch unless the registry has this schema under this id."""
     there = registry.schema(schema.subject, schema.schema_id)
     if there is None or json.loads(there) != json.loads(schema.definition):
@@ -262,7 +201,7 @@ def compare(registry: Registry, schema: Schema) -> None:
         )
 
 
-def registry_drift(registry: Registry, recorded: Sequence[Schema]) -> list[str]:
+def registry_drift(registry: SchemaRegistry, recorded: Sequence[Schema]) -> list[str]:
     """Each difference between the registry and the log's schemas, as a sentence: every id, under every subject, and no other."""
     by_subject, drift = defaultdict[str, dict[int, Schema]](dict), list[str]()
     for schema in recorded:
@@ -282,35 +221,4 @@ def registry_drift(registry: Registry, recorded: Sequence[Schema]) -> list[str]:
                 compare(registry, schemas[schema_id])
             except LogMismatch as e:
                 drift.append(f"{subject}: {e}")
-    return drift
-
-
-# --- the folder schemas/
-
-
-def write_folder(folder: Path = SCHEMA_FOLDER) -> list[Path]:
-    """Writes today's schemas as `<topic>/<fact>.avsc` and returns the files that changed."""
-    changed: list[Path] = []
-    for entry in entries():
-        path = folder / entry.topic / f"{entry.name}.avsc"
-        text = json.dumps(avro.schema_of(entry.cls), indent=2, ensure_ascii=False) + "\n"
-        if not path.exists() or path.read_text() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            changed.append(path)
-    return changed
-
-
-def folder_drift(folder: Path = SCHEMA_FOLDER) -> list[str]:
-    """Each difference between class and file, as a sentence."""
-    drift: list[str] = []
-    expected: set[Path] = set()
-    for entry in entries():
-        path = folder / entry.topic / f"{entry.name}.avsc"
-        expected.add(path)
-        if not path.exists():
-            drift.append(f"{entry.topic}/{entry.name}.avsc is missing; run `modelmarket schemas generate`")
-        elif json.loads(path.read_text()) != avro.schema_of(entry.cls):
-            drift.append(f"{entry.topic}/{entry.name}.avsc differs from class {entry.name}; run `modelmarket schemas generate`")
-    drift += [f"{p.relative_to(folder)} belongs to no fact" for p in sorted(folder.glob("*/*.avsc")) if p not in expected]
     return drift

@@ -13,7 +13,6 @@ from typing import Any
 import obstore
 from obstore.store import LocalStore, S3Store
 
-from events.facts.fact import TenantId
 from events.process.settings import Settings
 
 CHUNK_BYTES = 1 << 20
@@ -33,18 +32,18 @@ class Artifacts:
     def __init__(self, settings: Settings) -> None:
         self._store: Any = _open(settings)
 
-    def put(self, tenant: TenantId, digest: str, file: Path) -> None:
+    def put(self, tenant: str, digest: str, file: Path) -> None:
         """Stores a file whose SHA-256 the caller has checked. The same digest again changes nothing."""
         obstore.put(self._store, _path(tenant, digest), file)
 
-    def size(self, tenant: TenantId, digest: str) -> int:
+    def size(self, tenant: str, digest: str) -> int:
         """Bytes of an artifact. Raises ArtifactMissing."""
         try:
             return int(obstore.head(self._store, _path(tenant, digest))["size"])
         except FileNotFoundError as e:
             raise ArtifactMissing(f"{digest} of {tenant}") from e
 
-    def read(self, tenant: TenantId, digest: str) -> bytes:
+    def read(self, tenant: str, digest: str) -> bytes:
         """The whole body, its digest verified. Raises ArtifactMissing, ArtifactCorrupt."""
         body = b"".join(self._stream(tenant, digest))
         found = hashlib.sha256(body).hexdigest()
@@ -52,7 +51,7 @@ class Artifacts:
             raise ArtifactCorrupt(f"{digest} of {tenant} holds sha256:{found}")
         return body
 
-    def _stream(self, tenant: TenantId, digest: str) -> Iterator[bytes]:
+    def _stream(self, tenant: str, digest: str) -> Iterator[bytes]:
         try:
             for chunk in obstore.get(self._store, _path(tenant, digest)).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
@@ -60,7 +59,7 @@ class Artifacts:
             raise ArtifactMissing(f"{digest} of {tenant}") from e
 
 
-def _path(tenant: TenantId, digest: str) -> str:
+def _path(tenant: str, digest: str) -> str:
     algorithm, _, hexadecimal = digest.partition(":")
     if algorithm != "sha256" or len(hexadecimal) != 64 or not set(hexadecimal) <= set("0123456789abcdef"):
         raise ArtifactMissing(f"{digest!r} is no sha256 digest")

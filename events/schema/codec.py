@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import fastavro
 
-from events.facts.catalogue import FACTS, entries
 from events.facts.fact import Fact
+from events.facts.topics import FACTS, entries
 from events.schema import derivation as avro
 
 MAGIC = 0
@@ -67,7 +67,7 @@ class Schema:
 
 
 @dataclass(slots=True)
-class SchemaBook:
+class SchemaSet:
     """Every schema ever used on a log, by id, and the ids that today's classes write with (K2)."""
 
     by_id: dict[int, Schema] = field(default_factory=dict[int, Schema])
@@ -83,8 +83,8 @@ class SchemaBook:
 class Codec:
     """Fact ⇄ frame, for one log. Pure once built; `decode` reads any schema ever recorded."""
 
-    def __init__(self, book: SchemaBook) -> None:
-        self.book = book
+    def __init__(self, schemas: SchemaSet) -> None:
+        self.schemas = schemas
 
     def encode(self, fact: Fact, topic: str | None = None) -> bytes:
         """The final frame of a fact. `topic` only for facts that live on several."""
@@ -105,7 +105,7 @@ class Codec:
 
     def schema_for(self, name: str, topic: str | None = None) -> Schema:
         subject = f"{topic or FACTS[name].topic}-{name}"
-        schema = self.book.current.get(subject)
+        schema = self.schemas.current.get(subject)
         if schema is None:
             raise UnknownSubject(f"{subject}: no schema of this class on the log; run `modelmarket schemas publish`")
         return schema
@@ -117,7 +117,7 @@ class Codec:
 
     def decode_raw(self, value: bytes | None) -> tuple[Schema, dict[str, Any]]:
         schema_id = frame_schema_id(value)
-        schema = self.book.by_id.get(schema_id)
+        schema = self.schemas.by_id.get(schema_id)
         if schema is None:
             raise Undecodable("unknown_schema", f"schema id {schema_id} is not on the log")
         assert value is not None
@@ -135,7 +135,7 @@ class Codec:
         """The fact as its class: validated, for people and tests. Not for folds (K5)."""
         name, body = self.decode(value)
         if name not in FACTS:
-            raise Undecodable("unknown_fact", f"{name} is not in the catalogue")
+            raise Undecodable("unknown_fact", f"{name} is not in the topic table")
         return FACTS[name].cls.model_validate(body)
 
 

@@ -14,11 +14,11 @@ from annotated_types import Ge, Gt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from events.facts.catalogue import FactEntry, entries
 from events.facts.fact import Fact
-from events.log.schemas import SCHEMA_FOLDER
+from events.facts.topics import FactEntry, entries
 from events.schema import derivation as avro
-from events.schema.codec import Codec, Schema, SchemaBook, Undecodable
+from events.schema.codec import Codec, Schema, SchemaSet, Undecodable
+from events.schema.folder import SCHEMA_FOLDER
 
 EXAMPLE_SCHEMA_ID = 7
 
@@ -39,10 +39,10 @@ def undecodable_examples(folder: Path = SCHEMA_FOLDER) -> list[str]:
 
 def _read(path: Path, topic: str, name: str) -> list[str]:
     kept = json.loads(path.read_text())
-    book = SchemaBook()
-    book.by_id[EXAMPLE_SCHEMA_ID] = Schema.of(EXAMPLE_SCHEMA_ID, f"{topic}-{name}", json.dumps(kept["schema"]))
+    schemas = SchemaSet()
+    schemas.by_id[EXAMPLE_SCHEMA_ID] = Schema.of(EXAMPLE_SCHEMA_ID, f"{topic}-{name}", json.dumps(kept["schema"]))
     try:
-        found, body = Codec(book).decode(bytes.fromhex(kept["frame"]))
+        found, body = Codec(schemas).decode(bytes.fromhex(kept["frame"]))
     except Undecodable as e:
         return [str(e)]
     entry = next((e for e in entries() if (e.topic, e.name) == (topic, found)), None)
@@ -67,9 +67,9 @@ def add_examples(folder: Path = SCHEMA_FOLDER) -> list[Path]:
         path = folder / entry.topic / "examples" / f"{entry.name}.{len(examples) + 1}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         fact = example_of(entry)
-        book = SchemaBook()
-        book.add(Schema.of(EXAMPLE_SCHEMA_ID, entry.subject, avro.canonical(schema)))
-        frame = Codec(book).encode(fact, entry.topic)
+        schemas = SchemaSet()
+        schemas.add(Schema.of(EXAMPLE_SCHEMA_ID, entry.subject, avro.canonical(schema)))
+        frame = Codec(schemas).encode(fact, entry.topic)
         body = {k: jsonable(v) for k, v in fact.model_dump().items()}
         path.write_text(json.dumps({"schema": schema, "frame": frame.hex(), "body": body}, indent=1, ensure_ascii=False) + "\n")
         added.append(path)

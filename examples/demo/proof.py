@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import clickhouse_connect
 
-from events.facts.catalogue import TOPICS
+from events.facts.topics import TOPICS
 from events.log.client import Reader
 from events.process.settings import Settings
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import uvicorn
 
-from events.process.health import start_logging
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from infra.clickhouse_local import statements as engine_sql
 from infra.clickhouse_local.fences import Fences

@@ -31,7 +31,7 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 log.dirs={log_dir}
-# a topic exists because the catalogue names it
+# a topic exists because the topic table names it
 auto.create.topics.enable=false
 num.partitions=1
 # one node holds everything

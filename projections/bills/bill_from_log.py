@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from events.facts.catalogue import TOPICS
-from events.log.chain import Chain, Verdict, place_of
-from events.log.client import Reader, Record
+from events.facts.topics import TOPICS
+from events.log.chain import Chain, ChainCheck, chain_position_of
+from events.log.chain_check import check_chain
+from events.log.client import Reader
 from events.log.partitioner import partition_of
-from events.log.store_opening import judge
+from events.log.record import Record
 from events.schema.codec import Codec, Undecodable, frame_schema_id
 from projections.usage.validator import unreadable
 from rating.bill import Bill, make_bill
@@ -31,7 +32,7 @@ class LogIncomplete(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class DecidedFact:
+class DecidedRecord:
     """One decided fact in the order of its partition's chain."""
 
     name: str
@@ -40,7 +41,7 @@ class DecidedFact:
     record: Record
 
 
-def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | None = None) -> Iterator[DecidedFact]:
+def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | None = None) -> Iterator[DecidedRecord]:
     """Each decided fact of a topic once, in its partition's order. Copies are skipped; so is what has no place in the chain.
 
     Raises LogIncomplete where the chain has a hole at the end that was there when reading began.
@@ -50,7 +51,7 @@ def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | Non
     chains = {p: Chain() for p in partitions}
     waiting: dict[int, list[Record]] = {p: [] for p in partitions}
     for record in reader.read(topic, end=skip):
-        if place_of(record.headers) is None:
+        if chain_position_of(record.headers) is None:
             continue
         queue = waiting[record.partition]
         queue.append(record)
@@ -61,20 +62,20 @@ def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | Non
             raise LogIncomplete(f"{topic}/{p}: {len(queue)} records wait for the successor of position {chains[p].position}")
 
 
-def _next(chain: Chain, queue: list[Record], codec: Codec) -> DecidedFact | None:
+def _next(chain: Chain, queue: list[Record], codec: Codec) -> DecidedRecord | None:
     """Takes the first record of the queue that the chain admits; copies fall out on the way."""
     for record in list(queue):
-        place = place_of(record.headers)
-        assert place is not None
-        match judge(chain, codec, place, record.headers, record.value):
-            case Verdict.COPY | Verdict.STRAY:
+        chain_position = chain_position_of(record.headers)
+        assert chain_position is not None
+        match check_chain(chain, codec, chain_position, record.headers, record.value):
+            case ChainCheck.COPY | ChainCheck.UNREADABLE:
                 queue.remove(record)
-            case Verdict.NEXT:
+            case ChainCheck.NEXT:
                 queue.remove(record)
-                chain.take(place)
+                chain.advance(chain_position)
                 name, body = codec.decode(record.value)  # Undecodable: a fold of decided facts skips nothing
-                return DecidedFact(name, body, place.position, record)
-            case Verdict.WAITS:
+                return DecidedRecord(name, body, chain_position.position, record)
+            case ChainCheck.WAIT:
                 continue
     return None
 
@@ -82,7 +83,7 @@ def _next(chain: Chain, queue: list[Record], codec: Codec) -> DecidedFact | None
 # --- prices, producers, accounts
 
 
-def price_book(facts: Iterable[DecidedFact], book: str, position: int | None = None) -> PriceBook:
+def price_book(facts: Iterable[DecidedRecord], book: str, position: int | None = None) -> PriceBook:
     """A book as it was decided up to a position of the store (None: all of it)."""
     versions = (
         f for f in facts if f.name == "PriceBookPublished" and f.body["book"] == book and (position is None or f.position <= position)
@@ -98,7 +99,7 @@ def epochs_ended(reader: Reader, codec: Codec, below: int) -> frozenset[str]:
     ended: set[str] = set()
     chain, waiting = Chain(), list[Record]()
     for record in reader.read("producers", end={0: below}):
-        if place_of(record.headers) is not None:
+        if chain_position_of(record.headers) is not None:
             waiting.append(record)
             while (due := _next(chain, waiting, codec)) is not None:
                 if due.name == "ProducerWrittenOff":
@@ -196,7 +197,7 @@ class UsageLog:
 
     def voids(self, below: int) -> list[tuple[int, str]]:
         """(offset, voided event_id) of the tenant's voids below an offset; others are passed over by their schema id alone."""
-        ids = {i.to_bytes(4, "big") for i, s in self._codec.book.by_id.items() if s.name == VOIDED}
+        ids = {i.to_bytes(4, "big") for i, s in self._codec.schemas.by_id.items() if s.name == VOIDED}
         found: list[tuple[int, str]] = []
         given_up = self._read_given_up()
         for record in self._reader.read("usage", end=self._only(below)):
@@ -233,7 +234,7 @@ class UsageLog:
 
     def _is_lost(self, record: Record, hashes: frozenset[bytes]) -> bool:
         """These very bytes were given up, and nobody can read them: what can be read is counted, whoever wrote it off."""
-        return sha256(record.value or b"").digest() in hashes and unreadable(self._codec.book, record.value) is not None
+        return sha256(record.value or b"").digest() in hashes and unreadable(self._codec.schemas, record.value) is not None
 
     def _only(self, below: int) -> dict[int, int]:
         return {p: below if p == self.partition else 0 for p in range(TOPICS["usage"].partitions)}
@@ -253,7 +254,7 @@ class TenantBills:
     excluded: Mapping[int, Sequence[int]]
 
     @classmethod
-    def of(cls, tenant: str, facts: Iterable[DecidedFact]) -> TenantBills:
+    def of(cls, tenant: str, facts: Iterable[DecidedRecord]) -> TenantBills:
         cuts, excluded = dict[int, Body](), dict[int, Sequence[int]]()
         for fact in facts:
             if fact.body.get("tenant") != tenant:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from events.facts.catalogue import TOPICS
+from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill, make_bill

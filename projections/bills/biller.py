@@ -13,11 +13,12 @@ import threading
 import time
 from typing import Any, assert_never
 
-from events.facts.catalogue import TOPICS
-from events.facts.fact import now_us
+from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
 from events.log.schemas import open_codec
-from events.process.health import serve_health, start_logging
+from events.process.clock import now_us
+from events.process.health import serve_health
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Undecodable
 from projections.bills import issue as bill_issue

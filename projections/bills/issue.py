@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import httpx
 
-from events.facts.catalogue import TOPICS
+from events.facts.topics import TOPICS
 from events.log.chain import Heartbeat
 from events.log.client import Reader
 from events.log.partitioner import partition_of

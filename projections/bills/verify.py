@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from events.facts.catalogue import TOPICS
+from events.facts.topics import TOPICS
 from events.log.client import Reader
 from events.log.partitioner import partition_of
 from events.schema.codec import Codec
-from projections.bills.bill_from_log import DecidedFact, TenantBills, UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
+from projections.bills.bill_from_log import DecidedRecord, TenantBills, UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
 from projections.ingest.clickhouse import ClickHouse
 from rating.statement import Cutoff, Line, LineKey, Statement, difference
 
@@ -79,7 +79,7 @@ def verify(reader: Reader, codec: Codec, running: Running | None, tenant: str, p
     return compared
 
 
-def lines_of(facts: Sequence[DecidedFact], issued: Body) -> list[Body]:
+def lines_of(facts: Sequence[DecidedRecord], issued: Body) -> list[Body]:
     """All lines of an issued bill, in order: of the parts that were listed before it, and its own."""
     parts = (f.body["lines"] for f in facts if f.name == "BillLinesListed" and f.body["number"] == issued["number"])
     return [line for part in (*parts, issued["lines"]) for line in part]

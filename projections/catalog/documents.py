@@ -294,4 +294,4 @@ STEPS: dict[str, dict[str, Evolve]] = {
     "alerts": {"AlertRaised": _raised, "AlertResolved": _resolved},
     "schemas": {"LogCreated": _log_created, "SchemaRegistered": _schema_registered},
 }
-"""topic → fact → step. `tests/unit/projections/test_catalog.py` fails when the catalogue of facts has one that is missing here."""
+"""topic → fact → step. `tests/unit/projections/test_catalog.py` fails when the table of facts has one that is missing here."""

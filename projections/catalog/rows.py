@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
-from events.facts.catalogue import DECIDED_TOPICS, FACTS
-from events.log.chain import STORE_OPENED, Chain, Place, Verdict, place_of
-from events.log.store_opening import UNREADABLE_OPENING, judge
+from events.facts.topics import DECIDED_TOPICS, FACTS
+from events.log.chain import STORE_OPENED, Chain, ChainCheck, ChainPosition, chain_position_of
+from events.log.chain_check import UNREADABLE_OPENING, check_chain
 from events.schema.codec import Codec, Undecodable
 from projections.catalog.documents import Document, Misplaced, evolve, plain
 
@@ -94,34 +94,38 @@ class PartitionFold:
         """Takes the first waiting record that can be taken. Observed facts and strays do not overtake a decided one that waits."""
         for index, (record, headers) in enumerate(self.waiting):
             # Where the relay writes nothing there is no chain: headers that claim a place are a stranger's, and must hold nothing back.
-            place = place_of(headers) if self.topic in DECIDED_TOPICS else None
-            if place is None:
+            chain_position = chain_position_of(headers) if self.topic in DECIDED_TOPICS else None
+            if chain_position is None:
                 if index:
                     continue
                 row = self._observed(record, dead)
             else:
-                row = self._decided(record, headers, place, dead)
+                row = self._decided(record, headers, chain_position, dead)
             if row is not None:
                 del self.waiting[index]
                 rows.append(row)
                 return True
         return False
 
-    def _decided(self, record: RawRecord, headers: Mapping[str, bytes], place: Place, dead: list[DeadLetter]) -> dict[str, Any] | None:
-        match judge(self.chain, self.codec, place, headers, record.value):
-            case Verdict.WAITS:
+    def _decided(
+        self, record: RawRecord, headers: Mapping[str, bytes], chain_position: ChainPosition, dead: list[DeadLetter]
+    ) -> dict[str, Any] | None:
+        match check_chain(self.chain, self.codec, chain_position, headers, record.value):
+            case ChainCheck.WAIT:
                 return None
-            case Verdict.STRAY:
-                dead.append(DeadLetter(record, UNREADABLE_OPENING, f"it claims to open store {place.store}, and nobody can read it"))
+            case ChainCheck.UNREADABLE:
+                dead.append(
+                    DeadLetter(record, UNREADABLE_OPENING, f"it claims to open store {chain_position.store}, and nobody can read it")
+                )
                 return self._row(record, "dead")  # without its place: that is nobody's word
-            case Verdict.COPY:
-                return self._row(record, "copy", place=place)
-            case Verdict.NEXT:
+            case ChainCheck.COPY:
+                return self._row(record, "copy", chain_position=chain_position)
+            case ChainCheck.NEXT:
                 name, body = self.codec.decode(record.value)
-                self.chain.take(place)
+                self.chain.advance(chain_position)
                 if name == STORE_OPENED:
-                    return self._row(record, "store", name, body, place=place)
-                return self._fold(record, "decided", name, body, place)
+                    return self._row(record, "store", name, body, chain_position=chain_position)
+                return self._fold(record, "decided", name, body, chain_position)
 
     def _observed(self, record: RawRecord, dead: list[DeadLetter]) -> dict[str, Any]:
         try:
@@ -137,17 +141,19 @@ class PartitionFold:
         except (Undecodable, Misplaced) as e:
             code = e.code if isinstance(e, Undecodable) else "misplaced"
             dead.append(DeadLetter(record, code, str(e)))
-            return self._row(record, "dead", place=None)
+            return self._row(record, "dead", chain_position=None)
         self.observed[body["event_id"]] = None
         if len(self.observed) > OBSERVED_KEPT:
             self.observed.popitem(last=False)
         return row
 
-    def _fold(self, record: RawRecord, kind: RowKind, name: str, body: Mapping[str, Any], place: Place | None) -> dict[str, Any]:
+    def _fold(
+        self, record: RawRecord, kind: RowKind, name: str, body: Mapping[str, Any], chain_position: ChainPosition | None
+    ) -> dict[str, Any]:
         key = str(body[FACTS[name].key])
         document = evolve(self.topic, self.documents.get(key, {}), name, body)
         self.documents[key] = document
-        return self._row(record, kind, name, body, key, document, place)
+        return self._row(record, kind, name, body, key, document, chain_position)
 
     def _row(
         self,
@@ -157,10 +163,10 @@ class PartitionFold:
         body: Mapping[str, Any] | None = None,
         key: str = "",
         document: Document | None = None,
-        place: Place | None = None,
+        chain_position: ChainPosition | None = None,
     ) -> dict[str, Any]:
         self.step += 1
-        position = place.position if place else self.chain.position
+        position = chain_position.position if chain_position else self.chain.position
         return {
             "topic": self.topic,
             "kafka_partition": self.partition,
@@ -172,9 +178,9 @@ class PartitionFold:
             "key": key,
             "event_id": str(body["event_id"]) if body else "",
             "valid_from_us": int(body["occurred_at"]) if body else record.timestamp * 1000,
-            "store": place.store if place else "",
+            "store": chain_position.store if chain_position else "",
             "position": position,
-            "previous": place.previous if place else 0,
+            "previous": chain_position.previous if chain_position else 0,
             "sha256": sha256(record.value or b"").hexdigest(),
             "body": _json(plain(body)) if body else "",
             "state": _json(document) if document is not None else "",

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from events.facts.catalogue import DECIDED_TOPICS
+from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import STALLED_S_MAX, Chain
+from events.log.chain_check import UNREADABLE_OPENING
 from events.log.client import Reader
-from events.log.store_opening import UNREADABLE_OPENING
 from events.schema.codec import Codec
 from projections.catalog.rows import OBSERVED_KEPT, DeadLetter, PartitionFold
 from projections.ingest.clickhouse import ClickHouse
@@ -112,8 +112,8 @@ class HistorySink:
         chained = f"SELECT store, max(position) AS newest FROM {TABLE} WHERE {where} AND kind IN ('decided', 'store') GROUP BY store ORDER BY max(step)"
         for r in rows(chained, params):
             if fold.chain.store:
-                fold.chain.spares[fold.chain.store] = fold.chain.position
-            fold.chain = Chain(str(r["store"]), int(r["newest"]), fold.chain.spares)
+                fold.chain.earlier_stores[fold.chain.store] = fold.chain.position
+            fold.chain = Chain(str(r["store"]), int(r["newest"]), fold.chain.earlier_stores)
         fold.step = int(self._clickhouse.value(f"SELECT max(step) FROM {TABLE} WHERE {where}", params))
         past = f"SELECT DISTINCT kafka_offset FROM {TABLE} WHERE {where} AND kafka_offset > {{offset:Int64}}"
         fold.stored = {int(r["kafka_offset"]) for r in rows(past, {**params, "offset": offset})}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from events.facts.fact import Coordinate
+from events.log.record import Coordinate
 from projections.ingest.clickhouse import ClickHouse
 
 State = Literal["open", "requested", "written_off", "redriven"]

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from events.facts.fact import Coordinate, now_us
 from events.log.client import LogMismatch, Reader
+from events.log.record import Coordinate
 from events.log.schemas import read_schemas
+from events.process.clock import now_us
 from events.process.settings import Settings
 from projections.bills.running import RunningBills
 from projections.catalog.sink import HISTORY_TOPICS
@@ -43,10 +44,10 @@ class Redrive:
 
     def __init__(self, settings: Settings, clickhouse: ClickHouse) -> None:
         self._clickhouse, self._reader = clickhouse, Reader(settings, "redrive")
-        self._book, _ = read_schemas(self._reader)
+        self._schemas, _ = read_schemas(self._reader)
         self._refused: list[str] = []
         self._ends = DenseEnds(clickhouse, "usage")
-        schemas = UsageSchemas(self._reader, self._book)
+        schemas = UsageSchemas(self._reader, self._schemas)
         self._sink = UsageSink(clickhouse, schemas, lambda partition, fence: 0, self._refuse, lambda: None, rows_max=1)
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class Redrive:
             return Tried(at, "other_record", str(e))
         if hashlib.sha256(record.value or b"").hexdigest() != sha256:
             return Tried(at, "other_record", "the log has other bytes there than the table met: is this the log it was filled from?")
-        why = unreadable(self._book, record.value)
+        why = unreadable(self._schemas, record.value)
         if why is not None:
             return Tried(at, "unreadable", str(why))
         self._put(Replayed(at.topic, at.partition, at.offset, record.time_ms, record.key, record.value))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from events.facts.fact import now_us
 from events.facts.log import DeadLettered
 from events.log.client import Writer
+from events.process.clock import now_us
 from events.schema.codec import Codec, FrameTooLarge, Undecodable
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk, LogRecord

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from events.facts.fact import Coordinate
+from events.log.record import Coordinate
 
 PLATFORM = "platform"
 KEY_CHARS_MAX = 200

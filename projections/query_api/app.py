@@ -21,11 +21,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from events.facts.fact import now_us
 from events.log.client import Reader
-from events.log.fold_runner import Follower
+from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
-from events.process.health import start_logging
+from events.process.clock import now_us
+from events.process.json_logging import start_logging
 from events.process.problem import PROBLEM_JSON, Violation, problem
 from events.process.settings import Settings
 from projections.bills.biller import admin_key
@@ -306,9 +306,9 @@ def _answer(status: int, *violations: Violation, headers: dict[str, str] | None 
     return JSONResponse(problem(status, violations), status, headers=headers or {}, media_type=PROBLEM_JSON)
 
 
-def _end_with(follower: Follower, server: uvicorn.Server) -> None:
+def _end_with(fold_runner: FoldRunner, server: uvicorn.Server) -> None:
     """Without its fold of keys this process answers nobody: it ends, so that the supervisor starts one that folds."""
-    while follower.failure is None:
+    while fold_runner.failure is None:
         time.sleep(WATCH_S)
     server.should_exit = True
 
@@ -320,11 +320,11 @@ def main() -> int:
     codec, log_id = open_codec(settings, reader)
     reader.close()
     keys = AccountKeys(admin_key(settings))
-    follower = Follower(
+    fold_runner = FoldRunner(
         settings, codec, log_id, ["accounts"], keys, name="queries", snapshot=settings.folder / "queries" / "accounts.snapshot"
     )
-    follower.start()
-    queries = Queries(ClickHouse(settings, patience_s=5), keys, follower.age_s, lambda: follower.caught_up, settings.staleness_s_max)
+    fold_runner.start()
+    queries = Queries(ClickHouse(settings, patience_s=5), keys, fold_runner.age_s, lambda: fold_runner.caught_up, settings.staleness_s_max)
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(queries),
@@ -336,10 +336,10 @@ def main() -> int:
             timeout_graceful_shutdown=GRACE_S,
         )
     )
-    threading.Thread(target=_end_with, args=(follower, server), name="watch", daemon=True).start()
+    threading.Thread(target=_end_with, args=(fold_runner, server), name="watch", daemon=True).start()
     server.run()
-    follower.stop()
-    return 1 if follower.failure is not None else 0
+    fold_runner.stop()
+    return 1 if fold_runner.failure is not None else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from events.log.client import Reader
 from events.log.schemas import read_schemas
-from events.schema.codec import HEADER_BYTES, MAGIC, Schema, SchemaBook, Undecodable
+from events.schema.codec import HEADER_BYTES, MAGIC, Schema, SchemaSet, Undecodable
 from projections.ingest import avro_container as container
 from projections.usage.table import Insert, UnsuitableSchema, insert_for
 from projections.usage.validator import SUBJECTS
@@ -27,16 +27,16 @@ class Way:
 class UsageSchemas:
     """`way(head)` by the first five bytes of a value. An id that nobody has recorded yet is looked for on the log, once a batch."""
 
-    def __init__(self, reader: Reader, book: SchemaBook | None = None) -> None:
-        self._reader, self._book = reader, book or SchemaBook()
+    def __init__(self, reader: Reader, schemas: SchemaSet | None = None) -> None:
+        self._reader, self._schemas = reader, schemas or SchemaSet()
         self._ways: dict[bytes, Way | Undecodable] = {}
 
     def ways(self, heads: set[bytes]) -> dict[bytes, Way | Undecodable]:
         """For each head how to insert it, or why nobody can. Raises LogUnavailable: then nothing is known."""
         unknown = {h for h in heads if h not in self._ways and len(h) == HEADER_BYTES and h[0] == MAGIC}
-        if any(_id(h) not in self._book.by_id for h in unknown):
+        if any(_id(h) not in self._schemas.by_id for h in unknown):
             # Before an id is first used it is recorded: a topic read to its end after the record came has it, or nobody has.
-            self._book, _ = read_schemas(self._reader)
+            self._schemas, _ = read_schemas(self._reader)
         found: dict[bytes, Way | Undecodable] = {}
         for head in heads:
             way = self._ways.get(head) or self._way(head)
@@ -48,7 +48,7 @@ class UsageSchemas:
     def _way(self, head: bytes) -> Way | Undecodable:
         if len(head) < HEADER_BYTES or head[0] != MAGIC:
             return Undecodable("not_framed", "the value does not start with 00 and a schema id")
-        schema = self._book.by_id.get(_id(head))
+        schema = self._schemas.by_id.get(_id(head))
         if schema is None:
             return Undecodable("unknown_schema", f"schema id {_id(head)} is not on the log")
         if not schema.subject.startswith(SUBJECTS):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from events.facts.catalogue import TOPICS
+from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from events.schema.codec import HEADER_BYTES, Schema, SchemaBook, Undecodable, frame_schema_id
+from events.schema.codec import HEADER_BYTES, Schema, SchemaSet, Undecodable, frame_schema_id
 from projections.usage.table import COLUMNS
 
 SUBJECTS = "usage-"
@@ -39,10 +39,10 @@ def judge(schema: Schema, value: bytes) -> None:
         raise Undecodable("trailing_bytes", f"{len(value) - at} bytes after the end of the record")
 
 
-def unreadable(book: SchemaBook, value: bytes | None) -> Undecodable | None:
+def unreadable(schemas: SchemaSet, value: bytes | None) -> Undecodable | None:
     """Why nobody can read these bytes as usage, by the schemas of a book; None for a usage fact. The one meaning of "readable" (K9)."""
     try:
-        schema = book.by_id.get(frame_schema_id(value))
+        schema = schemas.by_id.get(frame_schema_id(value))
         if schema is None:
             raise Undecodable("unknown_schema", f"schema id {frame_schema_id(value)} is not on the log")
         if not schema.subject.startswith(SUBJECTS):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from events.facts.alerts import AlertRaised, AlertResolved
-from events.facts.fact import new_id, now_us
 from events.log.client import Writer
+from events.process.clock import now_us
+from events.process.ids import new_id
 from events.schema.codec import Codec, Undecodable
 
 

@@ -19,11 +19,14 @@ from types import FrameType
 from typing import Any, assert_never
 
 from events.facts.deployments import VersionFailed, VersionReady
-from events.facts.fact import ModelId, ModelVersion, new_id, now_us
+from events.facts.fact import ModelId, ModelVersion
 from events.log.client import LogUnavailable, Reader, Writer
-from events.log.fold_runner import Follower
+from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
-from events.process.health import serve_health, start_logging
+from events.process.clock import now_us
+from events.process.health import serve_health
+from events.process.ids import new_id
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Codec
 from serving.control.alerting import Alerts, headers
@@ -65,14 +68,14 @@ class Controller:
         self._left: dict[str, float] = {}
         self._applied: Generation | None = None
         self._retries = Retries()
-        self._follower: Follower | None = None
+        self._fold_runner: FoldRunner | None = None
 
     def state(self) -> Mapping[str, Any]:
         """For /healthz."""
-        follower = self._follower
-        if follower is None:
+        fold_runner = self._fold_runner
+        if fold_runner is None:
             return self._status
-        return self._status | {"lag": follower.lag, "position": follower.position, "age_s": round(min(follower.age_s(), 1e9), 3)}
+        return self._status | {"lag": fold_runner.lag, "position": fold_runner.position, "age_s": round(min(fold_runner.age_s(), 1e9), 3)}
 
     def stop(self) -> None:
         self._stop.set()
@@ -85,15 +88,17 @@ class Controller:
             writer = Writer(self.settings, PRODUCER)
             voice, log_id = self._open(writer)
             snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
-            follower = self._follower = Follower(self.settings, voice.codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot)
-            follower.start()
+            fold_runner = self._fold_runner = FoldRunner(
+                self.settings, voice.codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot
+            )
+            fold_runner.start()
             try:
                 while not self._stop.is_set():
-                    if follower.failure is not None:
-                        raise follower.failure
-                    self._stop.wait(self._round(follower, log_id, voice))
+                    if fold_runner.failure is not None:
+                        raise fold_runner.failure
+                    self._stop.wait(self._round(fold_runner, log_id, voice))
             finally:
-                follower.stop()
+                fold_runner.stop()
                 writer.close()
                 self._ray.close()
 
@@ -126,12 +131,12 @@ class Controller:
 
     # --- one round
 
-    def _round(self, follower: Follower, log_id: str, voice: Voice) -> float:
+    def _round(self, fold_runner: FoldRunner, log_id: str, voice: Voice) -> float:
         """Returns how long to wait before the next."""
-        if not follower.caught_up:
+        if not fold_runner.caught_up:
             self._say("starting", "folding the log")
             return 0.05
-        now = Generation(log_id, follower.store, follower.position)
+        now = Generation(log_id, fold_runner.store, fold_runner.position)
         try:
             seen = self._ray.look()
             busy = self._reconcile(now, seen, voice)

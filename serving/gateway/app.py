@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from events.facts.fact import now_us
+from events.process.clock import now_us
 from serving.gateway.body_memory import Held
 from serving.gateway.connection import at_once, gone
 from serving.gateway.invocation import Answer, Call, invoke, servable

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
 
-from events.facts.fact import Coordinate, new_id, now_us
 from events.log.client import LogBroken, LogUnavailable
+from events.log.record import Coordinate
+from events.process.clock import now_us
+from events.process.ids import new_id
 from serving.gateway.batching import Landed, ReplicaLost
 from serving.gateway.routes import Key, Model, Version, pick
 from serving.inference import Inference, Predicted, PredictionFailed

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from events.facts.fact import Coordinate
+from events.log.record import Coordinate
 from serving.gateway.current_prices import Tariffs
 from serving.gateway.keys import Key, Keys
 from serving.model_interface import Interface, interface_of

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from events.log.client import LogUnavailable, Reader, Writer
-from events.log.fold_runner import Follower
+from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.process.settings import Settings
 from serving.gateway.batching import FLIGHTS_PER_REPLICA, Lane, Replicas
@@ -62,7 +62,7 @@ class Edge:
         if self.opened:
             self.opened = False
             await self.meter.close()
-            await asyncio.to_thread(self._follower.stop)
+            await asyncio.to_thread(self._fold_runner.stop)
             await asyncio.to_thread(self._writer.close)
 
     async def _live(self) -> None:
@@ -87,11 +87,11 @@ class Edge:
         identity = Identity(producer, epoch, log_id, self.settings.region)
         self.meter = Meter(self._writer, codec, identity, acknowledge_s_max=self.settings.acknowledge_s_max)
         snapshot = self.settings.folder / "snapshots" / "gateway.snapshot"
-        self._follower = Follower(self.settings, codec, log_id, TOPICS, self.routes, name=producer, snapshot=snapshot)
-        self._follower.start()
-        while not self._follower.caught_up:
-            if self._follower.failure is not None:
-                raise self._follower.failure
+        self._fold_runner = FoldRunner(self.settings, codec, log_id, TOPICS, self.routes, name=producer, snapshot=snapshot)
+        self._fold_runner.start()
+        while not self._fold_runner.caught_up:
+            if self._fold_runner.failure is not None:
+                raise self._fold_runner.failure
             await asyncio.sleep(0.05)
         await self.meter.open()
         # What a start leaves behind stays: looking through it for cycles with every few hundred calls is a twentieth of a gateway's work.
@@ -99,7 +99,7 @@ class Edge:
         gc.freeze()
         gc.set_threshold(GARBAGE_MAX, 20, 20)
         self.opened = True
-        logger.info("open: epoch %s at position %d of log %s", epoch, self._follower.position, log_id)
+        logger.info("open: epoch %s at position %d of log %s", epoch, self._fold_runner.position, log_id)
 
     def _schemas(self) -> Any:
         reader = Reader(self.settings, "gateway-start")
@@ -113,7 +113,7 @@ class Edge:
     @property
     def fresh(self) -> bool:
         """Canaries may be trusted (K5)."""
-        return self.opened and self._follower.ready
+        return self.opened and self._fold_runner.ready
 
     @property
     def ready(self) -> bool:
@@ -122,15 +122,19 @@ class Edge:
     @property
     def broken(self) -> bool:
         """Only a new process helps."""
-        return self.failure is not None or (self.opened and (self.meter.broken or self._follower.failure is not None))
+        return self.failure is not None or (self.opened and (self.meter.broken or self._fold_runner.failure is not None))
 
     def health(self) -> dict[str, Any]:
         if self.broken:
-            why = self.failure or (self._follower.failure if self.opened else None) or "the producer cannot go on without a gap"
+            why = self.failure or (self._fold_runner.failure if self.opened else None) or "the producer cannot go on without a gap"
             return {"status": "failed", "lag": None, "detail": str(why)[:300]}
         if not self.opened:
             return {"status": "starting", "lag": None}
-        detail = {"lag": self._follower.lag, "position": self._follower.position, "age_s": round(min(self._follower.age_s(), 1e9), 3)}
+        detail = {
+            "lag": self._fold_runner.lag,
+            "position": self._fold_runner.position,
+            "age_s": round(min(self._fold_runner.age_s(), 1e9), 3),
+        }
         if self.meter.away:
             return {"status": "starting", **detail, "log": "away", "detail": "Kafka does not take facts: calls are refused with 503"}
         if not self.ready:
@@ -141,7 +145,7 @@ class Edge:
         """Raises 503 when keys cannot be judged: not yet folded, or heard nothing for longer than the bound (K5)."""
         if not self.opened:
             raise later("starting", "the gateway is starting", 2)
-        if self._follower.failure is not None or self._follower.age_s() > self.settings.staleness_s_max:
+        if self._fold_runner.failure is not None or self._fold_runner.age_s() > self.settings.staleness_s_max:
             raise later("stale", f"nothing new was heard for {self.settings.staleness_s_max:.0f} s: keys cannot be judged", 5)
 
     # --- lanes
@@ -171,7 +175,7 @@ class Edge:
             weights = dict(self.routes.models[name].route.weights)
             if self._applied.get(name, {}) == weights:
                 continue
-            body = {"model": name, "gateway": self.meter.identity.producer, "position": self._follower.position, "weights": weights}
+            body = {"model": name, "gateway": self.meter.identity.producer, "position": self._fold_runner.position, "weights": weights}
             try:
                 sent: Awaitable[Any] = self.meter.announce("RouteApplied", body, topic="deployments", key=name)
             except LogUnavailable:

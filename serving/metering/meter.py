@@ -16,8 +16,11 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
-from events.facts.fact import NO_HASH, Coordinate, new_id, now_us
+from events.facts.fact import NO_HASH
 from events.log.client import LogBroken, LogFull, LogUnavailable, Writer
+from events.log.record import Coordinate
+from events.process.clock import now_us
+from events.process.ids import new_id
 from events.schema.codec import Codec
 from serving.metering.refusal_counts import RefusalKey, Refusals
 

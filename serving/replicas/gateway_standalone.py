@@ -17,7 +17,7 @@ import ray
 import uvicorn
 import uvloop
 
-from events.process.health import start_logging
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from serving.gateway.app import Gateway
 from serving.gateway.state import Edge

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from events.facts.fact import TenantId
 from events.process.artifacts import ArtifactCorrupt, ArtifactMissing, Artifacts
-from events.process.health import start_logging
+from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from serving.control.serve_plan import MODEL_DEPLOYMENT
 from serving.gateway.app import Gateway

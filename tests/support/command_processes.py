@@ -16,7 +16,7 @@ import httpx
 
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
-from events.log.topics import apply_topics
+from events.log.topic_admin import apply_topics
 from events.process.settings import Settings
 from infra.launcher import Stack
 

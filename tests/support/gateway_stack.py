@@ -17,7 +17,7 @@ import httpx
 
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
-from events.log.topics import apply_topics
+from events.log.topic_admin import apply_topics
 from events.process.settings import Settings
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits

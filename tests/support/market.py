@@ -16,9 +16,10 @@ from typing import Any
 
 import httpx
 
-from events.facts.fact import now_us
-from events.log.client import Reader, Record, Writer
+from events.log.client import Reader, Writer
+from events.log.record import Record
 from events.log.schemas import open_codec
+from events.process.clock import now_us
 from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
@@ -82,7 +83,7 @@ class Market:
         }
         self.sinks["usage"] = UsageSink(
             self.clickhouse,
-            UsageSchemas(self.reader, self.codec.book),
+            UsageSchemas(self.reader, self.codec.schemas),
             lambda partition, fence: first_missing(self.clickhouse, self.reader, "usage", "usage", partition, fence=fence),
             letters.say,
             lambda: None,

@@ -14,10 +14,11 @@ from commands.store.generation import current_epoch
 from commands.store.opening import open_epoch
 from commands.tenants import decide as tenant
 from commands.tenants.decide import CreateTenant
-from events.facts.fact import BookId, TenantId, UserId, now_us
+from events.facts.fact import BookId, TenantId, UserId
 from events.facts.prices import Price
 from events.log.client import Reader
 from events.log.schemas import open_codec
+from events.process.clock import now_us
 from events.process.settings import Settings
 from tests.support.polling import eventually, health
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from events.facts.catalogue import TOPICS, entries
-from events.log.schemas import folder_drift
+from events.facts.topics import TOPICS, entries
 from events.process.settings import Settings
 from events.schema import codec as wire
 from events.schema.examples import undecodable_examples
+from events.schema.folder import folder_drift
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMS = ("events", "rating", "commands", "projections", "serving", "infra", "cli")
@@ -107,9 +107,9 @@ def test_examples_of_the_past_are_never_edited() -> None:
     """Each kept frame still is the Avro of the schema beside it."""
     for path in ROOT.glob("schemas/*/examples/*.json"):
         kept = json.loads(path.read_text())
-        book = wire.SchemaBook()
-        book.by_id[7] = wire.Schema.of(7, "x", json.dumps(kept["schema"]))
-        assert wire.Codec(book).decode_raw(bytes.fromhex(kept["frame"]))[0].name == path.name.split(".")[0]
+        schemas = wire.SchemaSet()
+        schemas.by_id[7] = wire.Schema.of(7, "x", json.dumps(kept["schema"]))
+        assert wire.Codec(schemas).decode_raw(bytes.fromhex(kept["frame"]))[0].name == path.name.split(".")[0]
 
 
 def test_every_rule_stands_in_full_with_its_state_and_a_test_that_exists() -> None:

@@ -29,9 +29,9 @@ from commands.store.opening import open_epoch, open_new_partitions
 from commands.store.stored_record import unpack
 from events.facts.fact import ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, Technical, TensorSpec
-from events.log.chain import Chain, Place, Verdict
+from events.log.chain import Chain, ChainCheck, ChainPosition
 from events.process.settings import Settings
-from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from tests.support.postgres_server import programs, running_postgres
 
 Opener = Callable[[], Store]
@@ -165,10 +165,10 @@ def test_sqlite_flushes_every_commit_to_disk(tmp_path: Path) -> None:
 
 
 def codec() -> Codec:
-    book = SchemaBook()
+    schemas = SchemaSet()
     for schema_id, (subject, definition) in enumerate(todays_schemas().items(), start=1):
-        book.add(Schema.of(schema_id, subject, definition))
-    return Codec(book)
+        schemas.add(Schema.of(schema_id, subject, definition))
+    return Codec(schemas)
 
 
 CODEC = codec()
@@ -367,4 +367,4 @@ def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener
     assert [(e.topic, e.partition) for e in opened] == [*before, ("producers", 0)]
     # Its chain begins with it, in the same store.
     chain, last = Chain(), stores[0].last_position()
-    assert chain.judge(Place(epoch.store, last, 0), ("", 0)) is Verdict.NEXT
+    assert chain.check(ChainPosition(epoch.store, last, 0), ("", 0)) is ChainCheck.NEXT

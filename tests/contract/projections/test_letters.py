@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from events.facts.fact import Coordinate
+from events.log.record import Coordinate
 from projections.catalog.tables import STATEMENTS
 from projections.dead_letters import queries as module
 from projections.dead_letters.queries import every_letter, letters

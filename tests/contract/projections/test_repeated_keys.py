@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from events.facts.usage import InvocationSettled
-from events.log.client import Record
 from events.log.partitioner import partition_of
-from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from events.log.record import Record
+from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from projections.bills import bill_from_tables as bill_table
 from projections.bills.bill_from_log import usage_record
 from projections.bills.bill_from_tables import UsageTable
@@ -33,7 +33,7 @@ CALLS = 40
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    book = SchemaBook()
+    book = SchemaSet()
     for number, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=1):
         book.add(Schema.of(number, subject, definition))
     return Codec(book)
@@ -68,7 +68,7 @@ def test_executions_that_share_a_key_are_judged_page_by_page_as_from_the_log(
     values = [settled(codec, n) for n in range(CALLS)]
     records = [Replayed("usage", PARTITION, n, FIRST_MS + n * DAY_MS // 4, TENANT.encode(), v) for n, v in enumerate(values)]
     reader: Any = None
-    sink = UsageSink(clickhouse, UsageSchemas(reader, codec.book), lambda partition, fence: 0, lambda letters: None, lambda: None)
+    sink = UsageSink(clickhouse, UsageSchemas(reader, codec.schemas), lambda partition, fence: 0, lambda letters: None, lambda: None)
     sink.write(sink.prepare([Chunk("usage", PARTITION, records)]))
     cutoff, book = Cutoff({PARTITION: CALLS}, 1 << 60), PriceBook()
     builder = StatementBuilder(cutoff, book, frozenset())

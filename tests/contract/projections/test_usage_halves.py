@@ -12,7 +12,7 @@ import pytest
 
 from events.facts.usage import InvocationRefused
 from events.log.client import Reader
-from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.ingest.sink import Chunk, LogRecord
 from projections.ingest.table_offsets import dense_end
@@ -45,19 +45,19 @@ def table(engine: ClickHouseProcess) -> str:
 
 
 @pytest.fixture(scope="module")
-def book() -> SchemaBook:
-    book = SchemaBook()
+def schemas() -> SchemaSet:
+    schemas = SchemaSet()
     for number, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=1):
-        book.add(Schema.of(number, subject, definition))
-    return book
+        schemas.add(Schema.of(number, subject, definition))
+    return schemas
 
 
 @pytest.fixture(scope="module")
-def frame(book: SchemaBook) -> bytes:
+def frame(schemas: SchemaSet) -> bytes:
     fields = {k: f.default for k, f in InvocationRefused.model_fields.items() if not f.is_required()}
     who = {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "g", "tenant": "t", "epoch": "e", "sequence": 1}
     said = {"previous_sha256": bytes(32), "key_id": "k", "user": "u", "region": "r", "model": "m", "operation": "infer"}
-    return Codec(book).encode_dict("InvocationRefused", {**fields, **who, **said, "status": 429, "error_code": "limit", "count": 1})
+    return Codec(schemas).encode_dict("InvocationRefused", {**fields, **who, **said, "status": 429, "error_code": "limit", "count": 1})
 
 
 class Unlucky(ClickHouse):
@@ -75,11 +75,11 @@ class Unlucky(ClickHouse):
         raise ClickHouseUnavailable("the connection broke")
 
 
-def sink(clickhouse: ClickHouse, table: str, book: SchemaBook, say_dead: Callable[[Any], None] = lambda letters: None) -> UsageSink:
+def sink(clickhouse: ClickHouse, table: str, schemas: SchemaSet, say_dead: Callable[[Any], None] = lambda letters: None) -> UsageSink:
     def resume_at(partition: int, fence: str) -> int:
         return dense_end(clickhouse, table, partition, fence=fence)
 
-    return UsageSink(clickhouse, UsageSchemas(cast(Reader, None), book), resume_at, say_dead, lambda: None, table=table)
+    return UsageSink(clickhouse, UsageSchemas(cast(Reader, None), schemas), resume_at, say_dead, lambda: None, table=table)
 
 
 def chunk(partition: int, first: int, values: Sequence[bytes]) -> Chunk:
@@ -96,10 +96,10 @@ def figures(engine: ClickHouseProcess, table: str) -> tuple[int, int, int]:
 @pytest.mark.parametrize("breaks_at", ["/0:", "/1:"])
 @pytest.mark.parametrize("arrives", [False, True])
 def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
-    engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes, breaks_at: str, arrives: bool
+    engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes, breaks_at: str, arrives: bool
 ) -> None:
     chunks = [chunk(p, 0, [frame] * EACH) for p in (0, 1)]
-    first = sink(Unlucky(engine, breaks_at, arrives=arrives), table, book)
+    first = sink(Unlucky(engine, breaks_at, arrives=arrives), table, schemas)
     assert [first.resume(p) for p in (0, 1)] == [0, 0]
     prepared = first.prepare(chunks)
     assert [part.partitions for part in prepared.parts] == [(0,), (1,)]
@@ -108,7 +108,7 @@ def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
     there = EACH * (1 + arrives)
     assert figures(engine, table) == (there, there, there)
     # The log goes on meanwhile: the successor's chunks are others than those that failed.
-    successor = sink(ClickHouse(engine.settings), table, book)
+    successor = sink(ClickHouse(engine.settings), table, schemas)
     due = {p: successor.resume(p) for p in (0, 1)}
     successor.write(successor.prepare([chunk(p, due[p], [frame] * (EACH + 700 - due[p])) for p in (0, 1)]))
     assert figures(engine, table) == (2 * (EACH + 700),) * 3
@@ -138,16 +138,16 @@ class Forgetful(ClickHouse):
 @pytest.mark.parametrize("breaks", ["connection", "time-out"])
 @pytest.mark.parametrize("readable", [True, False])
 def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
-    engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes, breaks: str, readable: bool
+    engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes, breaks: str, readable: bool
 ) -> None:
-    forgetful = sink(Forgetful(engine, table, breaks), table, book)
+    forgetful = sink(Forgetful(engine, table, breaks), table, schemas)
     forgetful.write(forgetful.prepare([chunk(p, 0, [frame if readable else b"garbage"] * 40) for p in (0, 1)]))
     assert figures(engine, table) == (80, 80, 80 if readable else 0)
     assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [40, 40]
 
 
 def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
-    engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes
+    engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes
 ) -> None:
     at_once, most, said = 0, 0, Said()
     lock = threading.Lock()
@@ -164,16 +164,16 @@ def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
 
     values = [frame] * EACH
     values[77] = frame[:-1]
-    halves = sink(ClickHouse(engine.settings), table, book, say_dead)
+    halves = sink(ClickHouse(engine.settings), table, schemas, say_dead)
     halves.write(halves.prepare([chunk(p, 0, values) for p in (0, 1)]))
     assert most == 1, "whoever is told of dead letters is told by one thread at a time"
     assert sorted(said) == [(0, 77), (1, 77)]
     assert figures(engine, table) == (2 * EACH, 2 * EACH, 2 * (EACH - 1))
 
 
-def test_settings_said_again_forget_no_token(engine: ClickHouseProcess, table: str, book: SchemaBook, frame: bytes) -> None:
+def test_settings_said_again_forget_no_token(engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes) -> None:
     """Each start says them again to a table that workers are writing to: an insert repeated after it must still be known."""
-    same = sink(ClickHouse(engine.settings), table, book)
+    same = sink(ClickHouse(engine.settings), table, schemas)
     for _ in range(2):
         same.write(same.prepare([chunk(0, 0, [frame] * 100)]))
         ClickHouse(engine.settings).command(alter_settings(table))

@@ -81,20 +81,20 @@ def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(parts: Cal
         "bills": "-1",
         "heartbeats": "86400000",
     }
-    assert "alerts: 3 partitions, the catalogue says 1" in first
+    assert "alerts: 3 partitions, the topic table says 1" in first
 
     for future in admin.delete_topics(["alerts"]).values():
         future.result(10)
     eventually(lambda: "alerts" not in there(), "the topic is gone")
     assert re.findall(r"^created (\S+)$", run(settings, "topics", "apply"), re.MULTILINE) == ["alerts"]
     assert there() == PARTITIONS
-    assert run(settings, "topics", "apply") == "11 topics as the catalogue says\n"
+    assert run(settings, "topics", "apply") == "11 topics as the topic table says\n"
 
     entry = ConfigEntry("retention.ms", "60000", incremental_operation=AlterConfigOpType.SET)
     (changed,) = admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])]).values()
     changed.result(10)
     eventually(lambda: retention("models") == "60000", "the broker has learned of it")
-    assert run(settings, "topics", "apply", code=1) == "drift models: retention.ms=60000, the catalogue says -1\n"
+    assert run(settings, "topics", "apply", code=1) == "drift models: retention.ms=60000, the topic table says -1\n"
     assert retention("models") == "60000", "what is there belongs to whoever changed it"
 
 

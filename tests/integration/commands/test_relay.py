@@ -18,9 +18,9 @@ import pytest
 
 from commands.relay.relay import Relay
 from commands.store.event_store import open_store
-from events.facts.catalogue import FACTS
+from events.facts.topics import FACTS
 from events.log.client import LogBroken, Writer
-from events.log.fold_runner import Follower
+from events.log.fold_runner import FoldRunner
 from events.process.settings import Settings
 from events.schema.examples import example_of
 from infra.launcher import Stack
@@ -72,13 +72,13 @@ def test_everything_decided_arrives_in_order_and_a_fold_follows_it(log: Stack, c
     assert check_complete(log.settings).copies == 0
 
     names = Names([])
-    follower = Follower(log.settings, creator.codec, creator.log_id, ("accounts", "prices"), names, name="names")
+    fold_runner = FoldRunner(log.settings, creator.codec, creator.log_id, ("accounts", "prices"), names, name="names")
     try:
-        follower.start()
-        eventually(lambda: follower.ready and names.seen.count("TenantCreated") == 100, "the fold has all")
+        fold_runner.start()
+        eventually(lambda: fold_runner.ready and names.seen.count("TenantCreated") == 100, "the fold has all")
         assert names.seen.count("PriceBookPublished") == 100
     finally:
-        follower.stop()
+        fold_runner.stop()
 
 
 def test_a_heartbeat_says_what_is_on_every_partition(log: Stack, creator: TenantCreator, relay: Process) -> None:
@@ -322,12 +322,12 @@ def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(
 def _follows(settings: Settings, creator: TenantCreator, tenants: int) -> None:
     """While a relay runs: a fold is fresh only as long as it hears one."""
     folded: list[str] = []
-    follower = Follower(settings, creator.codec, creator.log_id, ("accounts", "prices"), Names(folded), name="after-rebuild")
+    fold_runner = FoldRunner(settings, creator.codec, creator.log_id, ("accounts", "prices"), Names(folded), name="after-rebuild")
     try:
-        follower.start()
-        eventually(lambda: follower.ready and folded.count("TenantCreated") == tenants, "a fold follows from one store to the next")
+        fold_runner.start()
+        eventually(lambda: fold_runner.ready and folded.count("TenantCreated") == tenants, "a fold follows from one store to the next")
     finally:
-        follower.stop()
+        fold_runner.stop()
 
 
 class Names:

@@ -17,19 +17,22 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from events.facts.catalogue import FACTS, TOPICS
-from events.facts.fact import Coordinate, new_id, now_us
 from events.facts.log import SchemaRegistered
-from events.log.chain import Heartbeat, Place
+from events.facts.topics import FACTS, TOPICS
+from events.log.chain import ChainPosition, Heartbeat
 from events.log.client import LogMismatch, Reader, Writer
-from events.log.fold_runner import Follower
+from events.log.fold_runner import FoldRunner
 from events.log.partitioner import partition_of
+from events.log.record import Coordinate
 from events.log.registry_restore import restore
-from events.log.schemas import Incompatible, Registry, open_codec, publish, read_schemas, schemas_on_log
-from events.log.topics import apply_topics, check_partitions, topic_drift
+from events.log.schemas import open_codec, publish, read_schemas, schemas_on_log
+from events.log.topic_admin import apply_topics, check_partitions, topic_drift
+from events.process.clock import now_us
+from events.process.ids import new_id
 from events.process.settings import Settings
 from events.schema.codec import Schema, Undecodable, todays_schemas
 from events.schema.examples import example_of
+from events.schema.registry import IncompatibleSchema, SchemaRegistry
 from infra.launcher import Stack
 
 
@@ -51,7 +54,7 @@ def _prepare(settings: Settings) -> tuple[Writer, Reader]:
     return writer, reader
 
 
-def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_catalogue(log: Stack) -> None:
+def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_topic_table(log: Stack) -> None:
     settings = log.settings
     writer, reader = _prepare(settings)
     assert topic_drift(settings) == []
@@ -132,16 +135,16 @@ def test_a_changed_topic_setting_is_reported(log: Stack) -> None:
     end = time.monotonic() + 10
     while not topic_drift(log.settings) and time.monotonic() < end:
         time.sleep(0.05)  # the broker learns of it from the controller a moment later
-    assert topic_drift(log.settings) == ["models: retention.ms=60000, the catalogue says -1"]
+    assert topic_drift(log.settings) == ["models: retention.ms=60000, the topic table says -1"]
 
 
 def test_a_schema_that_could_not_read_old_records_is_refused_by_the_registry(log: Stack) -> None:
     settings = log.settings
     _prepare(settings)
-    registry = Registry(settings)
+    registry = SchemaRegistry(settings)
     before = json.loads(Path("schemas/usage/InvocationSettled.avsc").read_text())
     before["fields"].append({"name": "must_have", "type": "string"})
-    with pytest.raises(Incompatible):
+    with pytest.raises(IncompatibleSchema):
         registry.register("usage-InvocationSettled", json.dumps(before))
     before["fields"][-1]["default"] = ""
     registry.register("usage-InvocationSettled", json.dumps(before))  # with a default it may evolve
@@ -159,19 +162,19 @@ def test_a_wiped_registry_is_refused_and_the_log_still_decodes(log: Stack) -> No
         if folder.name == "registry":
             shutil.rmtree(folder)
     log.up({"kafka", "registry"})
-    registry = Registry(settings)
+    registry = SchemaRegistry(settings)
     for subject, definition in reversed(list(_definitions().items())):  # registered in another order: other ids
         registry.register(subject, definition)
 
     reader = Reader(settings, "test")
     with pytest.raises(LogMismatch, match="not this log's registry"):
         open_codec(settings, reader)
-    book, same_log = read_schemas(reader)
+    schemas, same_log = read_schemas(reader)
     assert same_log == log_id
     from events.schema.codec import Codec
 
     record = reader.record_at(at.topic, at.partition, at.offset)
-    assert Codec(book).fact(record.value or b"") == fact
+    assert Codec(schemas).fact(record.value or b"") == fact
 
 
 def _definitions() -> dict[str, str]:
@@ -207,7 +210,7 @@ def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: St
     settled = next(s for s in known if s.name == "InvocationSettled")
     newer = json.loads(settled.definition)
     newer["fields"].append({"name": "later", "type": "long", "default": 0})
-    later = Schema.of(Registry(settings).register(settled.subject, json.dumps(newer)), settled.subject, json.dumps(newer))
+    later = Schema.of(SchemaRegistry(settings).register(settled.subject, json.dumps(newer)), settled.subject, json.dumps(newer))
     codec, log_id = open_codec(settings, reader)
     fact = SchemaRegistered(
         event_id=new_id(),
@@ -234,11 +237,11 @@ def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: St
     assert {(s.schema_id, s.subject) for s in restored} == {(s.schema_id, s.subject) for s in known} | {(later.schema_id, later.subject)}
     assert open_codec(settings, reader)[1] == log_id
     assert publish(settings, writer, reader) == []  # the registry finds every text of today under its old id …
-    registry, again = Registry(settings), {s.subject: s.schema_id for s in known}
+    registry, again = SchemaRegistry(settings), {s.subject: s.schema_id for s in known}
     assert {subject: registry.register(subject, text) for subject, text in todays_schemas().items()} == again
     other = json.dumps({"type": "record", "name": "Other", "fields": []})
     assert registry.register("schemas-Other", other) > later.schema_id  # … and gives no old id away
-    with pytest.raises(Incompatible):
+    with pytest.raises(IncompatibleSchema):
         registry.register(settled.subject, json.dumps({**newer, "fields": [*newer["fields"], {"name": "no_default", "type": "long"}]}))
     with pytest.raises(LogMismatch, match="is not empty"):
         restore(settings, reader)
@@ -256,13 +259,13 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     def decide(partition: int, name: str, body: dict[str, Any], topic: str = "accounts") -> None:
         nonlocal position
         position += 1
-        place = Place("s", position, 0 if name == "StoreOpened" else sent[f"{topic}/{partition}"])
+        chain_position = ChainPosition("s", position, 0 if name == "StoreOpened" else sent[f"{topic}/{partition}"])
         base = {"event_id": "e", "occurred_at": 1, "producer": "test", "version": 1, "by": "u"}
         frame = codec.encode_dict(name, base | body, topic)
-        writer.append(topic, b"k", frame, place.headers | {"ce_type": name.encode()}, partition).result(10)
+        writer.append(topic, b"k", frame, chain_position.headers | {"ce_type": name.encode()}, partition).result(10)
         sent[f"{topic}/{partition}"] = position
 
-    def beat() -> None:
+    def heartbeat() -> None:
         writer.append("heartbeats", b"s", Heartbeat("s", position, sent).to_json()).result(10)
 
     for partition in range(4):
@@ -272,27 +275,27 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
 
     snapshot = tmp_path / "fold.snapshot"
     fold = _Tenants()
-    follower = Follower(settings, codec, log_id, ("accounts",), fold, name="test", snapshot=snapshot)
-    follower.start()
+    fold_runner = FoldRunner(settings, codec, log_id, ("accounts",), fold, name="test", snapshot=snapshot)
+    fold_runner.start()
     time.sleep(1)  # nothing may be applied without a heartbeat, however long one waits
     assert fold.tenants == []
-    assert not follower.ready
-    beat()
-    assert follower.wait_caught_up(10)
+    assert not fold_runner.ready
+    heartbeat()
+    assert fold_runner.wait_caught_up(10)
     assert fold.tenants == [f"t{n}" for n in range(100)]
-    assert follower.ready
-    assert follower.age_s() < 5
+    assert fold_runner.ready
+    assert fold_runner.age_s() < 5
     deadline = time.monotonic() + 10
-    while follower.ready and time.monotonic() < deadline:
+    while fold_runner.ready and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not follower.ready  # no heartbeat for five seconds: stale, and it says so
-    follower.stop()
-    follower.save()
+    assert not fold_runner.ready  # no heartbeat for five seconds: stale, and it says so
+    fold_runner.stop()
+    fold_runner.save()
 
     decide(0, "TenantCreated", {"tenant": "late", "display_name": "T"})
-    beat()
+    heartbeat()
     again = _Tenants()
-    resumed = Follower(settings, codec, log_id, ("accounts",), again, name="test", snapshot=snapshot)
+    resumed = FoldRunner(settings, codec, log_id, ("accounts",), again, name="test", snapshot=snapshot)
     resumed.start()
     assert resumed.wait_caught_up(10)
     assert again.tenants == [*fold.tenants, "late"]

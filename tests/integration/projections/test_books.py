@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from events.facts.fact import now_us
+from events.process.clock import now_us
 from projections.bills.bill_from_tables import UsageTable
 from projections.bills.issue import Posted, Waiting, pending
 from projections.bills.running import RunningBills

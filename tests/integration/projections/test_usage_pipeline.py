@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from events.facts.fact import Coordinate
 from events.log.client import Reader
+from events.log.record import Coordinate
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
 from infra.launcher.ports import free_block
@@ -50,8 +50,8 @@ def test_every_record_becomes_exactly_its_row(market: UsageStack) -> None:
 
 
 def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: UsageStack) -> None:
-    book, _ = read_schemas(Reader(market.settings, "test-schemas"))
-    wrong_subject = next(i for i, s in book.by_id.items() if s.subject == "models-ModelRetired")
+    schemas, _ = read_schemas(Reader(market.settings, "test-schemas"))
+    wrong_subject = next(i for i, s in schemas.by_id.items() if s.subject == "models-ModelRetired")
     good = market.settled(1)
     garbage: list[bytes | None] = [
         None,

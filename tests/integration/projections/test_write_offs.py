@@ -16,11 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from events.facts.catalogue import TOPICS
-from events.facts.fact import Coordinate, now_us
+from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
-from events.log.schemas import Registry, read_schemas
+from events.log.record import Coordinate
+from events.log.schemas import read_schemas
+from events.process.clock import now_us
 from events.schema.codec import Codec, Schema
+from events.schema.registry import SchemaRegistry
 from projections.bills.bill_from_log import UsageLog, bills_from_log, epochs_ended, tenant_bills
 from projections.bills.bill_from_tables import cuts_of, unreadable_below
 from projections.bills.issue import Outcome, Posted, Waiting, pending
@@ -234,7 +236,7 @@ def newer_schema(market: Market, name: str) -> Schema:
     fields: dict[str, Any] = json.loads(known.definition)
     fields["fields"].append({"name": f"said_{uuid.uuid4().hex}", "type": "long", "default": 0})
     definition = json.dumps(fields)
-    return Schema.of(Registry(market.settings).register(known.subject, definition), known.subject, definition)
+    return Schema.of(SchemaRegistry(market.settings).register(known.subject, definition), known.subject, definition)
 
 
 def written_with(newer: Schema, frame: bytes) -> bytes:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from events.facts import accounts, deployments, models
-from events.facts.fact import now_us
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
-from events.log.topics import apply_topics
+from events.log.topic_admin import apply_topics
+from events.process.clock import now_us
 from events.process.settings import Settings
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits

@@ -21,8 +21,8 @@ import httpx
 import pytest
 
 from events.facts import deployments
-from events.facts.catalogue import FACTS
 from events.facts.fact import TenantId
+from events.facts.topics import FACTS
 from events.log.client import Reader, Writer
 from events.process.artifacts import Artifacts
 from events.process.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import dead_letters, producers
-from events.facts.fact import Coordinate
+from events.log.record import Coordinate
 from projections.dead_letters.queries import Letter
 from projections.usage.producer_epochs import Epoch
 

@@ -17,7 +17,7 @@ from commands.tenants.decide import CreateTenant, IssueApiKey, NoTenant, RevokeA
 from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
-from events.schema.codec import FRAME_BYTES_MAX, Codec, Schema, SchemaBook, todays_schemas
+from events.schema.codec import FRAME_BYTES_MAX, Codec, Schema, SchemaSet, todays_schemas
 from rating.bill import Bill
 from rating.statement import Line, LineKey
 
@@ -222,7 +222,7 @@ def test_a_bill_that_does_not_fit_into_one_record_is_listed_before_it_is_issued(
     assert (*(line for part in listed for line in part.lines), *last.lines) == lines
     assert (last.lines_before, last.version) == (5000 - len(last.lines), CUT.version + len(listed) + 1)
     state = CUT
-    book = SchemaBook()
+    book = SchemaSet()
     for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
         book.add(Schema.of(i, subject, definition))
     for fact in (*listed, last):

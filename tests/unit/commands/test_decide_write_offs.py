@@ -16,13 +16,13 @@ from commands.write_offs import producers as write_off_producer
 from commands.write_offs import records as write_off_record
 from commands.write_offs.producers import ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
 from commands.write_offs.records import ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
-from events.facts.catalogue import key_of
-from events.facts.fact import Coordinate, UserId
+from events.facts.fact import UserId
 from events.facts.producers import ProducerWriteOffRequested, ProducerWrittenOff
+from events.facts.topics import key_of
 from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
-from events.log.chain import Chain, Place
-from events.log.client import Record
-from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from events.log.chain import Chain, ChainPosition
+from events.log.record import Coordinate, Record
+from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 
 NOW = 1_800_000_000_000_000
 THESE, OTHERS = b"\x01" * 32, b"\x02" * 32
@@ -144,10 +144,10 @@ def test_an_epoch_that_is_over_or_was_never_there_is_not_given_up() -> None:
 
 
 def test_a_store_made_again_knows_what_was_given_up() -> None:
-    book = SchemaBook()
+    schemas = SchemaSet()
     for schema_id, (subject, definition) in enumerate(todays_schemas().items(), start=1):
-        book.add(Schema.of(schema_id, subject, definition))
-    codec = Codec(book)
+        schemas.add(Schema.of(schema_id, subject, definition))
+    codec = Codec(schemas)
     (record,) = write_off_record.decide(Untouched(), REQUEST, by("ann"))  # type: ignore[misc]
     (epoch,) = write_off_producer.decide(ProducerState(), EPOCH, by("ann"))  # type: ignore[misc]
     originators: list[str] = []
@@ -156,7 +156,9 @@ def test_a_store_made_again_knows_what_was_given_up() -> None:
         opening = codec.encode_dict("StoreOpened", body, topic)
         chain, events = Chain(), dict[int, Event]()
         for offset, (name, frame) in enumerate((("StoreOpened", opening), (type(fact).__name__, codec.encode(fact)))):
-            place = Place("s", offset + 1, offset)
-            take(Record(topic, 0, offset, 1, key_of(fact), frame, place.headers | {"ce_type": name.encode()}), codec, chain, events)
+            chain_position = ChainPosition("s", offset + 1, offset)
+            take(
+                Record(topic, 0, offset, 1, key_of(fact), frame, chain_position.headers | {"ce_type": name.encode()}), codec, chain, events
+            )
         originators.append(events[2].originator)
     assert originators == [RECORD.originator("usage/2/1041"), PRODUCER.originator("gateway-1")]

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands.store.rebuild import take
-from events.facts.fact import Coordinate
-from events.log.chain import Chain, Heartbeat, Place, Verdict, place_of
-from events.log.client import Record
-from events.log.fold_runner import Follower
+from events.log.chain import Chain, ChainCheck, ChainPosition, Heartbeat, chain_position_of
+from events.log.fold_runner import FoldRunner
+from events.log.record import Coordinate, Record
 from events.process.settings import Settings
-from events.schema.codec import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
 from projections.bills.bill_from_log import decided_facts
 
 OPENINGS = 8
@@ -41,10 +40,10 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    book = SchemaBook()
+    schemas = SchemaSet()
     for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
-        book.add(Schema.of(schema_id, subject, definition))
-    return Codec(book)
+        schemas.add(Schema.of(schema_id, subject, definition))
+    return Codec(schemas)
 
 
 def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, int], list[Record]], Record]:
@@ -55,32 +54,32 @@ def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, 
     for opening, tp in enumerate([(t, p) for t in ("models", "accounts") for p in range(4)], start=1):
         value = codec.encode_dict("StoreOpened", base | {"store": "s", "previous_store": "", "previous_position": 0}, tp[0])
         last[tp] = opening
-        lanes[tp] = [Record(*tp, 0, 0, b"s", value, Place("s", opening, 0).headers | {"ce_type": b"StoreOpened"})]
+        lanes[tp] = [Record(*tp, 0, 0, b"s", value, ChainPosition("s", opening, 0).headers | {"ce_type": b"StoreOpened"})]
     for position in range(OPENINGS + 1, OPENINGS + count + 1):
         topic, name = rng.choice([("models", "ModelRetired"), ("accounts", "ApiKeyRevoked")])
         tp = (topic, rng.randrange(4))
         subject = str(position - OPENINGS)
         value = codec.encode_dict(name, base | {"model": subject, "tenant": subject, "key_id": "k"})
-        place = Place("s", position, last.get(tp, 0))
+        chain_position = ChainPosition("s", position, last.get(tp, 0))
         last[tp] = position
-        lanes[tp].append(Record(*tp, len(lanes[tp]), 0, b"k", value, place.headers))
-    beat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), n in last.items()})
-    return lanes, Record("heartbeats", 0, 0, 1, None, beat.to_json(), {})
+        lanes[tp].append(Record(*tp, len(lanes[tp]), 0, b"k", value, chain_position.headers))
+    heartbeat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), n in last.items()})
+    return lanes, Record("heartbeats", 0, 0, 1, None, heartbeat.to_json(), {})
 
 
-def _follower(codec: Codec, fold: Seen, alarm: Callable[[str, str], None] | None = None) -> Follower:
-    return Follower(Settings(), codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
+def _fold_runner(codec: Codec, fold: Seen, alarm: Callable[[str, str], None] | None = None) -> FoldRunner:
+    return FoldRunner(Settings(), codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
 
 
-def _feed(follower: Follower, records: list[Record]) -> None:
+def _feed(fold_runner: FoldRunner, records: list[Record]) -> None:
     for record in records:
-        follower._take(record)  # pyright: ignore[reportPrivateUsage]
-    follower._apply_fresh()  # pyright: ignore[reportPrivateUsage]
+        fold_runner._take(record)  # pyright: ignore[reportPrivateUsage]
+    fold_runner._apply_fresh()  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_thousand_relative_orders_of_the_partitions_give_one_state(codec: Codec) -> None:
     rng = random.Random(1)
-    lanes, beat = _log(codec, 40, rng)
+    lanes, heartbeat = _log(codec, 40, rng)
     for _ in range(1000):
         fold, queues = Seen(), {tp: list(rs) for tp, rs in lanes.items()}
         order: list[Record] = []
@@ -89,50 +88,50 @@ def test_a_thousand_relative_orders_of_the_partitions_give_one_state(codec: Code
             order.append(queues[tp].pop(0))
             if not queues[tp]:
                 del queues[tp]
-        order.insert(rng.randrange(len(order) + 1), beat)  # a heartbeat may arrive before what it speaks of
-        _feed(_follower(codec, fold), order)
+        order.insert(rng.randrange(len(order) + 1), heartbeat)  # a heartbeat may arrive before what it speaks of
+        _feed(_fold_runner(codec, fold), order)
         assert fold.names == [str(n) for n in range(1, 41)]
 
 
 def test_copies_and_crossed_relays_change_nothing(codec: Codec) -> None:
     rng = random.Random(2)
-    lanes, beat = _log(codec, 60, rng)
+    lanes, heartbeat = _log(codec, 60, rng)
     for _ in range(200):
         fold, order = Seen(), list[Record]()
         for records in lanes.values():
             twice = records + [rng.choice(records) for _ in range(10)]
             rng.shuffle(twice)
             order += twice
-        _feed(_follower(codec, fold), [*order, beat])
+        _feed(_fold_runner(codec, fold), [*order, heartbeat])
         assert fold.names == [str(n) for n in range(1, 61)]
 
 
 def test_nothing_is_applied_past_a_missing_record(codec: Codec) -> None:
-    lanes, beat = _log(codec, 30, random.Random(3))
+    lanes, heartbeat = _log(codec, 30, random.Random(3))
     tp = next(tp for tp, rs in lanes.items() if len(rs) >= 3)
     gone = lanes[tp].pop(1)
-    follower = _follower(codec, fold := Seen())
-    _feed(follower, [r for rs in lanes.values() for r in rs] + [beat])
+    fold_runner = _fold_runner(codec, fold := Seen())
+    _feed(fold_runner, [r for rs in lanes.values() for r in rs] + [heartbeat])
     assert fold.names == []  # the heartbeat speaks of a record that is not there: the state before it stays
-    assert follower.lag > 0
-    _feed(follower, [gone, beat])
+    assert fold_runner.lag > 0
+    _feed(fold_runner, [gone, heartbeat])
     assert fold.names == [str(n) for n in range(1, 31)]
 
 
 def test_a_record_of_another_store_is_not_taken() -> None:
     chain = Chain("a", 5)
-    assert chain.judge(Place("b", 6, 5)) is Verdict.WAITS
-    assert chain.judge(Place("b", 6, 0), opened=("a", 4)) is Verdict.WAITS
-    assert chain.judge(Place("b", 6, 0), opened=("a", 5)) is Verdict.NEXT
-    chain.take(Place("b", 6, 0))
-    assert chain.judge(Place("a", 5, 4)) is Verdict.COPY
-    assert chain.judge(Place("a", 7, 5)) is Verdict.WAITS
+    assert chain.check(ChainPosition("b", 6, 5)) is ChainCheck.WAIT
+    assert chain.check(ChainPosition("b", 6, 0), opened=("a", 4)) is ChainCheck.WAIT
+    assert chain.check(ChainPosition("b", 6, 0), opened=("a", 5)) is ChainCheck.NEXT
+    chain.advance(ChainPosition("b", 6, 0))
+    assert chain.check(ChainPosition("a", 5, 4)) is ChainCheck.COPY
+    assert chain.check(ChainPosition("a", 7, 5)) is ChainCheck.WAIT
 
 
 @given(st.dictionaries(st.sampled_from(["store", "position", "previous", "x"]), st.binary(max_size=8)))
 def test_strange_headers_are_no_place(headers: dict[str, bytes]) -> None:
-    place = place_of(headers)
-    assert place is None or {"store", "position", "previous"} <= set(headers)
+    chain_position = chain_position_of(headers)
+    assert chain_position is None or {"store", "position", "previous"} <= set(headers)
 
 
 @given(st.binary(max_size=60))
@@ -156,57 +155,57 @@ def test_json_that_is_no_heartbeat_stops_nobody(value: bytes) -> None:
 
 
 def test_a_position_no_store_can_have_is_no_place() -> None:
-    assert place_of({"store": b"s", "position": b"1", "previous": b"0"}) == Place("s", 1, 0)
+    assert chain_position_of({"store": b"s", "position": b"1", "previous": b"0"}) == ChainPosition("s", 1, 0)
     for position, previous in ((b"9223372036854775808", b"0"), (b"1", b"9223372036854775808"), (b"-1", b"0"), (b"1", b"-1")):
-        assert place_of({"store": b"s", "position": position, "previous": previous}) is None
+        assert chain_position_of({"store": b"s", "position": position, "previous": previous}) is None
 
 
 def test_a_decided_fact_without_a_place_is_not_applied(codec: Codec) -> None:
-    lanes, beat = _log(codec, 20, random.Random(6))
+    lanes, heartbeat = _log(codec, 20, random.Random(6))
     again = [Record(r.topic, r.partition, 900 + i, 0, r.key, r.value, {}) for i, r in enumerate(r for rs in lanes.values() for r in rs)]
-    follower = _follower(codec, fold := Seen())
-    _feed(follower, [*(r for rs in lanes.values() for r in rs), *again, beat])
+    fold_runner = _fold_runner(codec, fold := Seen())
+    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), *again, heartbeat])
     assert fold.names == [str(n) for n in range(1, 21)]
-    assert follower.unreadable == len(again)
+    assert fold_runner.unreadable == len(again)
 
 
 def test_an_observed_fact_of_another_topic_is_not_applied(codec: Codec) -> None:
-    lanes, beat = _log(codec, 3, random.Random(7))
+    lanes, heartbeat = _log(codec, 3, random.Random(7))
     body = {"event_id": "e", "occurred_at": 1, "producer": "p", "subject": "s", "rule": "r", "raised": "e", "model": "m"}
     stray = Record("models", 0, 900, 0, None, codec.encode_dict("AlertResolved", body), {})
-    follower = _follower(codec, fold := Seen())
-    _feed(follower, [*(r for rs in lanes.values() for r in rs), stray, beat])
+    fold_runner = _fold_runner(codec, fold := Seen())
+    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), stray, heartbeat])
     assert fold.names == ["1", "2", "3"]
 
 
 def test_a_heartbeat_that_leaves_out_a_partition_is_not_believed(codec: Codec) -> None:
-    lanes, beat = _log(codec, 10, random.Random(8))
+    lanes, heartbeat = _log(codec, 10, random.Random(8))
     forged = Record("heartbeats", 0, 1, 1, None, Heartbeat("s", 1 << 60, {}).to_json(), {})
-    follower = _follower(codec, fold := Seen())
-    _feed(follower, [*(r for rs in lanes.values() for r in rs), beat, forged])
-    assert (follower.position, len(fold.names)) == (OPENINGS + 10, 10)
+    fold_runner = _fold_runner(codec, fold := Seen())
+    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), heartbeat, forged])
+    assert (fold_runner.position, len(fold.names)) == (OPENINGS + 10, 10)
 
 
 def test_what_overtakes_a_waiting_record_does_not_hide_how_long_it_waits(codec: Codec) -> None:
     lanes, _ = _log(codec, 40, random.Random(9))
     records = lanes["models", 0]
     assert len(records) >= 4
-    stray = Record("models", 0, 900, 0, b"k", b"x", Place("nobody", 5, 4).headers)
-    follower = _follower(codec, Seen())
-    _feed(follower, [records[0], stray])
-    lane = follower._lanes["models", 0]  # pyright: ignore[reportPrivateUsage]
+    stray = Record("models", 0, 900, 0, b"k", b"x", ChainPosition("nobody", 5, 4).headers)
+    fold_runner = _fold_runner(codec, Seen())
+    _feed(fold_runner, [records[0], stray])
+    lane = fold_runner._lanes["models", 0]  # pyright: ignore[reportPrivateUsage]
     since = lane.stalled_at
     assert since is not None
-    _feed(follower, records[1:])
+    _feed(fold_runner, records[1:])
     assert (lane.stalled_at, list(lane.waiting)) == (since, [stray])
 
 
 def test_garbage_without_a_place_is_skipped_and_counted(codec: Codec) -> None:
-    lanes, beat = _log(codec, 5, random.Random(4))
-    follower = _follower(codec, fold := Seen())
-    _feed(follower, [Record("models", 1, 99, 0, None, b"garbage", {}), *(r for rs in lanes.values() for r in rs), beat])
+    lanes, heartbeat = _log(codec, 5, random.Random(4))
+    fold_runner = _fold_runner(codec, fold := Seen())
+    _feed(fold_runner, [Record("models", 1, 99, 0, None, b"garbage", {}), *(r for rs in lanes.values() for r in rs), heartbeat])
     assert fold.names == ["1", "2", "3", "4", "5"]
-    assert follower.unreadable == 1
+    assert fold_runner.unreadable == 1
 
 
 FAKES = {
@@ -218,40 +217,42 @@ FAKES = {
 
 
 @pytest.mark.parametrize("fake", FAKES)
-@pytest.mark.parametrize("place", [Place("stranger", 999, 0), Place("s", 999, 2)])
-def test_an_opening_that_nobody_can_read_opens_nothing_and_ends_nothing(codec: Codec, fake: str, place: Place) -> None:
-    lanes, beat = _log(codec, 20, random.Random(6))
+@pytest.mark.parametrize("chain_position", [ChainPosition("stranger", 999, 0), ChainPosition("s", 999, 2)])
+def test_an_opening_that_nobody_can_read_opens_nothing_and_ends_nothing(codec: Codec, fake: str, chain_position: ChainPosition) -> None:
+    lanes, heartbeat = _log(codec, 20, random.Random(6))
     body = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": "", "model": "m"}
     value = codec.encode_dict("ModelRetired", body) if fake == "another_fact" else FAKES[fake]
     records = lanes["models", 1]
-    stray = Record("models", 1, 900, 0, b"k", value, place.headers | {"ce_type": b"StoreOpened"})
+    stray = Record("models", 1, 900, 0, b"k", value, chain_position.headers | {"ce_type": b"StoreOpened"})
     alarms: list[str] = []
-    follower = _follower(codec, fold := Seen(), lambda subject, message: alarms.append(f"{subject} {message}"))
+    fold_runner = _fold_runner(codec, fold := Seen(), lambda subject, message: alarms.append(f"{subject} {message}"))
     rest = [r for tp, rs in lanes.items() if tp != ("models", 1) for r in rs]
-    _feed(follower, [*records[:1], stray, *records[1:], *rest, beat])
+    _feed(fold_runner, [*records[:1], stray, *records[1:], *rest, heartbeat])
     assert fold.names == [str(n) for n in range(1, 21)]
-    assert (follower.unreadable, follower.lag) == (1, 0)
+    assert (fold_runner.unreadable, fold_runner.lag) == (1, 0)
     assert len(alarms) == 1 and "models/1/900" in alarms[0]
 
     # The same record before the other readers of the chain: the log's supplier of bills, and whoever makes a store again.
     topics = {("models", 1): [*records[:1], stray, *records[1:]]}
     assert [f.position for f in decided_facts(_Reading(topics), codec, "models")] == [  # type: ignore[arg-type]
-        p.position for r in records if (p := place_of(r.headers))
+        p.position for r in records if (p := chain_position_of(r.headers))
     ]
     events: dict[int, Any] = {}
     chain = Chain()
     for record in topics["models", 1]:
         take(record, codec, chain, events)
-    assert sorted(events) == [p.position for r in records if (p := place_of(r.headers))]
+    assert sorted(events) == [p.position for r in records if (p := chain_position_of(r.headers))]
 
 
 def test_an_opening_of_a_schema_not_known_yet_waits_for_a_program_that_knows_it(codec: Codec) -> None:
-    lanes, beat = _log(codec, 20, random.Random(6))
-    newer = Record("models", 1, 900, 0, b"k", b"\x00\x7f\x00\x00\x00...", Place("next", 999, 0).headers | {"ce_type": b"StoreOpened"})
-    follower = _follower(codec, fold := Seen())
-    _feed(follower, [*(r for rs in lanes.values() for r in rs), newer, beat])
+    lanes, heartbeat = _log(codec, 20, random.Random(6))
+    newer = Record(
+        "models", 1, 900, 0, b"k", b"\x00\x7f\x00\x00\x00...", ChainPosition("next", 999, 0).headers | {"ce_type": b"StoreOpened"}
+    )
+    fold_runner = _fold_runner(codec, fold := Seen())
+    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), newer, heartbeat])
     assert fold.names == [str(n) for n in range(1, 21)]
-    assert follower.lag == 1, "a snapshot past it would never see it again"
+    assert fold_runner.lag == 1, "a snapshot past it would never see it again"
 
 
 class _Reading:
@@ -265,14 +266,14 @@ class _Reading:
 
 
 def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:
-    lanes, beat = _log(codec, 5, random.Random(5))
-    said = Heartbeat.from_json(beat.value)
-    place = place_of(lanes["models", 1][-1].headers)
-    assert place is not None and said is not None
-    bad = Record("models", 1, 99, 0, None, b"garbage", Place("s", 999, place.position).headers)
+    lanes, heartbeat = _log(codec, 5, random.Random(5))
+    said = Heartbeat.from_json(heartbeat.value)
+    chain_position = chain_position_of(lanes["models", 1][-1].headers)
+    assert chain_position is not None and said is not None
+    bad = Record("models", 1, 99, 0, None, b"garbage", ChainPosition("s", 999, chain_position.position).headers)
     later = Heartbeat("s", 999, {**said.sent, "models/1": 999})
-    follower = _follower(codec, Seen())
+    fold_runner = _fold_runner(codec, Seen())
     records = [*(r for rs in lanes.values() for r in rs), bad, Record("heartbeats", 0, 0, 1, None, later.to_json(), {})]
     with pytest.raises(Undecodable, match="not_framed"):
-        _feed(follower, records)
-    assert follower.position == 0
+        _feed(fold_runner, records)
+    assert fold_runner.position == 0

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from events.facts.fact import Coordinate
 from events.log import snapshot as snapshots
-from events.log.fold_runner import Follower
+from events.log.fold_runner import FoldRunner
+from events.log.record import Coordinate
 from events.log.snapshot import FORMAT, SnapshotBroken
 from events.process.settings import Settings
-from events.schema.codec import Codec, SchemaBook
+from events.schema.codec import Codec, SchemaSet
 from serving.gateway.keys import Keys
 from serving.gateway.routes import Retirement, Routes, Version
 from serving.model_interface import Interface, Tensor
@@ -154,11 +154,11 @@ def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
 # --- which snapshots are taken
 
 
-def restored(path: Path) -> tuple[Follower, Routes]:
+def restored(path: Path) -> tuple[FoldRunner, Routes]:
     routes = Routes()
-    follower = Follower(Settings(), Codec(SchemaBook()), "log", ("accounts",), routes, name="test", snapshot=path)
-    follower._restore()  # pyright: ignore[reportPrivateUsage]
-    return follower, routes
+    fold_runner = FoldRunner(Settings(), Codec(SchemaSet()), "log", ("accounts",), routes, name="test", snapshot=path)
+    fold_runner._restore()  # pyright: ignore[reportPrivateUsage]
+    return fold_runner, routes
 
 
 SHAPELESS = b'1 0\n{"model":"m","owner":"o","versions":7}\n'
@@ -175,9 +175,9 @@ def written(path: Path, **changes: Any) -> bytes:
 
 def test_a_fold_goes_on_where_its_snapshot_stood(tmp_path: Path) -> None:
     written(path := tmp_path / "a.snapshot")
-    follower, routes = restored(path)
-    assert (follower.position, follower.store, len(routes.keys)) == (103, "s", 1)
-    follower.save()
+    fold_runner, routes = restored(path)
+    assert (fold_runner.position, fold_runner.store, len(routes.keys)) == (103, "s", 1)
+    fold_runner.save()
     assert snapshots.read(path)[0] == {
         "code": Routes.code_version,
         "log_id": "log",
@@ -198,8 +198,8 @@ def test_a_fold_goes_on_where_its_snapshot_stood(tmp_path: Path) -> None:
 )
 def test_a_snapshot_of_other_code_another_log_or_a_strange_shape_is_ignored(tmp_path: Path, changes: dict[str, Any]) -> None:
     written(path := tmp_path / "a.snapshot", **changes)
-    follower, routes = restored(path)
-    assert (follower.position, follower.store, len(routes.keys)) == (0, "", 0)
+    fold_runner, routes = restored(path)
+    assert (fold_runner.position, fold_runner.store, len(routes.keys)) == (0, "", 0)
 
 
 def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(
     older = json.dumps(head).encode() + b"\n" + json.dumps({"keys": [], "models": []}).encode()
     for wrong in (older, FORMAT.replace(b"2", b"3") + data[len(FORMAT) :], data[:-1], b""):
         path.write_bytes(wrong)
-        follower, routes = restored(path)
-        assert (follower.position, len(routes.keys)) == (0, 0)
+        fold_runner, routes = restored(path)
+        assert (fold_runner.position, len(routes.keys)) == (0, 0)
     lanes = {f"accounts/{p}": [10, "s", 100, {}] for p in range(4)}
     for state in (b"", b"0 0\nnot a key\n", b"1 0\n{}\n", b"0 1\n{}\n", b"0 0\n" + b"0" * 64 + b"[]\n", b"0 0\n\n\n", SHAPELESS):
         snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes}, [state])
-        follower, routes = restored(path)
-        assert (follower.position, follower.store, len(routes.keys), routes.models) == (0, "", 0, {})
+        fold_runner, routes = restored(path)
+        assert (fold_runner.position, fold_runner.store, len(routes.keys), routes.models) == (0, "", 0, {})

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.facts.catalogue import FACTS, TOPICS, FactEntry, entries
 from events.facts.fact import Fact
 from events.facts.log import StoreOpened
+from events.facts.topics import FACTS, TOPICS, FactEntry, entries
 from events.schema import derivation as avro
-from events.schema.codec import FRAME_BYTES_MAX, Codec, FrameTooLarge, Schema, SchemaBook, Undecodable, UnknownSubject, todays_schemas
+from events.schema.codec import FRAME_BYTES_MAX, Codec, FrameTooLarge, Schema, SchemaSet, Undecodable, UnknownSubject, todays_schemas
 from events.schema.examples import example_of
 
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    book = SchemaBook()
+    schemas = SchemaSet()
     for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
-        book.add(Schema.of(schema_id, subject, definition))
-    return Codec(book)
+        schemas.add(Schema.of(schema_id, subject, definition))
+    return Codec(schemas)
 
 
 @pytest.mark.parametrize("entry", list(entries()), ids=lambda e: e.subject)
@@ -68,9 +68,9 @@ def test_a_record_with_something_after_its_end_is_refused(codec: Codec) -> None:
 
 @given(cut=st.integers(min_value=5, max_value=400))
 def test_a_record_cut_short_is_never_read(cut: int) -> None:
-    book = SchemaBook()
-    book.add(Schema.of(1, "usage-InvocationSettled", todays_schemas()["usage-InvocationSettled"]))
-    codec = Codec(book)
+    schemas = SchemaSet()
+    schemas.add(Schema.of(1, "usage-InvocationSettled", todays_schemas()["usage-InvocationSettled"]))
+    codec = Codec(schemas)
     frame = codec.encode(example_of(FACTS["InvocationSettled"]))
     if cut < len(frame):
         with pytest.raises(Undecodable):
@@ -85,16 +85,16 @@ def test_a_fact_that_does_not_fit_is_refused_before_it_is_stored(codec: Codec) -
 
 def test_a_fact_without_a_schema_on_the_log_is_not_written() -> None:
     with pytest.raises(UnknownSubject, match="schemas publish"):
-        Codec(SchemaBook()).encode(example_of(FACTS["TenantCreated"]))
+        Codec(SchemaSet()).encode(example_of(FACTS["TenantCreated"]))
 
 
 def test_an_older_record_takes_todays_defaults_for_what_it_did_not_know() -> None:
     schema = json.loads(todays_schemas()["usage-InvocationSettled"])
     schema["fields"] = [f for f in schema["fields"] if f["name"] not in ("images", "labels")]
-    book = SchemaBook()
-    book.by_id[9] = Schema.of(9, "usage-InvocationSettled", json.dumps(schema))
-    book.current["usage-InvocationSettled"] = book.by_id[9]
-    old = Codec(book)
+    schemas = SchemaSet()
+    schemas.by_id[9] = Schema.of(9, "usage-InvocationSettled", json.dumps(schema))
+    schemas.current["usage-InvocationSettled"] = schemas.by_id[9]
+    old = Codec(schemas)
     fact = example_of(FACTS["InvocationSettled"])
     frame = old.encode_dict("InvocationSettled", fact.model_dump())
     _, body = old.decode(frame)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from events.facts.catalogue import TOPICS, entries
-from events.log.chain import TYPE, Place
-from events.log.store_opening import UNREADABLE_OPENING
-from events.schema.codec import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from events.facts.topics import TOPICS, entries
+from events.log.chain import TYPE, ChainPosition
+from events.log.chain_check import UNREADABLE_OPENING
+from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
 from projections.catalog.documents import ROUTES_KEPT, STEPS, evolve
 from projections.catalog.queries import public
 from projections.catalog.rows import PartitionFold
@@ -24,7 +24,7 @@ MODEL = "model-vision-demo-digits"
 
 
 def codec() -> Codec:
-    book = SchemaBook()
+    book = SchemaSet()
     for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
         book.add(Schema.of(i, subject, definition))
     return Codec(book)
@@ -74,9 +74,9 @@ class Log:
         self.topic, self.fold, self.offset = topic, PartitionFold(topic, 0, CODEC), 0
         self.dead: list[str] = []
 
-    def put(self, said: tuple[str, dict[str, Any]] | bytes, place: Place | None = None) -> list[dict[str, Any]]:
+    def put(self, said: tuple[str, dict[str, Any]] | bytes, chain_position: ChainPosition | None = None) -> list[dict[str, Any]]:
         value = said if isinstance(said, bytes) else CODEC.encode_dict(*said, self.topic if said[0] == "StoreOpened" else None)
-        headers = {TYPE: b"" if isinstance(said, bytes) else said[0].encode(), **(place.headers if place else {})}
+        headers = {TYPE: b"" if isinstance(said, bytes) else said[0].encode(), **(chain_position.headers if chain_position else {})}
         rows, dead = self.fold.take(Raw(self.topic, 0, self.offset, 1, b"k", value), headers)
         self.offset += 1
         self.dead += [d.code for d in dead]
@@ -89,7 +89,7 @@ def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), position: int = 1) -> list[dict[str, Any]]:
     fact = {**base(position), "version": 1, "store": store, "previous_store": previous[0], "previous_position": previous[1], "by": "relay"}
-    return log.put(("StoreOpened", fact), Place(store, position, 0))
+    return log.put(("StoreOpened", fact), ChainPosition(store, position, 0))
 
 
 def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
@@ -104,7 +104,7 @@ def test_every_topic_but_heartbeats_is_folded_into_some_table() -> None:
 def test_each_record_leaves_a_row_and_the_state_after_it() -> None:
     log = Log("prices")
     assert kinds(opened(log)) == [("store", 0)]
-    rows = log.put(published(2), Place("s", 5, 1)) + log.put(published(3), Place("s", 6, 5))
+    rows = log.put(published(2), ChainPosition("s", 5, 1)) + log.put(published(3), ChainPosition("s", 6, 5))
     assert kinds(rows) == [("decided", 1), ("decided", 2)]
     assert sorted(json.loads(rows[0]["state"])["versions"]) == ["2"]
     assert sorted(json.loads(rows[1]["state"])["versions"]) == ["2", "3"]
@@ -120,9 +120,9 @@ def test_a_row_has_exactly_the_columns_of_its_table() -> None:
 def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
     log = Log("models")
     opened(log)
-    log.put(retired(2, "first"), Place("s", 2, 1))
-    log.put(retired(3, "second"), Place("s", 3, 2))
-    rows = log.put(retired(2, "first"), Place("s", 2, 1))
+    log.put(retired(2, "first"), ChainPosition("s", 2, 1))
+    log.put(retired(3, "second"), ChainPosition("s", 3, 2))
+    rows = log.put(retired(2, "first"), ChainPosition("s", 2, 1))
     assert kinds(rows) == [("copy", 3)]
     assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
 
@@ -130,8 +130,8 @@ def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
 def test_a_record_waits_for_its_predecessor_even_when_that_comes_later_on_the_log() -> None:
     log = Log("models")
     opened(log)
-    assert log.put(retired(3, "second"), Place("s", 3, 2)) == []
-    rows = log.put(retired(2, "first"), Place("s", 2, 1))
+    assert log.put(retired(3, "second"), ChainPosition("s", 3, 2)) == []
+    rows = log.put(retired(2, "first"), ChainPosition("s", 2, 1))
     assert kinds(rows) == [("decided", 2), ("decided", 1)]
     assert [row["step"] for row in rows] == [2, 3]
     assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
@@ -146,7 +146,7 @@ def test_a_gap_holds_back_everything_behind_it() -> None:
                 "RolledBack",
                 {**base(9), "version": 2, "model": MODEL, "from_version": "2.0.0", "to_version": "1.0.0", "reason": "r", "by": "u"},
             ),
-            Place("s", 9, 7),
+            ChainPosition("s", 9, 7),
         )
         == []
     )
@@ -157,8 +157,8 @@ def test_a_gap_holds_back_everything_behind_it() -> None:
 def test_a_new_store_is_followed_only_by_its_own_fact() -> None:
     log = Log("models")
     opened(log)
-    log.put(retired(2, "old store"), Place("s", 2, 1))
-    assert log.put(retired(2, "stranger"), Place("t", 5, 4)) == []
+    log.put(retired(2, "old store"), ChainPosition("s", 2, 1))
+    assert log.put(retired(2, "stranger"), ChainPosition("t", 5, 4)) == []
     rows = opened(log, "t", ("s", 2), 3)
     assert kinds(rows) == [("store", 3)]
     assert log.fold.documents[MODEL]["retired"]["reason"] == "old store"
@@ -185,12 +185,12 @@ def test_a_stray_is_a_dead_letter_with_a_row_and_the_fold_goes_on(stray: bytes, 
     opened(log)
     assert kinds(log.put(stray)) == [("dead", 1)]
     assert log.dead == [code]
-    assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
+    assert kinds(log.put(retired(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
 
 
 def test_headers_that_claim_a_place_where_there_is_no_chain_hold_nothing_back() -> None:
     log = Log("alerts")
-    rows = log.put(b"garbage", Place("stranger", 1 << 40, 7)) + log.put(alert("raised", 1), Place("stranger", 9, 8))
+    rows = log.put(b"garbage", ChainPosition("stranger", 1 << 40, 7)) + log.put(alert("raised", 1), ChainPosition("stranger", 9, 8))
     assert (kinds(rows), log.dead) == ([("dead", 0), ("observed", 1)], ["not_framed"])
 
 
@@ -224,18 +224,18 @@ def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on()
     log = Log("models")
     opened(log)
     fake = Raw("models", 0, log.offset, 1, b"k", b"garbage")
-    rows, dead = log.fold.take(fake, {TYPE: b"StoreOpened", **Place("stranger", 1 << 40, 0).headers})
+    rows, dead = log.fold.take(fake, {TYPE: b"StoreOpened", **ChainPosition("stranger", 1 << 40, 0).headers})
     log.offset += 1
     assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1)], [UNREADABLE_OPENING])
     assert rows[0]["position"] == 1, "a number that nobody vouches for moves no position"
-    assert kinds(log.put(retired(2, "after"), Place("s", 2, 1))) == [("decided", 2)]
+    assert kinds(log.put(retired(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
 
 
 def test_a_decided_record_in_its_place_that_cannot_be_read_stops_the_fold() -> None:
     log = Log("models")
     opened(log)
     with pytest.raises(Undecodable):
-        log.put(b"\x00\x00\x00\x00\x01", Place("s", 2, 1))
+        log.put(b"\x00\x00\x00\x00\x01", ChainPosition("s", 2, 1))
 
 
 def test_a_rollout_moves_the_weights_and_a_rollback_returns_them() -> None:

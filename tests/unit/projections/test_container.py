@@ -13,8 +13,8 @@ import fastavro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.facts.catalogue import entries
-from events.schema.codec import Codec, Schema, SchemaBook, Undecodable, todays_schemas
+from events.facts.topics import entries
+from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
 from projections.ingest import avro_container as container
 from projections.usage.table import COLUMNS, LOG_COLUMNS, create_table, insert_for
 from projections.usage.validator import judge
@@ -22,14 +22,14 @@ from projections.usage.validator import judge
 USAGE = [e for e in entries() if e.topic == "usage"]
 
 
-def book() -> SchemaBook:
-    made = SchemaBook()
+def schemas() -> SchemaSet:
+    made = SchemaSet()
     for i, (subject, definition) in enumerate(sorted(todays_schemas().items())):
         made.add(Schema.of(i + 1, subject, definition))
     return made
 
 
-CODEC = Codec(book())
+CODEC = Codec(schemas())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from events.facts.alerts import AlertRaised, AlertResolved
 from events.process.settings import Settings
-from events.schema.codec import Codec, Schema, SchemaBook, todays_schemas
+from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from serving.control.alerting import Alerts
 from serving.control.controller import Controller, Voice
 from serving.control.ray_rest import AppState
@@ -38,10 +38,10 @@ class Paper:
 
 @pytest.fixture
 def paper() -> Paper:
-    book = SchemaBook()
+    schemas = SchemaSet()
     for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
-        book.add(Schema.of(schema_id, subject, definition))
-    return Paper(Codec(book))
+        schemas.add(Schema.of(schema_id, subject, definition))
+    return Paper(Codec(schemas))
 
 
 @pytest.fixture

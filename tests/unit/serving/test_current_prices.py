@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from events.facts.fact import Coordinate
+from events.log.record import Coordinate
 from serving.gateway.current_prices import CLOCKS_APART_US_MAX, Tariffs
 from serving.gateway.routes import Routes
 

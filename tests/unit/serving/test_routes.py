@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.facts.fact import Coordinate
+from events.log.record import Coordinate
 from events.process.settings import Settings
 from serving.gateway.invocation import Call, choose
 from serving.gateway.routes import NOWHERE, Key, Routes, pick

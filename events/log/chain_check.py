@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from events.log.chain import STORE_OPENED, TYPE, Chain, Place, Verdict
+from events.log.chain import STORE_OPENED, TYPE, Chain, ChainCheck, ChainPosition
 from events.schema.codec import Codec, Undecodable
 
 _OPENED = STORE_OPENED.encode()
@@ -16,18 +16,18 @@ UNREADABLE_OPENING = "unreadable_opening"
 """The code under which such a record is set aside."""
 
 
-def judge(chain: Chain, codec: Codec, place: Place, headers: Mapping[str, bytes], value: bytes | None) -> Verdict:
+def check_chain(chain: Chain, codec: Codec, chain_position: ChainPosition, headers: Mapping[str, bytes], value: bytes | None) -> ChainCheck:
     """STRAY only for a record whose headers say `StoreOpened` and whose bytes are none; decodes nothing else. An opening under a schema
     that this process does not know WAITS: a newer program may have sent it, and whoever starts anew knows the schema."""
     if headers.get(TYPE) != _OPENED:
-        return chain.judge(place)
+        return chain.check(chain_position)
     try:
         name, body = codec.decode(value)
     except Undecodable as e:
-        verdict = chain.judge(place)
-        if verdict is Verdict.COPY:
+        verdict = chain.check(chain_position)
+        if verdict is ChainCheck.COPY:
             return verdict
-        return Verdict.WAITS if e.code == "unknown_schema" else Verdict.STRAY
+        return ChainCheck.WAIT if e.code == "unknown_schema" else ChainCheck.UNREADABLE
     if name != STORE_OPENED:
-        return Verdict.COPY if chain.judge(place) is Verdict.COPY else Verdict.STRAY
-    return chain.judge(place, (str(body["previous_store"]), int(body["previous_position"])))
+        return ChainCheck.COPY if chain.check(chain_position) is ChainCheck.COPY else ChainCheck.UNREADABLE
+    return chain.check(chain_position, (str(body["previous_store"]), int(body["previous_position"])))

@@ -1,4 +1,4 @@
-"""The topics of the catalogue on a broker: made where missing, never changed, and every difference said (K1). The admin half of `log.py`."""
+"""The topics of the topic table on a broker: made where missing, never changed, and every difference said (K1). The admin half of `log.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from confluent_kafka.admin import (
     ResourceType,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from events.facts.catalogue import TOPICS, Topic
+from events.facts.topics import TOPICS, Topic
 from events.log.client import CALL_S_MAX, RECORD_BYTES_MAX, LogMismatch, LogUnavailable, client_config
 from events.process.settings import Settings
 
@@ -29,7 +29,7 @@ def _topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
 
 
 def apply_topics(settings: Settings) -> list[str]:
-    """Creates what is missing from the catalogue and returns the names. Never changes what is there."""
+    """Creates what is missing from the topic table and returns the names. Never changes what is there."""
     admin = AdminClient(client_config(settings))
     there = _existing(admin)
     missing = [t for t in TOPICS.values() if t.name not in there]
@@ -51,7 +51,7 @@ def apply_topics(settings: Settings) -> list[str]:
 
 
 def topic_drift(settings: Settings) -> list[str]:
-    """Each difference between the catalogue and the broker, as a sentence; empty when there is none (K1)."""
+    """Each difference between the topic table and the broker, as a sentence; empty when there is none (K1)."""
     admin = AdminClient(client_config(settings))
     there = _existing(admin)
     drift: list[str] = []
@@ -60,7 +60,7 @@ def topic_drift(settings: Settings) -> list[str]:
         if t.name not in there:
             drift.append(f"{t.name}: missing")
         elif there[t.name] != t.partitions:
-            drift.append(f"{t.name}: {there[t.name]} partitions, the catalogue says {t.partitions}; partition counts never change")
+            drift.append(f"{t.name}: {there[t.name]} partitions, the topic table says {t.partitions}; partition counts never change")
     if present:
         resources = [ConfigResource(ResourceType.TOPIC, t.name) for t in present]
         for resource, future in admin.describe_configs(resources, request_timeout=CALL_S_MAX).items():
@@ -71,7 +71,7 @@ def topic_drift(settings: Settings) -> list[str]:
             for key, want in _topic_config(TOPICS[resource.name], settings).items():
                 if key in entries and entries[key].value != want:
                     default = " (the broker's default)" if entries[key].source != ConfigSource.DYNAMIC_TOPIC_CONFIG.value else ""
-                    drift.append(f"{resource.name}: {key}={entries[key].value}{default}, the catalogue says {want}")
+                    drift.append(f"{resource.name}: {key}={entries[key].value}{default}, the topic table says {want}")
     return drift
 
 
