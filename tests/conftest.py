@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
+
+# A busy machine must not fail a property: pytest's own time-out bounds each test.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture
