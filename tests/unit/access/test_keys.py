@@ -1,0 +1,126 @@
+"""The fold of API keys: who holds a secret now, and what a snapshot keeps of it (K5)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from access.bearer import digest_of
+from access.codes import KEY_EXPIRED, KEY_REVOKED, KEY_UNKNOWN
+from access.keys import UNPACKED_MAX, Keys
+from access.principal import FIRST_ADMIN, Principal, SecretDigest
+
+NOW = 1_000
+
+
+def digest(n: int) -> SecretDigest:
+    return SecretDigest(hashlib.sha256(b"%d" % n).digest())
+
+
+def issued(n: int, **more: Any) -> dict[str, Any]:
+    who = {"tenant": f"t{n % 7}", "key_id": f"k{n}", "user": "u", "scopes": ["invoke"], "labels": {"n": str(n)}, "expires_at": None}
+    return who | dict.fromkeys(("sub_account", "department", "team", "project"), "") | {"key_sha256": digest(n).hex()} | more
+
+
+def again(keys: Keys) -> Keys:
+    return Keys.load(b"".join(keys.dump()).split(b"\n")[:-1])
+
+
+def test_a_key_works_from_its_issue_until_it_expires() -> None:
+    keys = Keys()
+    assert keys.identify(digest(1), NOW) is KEY_UNKNOWN
+    keys.issue(issued(1, expires_at=NOW))
+    assert isinstance(keys.identify(digest(1), NOW - 1), Principal)
+    assert keys.identify(digest(1), NOW) is KEY_EXPIRED
+
+
+def test_a_revoked_key_is_told_from_an_expired_and_from_an_unknown_one_after_a_restart_too() -> None:
+    keys = Keys()
+    for n in range(4):
+        keys.apply("ApiKeyIssued", issued(n, expires_at=NOW if n == 3 else None))
+    keys.apply("ApiKeyRevoked", {"tenant": "t2", "key_id": "k2"})
+    keys.apply("TenantCreated", {"tenant": "t2"})
+    for fold in (keys, again(keys), again(again(keys))):
+        assert isinstance(fold.identify(digest(1), NOW), Principal)
+        assert fold.identify(digest(2), NOW) is KEY_REVOKED
+        assert fold.identify(digest(3), NOW) is KEY_EXPIRED
+        assert fold.identify(digest(4), NOW) is KEY_UNKNOWN
+        assert len(fold) == 3
+
+
+def test_a_key_that_was_used_stops_working_when_it_is_revoked() -> None:
+    keys = Keys()
+    keys.issue(issued(1))
+    assert isinstance(keys.identify(digest(1), NOW), Principal)
+    keys.revoke("t1", "k1")
+    assert keys.identify(digest(1), NOW) is KEY_REVOKED
+    keys.revoke("t1", "k1")
+    keys.revoke("t1", "never issued")
+    assert keys.identify(digest(1), NOW) is KEY_REVOKED
+
+
+def test_a_key_comes_back_with_every_dimension_and_can_be_revoked() -> None:
+    keys = Keys()
+    words = {"sub_account": "s", "department": "d", "team": "", "project": "p"}
+    keys.issue(issued(1, tenant='a"\\', key_id="钥匙\n", expires_at=NOW + 5, scopes=["read", "invoke"], **words))
+    keys.issue(issued(2))
+    then = again(keys)
+    found = then.identify(digest(1), NOW)
+    assert found == keys.identify(digest(1), NOW)
+    assert found == Principal('a"\\', "u", "钥匙\n", frozenset({"read", "invoke"}), words, {"n": "1"})  # pyright: ignore[reportArgumentType]
+    then.revoke('a"\\', "钥匙\n")
+    assert then.identify(digest(1), NOW) is KEY_REVOKED and isinstance(then.identify(digest(2), NOW), Principal) and len(then) == 1
+
+
+def test_a_key_issued_again_is_not_the_one_that_was_used_before() -> None:
+    keys = Keys()
+    keys.issue(issued(1))
+    assert keys.identify(digest(1), NOW) is keys.identify(digest(1), NOW)
+    keys.issue(issued(1, scopes=["read"]))
+    found = keys.identify(digest(1), NOW)
+    assert isinstance(found, Principal) and found.scopes == {"read"}
+
+
+def test_the_first_admins_key_is_known_where_it_was_given_and_is_in_no_snapshot() -> None:
+    secret = digest_of(b"mm_first")
+    keys = Keys(secret)
+    assert keys.identify(secret, NOW) is FIRST_ADMIN and len(keys) == 0
+    assert again(keys).identify(secret, NOW) is KEY_UNKNOWN
+    assert Keys.load([], secret).identify(secret, NOW) is FIRST_ADMIN
+
+
+def test_unpacked_keys_are_bounded() -> None:
+    keys = Keys()
+    for n in range(UNPACKED_MAX + 2):
+        keys.issue(issued(n))
+        assert isinstance(keys.identify(digest(n), NOW), Principal)
+    assert len(keys._unpacked) <= UNPACKED_MAX  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("line", [b"0" * 64 + b"[]", b"not a key", b"0" * 63])
+def test_a_line_that_is_no_key_is_an_error(line: bytes) -> None:
+    with pytest.raises(ValueError):
+        Keys.load([line])
+
+
+@given(st.lists(st.tuples(st.sampled_from(("issue", "revoke", "snapshot")), st.integers(0, 9)), max_size=60))
+def test_the_packed_fold_says_what_a_plain_one_says(history: list[tuple[str, int]]) -> None:
+    keys, working, revoked = Keys(), set[int](), set[int]()
+    for what, n in history:
+        if what == "snapshot":
+            keys = again(keys)
+        elif what == "issue" and n not in revoked:  # key ids and secrets are minted: none comes back
+            keys.issue(issued(n))
+            working.add(n)
+        elif what == "revoke" and n in working:
+            keys.revoke(f"t{n % 7}", f"k{n}")
+            working.discard(n)
+            revoked.add(n)
+    for n in range(10):
+        found = keys.identify(digest(n), NOW)
+        assert isinstance(found, Principal) if n in working else found is (KEY_REVOKED if n in revoked else KEY_UNKNOWN)
+    assert len(keys) == len(working)
