@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never
 
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, missing
 from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, TenantId, Timestamp
@@ -116,7 +116,7 @@ def evolve(state: BillState, fact: BillFact) -> BillState:
             assert_never(fact)
 
 
-def decide(state: BillState, command: BillCommand, origin: Origin) -> Decision:
+def decide(state: BillState, command: BillCommand, origin: CommandContext) -> Decision:
     match command:
         case FixCut():
             return _fix(state, command, origin)
@@ -126,7 +126,7 @@ def decide(state: BillState, command: BillCommand, origin: Origin) -> Decision:
             assert_never(command)
 
 
-def _fix(state: BillState, c: FixCut, o: Origin) -> Decision:
+def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
     if c.period_start > o.now:
         return conflict("period_not_begun", f"{c.period} has not begun", "period", "bill it when it has")
     if c.book_currency not in ("", c.currency):
@@ -173,7 +173,7 @@ def _fix(state: BillState, c: FixCut, o: Origin) -> Decision:
     return (fact,)
 
 
-def _complete(state: BillState, c: CompleteBill, o: Origin) -> Decision:
+def _complete(state: BillState, c: CompleteBill, o: CommandContext) -> Decision:
     if isinstance(state, NoBills):
         return missing("no_cut", "no bill of this tenant was fixed", "number", "fix a cut first")
     cut = state.cut

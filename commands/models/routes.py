@@ -10,6 +10,17 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from commands.artifacts.intake import ArtifactIntake, IntakeBusy
+from commands.deployments import decide as deployment_decide
+from commands.deployments.decide import (
+    AdvanceRollout,
+    DeploymentCommand,
+    DeployVersion,
+    PromoteRollout,
+    RollBack,
+    StartRollout,
+    UndeployVersion,
+)
 from commands.http.bodies import (
     Accepted,
     AddVersionBody,
@@ -23,19 +34,10 @@ from commands.http.bodies import (
     RollBackBody,
     RolloutBody,
 )
+from commands.http.command_app import Call, CommandApp, Refused
 from commands.http.problems import busy_response, rejected_response
-from commands.models import decide_deployment as deployment_decide
-from commands.models import decide_lifecycle as model_decide
-from commands.models.decide_deployment import (
-    AdvanceRollout,
-    DeploymentCommand,
-    DeployVersion,
-    PromoteRollout,
-    RollBack,
-    StartRollout,
-    UndeployVersion,
-)
-from commands.models.decide_lifecycle import (
+from commands.models import decide as model_decide
+from commands.models.decide import (
     AddVersion,
     LifecycleCommand,
     RegisterModel,
@@ -44,12 +46,10 @@ from commands.models.decide_lifecycle import (
     SubmitVersion,
     no_model,
 )
-from commands.models.intake import IntakeBusy, IntakeDesk
 from commands.models.semver import parse
 from commands.models.state import ActiveModel, Approved, ModelState, NoModel
 from commands.processor.aggregates import MODEL
-from commands.processor.command_app import Call, Office, Refused
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, forbidden, invalid
 from commands.tenants.routes import existing_tenant
 from events.facts.fact import DecidedFact, ModelId, TenantId, UserId
@@ -61,8 +61,8 @@ _ADDRESS = re.compile(r"^(model-[a-z0-9-]{1,160})-v(\d.*)$")
 class Models:
     """A model, its versions and their reviews."""
 
-    def __init__(self, office: Office, intake: IntakeDesk) -> None:
-        self._office, self._intake = office, intake
+    def __init__(self, app: CommandApp, intake: ArtifactIntake) -> None:
+        self._app, self._intake = app, intake
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/models", tags=["models"])
@@ -76,8 +76,8 @@ class Models:
 
     def register(self, body: RegisterModelBody, request: Request) -> Response:
         """Takes a name for ever and describes the model behind it."""
-        call = self._office.enter(request, "models")
-        tenant = _tenant(self._office, call, body.tenant)
+        call = self._app.enter(request, "models")
+        tenant = _tenant(self._app, call, body.tenant)
         model = ModelId(f"model-{body.domain}-{body.team}-{body.name}")
         command = RegisterModel(
             model,
@@ -92,7 +92,7 @@ class Models:
             body.tags,
             body.compliance.fact(),
         )
-        return self._office.run(
+        return self._app.run(
             call,
             MODEL,
             model,
@@ -105,8 +105,8 @@ class Models:
 
     def read(self, model: ModelPath, request: Request) -> Response:
         """The state that commands are decided on. The ETag is its version."""
-        call = self._office.enter(request, "models", "deploy", "read", "review:business", "review:security")
-        state = self._office.aggregates.load(MODEL, model)
+        call = self._app.enter(request, "models", "deploy", "read", "review:business", "review:security")
+        state = self._app.aggregates.load(MODEL, model)
         if isinstance(state, NoModel) or not _sees(call, state):
             return rejected_response(no_model(), call.headers)
         content = orjson.dumps(asdict(state), default=lambda part: part.model_dump())
@@ -114,10 +114,10 @@ class Models:
 
     def add_version(self, model: ModelPath, body: AddVersionBody, request: Request) -> Response:
         """Adds a draft whose bytes are fixed by digest; the file must be here and be what the description says."""
-        call = self._office.enter(request, "models")
-        state = self._office.aggregates.load(MODEL, model)
+        call = self._app.enter(request, "models")
+        state = self._app.aggregates.load(MODEL, model)
         if not isinstance(state, ActiveModel) or not call.principal.acts_for(state.tenant):
-            return _run_lifecycle(self._office, call, model, SubmitVersion(body.version), "add version")  # says 404 or 410
+            return _run_lifecycle(self._app, call, model, SubmitVersion(body.version), "add version")  # says 404 or 410
         technical = body.technical.fact()
         try:
             size, found = self._intake.check(state.tenant, body.artifact, technical)
@@ -129,32 +129,32 @@ class Models:
         if found is not None:
             return rejected_response(found, call.headers)
         lineage = body.lineage.fact()
-        known = frozenset(p for p in lineage.parents if _exists(self._office, call, p))
+        known = frozenset(p for p in lineage.parents if _exists(self._app, call, p))
         command = AddVersion(body.version, technical, body.artifact, size, body.release_notes, lineage, known)
-        return _run_lifecycle(self._office, call, model, command, "add version", body, 201)
+        return _run_lifecycle(self._app, call, model, command, "add version", body, 201)
 
     def submit(self, model: ModelPath, version: PartPath, request: Request) -> Response:
         """Asks for review."""
-        return _run_lifecycle(self._office, self._office.enter(request, "models"), model, SubmitVersion(version), f"submit {version}")
+        return _run_lifecycle(self._app, self._app.enter(request, "models"), model, SubmitVersion(version), f"submit {version}")
 
     def review(self, model: ModelPath, version: PartPath, body: ReviewBody, request: Request) -> Response:
         """One reviewer's verdict. Business and security are given by two people who did not make the version."""
         scope = "review:business" if body.review == "business" else "review:security"
-        call = self._office.enter(request, scope)
+        call = self._app.enter(request, scope)
         command = ReviewVersion(version, body.review, body.verdict, body.comment)
-        return _run_lifecycle(self._office, call, model, command, f"review {version}", body, everybodys=True)
+        return _run_lifecycle(self._app, call, model, command, f"review {version}", body, everybodys=True)
 
     def retire(self, model: ModelPath, body: RetireBody, request: Request) -> Response:
         """No more calls, for ever; what is loaded is unloaded."""
-        call = self._office.enter(request, "models")
-        return _run_lifecycle(self._office, call, model, RetireModel(body.reason, body.successor), "retire", body)
+        call = self._app.enter(request, "models")
+        return _run_lifecycle(self._app, call, model, RetireModel(body.reason, body.successor), "retire", body)
 
 
 class Traffic:
     """Which of a model's versions takes which calls."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/models", tags=["traffic"])
@@ -168,37 +168,37 @@ class Traffic:
 
     def deploy(self, model: ModelPath, body: DeployBody, request: Request) -> Response:
         """The first version takes all calls as soon as it is ready."""
-        call = self._office.enter(request, "deploy")
-        return _run_deployment(self._office, call, model, DeployVersion(body.version, body.spec.fact()), "deploy", body, 201)
+        call = self._app.enter(request, "deploy")
+        return _run_deployment(self._app, call, model, DeployVersion(body.version, body.spec.fact()), "deploy", body, 201)
 
     def undeploy(self, model: ModelPath, version: PartPath, request: Request, reason: str = "not needed") -> Response:
         """Unloads a standby version."""
-        call = self._office.enter(request, "deploy")
-        return _run_deployment(self._office, call, model, UndeployVersion(version, reason[:1000]), f"undeploy {version} {reason[:1000]}")
+        call = self._app.enter(request, "deploy")
+        return _run_deployment(self._app, call, model, UndeployVersion(version, reason[:1000]), f"undeploy {version} {reason[:1000]}")
 
     def start_rollout(self, model: ModelPath, body: RolloutBody, request: Request) -> Response:
         """Loads a version beside the live one and gives it a share of the calls."""
-        call = self._office.enter(request, "deploy")
+        call = self._app.enter(request, "deploy")
         command = StartRollout(body.version, body.weight_percent, body.spec.fact() if body.spec else None)
-        return _run_deployment(self._office, call, model, command, "start rollout", body, 201)
+        return _run_deployment(self._app, call, model, command, "start rollout", body, 201)
 
     def advance(self, model: ModelPath, body: AdvanceBody, request: Request) -> Response:
         """Changes the share of the new version."""
-        call = self._office.enter(request, "deploy")
-        return _run_deployment(self._office, call, model, AdvanceRollout(body.weight_percent), "advance", body)
+        call = self._app.enter(request, "deploy")
+        return _run_deployment(self._app, call, model, AdvanceRollout(body.weight_percent), "advance", body)
 
     def promote(self, model: ModelPath, request: Request) -> Response:
         """The new version takes all calls; the old one stays loaded."""
-        return _run_deployment(self._office, self._office.enter(request, "deploy"), model, PromoteRollout(), "promote")
+        return _run_deployment(self._app, self._app.enter(request, "deploy"), model, PromoteRollout(), "promote")
 
     def roll_back(self, model: ModelPath, body: RollBackBody, request: Request) -> Response:
         """All calls go to an approved version again, by default the one before."""
-        call = self._office.enter(request, "deploy")
-        return _run_deployment(self._office, call, model, RollBack(body.reason, body.to_version or ""), "roll back", body)
+        call = self._app.enter(request, "deploy")
+        return _run_deployment(self._app, call, model, RollBack(body.reason, body.to_version or ""), "roll back", body)
 
 
 def _run_lifecycle(
-    office: Office,
+    app: CommandApp,
     call: Call,
     model: str,
     command: LifecycleCommand,
@@ -209,23 +209,23 @@ def _run_lifecycle(
     everybodys: bool = False,
 ) -> Response:
     decide = _owned(call, lambda state, origin: model_decide.decide(state, command, origin), everybodys)
-    return office.run(call, MODEL, model, decide, operation=operation, body=body, answer=_answer, status=status)
+    return app.run(call, MODEL, model, decide, operation=operation, body=body, answer=_answer, status=status)
 
 
 def _run_deployment(
-    office: Office, call: Call, model: str, command: DeploymentCommand, operation: str, body: Any = None, status: int = 200
+    app: CommandApp, call: Call, model: str, command: DeploymentCommand, operation: str, body: Any = None, status: int = 200
 ) -> Response:
     decide = _owned(call, lambda state, origin: deployment_decide.decide(state, command, origin), False)
-    return office.run(call, MODEL, model, decide, operation=operation, body=body, answer=_answer, status=status)
+    return app.run(call, MODEL, model, decide, operation=operation, body=body, answer=_answer, status=status)
 
 
-_Decide = Callable[[ModelState, Origin], Sequence[DecidedFact] | Rejected]
+_Decide = Callable[[ModelState, CommandContext], Sequence[DecidedFact] | Rejected]
 
 
 def _owned(call: Call, decide: _Decide, everybodys: bool) -> _Decide:
     """A stranger's model is as unknown as one that does not exist. Reviewers are the market's own, and see every tenant's."""
 
-    def decide_if_owned(state: ModelState, origin: Origin) -> Sequence[DecidedFact] | Rejected:
+    def decide_if_owned(state: ModelState, origin: CommandContext) -> Sequence[DecidedFact] | Rejected:
         if not everybodys and not isinstance(state, NoModel) and not call.principal.acts_for(state.tenant):
             return no_model()
         return decide(state, origin)
@@ -247,22 +247,22 @@ def _sees(call: Call, state: ModelState) -> bool:
     return call.principal.acts_for(state.tenant) or call.principal.may("review:business", "review:security")
 
 
-def _tenant(office: Office, call: Call, asked: str | None) -> TenantId:
+def _tenant(app: CommandApp, call: Call, asked: str | None) -> TenantId:
     tenant = TenantId(asked or call.principal.tenant)
     if not call.principal.acts_for(tenant):
         raise Refused(
             rejected_response(forbidden("foreign_tenant", "this key acts for its own tenant only", "tenant", "leave the field out"))
         )
-    existing_tenant(office, tenant)
+    existing_tenant(app, tenant)
     return tenant
 
 
-def _exists(office: Office, call: Call, parent: str) -> bool:
+def _exists(app: CommandApp, call: Call, parent: str) -> bool:
     """Whether a version address `model-…-v1.0.0` is of a version the caller may know of: an approved one of anybody's model, or their own."""
     found = _ADDRESS.match(parent)
     if found is None or parse(found[2]) is None:
         return False
-    state = office.aggregates.load(MODEL, found[1])
+    state = app.aggregates.load(MODEL, found[1])
     if isinstance(state, NoModel) or found[2] not in state.versions:
         return False
     return call.principal.acts_for(state.tenant) or isinstance(state.versions[found[2]], Approved)

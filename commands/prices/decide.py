@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict
 from events.facts.fact import BookId, Timestamp
 from events.facts.prices import Price, PriceBookPublished
@@ -52,7 +52,7 @@ def evolve(state: BookState, fact: PriceBookPublished) -> BookState:
     return OpenBook(fact.version, fact.book, fact.book_version, fact.currency, fact.effective_from)
 
 
-def decide(state: BookState, command: PublishPriceBook, origin: Origin) -> tuple[PriceBookPublished, ...] | Rejected:
+def decide(state: BookState, command: PublishPriceBook, origin: CommandContext) -> tuple[PriceBookPublished, ...] | Rejected:
     start = origin.now if command.effective_from is None else command.effective_from
     violations = _violations(command, start, origin.now)
     if violations:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from commands.processor.aggregates import Aggregates, Kind, S
-from commands.processor.context import Origin
-from commands.processor.idempotency_store import Answer, Answers, Request
+from commands.processor.context import CommandContext
+from commands.processor.idempotency_store import Answer, IdempotencyStore, Request
 from commands.processor.rejection import Rejected, conflict, invalid
 from commands.store.event_store import Conflict, Event, Store, StoreUnavailable
 from commands.store.stored_record import cloud_headers, placed, unpack
@@ -60,15 +60,15 @@ Outcome = Done | Rejected
 
 
 @dataclass(frozen=True, slots=True)
-class Task(Generic[S]):
+class PendingCommand(Generic[S]):
     """One command on its way. `decide` may give no facts at all: then nothing is written and all is well.
     `answer` makes the body of the answer from the new state and the facts; it must hold nothing secret (it is kept); members
     whose names begin with '_' are kept and not told."""
 
     kind: Kind[S]
     key: str
-    decide: Callable[[S, Origin], Sequence[DecidedFact] | Rejected]
-    origin: Origin
+    decide: Callable[[S, CommandContext], Sequence[DecidedFact] | Rejected]
+    origin: CommandContext
     answer: Callable[[S, Sequence[DecidedFact]], dict[str, Any]]
     if_match: int | None = None
     request: Request | None = None
@@ -85,7 +85,7 @@ class _Draft:
     state: Any
 
 
-_Entry = tuple[Task[Any], "Future[Outcome]"]
+_Entry = tuple[PendingCommand[Any], "Future[Outcome]"]
 _Decision = _Draft | Done | Rejected | Exception
 
 
@@ -93,22 +93,22 @@ class Busy(Exception):
     """Too many commands wait; nothing was taken."""
 
 
-class Desk:
+class CommandProcessor:
     """Start it once per process; `submit` from any thread."""
 
     def __init__(self, store: Store, codec: Codec, aggregates: Aggregates) -> None:
         self._store, self._codec, self._aggregates = store, codec, aggregates
-        self._answers = Answers(store)
-        self._queue: queue.Queue[tuple[Task[Any], Future[Outcome]] | None] = queue.Queue(WAITING_MAX)
-        self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
+        self._answers = IdempotencyStore(store)
+        self._queue: queue.Queue[tuple[PendingCommand[Any], Future[Outcome]] | None] = queue.Queue(WAITING_MAX)
+        self._thread = threading.Thread(target=self._run, name="processor", daemon=True)
         self.failed: BaseException | None = None
         self._when_failed: Callable[[], None] = lambda: None
         self._thread.start()
 
-    def submit(self, task: Task[S]) -> Future[Outcome]:
+    def submit(self, task: PendingCommand[S]) -> Future[Outcome]:
         """Raises Busy. The future raises StoreUnavailable when the database is away."""
         if self.failed is not None:
-            raise Busy(f"the desk has stopped: {self.failed}")
+            raise Busy(f"the processor has stopped: {self.failed}")
         future: Future[Outcome] = Future()
         try:
             self._queue.put_nowait((task, future))
@@ -117,7 +117,7 @@ class Desk:
         return future
 
     def when_failed(self, call: Callable[[], None]) -> None:
-        """`call` runs once, in the desk's thread, when no command will be decided any more."""
+        """`call` runs once, in the processor's thread, when no command will be decided any more."""
         self._when_failed = call
 
     @property
@@ -140,7 +140,7 @@ class Desk:
                     group = self._decide_group(group)
         except BaseException as e:
             self.failed = e
-            logger.exception("the desk stops: no command is decided until the process is started again")
+            logger.exception("the processor stops: no command is decided until the process is started again")
             for _, future in [*group, *self._more()]:
                 if not future.done():
                     future.set_exception(e)
@@ -198,7 +198,7 @@ class Desk:
             decisions.append(decision)
         return decisions, later
 
-    def _decide(self, task: Task[Any], states: Mapping[str, Any]) -> _Decision:
+    def _decide(self, task: PendingCommand[Any], states: Mapping[str, Any]) -> _Decision:
         found = self._answers.find(task.request, task.origin.now) if task.request is not None else (None, 0)
         if isinstance(found, Rejected):
             return found
@@ -240,7 +240,7 @@ class Desk:
             events.append(kept.to_event(task.request, answer_version))
         return _Draft(originator, tuple(events), facts, body, state)
 
-    def _answered_meanwhile(self, task: Task[Any]) -> Done | None:
+    def _answered_meanwhile(self, task: PendingCommand[Any]) -> Done | None:
         """Another process may have carried out this very request after we looked for its answer and before we read the state:
         what we would refuse now is what it did."""
         found = self._answers.find(task.request, task.origin.now) if task.request is not None else (None, 0)

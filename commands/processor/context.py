@@ -12,7 +12,7 @@ PRODUCER = "commands"
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class CommandContext:
     """`command_id` is a UUID; the event ids of its facts follow from it, so deciding again gives the same ids."""
 
     command_id: str

@@ -47,7 +47,7 @@ class Answer:
         return Event(request.originator, version, ANSWERED, json.dumps(state, separators=(",", ":"), ensure_ascii=False).encode())
 
 
-class Answers:
+class IdempotencyStore:
     def __init__(self, store: Store) -> None:
         self._store = store
 

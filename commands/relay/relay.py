@@ -21,7 +21,7 @@ from commands.processor.idempotency_store import ANSWERED
 from commands.relay.lock import LockLost, RelayLock
 from commands.relay.resume import TP, StoreMismatch, newest_heartbeat, read_tails, resume, start_after
 from commands.store.event_store import Event, Store, StoreUnavailable, open_store
-from commands.store.generation import Epoch, current_epoch
+from commands.store.generation import StoreGeneration, current_generation
 from commands.store.stored_record import unpack
 from events.log.chain import ChainPosition, Heartbeat
 from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader, Writer
@@ -94,17 +94,17 @@ class Relay:
         finally:
             writer.close(patience_s)  # after an error what still waits is dropped: the next relay sends it, from the tail
 
-    def _epoch(self) -> Epoch | None:
+    def _epoch(self) -> StoreGeneration | None:
         """Waits for a store that was opened. None when stopped."""
         while not self._stop.is_set():
-            epoch = current_epoch(self._store)
+            epoch = current_generation(self._store)
             if epoch is not None:
                 return epoch
             self.progress.message = "the store is empty; the command API opens it"
             self._stop.wait(WAIT_S)
         return None
 
-    def _where(self, reader: Reader, epoch: Epoch) -> tuple[dict[TP, int], int]:
+    def _where(self, reader: Reader, epoch: StoreGeneration) -> tuple[dict[TP, int], int]:
         while True:
             try:
                 sent = resume(self._store, epoch, read_tails(reader))
@@ -114,7 +114,7 @@ class Relay:
                 if self._stop.wait(WAIT_S):
                     raise
 
-    def _relay(self, writer: Writer, epoch: Epoch) -> None:
+    def _relay(self, writer: Writer, epoch: StoreGeneration) -> None:
         beats = _Beats(writer, epoch.store, self.progress)
         self.progress.newest = self._store.last_position()
         self.progress.status, self.progress.message = "ready", ""
@@ -132,7 +132,7 @@ class Relay:
             if len(events) < BATCH_MAX:
                 self._stop.wait(IDLE_S)
 
-    def _send(self, writer: Writer, epoch: Epoch, events: list[Event]) -> None:
+    def _send(self, writer: Writer, epoch: StoreGeneration, events: list[Event]) -> None:
         """Sends a batch and waits until all of it is acknowledged. Only then the position moves."""
         heads = dict(self.progress.sent)
         futures: list[Future[Coordinate]] = []

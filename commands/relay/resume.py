@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from commands.store.event_store import Store
-from commands.store.generation import Epoch, decided_partitions
+from commands.store.generation import StoreGeneration, decided_partitions
 from commands.store.stored_record import unpack
 from events.log.chain import ChainPosition, Heartbeat, chain_position_of
 from events.log.client import LogUnavailable, Reader
@@ -41,12 +41,12 @@ class Tail:
     record: Record
 
 
-def resume(store: Store, epoch: Epoch, tails: Mapping[TP, Tail]) -> dict[TP, int]:
+def resume(store: Store, epoch: StoreGeneration, tails: Mapping[TP, Tail]) -> dict[TP, int]:
     """The last position of this store on each partition, 0 before its first. Raises StoreMismatch."""
     return {tp: _resume(store, epoch, tp, tails.get(tp)) for tp in decided_partitions()}
 
 
-def _resume(store: Store, epoch: Epoch, tp: TP, tail: Tail | None) -> int:
+def _resume(store: Store, epoch: StoreGeneration, tp: TP, tail: Tail | None) -> int:
     before = epoch.before.get(tp, ("", 0))  # a partition that became decided after this store was opened
     if tail is None:
         if before != ("", 0):
@@ -105,7 +105,7 @@ def _read(reader: Reader, spans: Mapping[TP, tuple[int, int]]) -> Iterator[Recor
                 left.pop(tp, None)
 
 
-def start_after(store: Store, epoch: Epoch, last: Mapping[TP, int], beat: Heartbeat | None) -> int:
+def start_after(store: Store, epoch: StoreGeneration, last: Mapping[TP, int], beat: Heartbeat | None) -> int:
     """The position after which the notification log is read: everything up to it has been acknowledged. A heartbeat of this store
     spares reading from the oldest partition's tail; one that says more than the tails do is not believed."""
     believed = (

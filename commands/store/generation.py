@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from commands.store.event_store import Store
-from commands.store.stored_record import Envelope, Opening, unpack
+from commands.store.stored_record import Opening, StoredRecord, unpack
 from events.facts.topics import DECIDED_TOPICS, TOPICS
 
 STORE = "store"
@@ -14,7 +14,7 @@ STORE = "store"
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class StoreGeneration:
     """The store `store` speaks from `position` on. `before`: the store and position that each partition ended with until then."""
 
     store: str
@@ -28,7 +28,7 @@ def decided_partitions() -> Iterator[tuple[str, int]]:
             yield topic, partition
 
 
-def current_epoch(store: Store) -> Epoch | None:
+def current_generation(store: Store) -> StoreGeneration | None:
     """None while the store is empty. Needs no schema."""
     openings = [(event, unpack(event.state)) for event in store.events(STORE)]
     if not openings:
@@ -36,13 +36,13 @@ def current_epoch(store: Store) -> Epoch | None:
     newest = opening_of(openings[-1][1]).store
     mine = [(event, envelope) for event, envelope in openings if opening_of(envelope).store == newest]
     first = mine[0][0].version
-    return Epoch(
+    return StoreGeneration(
         newest,
         store.positions(STORE, first, first)[0],
         {(e.topic, e.partition): (opening_of(e).previous_store, opening_of(e).previous_position) for _, e in mine},
     )
 
 
-def opening_of(envelope: Envelope) -> Opening:
+def opening_of(envelope: StoredRecord) -> Opening:
     assert envelope.opening is not None
     return envelope.opening

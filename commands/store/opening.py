@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from commands.processor.context import PRODUCER
 from commands.store.event_store import Conflict, Event, Store
-from commands.store.generation import STORE, Epoch, current_epoch, decided_partitions
-from commands.store.stored_record import Envelope, Opening, cloud_headers
+from commands.store.generation import STORE, StoreGeneration, current_generation, decided_partitions
+from commands.store.stored_record import Opening, StoredRecord, cloud_headers
 from events.facts.fact import UserId
 from events.facts.log import StoreOpened
 from events.log.chain import STORE_OPENED
@@ -17,7 +17,9 @@ from events.process.ids import new_id
 from events.schema.codec import Codec
 
 
-def open_epoch(store: Store, codec: Codec, by: UserId, before: Mapping[tuple[str, int], tuple[str, int]] | None = None) -> Epoch:
+def open_generation(
+    store: Store, codec: Codec, by: UserId, before: Mapping[tuple[str, int], tuple[str, int]] | None = None
+) -> StoreGeneration:
     """Mints a new store id and writes its opening for each partition. Without `before` it is the store's first; when two processes
     try at once, or it was opened already, all go on with the one that won."""
     new = new_id()
@@ -28,7 +30,7 @@ def open_epoch(store: Store, codec: Codec, by: UserId, before: Mapping[tuple[str
     ]
     with suppress(Conflict):
         store.append(events)
-    epoch = current_epoch(store)
+    epoch = current_generation(store)
     assert epoch is not None
     return epoch
 
@@ -37,7 +39,7 @@ def open_new_partitions(store: Store, codec: Codec, by: UserId) -> int:
     """A topic that began to carry decisions after this store was opened gets its opening now; how many partitions. Safe to repeat, and
     by several processes at once: one of them writes them, and the store's id stays."""
     version = store.events(STORE)[-1].version  # before we look what is missing: who was faster since then has taken the next one
-    epoch = current_epoch(store)
+    epoch = current_generation(store)
     assert epoch is not None, "the store is opened first"
     missing = [tp for tp in decided_partitions() if tp not in epoch.before]
     events = [
@@ -61,5 +63,5 @@ def _event(codec: Codec, opening: Opening, topic: str, partition: int, version: 
         previous_position=opening.previous_position,
         by=by,
     )
-    envelope = Envelope(topic, partition, opening.store.encode(), cloud_headers(fact), codec.encode(fact, topic), opening)
+    envelope = StoredRecord(topic, partition, opening.store.encode(), cloud_headers(fact), codec.encode(fact, topic), opening)
     return Event(STORE, version, STORE_OPENED, envelope.pack())

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 
 from commands.store.event_store import Event, Store, StoreUnavailable, open_store
 from commands.store.generation import STORE, decided_partitions
-from commands.store.opening import open_epoch
-from commands.store.stored_record import Envelope, Opening
+from commands.store.opening import open_generation
+from commands.store.stored_record import Opening, StoredRecord
 from events.facts.fact import UserId
 from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import POSITION, PREVIOUS, STORE_OPENED, Chain, ChainCheck, chain_position_of
@@ -59,7 +59,7 @@ def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -
     if not ordered:
         raise Unfit("the log holds no decision: start the command API on an empty store instead")
     before: Mapping[TP, tuple[str, int]] = {tp: (chain.store, chain.position) for tp, chain in chains.items()}
-    open_epoch(store, codec, by, before)
+    open_generation(store, codec, by, before)
     return len(ordered)
 
 
@@ -87,7 +87,7 @@ def take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -
     opening = Opening(str(body["store"]), str(body["previous_store"]), int(body["previous_position"])) if name == STORE_OPENED else None
     headers = {k: v for k, v in record.headers.items() if k not in (STORE_HEADER, POSITION, PREVIOUS)}
     assert record.key is not None and record.value is not None
-    envelope = Envelope(record.topic, record.partition, record.key, headers, record.value, opening)
+    envelope = StoredRecord(record.topic, record.partition, record.key, headers, record.value, opening)
     originator = STORE if opening else f"{KIND_OF_FACT.get(name, KIND_OF[record.topic])}/{record.key.decode()}"
     events[chain_position.position] = Event(originator, int(body["version"]), name, envelope.pack(), chain_position.position)
 

@@ -27,7 +27,7 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class StoredRecord:
     """`partition` is part of the decision: the relay must know each record's predecessor there before it sends (K4)."""
 
     topic: str
@@ -51,18 +51,18 @@ class Envelope:
         return bytes([_VERSION]) + len(encoded).to_bytes(4, "big") + encoded + self.frame
 
 
-def unpack(state: bytes) -> Envelope:
+def unpack(state: bytes) -> StoredRecord:
     assert state[0] == _VERSION, f"stored event of version {state[0]}"
     end = 5 + int.from_bytes(state[1:5], "big")
     head = json.loads(state[5:end])
     opening = Opening(*head["o"]) if "o" in head else None
     headers = {str(k): str(v).encode() for k, v in head["h"].items()}
-    return Envelope(str(head["t"]), int(head["p"]), str(head["k"]).encode(), headers, state[end:], opening)
+    return StoredRecord(str(head["t"]), int(head["p"]), str(head["k"]).encode(), headers, state[end:], opening)
 
 
-def placed(topic: str, key: bytes, headers: Mapping[str, bytes], frame: bytes) -> Envelope:
+def placed(topic: str, key: bytes, headers: Mapping[str, bytes], frame: bytes) -> StoredRecord:
     """An envelope for the partition that the key belongs to."""
-    return Envelope(topic, partition_of(key, TOPICS[topic].partitions), key, headers, frame)
+    return StoredRecord(topic, partition_of(key, TOPICS[topic].partitions), key, headers, frame)
 
 
 def cloud_headers(fact: Fact) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, Scope, TenantCreated
 from events.facts.fact import BookId, KeyId, TenantId, Timestamp, UserId
@@ -102,7 +102,7 @@ def _evolve_active(state: ActiveTenant, fact: TenantFact) -> ActiveTenant:
             assert_never(fact)
 
 
-def decide(state: TenantState, command: TenantCommand, origin: Origin) -> Decision:
+def decide(state: TenantState, command: TenantCommand, origin: CommandContext) -> Decision:
     match command:
         case CreateTenant():
             return _create(state, command, origin)
@@ -118,7 +118,7 @@ def no_tenant() -> Rejected:
     return missing("tenant_unknown", "there is no such tenant, or it is not yours", "tenant", "create it first, or check the id")
 
 
-def _create(state: TenantState, c: CreateTenant, o: Origin) -> Decision:
+def _create(state: TenantState, c: CreateTenant, o: CommandContext) -> Decision:
     if not isinstance(state, NoTenant):
         return conflict("tenant_exists", f"tenant {c.tenant} exists", "tenant", "choose another id")
     if c.book_currency not in ("", c.currency):
@@ -136,7 +136,7 @@ def _create(state: TenantState, c: CreateTenant, o: Origin) -> Decision:
     return (fact,)
 
 
-def _issue(state: TenantState, c: IssueApiKey, o: Origin) -> Decision:
+def _issue(state: TenantState, c: IssueApiKey, o: CommandContext) -> Decision:
     if isinstance(state, NoTenant):
         return no_tenant()
     if c.expires_at is not None and c.expires_at <= o.now:
@@ -168,7 +168,7 @@ def _issue(state: TenantState, c: IssueApiKey, o: Origin) -> Decision:
     return (fact,)
 
 
-def _revoke(state: TenantState, c: RevokeApiKey, o: Origin) -> Decision:
+def _revoke(state: TenantState, c: RevokeApiKey, o: CommandContext) -> Decision:
     if isinstance(state, NoTenant):
         return no_tenant()
     if c.key_id in state.revoked:

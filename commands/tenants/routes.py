@@ -17,12 +17,12 @@ from fastapi import APIRouter, Request, Response
 from commands.bills import decide as bill
 from commands.bills.decide import AlreadyIssued, BillState, CompleteBill, CutOpen, FixCut, NoBills
 from commands.http.bodies import Accepted, CompleteBody, CreateTenantBody, IssueKeyBody, NamePath, PartPath, PublishBody
+from commands.http.command_app import Call, CommandApp, Refused, unavailable
 from commands.http.problems import rejected_response
 from commands.prices import decide as price_book
 from commands.prices.decide import PublishPriceBook
 from commands.processor.access import PLATFORM, SECRET_PREFIX, sha256_of
 from commands.processor.aggregates import BILLS, BOOK, TENANT
-from commands.processor.command_app import Call, Office, Refused, unavailable
 from commands.processor.rejection import Rejected, invalid, missing
 from commands.tenants import decide as tenant
 from commands.tenants.decide import ActiveTenant, CreateTenant, IssueApiKey, RevokeApiKey, no_tenant
@@ -35,25 +35,25 @@ from rating.rules import RATING_VERSION
 RESERVED = frozenset({PLATFORM, "-"})
 
 
-def existing_tenant(office: Office, name: str) -> ActiveTenant:
+def existing_tenant(app: CommandApp, name: str) -> ActiveTenant:
     """Raises Refused when there is none."""
-    state = office.aggregates.load(TENANT, name)
+    state = app.aggregates.load(TENANT, name)
     if not isinstance(state, ActiveTenant):
         raise Refused(rejected_response(no_tenant()))
     return state
 
 
-def book_currency(office: Office, book: BookId) -> str:
+def book_currency(app: CommandApp, book: BookId) -> str:
     """Empty when there is no such book."""
-    state = office.aggregates.load(BOOK, book)
+    state = app.aggregates.load(BOOK, book)
     return state.currency if isinstance(state, price_book.OpenBook) else ""
 
 
 class Tenants:
     """Tenants and their API keys."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/tenants", tags=["tenants"])
@@ -65,7 +65,7 @@ class Tenants:
 
     def create(self, body: CreateTenantBody, request: Request) -> Response:
         """A company that owns models, calls them, or both."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         if body.tenant in RESERVED:
             return rejected_response(
                 invalid("tenant_reserved", f"'{body.tenant}' is the market's own", "tenant", "choose another id"), call.headers
@@ -76,9 +76,9 @@ class Tenants:
             )
             return rejected_response(wrong, call.headers)
         book = BookId(body.price_book)
-        in_book = book_currency(self._office, book)
+        in_book = book_currency(self._app, book)
         command = CreateTenant(TenantId(body.tenant), body.display_name, book, body.currency, body.timezone, in_book)
-        return self._office.run(
+        return self._app.run(
             call,
             TENANT,
             body.tenant,
@@ -91,8 +91,8 @@ class Tenants:
 
     def read(self, name: NamePath, request: Request) -> Response:
         """The tenant and its working keys, without their secrets."""
-        call = self._office.enter(request, "read")
-        state = self._office.aggregates.load(TENANT, name)
+        call = self._app.enter(request, "read")
+        state = self._app.aggregates.load(TENANT, name)
         if not isinstance(state, ActiveTenant) or not call.principal.acts_for(name):
             return rejected_response(no_tenant(), call.headers)
         said = {
@@ -109,7 +109,7 @@ class Tenants:
         """A new API key. `api_key` is shown here and nowhere else; a repeat with the same Idempotency-Key shows it again.
 
         To the same caller only: under another admin's key the Idempotency-Key is refused as used."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         key_id, nonce = KeyId(f"k-{uuid.uuid4().hex}"), secrets.token_hex(16)
         user = body.user or f"u-{hashlib.sha256(key_id.encode()).hexdigest()[:16]}"
         command = IssueApiKey(
@@ -124,7 +124,7 @@ class Tenants:
             body.labels,
             body.expires_at,
         )
-        return self._office.run(
+        return self._app.run(
             call,
             TENANT,
             name,
@@ -145,9 +145,9 @@ class Tenants:
 
     def revoke_key(self, name: NamePath, key_id: PartPath, request: Request, reason: str = "") -> Response:
         """The key stops working at every gateway within two seconds."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         command = RevokeApiKey(KeyId(key_id), reason[:1000])
-        return self._office.run(
+        return self._app.run(
             call,
             TENANT,
             name,
@@ -160,8 +160,8 @@ class Tenants:
 class PriceBooks:
     """What things cost, from when on."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/price-books", tags=["prices"])
@@ -170,9 +170,9 @@ class PriceBooks:
 
     def publish(self, book: NamePath, body: PublishBody, request: Request) -> Response:
         """Prices from an instant on; never backwards."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         command = PublishPriceBook(BookId(book), body.currency, body.effective_from, tuple(p.fact() for p in body.prices))
-        return self._office.run(
+        return self._app.run(
             call,
             BOOK,
             book,
@@ -187,8 +187,8 @@ class PriceBooks:
 class Bills:
     """Fixing what a bill covers, and issuing it."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/bills", tags=["bills"])
@@ -199,21 +199,21 @@ class Bills:
 
     def read(self, name: NamePath, request: Request) -> Response:
         """The newest bill of a tenant: fixed or issued. Lines are in the query API."""
-        call = self._office.enter(request, "read")
+        call = self._app.enter(request, "read")
         if not call.principal.acts_for(name):
             return rejected_response(no_tenant(), call.headers)
-        state = self._office.aggregates.load(BILLS, name)
+        state = self._app.aggregates.load(BILLS, name)
         if isinstance(state, NoBills):
             return rejected_response(missing("no_bill", "this tenant has no bill yet", "tenant", "fix a cut first"), call.headers)
         return Response(orjson.dumps(_bill_answer(state, ())), 200, {**call.headers, "ETag": f'"{state.version}"'}, "application/json")
 
     def fix_cut(self, name: NamePath, period: PartPath, request: Request) -> Response:
         """Fixes what the next bill covers: everything on the log now, up to the period's end or now."""
-        call = self._office.enter(request, "admin")
-        billed = existing_tenant(self._office, name)
+        call = self._app.enter(request, "admin")
+        billed = existing_tenant(self._app, name)
         try:
             start, end = bounds_of(period, billed.timezone)
-            ends = self._office.ends("usage", "producers")
+            ends = self._app.ends("usage", "producers")
         except NoPeriod as e:
             return rejected_response(invalid("period_malformed", str(e), "period", "write YYYY-MM or YYYY-MM-DD"), call.headers)
         except LogUnavailable as e:
@@ -223,16 +223,16 @@ class Bills:
             period,
             start,
             end,
-            self._office.log_id,
+            self._app.log_id,
             tuple(Cut(partition=p, offset=o) for (topic, p), o in sorted(ends.items()) if topic == "usage"),
-            self._office.store.last_position(),
+            self._app.store.last_position(),
             ends["producers", 0],
             RATING_VERSION,
             billed.price_book,
             billed.currency,
-            book_currency(self._office, billed.price_book),
+            book_currency(self._app, billed.price_book),
         )
-        return self._office.run(
+        return self._app.run(
             call,
             BILLS,
             name,
@@ -244,7 +244,7 @@ class Bills:
 
     def complete(self, name: NamePath, period: PartPath, body: CompleteBody, request: Request) -> Response:
         """The biller's result. The same digest again is fine; another one is 409."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         command = CompleteBill(
             period,
             body.number,
@@ -256,7 +256,7 @@ class Bills:
             body.producers_open,
             body.excluded,
         )
-        return self._office.run(
+        return self._app.run(
             call,
             BILLS,
             name,

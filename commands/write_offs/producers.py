@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, assert_never
 
-from commands.processor.context import Origin
-from commands.processor.four_eyes import same_person
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, missing
+from commands.write_offs.four_eyes import same_person
 from events.facts.producers import ProducerWriteOffRequested, ProducerWrittenOff
 
 ProducerFact = ProducerWriteOffRequested | ProducerWrittenOff
@@ -56,7 +56,7 @@ def evolve(state: ProducerState, fact: ProducerFact) -> ProducerState:
             assert_never(fact)
 
 
-def decide(state: ProducerState, command: ProducerCommand, origin: Origin) -> Decision:
+def decide(state: ProducerState, command: ProducerCommand, origin: CommandContext) -> Decision:
     wrong = _ended(state, command)
     if wrong is not None:
         return wrong
@@ -84,7 +84,7 @@ def _ended(state: ProducerState, c: ProducerCommand) -> Rejected | None:
             assert_never(c.seen)
 
 
-def _request(state: ProducerState, c: RequestProducerWriteOff, o: Origin) -> Decision:
+def _request(state: ProducerState, c: RequestProducerWriteOff, o: CommandContext) -> Decision:
     asked = state.requests.get(c.epoch)
     if asked is not None:
         message = f"{asked.requested_by} has asked for it already"
@@ -93,7 +93,7 @@ def _request(state: ProducerState, c: RequestProducerWriteOff, o: Origin) -> Dec
     return (ProducerWriteOffRequested(**said, epoch=c.epoch, reason=c.reason, requested_by=o.by),)
 
 
-def _approve(state: ProducerState, c: ApproveProducerWriteOff, o: Origin) -> Decision:
+def _approve(state: ProducerState, c: ApproveProducerWriteOff, o: CommandContext) -> Decision:
     asked = state.requests.get(c.epoch)
     if asked is None:
         return missing("not_requested", "nobody asked for this epoch to be written off", "epoch", "request it first")

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from commands.processor.context import Origin
-from commands.processor.four_eyes import same_person
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, missing
 from events.facts.topics import TOPICS
 from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
@@ -82,7 +81,7 @@ def evolve(state: RecordState, fact: RecordFact) -> RecordState:
             assert_never(fact)
 
 
-def decide(state: RecordState, command: RecordCommand, origin: Origin) -> Decision:
+def decide(state: RecordState, command: RecordCommand, origin: CommandContext) -> Decision:
     match command:
         case RequestRecordWriteOff():
             return _request(state, command, origin)
@@ -102,7 +101,7 @@ def misplaced(at: Coordinate) -> Rejected | None:
     return None
 
 
-def _request(state: RecordState, c: RequestRecordWriteOff, o: Origin) -> Decision:
+def _request(state: RecordState, c: RequestRecordWriteOff, o: CommandContext) -> Decision:
     wrong = misplaced(c.at)
     if wrong is not None:
         return wrong
@@ -130,7 +129,7 @@ def _request(state: RecordState, c: RequestRecordWriteOff, o: Origin) -> Decisio
     return (fact,)
 
 
-def _approve(state: RecordState, c: ApproveRecordWriteOff, o: Origin) -> Decision:
+def _approve(state: RecordState, c: ApproveRecordWriteOff, o: CommandContext) -> Decision:
     match state:
         case Untouched():
             return missing("not_requested", "nobody asked for this record to be written off", "offset", "request it first")

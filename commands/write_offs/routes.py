@@ -11,9 +11,9 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from commands.http.bodies import Accepted, ApproveRecordBody, ProducerWriteOffBody, RecordWriteOffBody, WholePath, WordPath
+from commands.http.command_app import Call, CommandApp
 from commands.http.problems import rejected_response
 from commands.processor.aggregates import PRODUCER, RECORD
-from commands.processor.command_app import Call, Office
 from commands.processor.rejection import missing
 from commands.write_offs import producers as write_off_producer
 from commands.write_offs import records as write_off_record
@@ -32,8 +32,8 @@ NOTE = "a record that can be read is counted all the same: only bytes that nobod
 class RecordWriteOffs:
     """Records of the log that nobody can read, by their coordinate."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/write-offs/records/{topic}/{partition}/{offset}", tags=["write-offs"])
@@ -44,8 +44,8 @@ class RecordWriteOffs:
 
     def read(self, topic: WordPath, partition: WholePath, offset: WholePath, request: Request) -> Response:
         """Who asked for what, and whether it was approved."""
-        call = self._office.enter(request, "admin")
-        state = self._office.aggregates.load(RECORD, str(Coordinate(topic, partition, offset)))
+        call = self._app.enter(request, "admin")
+        state = self._app.aggregates.load(RECORD, str(Coordinate(topic, partition, offset)))
         if isinstance(state, Untouched):
             return rejected_response(
                 missing("not_requested", "nobody asked for this record to be written off", "offset", "request it first"), call.headers
@@ -54,26 +54,26 @@ class RecordWriteOffs:
 
     def request(self, topic: WordPath, partition: WholePath, offset: WholePath, body: RecordWriteOffBody, request: Request) -> Response:
         """Asks that a record be given up. Another admin approves. What can be read stays counted, whatever is written off."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         at = Coordinate(topic, partition, offset)
         wrong = misplaced(at)
         if wrong is not None:
             return rejected_response(wrong, call.headers)
-        with self._office.reading() as reader:
+        with self._app.reading() as reader:
             there = sha256_at(reader, at)
-        command = RequestRecordWriteOff(self._office.log_id, at, bytes.fromhex(body.sha256), body.reason, there)
+        command = RequestRecordWriteOff(self._app.log_id, at, bytes.fromhex(body.sha256), body.reason, there)
         return self._run(call, at, command, "request record write-off", body, 201)
 
     def approve(self, topic: WordPath, partition: WholePath, offset: WholePath, body: ApproveRecordBody, request: Request) -> Response:
         """A second admin agrees, naming the bytes. From here on bills are cut over the record, and say so."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         command = ApproveRecordWriteOff(bytes.fromhex(body.sha256))
         return self._run(call, Coordinate(topic, partition, offset), command, "approve record write-off", body, 200)
 
     def _run(
         self, call: Call, at: Coordinate, command: RecordCommand, operation: str, body: RecordWriteOffBody | ApproveRecordBody, status: int
     ) -> Response:
-        return self._office.run(
+        return self._app.run(
             call,
             RECORD,
             str(at),
@@ -88,8 +88,8 @@ class RecordWriteOffs:
 class ProducerWriteOffs:
     """Epochs of producers that will never say that they are done."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/write-offs/producers/{producer}/{epoch}", tags=["write-offs"])
@@ -100,8 +100,8 @@ class ProducerWriteOffs:
 
     def read(self, producer: WordPath, epoch: WordPath, request: Request) -> Response:
         """Who asked for what, and whether it was approved."""
-        call = self._office.enter(request, "admin")
-        state = self._office.aggregates.load(PRODUCER, producer)
+        call = self._app.enter(request, "admin")
+        state = self._app.aggregates.load(PRODUCER, producer)
         if epoch not in state.requests and epoch not in state.written_off:
             return rejected_response(
                 missing("not_requested", "nobody asked for this epoch to be written off", "epoch", "request it first"), call.headers
@@ -110,22 +110,22 @@ class ProducerWriteOffs:
 
     def request(self, producer: WordPath, epoch: WordPath, body: ProducerWriteOffBody, request: Request) -> Response:
         """Asks that a dead producer's epoch be given up. Whether it is dead nobody here can know: look when its last fact came."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         command = RequestProducerWriteOff(producer, epoch, body.reason, self._seen(producer, epoch))
         return self._run(call, command, "request", body, 201)
 
     def approve(self, producer: WordPath, epoch: WordPath, request: Request) -> Response:
         """A second admin agrees. Bills cut from here on call the epoch open no more."""
-        call = self._office.enter(request, "admin")
+        call = self._app.enter(request, "admin")
         return self._run(call, ApproveProducerWriteOff(producer, epoch, self._seen(producer, epoch)), "approve", None, 200)
 
     def _seen(self, producer: str, epoch: str) -> Seen:
-        with self._office.reading() as reader:
+        with self._app.reading() as reader:
             schemas, _ = read_schemas(reader)  # of today: a newer gateway's words are words, too
             return seen_of(reader, Codec(schemas), producer, epoch)
 
     def _run(self, call: Call, command: ProducerCommand, verb: str, body: ProducerWriteOffBody | None, status: int) -> Response:
-        return self._office.run(
+        return self._app.run(
             call,
             PRODUCER,
             command.producer,

@@ -116,7 +116,7 @@ def processes(settings: Settings) -> list[Part]:
         for index in range(settings.workers)
     )
     return [
-        own("commands", module("commands.http.app"), settings.command_port),
+        own("commands", module("commands.api"), settings.command_port),
         own("relay", module("commands.relay.relay"), settings.relay_health_port),
         *workers,
         own("queries", module("projections.query_api.app"), settings.query_port),

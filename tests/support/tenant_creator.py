@@ -7,11 +7,11 @@ import uuid
 from commands.prices import decide as price_book
 from commands.prices.decide import PublishPriceBook
 from commands.processor.aggregates import BOOK, TENANT, Aggregates
-from commands.processor.command_processor import Desk, Done, Task
-from commands.processor.context import Origin
+from commands.processor.command_processor import CommandProcessor, Done, PendingCommand
+from commands.processor.context import CommandContext
 from commands.store.event_store import Store, open_store
-from commands.store.generation import current_epoch
-from commands.store.opening import open_epoch
+from commands.store.generation import current_generation
+from commands.store.opening import open_generation
 from commands.tenants import decide as tenant
 from commands.tenants.decide import CreateTenant
 from events.facts.fact import BookId, TenantId, UserId
@@ -31,9 +31,9 @@ class TenantCreator:
         self.codec, self.log_id = open_codec(settings, reader)
         reader.close()
         self.store: Store = open_store(settings)
-        if current_epoch(self.store) is None:
-            open_epoch(self.store, self.codec, UserId("commands"))
-        self.desk = Desk(self.store, self.codec, Aggregates(self.store, self.codec))
+        if current_generation(self.store) is None:
+            open_generation(self.store, self.codec, UserId("commands"))
+        self.processor = CommandProcessor(self.store, self.codec, Aggregates(self.store, self.codec))
 
     def create(self, count: int, size: int = 0) -> int:
         """That many tenants and a price book each; the store's end."""
@@ -44,21 +44,25 @@ class TenantCreator:
             prices = (Price(model="*", meter="calls", amount_micros=1),)
             book = PublishPriceBook(BookId(name), "CNY", None, prices)
             futures.append(
-                self.desk.submit(Task(TENANT, name, lambda s, o, c=create: tenant.decide(s, c, o), _origin(), lambda _s, _f: {}))
+                self.processor.submit(
+                    PendingCommand(TENANT, name, lambda s, o, c=create: tenant.decide(s, c, o), _origin(), lambda _s, _f: {})
+                )
             )
             futures.append(
-                self.desk.submit(Task(BOOK, name, lambda s, o, c=book: price_book.decide(s, c, o), _origin(), lambda _s, _f: {}))
+                self.processor.submit(
+                    PendingCommand(BOOK, name, lambda s, o, c=book: price_book.decide(s, c, o), _origin(), lambda _s, _f: {})
+                )
             )
         assert all(isinstance(f.result(60), Done) for f in futures)
         return self.store.last_position()
 
     def close(self) -> None:
-        self.desk.close()
+        self.processor.close()
         self.store.close()
 
 
-def _origin() -> Origin:
-    return Origin(str(uuid.uuid4()), now_us(), UserId("creator"), "", "")
+def _origin() -> CommandContext:
+    return CommandContext(str(uuid.uuid4()), now_us(), UserId("creator"), "", "")
 
 
 def wait_relayed(settings: Settings, position: int) -> None:

@@ -14,18 +14,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from commands.models import decide_lifecycle as model_decide
-from commands.models.decide_lifecycle import AddVersion, RegisterModel, SubmitVersion
+from commands.models import decide as model_decide
+from commands.models.decide import AddVersion, RegisterModel, SubmitVersion
 from commands.processor.aggregates import MODEL, Aggregates
-from commands.processor.command_processor import Desk, Done, Task
-from commands.processor.context import Origin
+from commands.processor.command_processor import CommandProcessor, Done, PendingCommand
+from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import ANSWERED, KEPT_US, Request
 from commands.processor.rejection import Rejected
 from commands.relay.resume import resume
 from commands.store import opening
 from commands.store.event_store import Conflict, Event, Store, open_store
-from commands.store.generation import current_epoch, decided_partitions
-from commands.store.opening import open_epoch, open_new_partitions
+from commands.store.generation import current_generation, decided_partitions
+from commands.store.opening import open_generation, open_new_partitions
 from commands.store.stored_record import unpack
 from events.facts.fact import ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, Technical, TensorSpec
@@ -161,7 +161,7 @@ def test_sqlite_flushes_every_commit_to_disk(tmp_path: Path) -> None:
     store.close()
 
 
-# --- the desk over the store
+# --- the processor over the store
 
 
 def codec() -> Codec:
@@ -179,54 +179,56 @@ NOW = 1_800_000_000_000_000
 ids = itertools.count()
 
 
-def origin(now: int = NOW) -> Origin:
-    return Origin(str(uuid.UUID(int=next(ids))), now, UserId("owner"), "cause", "correlation")
+def origin(now: int = NOW) -> CommandContext:
+    return CommandContext(str(uuid.UUID(int=next(ids))), now, UserId("owner"), "cause", "correlation")
 
 
-def register(model: str, **more: Any) -> Task[Any]:
+def register(model: str, **more: Any) -> PendingCommand[Any]:
     command = RegisterModel(ModelId(model), TenantId("acme"), "d", "t", model, "s", "t", UserId("o"), "", (), COMPLIANCE)
     return task(model, command, **more)
 
 
-def add(model: str, version: str, notes: str = "", **more: Any) -> Task[Any]:
+def add(model: str, version: str, notes: str = "", **more: Any) -> PendingCommand[Any]:
     return task(model, AddVersion(version, TECHNICAL, "sha256:" + "a" * 64, 1, notes, Lineage()), **more)
 
 
-def task(model: str, command: Any, now: int = NOW, **more: Any) -> Task[Any]:
-    return Task(MODEL, model, lambda state, o: model_decide.decide(state, command, o), origin(now), lambda _s, _f: {"model": model}, **more)
+def task(model: str, command: Any, now: int = NOW, **more: Any) -> PendingCommand[Any]:
+    return PendingCommand(
+        MODEL, model, lambda state, o: model_decide.decide(state, command, o), origin(now), lambda _s, _f: {"model": model}, **more
+    )
 
 
 @pytest.fixture
-def desks(opener: Opener) -> Iterator[Callable[[], Desk]]:
-    made: list[Desk] = []
+def processors(opener: Opener) -> Iterator[Callable[[], CommandProcessor]]:
+    made: list[CommandProcessor] = []
 
-    def make() -> Desk:
+    def make() -> CommandProcessor:
         store = opener()
-        made.append(Desk(store, CODEC, Aggregates(store, CODEC)))
+        made.append(CommandProcessor(store, CODEC, Aggregates(store, CODEC)))
         return made[-1]
 
     yield make
-    for desk in made:
-        desk.close()
+    for processor in made:
+        processor.close()
 
 
-def done(desk: Desk, t: Task[Any]) -> Done:
-    outcome = desk.submit(t).result(30)
+def done(processor: CommandProcessor, t: PendingCommand[Any]) -> Done:
+    outcome = processor.submit(t).result(30)
     assert isinstance(outcome, Done), outcome
     return outcome
 
 
-def refused(desk: Desk, t: Task[Any]) -> str:
-    outcome = desk.submit(t).result(30)
+def refused(processor: CommandProcessor, t: PendingCommand[Any]) -> str:
+    outcome = processor.submit(t).result(30)
     assert isinstance(outcome, Rejected), outcome
     return outcome.code
 
 
-def test_of_many_concurrent_commands_on_one_version_exactly_one_wins(desks: Callable[[], Desk], store: Store) -> None:
+def test_of_many_concurrent_commands_on_one_version_exactly_one_wins(processors: Callable[[], CommandProcessor], store: Store) -> None:
     """Four processes, sixteen commands each, the same version of the same model: K, invariant 3."""
-    four = [desks() for _ in range(4)]
+    four = [processors() for _ in range(4)]
     done(four[0], register("m"))
-    futures = [desk.submit(add("m", "1.0.0", f"{i}/{j}")) for i in range(16) for j, desk in enumerate(four)]
+    futures = [processor.submit(add("m", "1.0.0", f"{i}/{j}")) for i in range(16) for j, processor in enumerate(four)]
     outcomes = [f.result(60) for f in futures]
     winners = [o for o in outcomes if isinstance(o, Done)]
     assert len(winners) == 1
@@ -235,25 +237,25 @@ def test_of_many_concurrent_commands_on_one_version_exactly_one_wins(desks: Call
     assert winners[0].facts[0].position == store.positions("model/m", 2, 2)[0]
 
 
-def test_commands_on_different_aggregates_all_win_whoever_decides_them(desks: Callable[[], Desk], store: Store) -> None:
-    two = [desks(), desks()]
+def test_commands_on_different_aggregates_all_win_whoever_decides_them(processors: Callable[[], CommandProcessor], store: Store) -> None:
+    two = [processors(), processors()]
     futures = [two[i % 2].submit(register(f"m{i}")) for i in range(60)]
     futures += [two[(i + 1) % 2].submit(add(f"m{i}", "1.0.0")) for i in range(0)]
     assert all(isinstance(f.result(60), Done) for f in futures)
     assert len(store.notifications(0, 1000, ("ModelRegistered",))) == 60
 
 
-def test_each_process_decides_on_what_the_other_wrote(desks: Callable[[], Desk]) -> None:
-    one, other = desks(), desks()
+def test_each_process_decides_on_what_the_other_wrote(processors: Callable[[], CommandProcessor]) -> None:
+    one, other = processors(), processors()
     done(one, register("m"))
     done(other, add("m", "1.0.0"))
     done(one, task("m", SubmitVersion("1.0.0")))
     assert refused(other, task("m", SubmitVersion("1.0.0"))) == "already_submitted"
 
 
-def test_the_frames_are_finished_and_carry_the_aggregates_version(desks: Callable[[], Desk], store: Store) -> None:
-    desk = desks()
-    first, second = done(desk, register("m")), done(desk, add("m", "1.0.0"))
+def test_the_frames_are_finished_and_carry_the_aggregates_version(processors: Callable[[], CommandProcessor], store: Store) -> None:
+    processor = processors()
+    first, second = done(processor, register("m")), done(processor, add("m", "1.0.0"))
     for outcome, stored in zip((first, second), store.events("model/m"), strict=True):
         envelope = unpack(stored.state)
         name, body = CODEC.decode(envelope.frame)
@@ -262,40 +264,40 @@ def test_the_frames_are_finished_and_carry_the_aggregates_version(desks: Callabl
         assert (envelope.topic, envelope.key, envelope.headers["ce_id"]) == ("models", b"m", written.event_id.encode())
 
 
-def test_if_match_refuses_what_was_decided_on_an_old_state(desks: Callable[[], Desk]) -> None:
-    desk = desks()
-    assert done(desk, register("m", if_match=0)).version == 1
-    assert done(desk, add("m", "1.0.0", if_match=1)).version == 2
-    assert refused(desk, add("m", "1.1.0", if_match=1)) == "version_changed"
+def test_if_match_refuses_what_was_decided_on_an_old_state(processors: Callable[[], CommandProcessor]) -> None:
+    processor = processors()
+    assert done(processor, register("m", if_match=0)).version == 1
+    assert done(processor, add("m", "1.0.0", if_match=1)).version == 2
+    assert refused(processor, add("m", "1.1.0", if_match=1)) == "version_changed"
 
 
-def test_if_match_tells_a_stranger_nothing(desks: Callable[[], Desk]) -> None:
-    desk = desks()
-    done(desk, register("m"))
+def test_if_match_tells_a_stranger_nothing(processors: Callable[[], CommandProcessor]) -> None:
+    processor = processors()
+    done(processor, register("m"))
 
-    def of_a_stranger(_state: Any, _origin: Origin) -> Rejected:
+    def of_a_stranger(_state: Any, _origin: CommandContext) -> Rejected:
         return model_decide.no_model()
 
     for if_match in (None, 0, 1, 7):
-        asked = Task(MODEL, "m", of_a_stranger, origin(), lambda _s, _f: {}, if_match)
-        assert refused(desk, asked) == refused(desk, add("nothing", "1.0.0", if_match=if_match)) == "model_unknown"
+        asked = PendingCommand(MODEL, "m", of_a_stranger, origin(), lambda _s, _f: {}, if_match)
+        assert refused(processor, asked) == refused(processor, add("nothing", "1.0.0", if_match=if_match)) == "model_unknown"
 
 
-def test_one_key_and_one_body_is_one_command(desks: Callable[[], Desk], store: Store) -> None:
-    one, other = desks(), desks()
+def test_one_key_and_one_body_is_one_command(processors: Callable[[], CommandProcessor], store: Store) -> None:
+    one, other = processors(), processors()
     request = Request("acme", "key-1", "digest")
     first = done(one, register("m", request=request))
-    for desk in (one, other):
-        again = done(desk, register("m", request=request))
+    for processor in (one, other):
+        again = done(processor, register("m", request=request))
         assert (again.replayed, again.facts, again.body, again.version) == (True, first.facts, first.body, first.version)
     assert refused(one, register("m", request=Request("acme", "key-1", "another"))) == "idempotency_key_reused"
     assert done(one, register("m2", request=Request("globex", "key-1", "another"))).replayed is False
     assert [e.name for e in store.notifications(0)] == ["ModelRegistered", ANSWERED, "ModelRegistered", ANSWERED]
 
 
-def test_one_key_sent_many_times_at_once_is_one_command(desks: Callable[[], Desk], store: Store) -> None:
-    three = [desks() for _ in range(3)]
-    futures = [desk.submit(register("m", request=Request("acme", "k", "d"))) for _ in range(10) for desk in three]
+def test_one_key_sent_many_times_at_once_is_one_command(processors: Callable[[], CommandProcessor], store: Store) -> None:
+    three = [processors() for _ in range(3)]
+    futures = [processor.submit(register("m", request=Request("acme", "k", "d"))) for _ in range(10) for processor in three]
     outcomes = [f.result(60) for f in futures]
     assert all(isinstance(o, Done) for o in outcomes), outcomes
     assert sum(1 for o in outcomes if isinstance(o, Done) and not o.replayed) == 1
@@ -303,31 +305,31 @@ def test_one_key_sent_many_times_at_once_is_one_command(desks: Callable[[], Desk
     assert len(store.notifications(0)) == 2
 
 
-def test_a_key_is_forgotten_in_the_end_but_not_within_a_day(desks: Callable[[], Desk]) -> None:
-    desk, request = desks(), Request("acme", "k", "d")
-    done(desk, register("m", request=request))
+def test_a_key_is_forgotten_in_the_end_but_not_within_a_day(processors: Callable[[], CommandProcessor]) -> None:
+    processor, request = processors(), Request("acme", "k", "d")
+    done(processor, register("m", request=request))
     day = 24 * 3600 * 1_000_000
-    assert done(desk, register("m", now=NOW + day, request=request)).replayed
-    assert refused(desk, register("m", now=NOW + KEPT_US + 1, request=request)) == "name_taken"
-    assert done(desk, register("n", now=NOW + KEPT_US + 1, request=request)).replayed is False
+    assert done(processor, register("m", now=NOW + day, request=request)).replayed
+    assert refused(processor, register("m", now=NOW + KEPT_US + 1, request=request)) == "name_taken"
+    assert done(processor, register("n", now=NOW + KEPT_US + 1, request=request)).replayed is False
 
 
-def test_a_fact_that_is_too_large_is_refused_and_leaves_nothing(desks: Callable[[], Desk], store: Store) -> None:
-    desk = desks()
-    done(desk, register("m"))
-    assert refused(desk, add("m", "1.0.0", "x" * (512 * 1024), request=Request("acme", "k", "d"))) == "fact_too_large"
+def test_a_fact_that_is_too_large_is_refused_and_leaves_nothing(processors: Callable[[], CommandProcessor], store: Store) -> None:
+    processor = processors()
+    done(processor, register("m"))
+    assert refused(processor, add("m", "1.0.0", "x" * (512 * 1024), request=Request("acme", "k", "d"))) == "fact_too_large"
     assert len(store.notifications(0)) == 1
-    done(desk, add("m", "1.0.0", "x" * (511 * 1024), request=Request("acme", "k", "d")))
+    done(processor, add("m", "1.0.0", "x" * (511 * 1024), request=Request("acme", "k", "d")))
 
 
-def test_a_rule_that_fails_harms_only_its_own_command(desks: Callable[[], Desk]) -> None:
-    desk = desks()
+def test_a_rule_that_fails_harms_only_its_own_command(processors: Callable[[], CommandProcessor]) -> None:
+    processor = processors()
 
-    def broken(_state: Any, _origin: Origin) -> Any:
+    def broken(_state: Any, _origin: CommandContext) -> Any:
         raise AssertionError("our mistake")
 
-    bad = Task(MODEL, "m", broken, origin(), lambda _s, _f: {})
-    futures = [desk.submit(t) for t in (register("a"), bad, register("b"))]
+    bad = PendingCommand(MODEL, "m", broken, origin(), lambda _s, _f: {})
+    futures = [processor.submit(t) for t in (register("a"), bad, register("b"))]
     assert isinstance(futures[0].result(30), Done)
     assert isinstance(futures[2].result(30), Done)
     with pytest.raises(AssertionError, match="our mistake"):
@@ -339,9 +341,9 @@ def test_a_rule_that_fails_harms_only_its_own_command(desks: Callable[[], Desk])
 
 def test_a_store_opens_once_and_says_so_on_every_decided_partition(opener: Opener) -> None:
     stores = [opener() for _ in range(4)]
-    assert current_epoch(stores[0]) is None
+    assert current_generation(stores[0]) is None
     with ThreadPoolExecutor(4) as pool:
-        epochs = list(pool.map(lambda s: open_epoch(s, CODEC, UserId("commands")), stores))
+        epochs = list(pool.map(lambda s: open_generation(s, CODEC, UserId("commands")), stores))
     assert len({e.store for e in epochs}) == 1
     opened = [unpack(e.state) for e in stores[0].notifications(0)]
     assert [(e.topic, e.partition) for e in opened] == list(decided_partitions())
@@ -354,13 +356,13 @@ def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener
     before = [tp for tp in decided_partitions() if tp[0] != "producers"]
     with monkeypatch.context() as yesterday:
         yesterday.setattr(opening, "decided_partitions", lambda: iter(before))
-        epoch = open_epoch(stores[0], CODEC, UserId("commands"))
+        epoch = open_generation(stores[0], CODEC, UserId("commands"))
         assert open_new_partitions(stores[0], CODEC, UserId("commands")) == 0
     assert ("producers", 0) not in epoch.before
     assert resume(stores[0], epoch, {})["producers", 0] == 0, "a relay of today can start before the opening is there"
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda s: open_new_partitions(s, CODEC, UserId("commands")), stores))
-    after = current_epoch(stores[0])
+    after = current_generation(stores[0])
     assert after is not None
     assert (after.store, after.position, set(after.before)) == (epoch.store, epoch.position, set(decided_partitions()))
     opened = [unpack(e.state) for e in stores[0].notifications(0)]

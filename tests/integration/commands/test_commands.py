@@ -49,7 +49,7 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
     with free_block() as base_port:
         settings = Settings(stack="test", base_port=base_port, data=tmp_path_factory.mktemp("commands"))
         with prepared_log(settings):
-            api = Process("commands.http.app", settings, {"ARTIFACT_BYTES_MAX": str(ARTIFACT_MAX)}).start()
+            api = Process("commands.api", settings, {"ARTIFACT_BYTES_MAX": str(ARTIFACT_MAX)}).start()
             relay = Process("commands.relay.relay", settings).start()
             try:
                 eventually(lambda: is_ready(settings.command_port) and is_ready(settings.relay_health_port), "command side")

@@ -93,7 +93,7 @@ def holders(url: str) -> list[int]:
 
 
 def test_what_is_decided_over_http_arrives_in_order(log: Stack, creator: TenantCreator) -> None:
-    api = Process("commands.http.app", log.settings, {"STORE_URL": log.settings.store}).start()
+    api = Process("commands.api", log.settings, {"STORE_URL": log.settings.store}).start()
     try:
         eventually(lambda: _listens(log.settings), "the command API is there")
         http = CommandClient(log.settings)

@@ -282,7 +282,7 @@ def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, creator: Te
 
     # The command API takes no decision into a store that the log does not know: not into yesterday's, and not into an empty one.
     for lost in (url, f"sqlite:///{tmp_path / 'lost' / 'events.sqlite'}"):
-        api = Process("commands.http.app", log.settings, {"STORE_URL": lost}).start()
+        api = Process("commands.api", log.settings, {"STORE_URL": lost}).start()
         assert api.ended() == 1
         assert "python -m commands.store.rebuild" in api.log.read_text()
     assert len(read_log(log.settings, "accounts", "prices")) == before

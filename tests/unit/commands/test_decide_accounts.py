@@ -10,7 +10,7 @@ from commands.bills import decide as bill
 from commands.bills.decide import AlreadyIssued, BillState, CompleteBill, FixCut, NoBills
 from commands.prices import decide as price_book
 from commands.prices.decide import PAST_TOLERANCE_US, BookState, NoBook, PublishPriceBook
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from commands.tenants import decide as tenant
 from commands.tenants.decide import CreateTenant, IssueApiKey, NoTenant, RevokeApiKey, TenantState
@@ -25,8 +25,8 @@ NOW = 1_800_000_000_000_000
 DAY = 86_400_000_000
 
 
-def at(now: int = NOW) -> Origin:
-    return Origin("00000000-0000-4000-8000-000000000000", now, UserId("admin"), "", "")
+def at(now: int = NOW) -> CommandContext:
+    return CommandContext("00000000-0000-4000-8000-000000000000", now, UserId("admin"), "", "")
 
 
 def refused(decision: object) -> str:

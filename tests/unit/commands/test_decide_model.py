@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from commands.models import decide_lifecycle as model_decide
+from commands.models import decide as model_decide
 from commands.models.compatibility import differences
-from commands.models.decide_lifecycle import AddVersion, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
+from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
 from commands.models.semver import SemVer, parse
 from commands.models.state import ModelState, NoModel, evolve
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from events.facts.fact import ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, ModelRegistered, ModelVersionApproved, ModelVersionReviewed, Technical, TensorSpec
@@ -32,8 +32,8 @@ def technical(inputs: tuple[TensorSpec, ...] = (tensor(),), outputs: tuple[Tenso
     return Technical(format="onnx", framework="sklearn", precision="FP32", inputs=inputs, outputs=outputs)
 
 
-def by(user: str, command: int = 0) -> Origin:
-    return Origin(f"00000000-0000-4000-8000-{command:012d}", 1_000_000, UserId(user), "cause", "correlation")
+def by(user: str, command: int = 0) -> CommandContext:
+    return CommandContext(f"00000000-0000-4000-8000-{command:012d}", 1_000_000, UserId(user), "cause", "correlation")
 
 
 REGISTER = RegisterModel(

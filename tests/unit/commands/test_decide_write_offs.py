@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from commands.processor.aggregates import PRODUCER, RECORD
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from commands.store.event_store import Event
 from commands.store.rebuild import take
@@ -31,8 +31,8 @@ REQUEST = RequestRecordWriteOff("log", AT, THESE, "garbage of an unknown writer"
 EPOCH = RequestProducerWriteOff("gateway-1", "e-1", "killed with its machine", "open")
 
 
-def by(user: str) -> Origin:
-    return Origin("00000000-0000-4000-8000-000000000000", NOW, UserId(user), "", "")
+def by(user: str) -> CommandContext:
+    return CommandContext("00000000-0000-4000-8000-000000000000", NOW, UserId(user), "", "")
 
 
 def refused(decision: object) -> tuple[str, str]:

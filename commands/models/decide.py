@@ -18,7 +18,7 @@ from commands.models.state import (
     RetiredModel,
     loaded,
 )
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, forbidden, invalid, missing
 from events.facts.deployments import VersionUndeployed
 from events.facts.fact import ModelId, ModelVersion, TenantId, UserId
@@ -89,7 +89,7 @@ LifecycleCommand = RegisterModel | AddVersion | SubmitVersion | ReviewVersion | 
 Decision = tuple[ModelFact, ...] | Rejected
 
 
-def decide(state: ModelState, command: LifecycleCommand, origin: Origin) -> Decision:
+def decide(state: ModelState, command: LifecycleCommand, origin: CommandContext) -> Decision:
     """The facts that follow from a command, or why not."""
     if isinstance(command, RegisterModel):
         return _register(state, command, origin)
@@ -131,7 +131,7 @@ def retired(state: RetiredModel) -> Rejected:
     )
 
 
-def _register(state: ModelState, c: RegisterModel, o: Origin) -> Decision:
+def _register(state: ModelState, c: RegisterModel, o: CommandContext) -> Decision:
     if not isinstance(state, NoModel):
         return conflict(
             "name_taken", f"{c.model} already exists or existed", "name", "choose another name; a retired name is never given again"
@@ -153,7 +153,7 @@ def _register(state: ModelState, c: RegisterModel, o: Origin) -> Decision:
     return (fact,)
 
 
-def _add_version(state: ActiveModel, c: AddVersion, o: Origin) -> Decision:
+def _add_version(state: ActiveModel, c: AddVersion, o: CommandContext) -> Decision:
     number = parse(c.model_version)
     if number is None:
         return invalid(
@@ -200,7 +200,7 @@ def _add_version(state: ActiveModel, c: AddVersion, o: Origin) -> Decision:
     return (fact,)
 
 
-def _submit(state: ActiveModel, c: SubmitVersion, o: Origin) -> Decision:
+def _submit(state: ActiveModel, c: SubmitVersion, o: CommandContext) -> Decision:
     version = state.versions.get(c.model_version)
     match version:
         case None:
@@ -217,7 +217,7 @@ def _submit(state: ActiveModel, c: SubmitVersion, o: Origin) -> Decision:
             assert_never(version)
 
 
-def _review(state: ActiveModel, c: ReviewVersion, o: Origin) -> Decision:
+def _review(state: ActiveModel, c: ReviewVersion, o: CommandContext) -> Decision:
     version = state.versions.get(c.model_version)
     if version is None:
         return no_version(c.model_version)
@@ -252,7 +252,7 @@ def _review(state: ActiveModel, c: ReviewVersion, o: Origin) -> Decision:
     return (reviewed, approved)
 
 
-def _retire(state: ActiveModel, c: RetireModel, o: Origin) -> Decision:
+def _retire(state: ActiveModel, c: RetireModel, o: CommandContext) -> Decision:
     if c.successor == state.model:
         return invalid("successor_is_itself", "a model cannot succeed itself", "successor", "name another model, or none")
     retirement = ModelRetired(**o.head(state.version + 1), model=state.model, reason=c.reason, successor=c.successor, by=o.by)

@@ -14,9 +14,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from commands.artifacts.intake import ArtifactIntake, IntakeBusy
+from commands.http.command_app import Call, CommandApp, Refused
 from commands.http.problems import busy_response, problem_response, rejected_response
-from commands.models.intake import IntakeBusy, IntakeDesk
-from commands.processor.command_app import Call, Office, Refused
 from commands.processor.rejection import Rejected, forbidden, invalid
 from commands.tenants.routes import existing_tenant
 from events.facts.fact import TenantId
@@ -29,26 +29,26 @@ UPLOAD_S_MAX = 900.0
 """Longest an upload may take: else eight callers who send nothing keep everybody else from uploading."""
 
 
-def artifact_routes(office: Office, intake: IntakeDesk) -> APIRouter:
+def artifact_routes(app: CommandApp, intake: ArtifactIntake) -> APIRouter:
     routes = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
     slots = asyncio.Semaphore(UPLOADS_MAX)
 
     @routes.put("/{digest}", status_code=201)
     async def upload(digest: str, request: Request, tenant: str | None = None) -> Response:
         """The raw file as body. 201 with its inputs and outputs; the same file again changes nothing."""
-        call = await run_in_threadpool(office.enter, request, "models")
-        owner = await run_in_threadpool(_owner, office, call, tenant)
+        call = await run_in_threadpool(app.enter, request, "models")
+        owner = await run_in_threadpool(_owner, app, call, tenant)
         if not _DIGEST.match(digest):
             wrong = invalid("digest_malformed", "the path names no digest", "digest", "PUT /v1/artifacts/sha256:<64 hexadecimal digits>")
             return rejected_response(wrong, call.headers)
         async with slots:
-            return await _take(office, intake, call, owner, digest, request)
+            return await _take(app, intake, call, owner, digest, request)
 
     return routes
 
 
-async def _take(office: Office, intake: IntakeDesk, call: Call, tenant: TenantId, digest: str, request: Request) -> Response:
-    limit = office.settings.artifact_bytes_max
+async def _take(app: CommandApp, intake: ArtifactIntake, call: Call, tenant: TenantId, digest: str, request: Request) -> Response:
+    limit = app.settings.artifact_bytes_max
     handle, name = tempfile.mkstemp(dir=intake.folder, suffix=".onnx")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -95,9 +95,9 @@ def _tensors(found: tuple[tuple[str, str, tuple[int, ...]], ...]) -> list[dict[s
     return [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in found]
 
 
-def _owner(office: Office, call: Call, asked: str | None) -> TenantId:
+def _owner(app: CommandApp, call: Call, asked: str | None) -> TenantId:
     tenant = TenantId(asked or call.principal.tenant)
     if not call.principal.acts_for(tenant):
         raise Refused(rejected_response(forbidden("foreign_tenant", "this key acts for its own tenant only", "tenant", "leave it out")))
-    existing_tenant(office, tenant)
+    existing_tenant(app, tenant)
     return tenant

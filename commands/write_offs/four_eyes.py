@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, forbidden
 from events.facts.fact import UserId
 
 
-def same_person(requested_by: UserId, origin: Origin) -> Rejected | None:
+def same_person(requested_by: UserId, origin: CommandContext) -> Rejected | None:
     """A refusal when the caller asked for it. People are told apart by the user of their key, whatever tenant it is of."""
     if origin.by != requested_by:
         return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from commands.models.decide_lifecycle import Decision, no_model, no_version, retired
+from commands.models.decide import Decision, no_model, no_version, retired
 from commands.models.state import ActiveModel, Approved, ModelState, NoModel, NotDeployed, RetiredModel, Serving, Shifting, loaded
-from commands.processor.context import Origin
+from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid
 from events.facts.deployments import (
     RolledBack,
@@ -66,7 +66,7 @@ class UndeployVersion:
 DeploymentCommand = DeployVersion | StartRollout | AdvanceRollout | PromoteRollout | RollBack | UndeployVersion
 
 
-def decide(state: ModelState, command: DeploymentCommand, origin: Origin) -> Decision:
+def decide(state: ModelState, command: DeploymentCommand, origin: CommandContext) -> Decision:
     """The facts that follow from a command, or why not."""
     match state:
         case NoModel():
@@ -113,7 +113,7 @@ def _weight(percent: int) -> Rejected | None:
     return invalid("weight_out_of_range", f"{percent} is not within 1…99", "weight_percent", "promote for 100, roll back for 0")
 
 
-def _deploy(state: ActiveModel, c: DeployVersion, o: Origin) -> Decision:
+def _deploy(state: ActiveModel, c: DeployVersion, o: CommandContext) -> Decision:
     approved = _approved(state, c.model_version)
     if isinstance(approved, Rejected):
         return approved
@@ -131,7 +131,7 @@ def _deploy(state: ActiveModel, c: DeployVersion, o: Origin) -> Decision:
     return (fact,)
 
 
-def _start(state: ActiveModel, c: StartRollout, o: Origin) -> Decision:
+def _start(state: ActiveModel, c: StartRollout, o: CommandContext) -> Decision:
     bad = _weight(c.weight_percent)
     if bad is not None:
         return bad
@@ -167,7 +167,7 @@ def _start(state: ActiveModel, c: StartRollout, o: Origin) -> Decision:
             assert_never(was)
 
 
-def _advance(state: ActiveModel, c: AdvanceRollout, o: Origin) -> Decision:
+def _advance(state: ActiveModel, c: AdvanceRollout, o: CommandContext) -> Decision:
     bad = _weight(c.weight_percent)
     if bad is not None:
         return bad
@@ -180,7 +180,7 @@ def _advance(state: ActiveModel, c: AdvanceRollout, o: Origin) -> Decision:
     return (RolloutAdvanced(**head, model=state.model, to_version=ModelVersion(was.candidate), weight_percent=c.weight_percent, by=o.by),)
 
 
-def _promote(state: ActiveModel, o: Origin) -> Decision:
+def _promote(state: ActiveModel, o: CommandContext) -> Decision:
     was = state.deployment
     if not isinstance(was, Shifting):
         return _not_shifting()
@@ -190,7 +190,7 @@ def _promote(state: ActiveModel, o: Origin) -> Decision:
     )
 
 
-def _roll_back(state: ActiveModel, c: RollBack, o: Origin) -> Decision:
+def _roll_back(state: ActiveModel, c: RollBack, o: CommandContext) -> Decision:
     was = state.deployment
     if isinstance(was, NotDeployed):
         return conflict("not_deployed", f"{state.model} serves nothing yet", "model", "deploy a version")
@@ -215,7 +215,7 @@ def _roll_back(state: ActiveModel, c: RollBack, o: Origin) -> Decision:
     )
 
 
-def _undeploy(state: ActiveModel, c: UndeployVersion, o: Origin) -> Decision:
+def _undeploy(state: ActiveModel, c: UndeployVersion, o: CommandContext) -> Decision:
     was = state.deployment
     if isinstance(was, NotDeployed) or c.model_version not in loaded(was):
         return conflict("not_loaded", f"version {c.model_version} is not loaded", "version", "nothing to do")

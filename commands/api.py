@@ -1,4 +1,4 @@
-"""The command API: `python -m commands.http.app`. What may happen in the market is asked for here; /docs lists it.
+"""The command API: `python -m commands.api`. What may happen in the market is asked for here; /docs lists it.
 
 Every write is decided, durable and in the order of all decisions before it is answered; the answer names the facts it wrote.
 """
@@ -22,12 +22,12 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from commands.artifacts.intake import ArtifactIntake
+from commands.artifacts.routes import artifact_routes
 from commands.http.bodies import Problem
+from commands.http.command_app import CommandApp, Refused, open_command_app, unavailable
 from commands.http.problems import problem_response, violations_of
-from commands.models.artifact_routes import artifact_routes
-from commands.models.intake import IntakeDesk
 from commands.models.routes import Models, Traffic
-from commands.processor.command_app import Office, Refused, open_office, unavailable
 from commands.relay.resume import StoreMismatch
 from commands.store.event_store import StoreUnavailable
 from commands.tenants.routes import Bills, PriceBooks, Tenants
@@ -44,17 +44,17 @@ BILL_BYTES_MAX = 32 << 20
 """100 000 lines of a bill, with names of usual length."""
 CONNECTIONS_MAX = 1000
 GRACE_S = 10
-"""Requests under way at the end; a caller who sends slowly must not keep a process whose desk has failed."""
+"""Requests under way at the end; a caller who sends slowly must not keep a process whose processor has failed."""
 
 
-def build(office: Office) -> FastAPI:
+def build(commands: CommandApp) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
         yield
-        await asyncio.to_thread(office.close)
+        await asyncio.to_thread(commands.close)
 
     bearer = HTTPBearer(auto_error=False, description="An API key: mk_…")
-    app = FastAPIOffline(  # its pages bring their scripts along: a closed network has no content delivery network
+    api = FastAPIOffline(  # its pages bring their scripts along: a closed network has no content delivery network
         title="modelmarket commands",
         version="1",
         description=(__doc__ or ""),
@@ -62,51 +62,51 @@ def build(office: Office) -> FastAPI:
         dependencies=[Security(bearer)],
         responses={code: {"model": Problem} for code in ("4XX", "503")},
     )
-    intake = IntakeDesk(office.artifacts, office.settings.folder / "uploads")
-    app.include_router(artifact_routes(office, intake))
-    market = (Models(office, intake), Traffic(office), Tenants(office), PriceBooks(office), Bills(office))
-    for resource in (*market, RecordWriteOffs(office), ProducerWriteOffs(office)):
-        app.include_router(resource.router())
-    _answer_errors(app)
+    intake = ArtifactIntake(commands.artifacts, commands.settings.folder / "uploads")
+    api.include_router(artifact_routes(commands, intake))
+    market = (Models(commands, intake), Traffic(commands), Tenants(commands), PriceBooks(commands), Bills(commands))
+    for resource in (*market, RecordWriteOffs(commands), ProducerWriteOffs(commands)):
+        api.include_router(resource.router())
+    _answer_errors(api)
 
-    @app.get("/healthz", include_in_schema=False)
+    @api.get("/healthz", include_in_schema=False)
     def health() -> Response:
-        failed = office.desk.failed
-        said: dict[str, Any] = {"status": "failed" if failed else "ready", "waiting": office.desk.waiting, "lag": None}
+        failed = commands.processor.failed
+        said: dict[str, Any] = {"status": "failed" if failed else "ready", "waiting": commands.processor.waiting, "lag": None}
         try:
-            said["position"] = office.store.last_position()
+            said["position"] = commands.store.last_position()
         except StoreUnavailable as e:
             said |= {"status": "failed", "message": str(e)[:300]}
         return Response(orjson.dumps(said), 200 if said["status"] == "ready" else 503, media_type="application/json")
 
-    app.add_middleware(BodyBound)
-    return app
+    api.add_middleware(BodyBound)
+    return api
 
 
-def _answer_errors(app: FastAPI) -> None:
-    @app.exception_handler(Refused)
+def _answer_errors(api: FastAPI) -> None:
+    @api.exception_handler(Refused)
     async def refused(_: Request, e: Refused) -> Response:
         return e.response
 
-    @app.exception_handler(RequestValidationError)
+    @api.exception_handler(RequestValidationError)
     async def malformed(_: Request, e: RequestValidationError) -> Response:
         return problem_response(422, violations_of(e.errors()))
 
-    @app.exception_handler(ValidationError)
+    @api.exception_handler(ValidationError)
     async def unfit(_: Request, e: ValidationError) -> Response:
         return problem_response(422, violations_of(e.errors(include_input=False, include_context=False, include_url=False)))
 
-    @app.exception_handler(StoreUnavailable)
+    @api.exception_handler(StoreUnavailable)
     async def store_away(_: Request, e: StoreUnavailable) -> Response:
         return unavailable("store_unavailable", "the event store does not answer", "try again with the same Idempotency-Key")
 
-    @app.exception_handler(StarletteHTTPException)
+    @api.exception_handler(StarletteHTTPException)
     async def http_error(_: Request, e: StarletteHTTPException) -> Response:
         codes = {400: "body_unreadable", 404: "no_such_resource", 405: "method_not_allowed", 413: "body_too_large"}
         violation = Violation(codes.get(e.status_code, "refused"), str(e.detail), "", "see /docs")
         return problem_response(e.status_code, [violation], e.headers)
 
-    @app.exception_handler(Exception)
+    @api.exception_handler(Exception)
     async def broken(request: Request, e: Exception) -> Response:
         logger.error("unexpected failure in %s", request.scope.get("route"), exc_info=e)
         violation = Violation("internal_error", "this is our mistake; it was logged", "", "report it with the X-Correlation-Id")
@@ -142,12 +142,12 @@ def main() -> int:
     start_logging("commands")
     settings = Settings()
     try:
-        office = open_office(settings)
+        commands = open_command_app(settings)
     except (LogMismatch, StoreMismatch) as e:
         raise SystemExit(f"the command API does not start: {e}") from e
     server = uvicorn.Server(
         uvicorn.Config(
-            build(office),
+            build(commands),
             host=settings.host,
             port=settings.command_port,
             log_config=None,
@@ -161,9 +161,9 @@ def main() -> int:
     def end() -> None:
         server.should_exit = True
 
-    office.desk.when_failed(end)  # no desk, no decisions: the supervisor starts a process that has one
+    commands.processor.when_failed(end)  # no processor, no decisions: the supervisor starts a process that has one
     server.run()
-    return 1 if office.desk.failed is not None else 0
+    return 1 if commands.processor.failed is not None else 0
 
 
 if __name__ == "__main__":

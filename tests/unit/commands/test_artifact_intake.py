@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from commands.models import intake as intake_desk
-from commands.models.intake import IntakeBusy, IntakeDesk
+from commands.artifacts import intake as artifact_intake
+from commands.artifacts.intake import ArtifactIntake, IntakeBusy
 from events.facts.fact import TenantId
 from events.facts.models import Technical, TensorSpec
 from events.process.artifacts import Artifacts
@@ -28,7 +28,7 @@ def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_
     digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     artifacts = Artifacts(Settings(stack="unit", data=tmp_path))
     artifacts.put(ACME, digest, file)
-    desk = IntakeDesk(artifacts, tmp_path / "uploads")
+    processor = ArtifactIntake(artifacts, tmp_path / "uploads")
     technical = Technical(
         format="onnx",
         framework="numpy",
@@ -36,22 +36,22 @@ def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_
         inputs=(TensorSpec(name="x", **TENSOR),),
         outputs=(TensorSpec(name="y", **TENSOR),),
     )
-    monkeypatch.setattr(intake_desk, "CHECK_S_MAX", 0.05)
-    for _ in range(intake_desk.INSPECTIONS_MAX):
-        desk._slots.acquire()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(artifact_intake, "CHECK_S_MAX", 0.05)
+    for _ in range(artifact_intake.INSPECTIONS_MAX):
+        processor._slots.acquire()  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(IntakeBusy):
-        desk.check(ACME, digest, technical)
-    monkeypatch.setattr(intake_desk, "CHECK_S_MAX", 20.0)
+        processor.check(ACME, digest, technical)
+    monkeypatch.setattr(artifact_intake, "CHECK_S_MAX", 20.0)
     found: list[object] = []
-    places = intake_desk.INSPECTIONS_MAX + intake_desk.CHECKS_WAITING_MAX
-    waiting = [threading.Thread(target=lambda: found.append(desk.check(ACME, digest, technical)), daemon=True) for _ in range(places)]
+    places = artifact_intake.INSPECTIONS_MAX + artifact_intake.CHECKS_WAITING_MAX
+    waiting = [threading.Thread(target=lambda: found.append(processor.check(ACME, digest, technical)), daemon=True) for _ in range(places)]
     for thread in waiting:
         thread.start()
-    while desk._checks._value:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]
+    while processor._checks._value:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]
         threading.Event().wait(0.01)
     with pytest.raises(IntakeBusy):  # at once, for twenty seconds would be too long
-        desk.check(ACME, digest, technical)
-    desk._slots.release()  # pyright: ignore[reportPrivateUsage]
+        processor.check(ACME, digest, technical)
+    processor._slots.release()  # pyright: ignore[reportPrivateUsage]
     for thread in waiting:
         thread.join(20)
     assert [refusal for _, refusal in found] == [None] * places  # type: ignore[attr-defined, misc]

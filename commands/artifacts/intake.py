@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands.models.inspection import Signature, contradictions, inspect
+from commands.artifacts.inspection import Signature, contradictions, inspect
 from commands.processor.rejection import Rejected, invalid
 from events.facts.fact import TenantId
 from events.facts.models import Technical
@@ -28,7 +28,7 @@ class IntakeBusy(Exception):
     """Too many files are being inspected; later there is room."""
 
 
-class IntakeDesk:
+class ArtifactIntake:
     """Thread-safe. What a digest's file eats and gives is remembered, for it can never change."""
 
     def __init__(self, artifacts: Artifacts, folder: Path) -> None:

@@ -19,14 +19,14 @@ from pydantic import BaseModel
 from commands.http.problems import problem_response, rejected_response
 from commands.processor.access import Access, NotRecognised, Principal, admin_secret, needs, sha256_of
 from commands.processor.aggregates import Aggregates, Kind, S
-from commands.processor.command_processor import Busy, Desk, Done, Task
-from commands.processor.context import Origin
+from commands.processor.command_processor import Busy, CommandProcessor, Done, PendingCommand
+from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import Request as Repeatable
 from commands.processor.rejection import Rejected
 from commands.relay.resume import REMEDY, StoreMismatch, read_tails, resume
 from commands.store.event_store import Store, StoreUnavailable, open_store
-from commands.store.generation import current_epoch
-from commands.store.opening import open_epoch, open_new_partitions
+from commands.store.generation import current_generation
+from commands.store.opening import open_generation, open_new_partitions
 from events.facts.accounts import Scope
 from events.facts.fact import DecidedFact, UserId
 from events.log.client import LogUnavailable, Reader
@@ -58,7 +58,7 @@ class Call:
     """One request by a recognised caller."""
 
     principal: Principal
-    origin: Origin
+    origin: CommandContext
     if_match: int | None
     idempotency_key: str
     secret: str = field(repr=False)
@@ -69,14 +69,14 @@ class Call:
         return {"X-Correlation-Id": self.origin.correlation_id}
 
 
-class Office:
-    """Everything a handler needs. Built once, in `open_office`."""
+class CommandApp:
+    """Everything a handler needs. Built once, in `open_command_app`."""
 
     def __init__(self, settings: Settings, store: Store, codec: Codec, log_id: str, reader: Reader) -> None:
         self.settings, self.store, self.log_id = settings, store, log_id
         self.aggregates = Aggregates(store, codec)
         self.access = Access(store, codec, sha256_of(admin_secret(settings)))
-        self.desk = Desk(store, codec, self.aggregates)
+        self.processor = CommandProcessor(store, codec, self.aggregates)
         self.artifacts = Artifacts(settings)
         self._reader, self._reader_lock = reader, threading.Lock()
 
@@ -92,7 +92,7 @@ class Office:
             raise _unauthorised(principal)
         command_id = str(uuid.uuid4())
         key = _idempotency_key(request)
-        origin = Origin(command_id, now, principal.user, key or command_id, _correlation(request) or command_id)
+        origin = CommandContext(command_id, now, principal.user, key or command_id, _correlation(request) or command_id)
         lacking = needs(principal, *scopes)
         if lacking is not None:
             raise Refused(rejected_response(lacking))
@@ -103,7 +103,7 @@ class Office:
         call: Call,
         kind: Kind[S],
         key: str,
-        decide: Callable[[S, Origin], Sequence[DecidedFact] | Rejected],
+        decide: Callable[[S, CommandContext], Sequence[DecidedFact] | Rejected],
         *,
         operation: str,
         body: BaseModel | None = None,
@@ -120,9 +120,9 @@ class Office:
             if shown_once is not None:
                 said += f"\n{sha256_of(call.secret)}"  # made from the caller's own key, so that only under that key it is the same again
             repeatable = Repeatable(call.principal.tenant, call.idempotency_key, hashlib.sha256(said.encode()).hexdigest())
-        task = Task(kind, key, decide, call.origin, answer or (lambda _state, _facts: {}), call.if_match, repeatable)
+        task = PendingCommand(kind, key, decide, call.origin, answer or (lambda _state, _facts: {}), call.if_match, repeatable)
         try:
-            outcome = self.desk.submit(task).result(ANSWER_S_MAX)
+            outcome = self.processor.submit(task).result(ANSWER_S_MAX)
         except (Busy, StoreUnavailable, FutureTimeout) as e:
             raise Refused(
                 unavailable("store_unavailable", f"the command could not be decided: {e}", "try again with the same Idempotency-Key")
@@ -146,23 +146,23 @@ class Office:
             raise Refused(unavailable("log_unavailable", str(e), "try again when Kafka is back")) from e
 
     def close(self) -> None:
-        self.desk.close()
+        self.processor.close()
         self.store.close()
         self._reader.close()
 
 
-def open_office(settings: Settings) -> Office:
+def open_command_app(settings: Settings) -> CommandApp:
     """Waits for the registry; raises LogMismatch when log and registry are not each other's, StoreMismatch when log and store are
     not: what such a store decided would never reach the log, so nothing may be decided on it."""
     reader = Reader(settings, "commands")
     codec, log_id = open_codec(settings, reader)
     store = open_store(settings)
-    epoch, tails = current_epoch(store), read_tails(reader)
+    epoch, tails = current_generation(store), read_tails(reader)
     if epoch is None and tails:
         raise StoreMismatch(f"the store is empty, but decisions are on the log. {REMEDY}")
-    resume(store, epoch or open_epoch(store, codec, UserId("commands")), tails)
+    resume(store, epoch or open_generation(store, codec, UserId("commands")), tails)
     open_new_partitions(store, codec, UserId("commands"))
-    return Office(settings, store, codec, log_id, reader)
+    return CommandApp(settings, store, codec, log_id, reader)
 
 
 def unavailable(code: str, message: str, remedy: str) -> Response:

@@ -1,6 +1,6 @@
 """Is this file the model it claims to be? Run as a process of its own, so that a crafted file takes nothing down with it.
 
-`python -m commands.models.inspection FILE` prints one JSON object: the model's inputs and outputs, or what is wrong. Allowed: ONNX without
+`python -m commands.artifacts.inspection FILE` prints one JSON object: the model's inputs and outputs, or what is wrong. Allowed: ONNX without
 external data, of operator sets this build knows. Pickles and other code on load never get this far: they are not ONNX.
 """
 
@@ -39,7 +39,7 @@ def inspect(file: Path) -> Signature | Rejected:
     """Blocks up to a minute."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "commands.models.inspection", str(file)],
+            [sys.executable, "-m", "commands.artifacts.inspection", str(file)],
             capture_output=True,
             timeout=CHECK_S_MAX,
             check=False,

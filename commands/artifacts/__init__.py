@@ -1,0 +1,1 @@
+"""Model files: uploaded under their digest, inspected in a process of their own, stored once."""

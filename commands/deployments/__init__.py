@@ -1,0 +1,1 @@
+"""The deployments of a model: deploy, roll out, promote, roll back, undeploy."""
