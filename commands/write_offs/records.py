@@ -10,6 +10,7 @@ from typing import Literal, assert_never
 
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, missing
+from commands.write_offs.four_eyes import same_person
 from events.facts.topics import TOPICS
 from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
 from events.log.record import Coordinate
