@@ -17,7 +17,7 @@ from events.process.settings import Settings
 from serving.gateway.batching import FLIGHTS_PER_REPLICA, Lane, Replicas
 from serving.gateway.routes import Routes, Version
 from serving.metering.meter import Identity, Meter
-from serving.refused import later
+from serving.refused import unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +144,9 @@ class Edge:
     def require_knowledge(self) -> None:
         """Raises 503 when keys cannot be judged: not yet folded, or heard nothing for longer than the bound (K5)."""
         if not self.opened:
-            raise later("starting", "the gateway is starting", 2)
+            raise unavailable("starting", "the gateway is starting", 2)
         if self._fold_runner.failure is not None or self._fold_runner.age_s() > self.settings.staleness_s_max:
-            raise later("stale", f"nothing new was heard for {self.settings.staleness_s_max:.0f} s: keys cannot be judged", 5)
+            raise unavailable("stale", f"nothing new was heard for {self.settings.staleness_s_max:.0f} s: keys cannot be judged", 5)
 
     # --- lanes
 

@@ -19,7 +19,7 @@ import uvloop
 
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
-from serving.gateway.app import Gateway
+from serving.gateway.asgi import Gateway
 from serving.gateway.state import Edge
 from serving.replicas.ray_apps import SHUTDOWN_S_MAX, RayReplicas
 

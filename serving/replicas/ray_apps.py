@@ -21,7 +21,7 @@ from events.process.artifacts import ArtifactCorrupt, ArtifactMissing, Artifacts
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from serving.control.serve_plan import MODEL_DEPLOYMENT
-from serving.gateway.app import Gateway
+from serving.gateway.asgi import Gateway
 from serving.gateway.batching import ReplicaLost
 from serving.gateway.state import Edge
 from serving.model_interface import interface_of

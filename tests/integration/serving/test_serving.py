@@ -243,7 +243,7 @@ def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(ed
         away = seconds_until(lambda: edge.infer(timeout_s=15).status_code == 503, "calls are refused", 15)
         refused = edge.infer()
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1 and away < 15
-        assert refused.json()["code"] in ("log_away", "not_acknowledged")
+        assert refused.json()["code"] in ("log_unavailable", "not_acknowledged")
     finally:
         os.kill(broker, signal.SIGCONT)
     eventually(lambda: edge.infer().status_code == 200, "Kafka is back", 30)

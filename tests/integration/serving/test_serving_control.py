@@ -122,9 +122,9 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     eventually(lambda: len(aborted()) > before, "the execution is on the log", 20)
     assert edge.infer().status_code == 200
     (fact,) = aborted()[before:]
-    assert (fact["status"], fact["error_code"], fact["calls"], fact["bytes_out"]) == (499, "caller_gone", 1, 0)
+    assert (fact["status"], fact["error_code"], fact["calls"], fact["bytes_out"]) == (499, "caller_disconnected", 1, 0)
     assert fact["cpu_us"] > 0 and fact["replica"] and fact["latency_us"] > 500_000
-    assert not any(body.get("error_code") == "caller_gone" for _, body, _ in edge.usage() if body["_name"] == "InvocationRefused")
+    assert not any(body.get("error_code") == "caller_disconnected" for _, body, _ in edge.usage() if body["_name"] == "InvocationRefused")
     check_chains(edge.usage())
 
 

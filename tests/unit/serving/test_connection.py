@@ -11,11 +11,16 @@ import orjson
 import pytest
 import uvicorn
 
-from serving.gateway.connection import gone
-from serving.refused import Refused, document
+from serving.gateway.request import Request
+from serving.http import refusal_answer
+from serving.refused import Refused
 from serving.replicas.ray_direct import Uncancelled
 
 Message = MutableMapping[str, Any]
+
+
+def disconnected(receive: Callable[[], Awaitable[Message]]) -> bool:
+    return Request("POST", "/", {}, receive, 0).caller_disconnected()
 
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
@@ -29,10 +34,10 @@ async def _two_callers(http: Any) -> None:
 
     async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         assert (await receive())["body"] == b"hello"
-        before = gone(receive)
+        before = disconnected(receive)
         await asked.put(None)
         await go_on.get()
-        said.append((before, gone(receive)))
+        said.append((before, disconnected(receive)))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -67,7 +72,7 @@ def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_ca
         async def gateway(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
             begun.set()
             await executed.wait()
-            ended.append(gone(receive))
+            ended.append(disconnected(receive))
             await send({"type": "http.response.start", "status": 200})
 
         async def receive() -> Message:
@@ -90,5 +95,5 @@ def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_ca
 
 
 def test_a_status_that_http_does_not_name_has_its_problem_document() -> None:
-    body, _ = document(Refused(499, "caller_gone", "the caller went away"))
-    assert orjson.loads(body)["status"] == 499
+    answer = refusal_answer(Refused(499, "caller_disconnected", "the caller disconnected"))
+    assert orjson.loads(answer.body)["status"] == 499

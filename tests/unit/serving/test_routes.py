@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.log.record import Coordinate
-from events.process.settings import Settings
-from serving.gateway.invocation import Call, choose
-from serving.gateway.routes import NOWHERE, Key, Routes, pick
-from serving.gateway.state import Edge
+from serving.gateway.routes import NOWHERE, Routes, pick
+from serving.gateway.routing import choose_version
 from serving.refused import Refused
 
 M = "model-vision-core-digits"
@@ -201,17 +199,9 @@ def test_a_split_is_spread_so_that_twenty_calls_are_already_close(share: int, st
     assert abs(got - share / 5) <= 3
 
 
-class Nobody:
-    """No replica runs: calls get as far as the choice of a version."""
-
-    async def call(self, address: str, blob: bytes) -> bytes:
-        raise AssertionError("nothing is called here")
-
-
 def chosen(routes: Routes) -> tuple[str, str]:
-    key = Key("acme", "k", "u", frozenset({"invoke"}), "", "", "", "", {}, None)
-    version, why = choose(Edge(Settings(), Nobody()), Call(key, routes.models[M], None, M, b"", None, b"", 0))
-    return version.version, why
+    version, route = choose_version(routes.models[M], None, canary_trusted=False)
+    return version.version, route
 
 
 def test_a_call_between_two_halves_of_a_change_is_answered_or_refused_with_a_reason() -> None:

@@ -1,0 +1,127 @@
+"""The way of every call, whatever its protocol: identify → limit → route → validate → execute → meter → answer.
+
+`_infer` shows the steps in this order. The protocol is asked twice: to check the body against the version's interface, and to
+write the outputs down. Operations that execute nothing take the first steps only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import assert_never
+
+from serving.gateway.body_memory import Held
+from serving.gateway.execution import Execution, Outcome
+from serving.gateway.request import Request
+from serving.gateway.routes import Key
+from serving.gateway.routing import choose_version, find_model, servable_version
+from serving.gateway.state import Edge
+from serving.http import JSON, Answer, whole_number
+from serving.inference import Predicted, PredictionFailed
+from serving.protocols.operations import CheckReady, DescribeVersion, Infer, ListedModel, ListModels, Operation, ShowDocument
+from serving.refused import Headers, Refused, unavailable
+
+MODELS_MAX = 10_000
+"""As many models as the market is made for; one page."""
+CHALLENGE: Headers = ((b"www-authenticate", b'Bearer realm="modelmarket"'),)
+
+
+class Pipeline:
+    """Raises Refused where a step says no."""
+
+    def __init__(self, state: Edge) -> None:
+        self._state = state
+        self._body_memory = Held()
+
+    async def answer(self, request: Request, operation: Operation) -> Answer:
+        match operation:
+            case Infer():
+                return await self._infer(request, operation)
+            case DescribeVersion():
+                return self._describe(request, operation)
+            case ListModels():
+                return self._list(request, operation)
+            case CheckReady(body):
+                return Answer(200 if self._state.ready else 503, JSON, body)
+            case ShowDocument(body):
+                return Answer(200, JSON, body)
+            case _:
+                assert_never(operation)
+
+    async def _infer(self, request: Request, operation: Infer) -> Answer:
+        state = self._state
+        request.operation, request.addressed = "infer", operation.model
+        request.require_method("POST")
+        # identify
+        key = self._identify(request, "invoke")
+        request.model, pinned = find_model(state.routes, operation.model, operation.version)
+        request.read_idempotency_key()
+        request.require_plain_body()
+        # limit
+        bytes_max = state.settings.infer_bytes_max
+        announced = whole_number(request.headers, "Content-Length")
+        with self._body_memory.body(key.tenant, bytes_max if announced is None else min(announced, bytes_max)):
+            await request.read_body(announced or 0, bytes_max)
+            # route
+            version, route = choose_version(request.model, pinned, canary_trusted=state.fresh)
+            if state.meter.away:
+                raise unavailable("log_unavailable", "usage cannot be recorded now, so nothing is executed")
+            # validate
+            inference = operation.format.parse(request.headers, request.body, version.interface)
+            # execute
+            execution = Execution(state, request, version, route, inference)
+            result = await execution.run()
+            # meter, then answer: the fact is durable before the caller hears of it (K12)
+            match result.result:
+                case PredictionFailed(message):
+                    execution.record(Outcome("failed", 422, "inference_failed", result=result))
+                    remedy = "check the values against what the model was made for"
+                    raise Refused(422, "inference_failed", f"the model failed on this input: {message}", "inputs", remedy)
+                case Predicted() if request.caller_disconnected():
+                    execution.record(Outcome("aborted", 499, "caller_disconnected", result=result))
+                    remedy = "call again with the same Idempotency-Key"
+                    raise Refused(499, "caller_disconnected", "the caller disconnected before the answer was there", "", remedy)
+                case Predicted(outputs):
+                    body, content_headers = operation.format.render(version, inference, outputs)
+                    fact = execution.record(Outcome("succeeded", 200, bytes_out=len(body), result=result))
+                    return Answer(200, (*content_headers, *await execution.receipt(fact)), body)
+                case _:
+                    assert_never(result.result)
+
+    def _describe(self, request: Request, operation: DescribeVersion) -> Answer:
+        request.operation = operation.name
+        request.require_method("GET")
+        self._identify(request, "invoke")
+        request.model, pinned = find_model(self._state.routes, operation.model, operation.version)
+        version = servable_version(request.model, pinned, canary_trusted=False)
+        callable_versions = [version.version] if pinned else [v.version for v in request.model.versions.values() if v.ready]
+        return Answer(200, JSON, operation.render(version, callable_versions))
+
+    def _list(self, request: Request, operation: ListModels) -> Answer:
+        request.operation = "list"
+        request.require_method("GET")
+        key = self._identify(request)
+        routes = self._state.routes
+        models = list(routes.models.values()) if "invoke" in key.scopes else []
+        tariff = routes.tariffs.at(key.tenant, request.began_us)
+        listed = [
+            ListedModel(m.model, m.provider, m.registered_at // 1_000_000, None if tariff is None else tariff.pricing(m.model))
+            for m in models[:MODELS_MAX]
+            if m.route.weights
+        ]
+        return Answer(200, JSON, operation.render(listed))
+
+    def _identify(self, request: Request, scope: str | None = None) -> Key:
+        """The key of a request. Raises Refused: 503 when too little is known to judge, 401 without a good key, 403 without the scope."""
+        self._state.require_knowledge()
+        kind, _, token = request.headers.get(b"authorization", b"").partition(b" ")
+        if kind.lower() != b"bearer" or not token:
+            raise Refused(401, "no_key", "this needs an API key", "Authorization", "send Authorization: Bearer mk_…", CHALLENGE)
+        key = self._state.routes.key(hashlib.sha256(token.strip()).digest(), request.began_us)
+        if key is None:
+            raise Refused(
+                401, "unknown_key", "this API key is unknown, expired or revoked", "Authorization", "ask for a new key", CHALLENGE
+            )
+        request.key = key
+        if scope is not None and scope not in key.scopes:
+            raise Refused(403, "missing_scope", f"this API key may not {scope}", "Authorization", f"ask for a key with scope {scope}")
+        return key
