@@ -18,7 +18,7 @@ from events.schema.examples import undecodable_examples
 from events.schema.folder import folder_drift
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROOMS = ("events", "access", "rating", "commands", "projections", "serving", "infra", "cli")
+ROOMS = ("events", "access", "lifecycle", "rating", "commands", "projections", "serving", "infra", "cli")
 BANNED = {"utils", "util", "helpers", "helper", "common", "base", "manager", "service", "misc"}
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
@@ -79,7 +79,7 @@ def test_only_the_settings_file_reads_the_environment() -> None:
     """`infra` builds the environment of the processes it starts; nothing else may look."""
     readers = [
         str(p.relative_to(ROOT))
-        for p in _modules("events", "access", "rating", "commands", "projections", "serving", "cli")
+        for p in _modules("events", "access", "lifecycle", "rating", "commands", "projections", "serving", "cli")
         if re.search(r"os\.getenv|os\.environ(?!\[\"TZ\"\] = )", p.read_text())
     ]
     assert readers == []
