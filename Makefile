@@ -39,5 +39,6 @@ down: setup ## stop the stack
 status: setup ## show how every part of the stack is
 	@.venv/bin/modelmarket status
 
-lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+lock: ## write the locks anew: requirements.lock, and the uv that set-up uses (needs uv)
 	uv pip compile --python-version 3.11 --generate-hashes --no-header --no-annotate --group demo --group dev pyproject.toml -o requirements.lock
+	@echo uv | uv pip compile --python-version 3.11 --generate-hashes --no-header --no-annotate - -o infra/uv-requirements.lock

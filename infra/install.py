@@ -1,30 +1,42 @@
-"""Set-up: from a bare Python 3.11 to a machine that can run the stack; a second run finds everything in place.
+"""Set-up: from a bare Python 3.11 to a machine that can run the stack. A second run finds everything in place.
 
-Runs before anything is installed, so it uses the standard library only. Three steps, each keyed by the content it installs:
-the Python packages of `requirements.lock` into `.venv`, and the JVM parts of `infra/jvm/pom.xml` into `.modelmarket/jvm/<key>`.
-A step that was killed half way is started afresh: its result appears under its final name, or its stamp, only when complete.
+It runs before anything is installed, so it uses the standard library only. The parts are fetched side by side:
+
+- the Python packages of `requirements.lock`, through `uv`, into `.venv`;
+- the JVM parts of `infra/jvm/pom.xml`, through Maven, into `.modelmarket/jvm/<key>`;
+- with `--tests`, Postgres from the system's packages, where that is possible.
+
+Each result is keyed by the content it was installed from. It appears under its final name, or gets its stamp, only when it is complete:
+a set-up that was killed half way is started afresh.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements.lock"
+UV_LOCK = ROOT / "infra" / "uv-requirements.lock"
 POM = ROOT / "infra" / "jvm" / "pom.xml"
 CHECKSUMS = ROOT / "infra" / "jvm" / "checksums.sha256"
+UV = ROOT / ".modelmarket" / "uv"
 JVM = ROOT / ".modelmarket" / "jvm"
+POSTGRES = "/usr/lib/postgresql/*/bin"
+POSTGRES_CLUSTERS = Path("/etc/postgresql-common/createcluster.conf")
 FETCH_S_MAX = 1800
 """A fetch may be slow, but must not hang for ever."""
 UNATTENDED = ("env", "DEBIAN_FRONTEND=noninteractive")
@@ -35,53 +47,21 @@ class SetupFailed(Exception):
     """Set-up cannot go on; the text says what to do."""
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     started = time.monotonic()
     try:
+        check_python()
         (ROOT / ".modelmarket").mkdir(exist_ok=True)
         with one_at_a_time(ROOT / ".modelmarket" / "setup.lock"):
-            steps = [install_python_packages(), install_jvm_parts()]
+            changed = side_by_side(install_python_packages, install_jvm_parts)
+            if "--tests" in arguments:  # after Maven: the system installs one package at a time
+                changed |= install_postgres()
     except SetupFailed as failure:
         sys.stderr.write(f"set-up failed: {failure}\n")
         return 1
-    if any(steps):
+    if changed:
         say(f"set-up done in {time.monotonic() - started:.0f} s")
     return 0
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Generator[None]:
-    """Two `make` in one checkout must not install into the same folder; the lock goes with the process that holds it."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-# --- Python
-
-
-def install_python_packages() -> bool:
-    """`.venv` holds exactly what the lock names. Says whether anything had to be done."""
-    stamp, begun = VENV / "modelmarket.stamp", VENV / "modelmarket.begun"
-    key = content_key(LOCK.read_bytes(), str(ROOT).encode(), Path(__file__).read_bytes())
-    if stamp.is_file() and stamp.read_text() == key:
-        return False
-    check_python()
-    if begun.exists():
-        shutil.rmtree(VENV)
-    uv = shutil.which("uv")
-    if not (VENV / "bin" / "python").exists():
-        with progress("creating .venv"):
-            make_venv = [uv, "venv", "--quiet", "--python", sys.executable] if uv else [sys.executable, "-m", "venv", "--clear"]
-            run([*make_venv, str(VENV)], "the virtual environment could not be created")
-    stamp.unlink(missing_ok=True)
-    begun.touch()
-    with progress(f"installing {LOCK.read_text().count('==')} hash-locked Python packages with {'uv' if uv else 'pip'}"):
-        run(python_install(uv), "the Python packages could not be installed")
-    link_project()
-    stamp.write_text(key)
-    begun.unlink()
-    return True
 
 
 def check_python() -> None:
@@ -90,15 +70,80 @@ def check_python() -> None:
         raise SetupFailed(f"Python 3.11 is needed, this is {found}. Install it, or name it: make PYTHON=/path/to/python3.11")
 
 
-def python_install(uv: str | None) -> list[str]:
-    python = str(VENV / "bin" / "python")
-    if uv:
-        return [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", python, str(LOCK)]
-    return [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps", "-r", str(LOCK)]
+@contextmanager
+def one_at_a_time(path: Path) -> Generator[None]:
+    """Two `make` in one checkout must not install into the same folder. The lock goes with the process that holds it."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def side_by_side(*steps: Callable[[], bool]) -> bool:
+    """Run all steps at once. Returns whether any changed something; raises with the failures of all after the last has ended."""
+    with ThreadPoolExecutor(max_workers=len(steps)) as pool:
+        running = [pool.submit(step) for step in steps]
+    failures = [future.exception() for future in running]
+    for failure in failures:
+        if failure is not None and not isinstance(failure, SetupFailed):
+            raise failure
+    if any(failures):
+        raise SetupFailed("; ".join(str(failure) for failure in failures if failure))
+    return any(future.result() for future in running)
+
+
+# --- Python
+
+
+def install_python_packages() -> bool:
+    """Make `.venv` hold exactly what the lock names. Returns whether anything had to be done."""
+    stamp, begun = VENV / "modelmarket.stamp", VENV / "modelmarket.begun"
+    key = content_key(LOCK.read_bytes(), str(ROOT).encode(), Path(__file__).read_bytes())
+    if stamp.is_file() and stamp.read_text() == key:
+        return False
+    if begun.exists():
+        shutil.rmtree(VENV)
+    uv = install_uv()
+    if not (VENV / "bin" / "python").exists():
+        run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)], "the virtual environment could not be created")
+    stamp.unlink(missing_ok=True)
+    begun.touch()
+    with progress(f"{LOCK.read_text().count('==')} hash-locked Python packages"):
+        run(python_install(uv), "the Python packages could not be installed")
+    link_project()
+    stamp.write_text(key)
+    begun.unlink()
+    return True
+
+
+def install_uv() -> str:
+    """The program `uv` that this checkout pins, in a folder of its own. pip installs it; a Python without pip brings one in a `venv`."""
+    target = UV / content_key(UV_LOCK.read_bytes())
+    program = str(target / "bin" / "uv")
+    if target.is_dir():
+        return program
+    partial = UV / f"{target.name}.partial"
+    shutil.rmtree(UV, ignore_errors=True)
+    python = sys.executable
+    with progress("uv"):
+        if importlib.util.find_spec("pip") is None:
+            run(
+                [python, "-m", "venv", str(UV / "pip")], "Python has neither pip nor venv: install the packages python3-pip or python3-venv"
+            )
+            python = str(UV / "pip" / "bin" / "python")
+        quiet = ("--quiet", "--disable-pip-version-check", "--root-user-action=ignore")
+        wheels = ("--require-hashes", "--no-deps", "--only-binary=:all:", f"--target={partial}", "-r", str(UV_LOCK))
+        run([python, "-m", "pip", "install", *quiet, *wheels], "uv could not be installed")
+    partial.rename(target)
+    return program
+
+
+def python_install(uv: str) -> list[str]:
+    """Without byte code: each module is compiled by the process that imports it first. All of it would take longer than all the rest."""
+    return [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(VENV / "bin" / "python"), str(LOCK)]
 
 
 def link_project() -> None:
-    """Put the checkout on the path of `.venv` and `modelmarket` beside its python: an editable install that needs no build backend."""
+    """Put the checkout on the path of `.venv`, and the program `modelmarket` beside its python: an editable install without a build."""
     site = next((VENV / "lib").glob("python3.11/site-packages"))
     (site / "modelmarket.pth").write_text(f"{ROOT}\n")
     script = VENV / "bin" / "modelmarket"
@@ -115,6 +160,7 @@ def jvm_folder() -> Path:
 
 
 def install_jvm_parts() -> bool:
+    """Fetch, verify and unpack Kafka and the registry. Returns whether anything had to be done."""
     target = jvm_folder()
     if target.is_dir():
         return False
@@ -122,12 +168,10 @@ def install_jvm_parts() -> bool:
     partial = JVM / f"{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "kafka").mkdir(parents=True)
-    with progress("fetching Kafka and Apicurio Registry with Maven"):
+    with progress("Kafka and Apicurio Registry from Maven"):
         goal = ["dependency:copy-dependencies", f"-DoutputDirectory={partial / 'kafka'}"]
         run([maven, "-q", "-B", "-C", "-f", str(POM), *goal], "Maven could not fetch the JVM parts")
-    with progress("verifying their checksums"):
         verify(partial / "kafka")
-    with progress("unpacking the registry"):
         unpack_registry(partial)
     partial.rename(target)
     for older in JVM.iterdir():
@@ -140,16 +184,11 @@ def find_maven() -> str:
     found = shutil.which("mvn")
     if found:
         return found
-    apt = shutil.which("apt-get")
-    if apt is None or os.geteuid() != 0:
-        how = "`sudo apt-get install maven`" if apt else "with this system's package manager"
+    if not can_install_packages():
+        how = "`sudo apt-get install maven`" if shutil.which("apt-get") else "with this system's package manager"
         raise SetupFailed(f"Maven (mvn) is needed to fetch Kafka and Apicurio: install the package 'maven' ({how}) and run this again")
-    with progress("installing Maven from the system's packages"):
-        run([*UNATTENDED, apt, "update", "-qq"], "the system's package list could not be read")
-        run(
-            [*UNATTENDED, apt, "install", "-y", "-qq", "-o=Dpkg::Use-Pty=0", "--no-install-recommends", "maven"],
-            "Maven could not be installed",
-        )
+    with progress("Maven from the system's packages"):
+        install_package("maven")
     found = shutil.which("mvn")
     if found is None:
         raise SetupFailed(
@@ -177,6 +216,46 @@ def unpack_registry(partial: Path) -> None:
         raise SetupFailed(f"{archive.name} holds no quarkus-run.jar")
 
 
+# --- the system's packages
+
+
+def find_postgres() -> Path | None:
+    """The folder with the programs `initdb` and `postgres`; None where they are not installed."""
+    newest_first = sorted(glob.glob(POSTGRES), reverse=True)
+    found = shutil.which("initdb", path=os.pathsep.join((*newest_first, os.environ.get("PATH", ""))))
+    return Path(found).resolve().parent if found else None
+
+
+def install_postgres() -> bool:
+    """Postgres for the tests of the event store. Without it these tests are skipped, and say so: that is no failure of set-up."""
+    if find_postgres():
+        return False
+    if not can_install_packages():
+        say("Postgres is not installed: tests that need it are skipped (install the system's package 'postgresql')")
+        return False
+    try:
+        with progress("Postgres from the system's packages"):
+            if not POSTGRES_CLUSTERS.exists():  # the package would otherwise create a database and start a server
+                POSTGRES_CLUSTERS.parent.mkdir(parents=True, exist_ok=True)
+                POSTGRES_CLUSTERS.write_text("create_main_cluster = false\n")
+            install_package("postgresql")
+    except SetupFailed as failure:
+        say(f"Postgres is not installed, tests that need it are skipped: {failure}")
+        return False
+    return True
+
+
+def can_install_packages() -> bool:
+    return shutil.which("apt-get") is not None and os.geteuid() == 0
+
+
+def install_package(name: str) -> None:
+    apt = shutil.which("apt-get") or "apt-get"
+    run([*UNATTENDED, apt, "update", "-qq"], "the system's package list could not be read")
+    options = ("-y", "-qq", "-o=Dpkg::Use-Pty=0", "-o=Dpkg::Options::=--force-confold", "--no-install-recommends")
+    run([*UNATTENDED, "UCF_FORCE_CONFFOLD=1", apt, "install", *options, name], f"the package '{name}' could not be installed")
+
+
 # --- common to all steps
 
 
@@ -186,10 +265,11 @@ def content_key(*parts: bytes) -> str:
 
 @contextmanager
 def progress(what: str) -> Generator[None]:
+    """Two lines, each whole: several steps write at once."""
     say(f"· {what} …")
     started = time.monotonic()
     yield
-    say(f"  done in {time.monotonic() - started:.1f} s")
+    say(f"· {what}: installed in {time.monotonic() - started:.1f} s")
 
 
 def say(line: str) -> None:
@@ -207,4 +287,4 @@ def run(command: list[str], otherwise: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -16,14 +16,7 @@ from pathlib import Path
 
 import psycopg
 
-PLACES = ("/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/16/bin", "/usr/lib/postgresql/17/bin")
 START_S_MAX = 30
-
-
-def programs() -> Path | None:
-    """The folder with initdb and postgres, None where there is none."""
-    found = shutil.which("initdb", path=os.pathsep.join((*PLACES, os.environ.get("PATH", ""))))
-    return Path(found).resolve().parent if found else None
 
 
 @contextmanager

@@ -32,14 +32,15 @@ from events.facts.models import Compliance, Lineage, Technical, TensorSpec
 from events.log.chain import Chain, ChainCheck, ChainPosition
 from events.process.settings import Settings
 from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
-from tests.support.postgres_server import programs, running_postgres
+from infra.install import find_postgres
+from tests.support.postgres_server import running_postgres
 
 Opener = Callable[[], Store]
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    found = programs()
+    found = find_postgres()
     if found is None:
         pytest.skip("no Postgres is installed here (initdb not found)")
     with running_postgres(found) as url:

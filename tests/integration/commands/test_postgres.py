@@ -14,12 +14,13 @@ import pytest
 
 from commands.relay.lock import ADVISORY_KEY
 from events.process.settings import Settings
+from infra.install import find_postgres
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from tests.support.command_processes import ADMIN, ROOT, CommandClient, Process, environment, prepared_log
 from tests.support.decided_log import check_complete
 from tests.support.polling import eventually, health, is_ready
-from tests.support.postgres_server import programs, running_postgres
+from tests.support.postgres_server import running_postgres
 from tests.support.tenant_creator import TenantCreator, wait_relayed
 
 NOTICED_S_MAX = 5.0
@@ -28,7 +29,7 @@ NOTICED_S_MAX = 5.0
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    found = programs()
+    found = find_postgres()
     if found is None:
         pytest.skip("no Postgres is installed here (initdb not found)")
     with running_postgres(found) as url:

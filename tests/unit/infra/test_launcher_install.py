@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ ROOT = Path(__file__).resolve().parents[3]
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty checkout with a lock and a pom, in place of this one."""
     (tmp_path / "requirements.lock").write_text("one==1 --hash=sha256:00\n")
+    (tmp_path / "uv-requirements.lock").write_text("uv==1 --hash=sha256:22\n")
     (tmp_path / "pom.xml").write_text("<project/>")
     (tmp_path / "checksums.sha256").write_text("")
     monkeypatch.setattr(install, "ROOT", tmp_path)
     monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(install, "LOCK", tmp_path / "requirements.lock")
+    monkeypatch.setattr(install, "UV_LOCK", tmp_path / "uv-requirements.lock")
+    monkeypatch.setattr(install, "UV", tmp_path / "uv")
     monkeypatch.setattr(install, "POM", tmp_path / "pom.xml")
     monkeypatch.setattr(install, "CHECKSUMS", tmp_path / "checksums.sha256")
     monkeypatch.setattr(install, "JVM", tmp_path / "jvm")
@@ -31,11 +35,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def commands(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What set-up would run; making the environment makes its folders."""
+    """What set-up would run; making the environment makes its folders, and so does installing uv."""
     ran: list[list[str]] = []
 
     def run(command: list[str], otherwise: str) -> None:
         ran.append(command)
+        for folder in [word.partition("=")[2] for word in command if word.startswith("--target=")]:
+            _program(Path(folder, "bin", "uv"))
         (checkout / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
         (checkout / ".venv" / "bin" / "python").touch()
         (checkout / ".venv" / "lib" / "python3.11" / "site-packages").mkdir(parents=True, exist_ok=True)
@@ -56,12 +62,53 @@ def test_another_lock_installs_again_into_the_same_environment(checkout: Path, c
     commands.clear()
     (checkout / "requirements.lock").write_text("one==2 --hash=sha256:11\n")
     assert install.install_python_packages() is True
-    assert ["venv" in command for command in commands] == [False]
+    assert [command[1:3] for command in commands] == [["pip", "sync"]]
 
 
 def test_every_install_demands_hashes(commands: list[list[str]]) -> None:
-    assert "--require-hashes" in install.python_install(None)
-    assert "--require-hashes" in install.python_install("uv")
+    install.install_python_packages()
+    installs = [command for command in commands if "install" in command or "sync" in command]
+    assert len(installs) == 2
+    assert all("--require-hashes" in command for command in installs)
+
+
+def test_the_pinned_uv_is_installed_once_into_a_folder_of_its_own(checkout: Path, commands: list[list[str]]) -> None:
+    first = install.install_uv()
+    assert Path(first).is_file()
+    assert Path(first).is_relative_to(checkout / "uv")
+    commands.clear()
+    assert install.install_uv() == first
+    assert commands == []
+    (checkout / "uv-requirements.lock").write_text("uv==2 --hash=sha256:33\n")
+    assert install.install_uv() != first
+    assert not Path(first).exists()
+
+
+def test_a_python_without_pip_gets_one_in_a_virtual_environment(
+    checkout: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: None)
+    install.install_uv()
+    assert commands[0][1:3] == ["-m", "venv"]
+    assert commands[1][0] == str(checkout / "uv" / "pip" / "bin" / "python")
+
+
+def test_all_steps_run_to_their_end_and_every_failure_is_told() -> None:
+    ended: list[str] = []
+
+    def fails() -> bool:
+        raise install.SetupFailed("no network")
+
+    def takes_longer() -> bool:
+        time.sleep(0.05)
+        ended.append("slow")
+        raise install.SetupFailed("no disk")
+
+    with pytest.raises(install.SetupFailed, match="no network; no disk"):
+        install.side_by_side(fails, takes_longer)
+    assert ended == ["slow"]
+    assert install.side_by_side(lambda: False, lambda: True) is True
+    assert install.side_by_side(lambda: False, lambda: False) is False
 
 
 def test_an_install_that_was_killed_half_way_starts_with_a_new_environment(checkout: Path, commands: list[list[str]]) -> None:
@@ -104,6 +151,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _program(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("#!/bin/sh\n")
     path.chmod(0o755)
 
@@ -143,10 +191,57 @@ def test_maven_outside_the_path_is_said(bare: Path, monkeypatch: pytest.MonkeyPa
         install.find_maven()
 
 
+@pytest.fixture
+def no_postgres(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that keeps the system's package from starting a server, not yet there."""
+    clusters = checkout / "etc" / "createcluster.conf"
+    monkeypatch.setattr(install, "POSTGRES", str(checkout / "postgresql" / "*" / "bin"))
+    monkeypatch.setattr(install, "POSTGRES_CLUSTERS", clusters)
+    return clusters
+
+
+def test_root_gets_postgres_for_the_tests_and_no_server_of_the_system(
+    bare: Path, checkout: Path, no_postgres: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], otherwise: str) -> None:
+        ran.append(command)
+        if "install" in command:
+            assert no_postgres.read_text() == "create_main_cluster = false\n"
+            _program(checkout / "postgresql" / "17" / "bin" / "initdb")
+
+    monkeypatch.setattr(install, "run", run)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    assert install.install_postgres() is True
+    assert ran[-1][-1] == "postgresql"
+    assert install.find_postgres() == checkout / "postgresql" / "17" / "bin"
+    ran.clear()
+    assert install.install_postgres() is False
+    assert ran == []
+
+
+def test_a_machine_that_cannot_have_postgres_is_told_which_tests_are_skipped(
+    bare: Path, no_postgres: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
+    assert install.install_postgres() is False
+    assert "tests that need it are skipped" in capsys.readouterr().out
+
+    def run(command: list[str], otherwise: str) -> None:
+        raise install.SetupFailed(otherwise)
+
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(install, "run", run)
+    assert install.install_postgres() is False
+    assert "tests that need it are skipped: the system's package list could not be read" in capsys.readouterr().out
+
+
 def test_set_up_needs_nothing_but_the_standard_library() -> None:
     program = "import sys, runpy; sys.path = [p for p in sys.path if 'site-packages' not in p]; runpy.run_path('infra/install.py')"
     subprocess.run([sys.executable, "-I", "-S", "-c", program], cwd=ROOT, check=True, timeout=30)
 
 
-def test_no_address_stands_in_the_lock() -> None:
-    assert "://" not in (ROOT / "requirements.lock").read_text()
+def test_no_address_stands_in_a_lock() -> None:
+    for lock in (ROOT / "requirements.lock", install.UV_LOCK):
+        assert "://" not in lock.read_text()
