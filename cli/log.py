@@ -60,7 +60,7 @@ def tail(
         reader = Reader(Settings(), "tail")
         schemas, _ = read_schemas(reader)
         codec = Codec(schemas)
-        newest = sorted(_newest(reader, topic, count), key=lambda r: (r.time_ms, r.partition, r.offset))
+        newest = sorted(_newest(reader, topic, count), key=lambda r: (r.timestamp, r.partition, r.offset))
         for record in itertools.chain(newest, _coming(reader, topic) if follow else ()):
             _show(record, codec, as_json)
 
@@ -93,9 +93,9 @@ def _show(record: Record, codec: Codec, as_json: bool) -> None:
     name, body = decoded(record, codec)
     at = Coordinate(record.topic, record.partition, record.offset)
     if as_json:
-        console.print_json(json.dumps({"at": str(at), "time_ms": record.time_ms, "fact": name, "body": body}, default=_hex), indent=None)
+        console.print_json(json.dumps({"at": str(at), "time_ms": record.timestamp, "fact": name, "body": body}, default=_hex), indent=None)
         return
-    when = datetime.fromtimestamp(record.time_ms / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    when = datetime.fromtimestamp(record.timestamp / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
     rest = {
         k: v
         for k, v in body.items()

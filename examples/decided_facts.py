@@ -12,8 +12,9 @@ from events.facts import accounts, deployments, models, prices
 from events.facts.fact import DecidedFact, TenantId
 from events.facts.log import StoreOpened
 from events.facts.topics import DECIDED_TOPICS, TOPICS, key_of
-from events.log.chain import TYPE, ChainPosition, Heartbeat
+from events.log.chain import ChainPosition, Heartbeat
 from events.log.client import Reader, Writer
+from events.log.headers import headers_of
 from events.log.partitioner import partition_of
 from events.log.schemas import open_codec
 from events.process.artifacts import Artifacts
@@ -77,7 +78,7 @@ class DecidedFactWriter:
             self._position += 1
             tp = f"{topic}/{partition}"
             chain_position = ChainPosition(self.store, self._position, self._sent.get(tp, 0))
-            headers = {**chain_position.headers, TYPE: type(fact).__name__.encode(), "ce_id": fact.event_id.encode()}
+            headers = headers_of(fact) | chain_position.headers
             self._writer.append(topic, key, self.codec.encode(fact, topic), headers, partition)
             self._sent[tp] = self._position
 

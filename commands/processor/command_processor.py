@@ -20,9 +20,10 @@ from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import Answer, IdempotencyStore, Request
 from commands.processor.rejection import Rejected, conflict, invalid
 from commands.store.event_store import Conflict, Event, Store, StoreUnavailable
-from commands.store.stored_record import cloud_headers, placed, unpack
+from commands.store.stored_record import placed, unpack
 from events.facts.fact import DecidedFact
 from events.facts.topics import FACTS, key_of
+from events.log.headers import CE_ID, headers_of
 from events.process.problem import Violation
 from events.schema.codec import Codec, FrameTooLarge
 
@@ -250,7 +251,7 @@ class CommandProcessor:
 
     def _event(self, originator: str, fact: DecidedFact) -> Event:
         name = type(fact).__name__
-        envelope = placed(FACTS[name].topic, key_of(fact), cloud_headers(fact), self._codec.encode(fact))
+        envelope = placed(FACTS[name].topic, key_of(fact), headers_of(fact), self._codec.encode(fact))
         return Event(originator, fact.version, name, envelope.pack())
 
     def _append(self, decisions: Sequence[_Decision | None]) -> dict[tuple[str, int], int] | None:
@@ -270,7 +271,7 @@ class CommandProcessor:
     def _replay(self, answer: Answer) -> Done:
         positions = self._store.positions(answer.originator, answer.first, answer.last) if answer.first <= answer.last else []
         events = self._store.events(answer.originator, answer.first - 1)[: len(positions)]
-        written = (Written(e.name, unpack(e.state).headers["ce_id"].decode(), e.version, p) for e, p in zip(events, positions, strict=True))
+        written = (Written(e.name, unpack(e.state).headers[CE_ID].decode(), e.version, p) for e, p in zip(events, positions, strict=True))
         return Done(tuple(written), answer.last, answer.body, replayed=True)
 
     # --- when somebody else was faster

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +9,7 @@ from typing import Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from events.process.file_lock import FileLock
 from events.process.settings import Settings
 
 ADVISORY_KEY = 0x6D6B7265  # "mkre": names this lock among other users of the same database
@@ -38,7 +37,7 @@ class RelayLock:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._file: int | None = None
+        self._file: FileLock | None = None
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
 
     def take(self) -> bool:
@@ -67,14 +66,8 @@ class RelayLock:
             raise LockLost("the database says that this connection holds no lock; session locks do not pass a transaction pooler")
 
     def _take_file(self, path: Path) -> bool:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if self._file is None:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        self._file = self._file or FileLock(path)
+        return self._file.acquire()
 
     def _take_advisory(self) -> bool:
         if self._connection is None or self._connection.closed:
@@ -85,7 +78,7 @@ class RelayLock:
 
     def release(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.release()
             self._file = None
         if self._connection is not None:
             self._connection.close()

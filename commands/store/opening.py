@@ -8,10 +8,11 @@ from contextlib import suppress
 from commands.processor.context import PRODUCER
 from commands.store.event_store import Conflict, Event, Store
 from commands.store.generation import STORE, StoreGeneration, current_generation, decided_partitions
-from commands.store.stored_record import Opening, StoredRecord, cloud_headers
+from commands.store.stored_record import Opening, StoredRecord
 from events.facts.fact import UserId
 from events.facts.log import StoreOpened
 from events.log.chain import STORE_OPENED
+from events.log.headers import headers_of
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.schema.codec import Codec
@@ -63,5 +64,5 @@ def _event(codec: Codec, opening: Opening, topic: str, partition: int, version: 
         previous_position=opening.previous_position,
         by=by,
     )
-    envelope = StoredRecord(topic, partition, opening.store.encode(), cloud_headers(fact), codec.encode(fact, topic), opening)
+    envelope = StoredRecord(topic, partition, opening.store.encode(), headers_of(fact), codec.encode(fact, topic), opening)
     return Event(STORE, version, STORE_OPENED, envelope.pack())

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from events.facts.fact import Fact
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 
@@ -63,15 +61,3 @@ def unpack(state: bytes) -> StoredRecord:
 def placed(topic: str, key: bytes, headers: Mapping[str, bytes], frame: bytes) -> StoredRecord:
     """An envelope for the partition that the key belongs to."""
     return StoredRecord(topic, partition_of(key, TOPICS[topic].partitions), key, headers, frame)
-
-
-def cloud_headers(fact: Fact) -> dict[str, bytes]:
-    """The CloudEvents attributes, for other people's tools. Source: CloudEvents Kafka protocol binding 1.0.2, binary mode."""
-    at = datetime.fromtimestamp(fact.occurred_at // 1_000_000, UTC).replace(microsecond=fact.occurred_at % 1_000_000)
-    return {
-        "ce_id": fact.event_id.encode(),
-        "ce_type": type(fact).__name__.encode(),
-        "ce_source": f"modelmarket/{fact.producer}".encode(),
-        "ce_time": at.isoformat(timespec="microseconds").replace("+00:00", "Z").encode(),
-        "ce_specversion": b"1.0",
-    }

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-POSITION, PREVIOUS, STORE, TYPE = "position", "previous", "store", "ce_type"
+POSITION, PREVIOUS, STORE = "position", "previous", "store"
 STORE_OPENED = "StoreOpened"
 POSITION_MAX = (1 << 63) - 1
 """What a store and a table can hold: a stray number past it must not reach an insert."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from events.log.chain import STORE_OPENED, TYPE, Chain, ChainCheck, ChainPosition
+from events.log.chain import STORE_OPENED, Chain, ChainCheck, ChainPosition
+from events.log.headers import CE_TYPE
 from events.schema.codec import Codec, Undecodable
 
 _OPENED = STORE_OPENED.encode()
@@ -19,7 +20,7 @@ UNREADABLE_OPENING = "unreadable_opening"
 def check_chain(chain: Chain, codec: Codec, chain_position: ChainPosition, headers: Mapping[str, bytes], value: bytes | None) -> ChainCheck:
     """STRAY only for a record whose headers say `StoreOpened` and whose bytes are none; decodes nothing else. An opening under a schema
     that this process does not know WAITS: a newer program may have sent it, and whoever starts anew knows the schema."""
-    if headers.get(TYPE) != _OPENED:
+    if headers.get(CE_TYPE) != _OPENED:
         return chain.check(chain_position)
     try:
         name, body = codec.decode(value)

@@ -199,7 +199,7 @@ class FoldRunner:
         if tp == HEARTBEAT:
             heartbeat = Heartbeat.from_json(record.value)
             if heartbeat is not None:
-                self._beats.append((heartbeat, record.time_ms))
+                self._beats.append((heartbeat, record.timestamp))
             return
         lane = self._lanes[tp]
         lane.next_offset = record.offset + 1

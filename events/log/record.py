@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 Headers = Mapping[str, bytes]
 
@@ -20,14 +21,34 @@ class Coordinate:
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
+class LogRecord(Protocol):
+    """A record as any client hands it over: `Record` of our reader, aiokafka's `ConsumerRecord`. `timestamp` is the broker's append
+    time in ms; read headers through `dict(record.headers)`, since aiokafka gives pairs."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Mapping[str, bytes] | Iterable[tuple[str, bytes]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as the log holds it. `time_ms` is when the broker appended it."""
+    """One record as our reader hands it over. `timestamp` is the broker's append time in ms."""
 
     topic: str
     partition: int
     offset: int
-    time_ms: int
+    timestamp: int
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes]

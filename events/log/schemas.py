@@ -19,6 +19,7 @@ from events.facts.fact import Fact
 from events.facts.log import LogCreated, SchemaRegistered
 from events.facts.topics import TOPICS
 from events.log.client import PARTITIONER, LogMismatch, LogUnavailable, Reader, Writer
+from events.log.headers import CE_TYPE, headers_of
 from events.log.record import Record
 from events.log.topic_admin import check_partitions
 from events.process.clock import now_us
@@ -77,7 +78,7 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
 
 
 def _append(writer: Writer, codec: Codec, fact: Fact, key: str) -> None:
-    writer.append("schemas", key.encode(), codec.encode(fact), {"ce_type": type(fact).__name__.encode(), "ce_id": fact.event_id.encode()})
+    writer.append("schemas", key.encode(), codec.encode(fact), headers_of(fact))
 
 
 # --- what every process does at start
@@ -160,7 +161,7 @@ def schemas_on_log(reader: Reader) -> list[Schema]:
 def _learn(schemas: SchemaSet, record: Record) -> str | None:
     """Adds a SchemaRegistered to the book; returns the log_id of a LogCreated. Read with the classes of today, which never change;
     anything else on this topic is somebody's garbage and says nothing."""
-    name = record.headers.get("ce_type", b"").decode("utf-8", "replace")
+    name = record.headers.get(CE_TYPE, b"").decode("utf-8", "replace")
     if name not in ("LogCreated", "SchemaRegistered"):
         return None
     bootstrap = _bootstrap_codec(name, record)

@@ -5,7 +5,6 @@ It is a copy of what the log says, so a file that is torn, changed or of another
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
+
+from events.process.file_lock import FileLock
 
 FORMAT = b"modelmarket snapshot 2\n"
 """First line of the file; another number is another format."""
@@ -28,10 +29,8 @@ def write(path: Path, head: dict[str, Any], state: Iterable[bytes], pause_s: flo
 
     Several processes of one machine may keep the same file: one that finds another at work leaves it to that one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with FileLock(path.with_suffix(".lock")) as lock:
+        if not lock.acquire():
             return
         part, total = path.with_suffix(".part"), 0
         with part.open("wb") as f:

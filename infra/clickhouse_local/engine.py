@@ -7,7 +7,6 @@ file that imports chdb.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import Any, cast
 
 import uvicorn
 
+from events.process.file_lock import FileLock
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from infra.clickhouse_local import statements as engine_sql
@@ -62,7 +62,7 @@ class ChdbEngine:
         self._readers.shutdown()
         self._writers.shutdown()
         self._keeps_open.close()
-        os.close(self._lock)
+        self._lock.release()
 
     def _open(self) -> None:
         self._local.connection, self._local.database = self._connect(self._path), "default"
@@ -104,13 +104,11 @@ class ChdbEngine:
             raise EngineError(str(e)) from e
 
 
-def _own(path: Path) -> int:
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        raise SystemExit(f"{path}: another process owns this folder") from e
-    return fd
+def _own(path: Path) -> FileLock:
+    lock = FileLock(path)
+    if not lock.acquire():
+        raise SystemExit(f"{path}: another process owns this folder")
+    return lock
 
 
 def _ignored(number: int, frame: object) -> None:

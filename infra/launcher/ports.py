@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from events.process.file_lock import FileLock
 from events.process.settings import PORTS_PER_STACK
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.paths import SHORT
@@ -34,16 +34,8 @@ def free_block(host: str = "127.0.0.1") -> Generator[int]:
 
     The lock files stay: one that is removed while another waits for it would be held by two."""
     for base in random.sample(BLOCKS, len(BLOCKS)):
-        with (SHORT / f"mm-{os.getuid()}-block-{base}.lock").open("w") as lock:
-            if locked(lock.fileno()) and all(is_free(host, base + offset) for offset in range(PORTS_PER_STACK)):
+        with FileLock(SHORT / f"mm-{os.getuid()}-block-{base}.lock") as lock:
+            if lock.acquire() and all(is_free(host, base + offset) for offset in range(PORTS_PER_STACK)):
                 yield base
                 return
     raise LaunchFailed("no-free-block", f"no {PORTS_PER_STACK} free ports in a row", remedy="end stacks that are not needed any more")
-
-
-def locked(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -14,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
+from events.process.file_lock import FileLock
 from events.process.settings import PORTS_PER_STACK, Settings
 from infra.launcher import processes, raynode
 from infra.launcher.failure import LaunchFailed
@@ -79,13 +79,10 @@ class Stack:
     @contextmanager
     def alone(self, progress: Progress) -> Generator[None]:
         """One `up` or `down` of a stack at a time; the lock goes with the process that holds it."""
-        self.places.folder.mkdir(parents=True, exist_ok=True)
-        with (self.places.folder / "launcher.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with FileLock(self.places.folder / "launcher.lock") as lock:
+            if not lock.acquire():
                 progress("launcher", "waiting: another `up` or `down` of this stack is at work")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock.acquire(wait=True)
             yield
 
     def launch_supervisor(self, progress: Progress) -> None:

@@ -138,7 +138,7 @@ def usage_record(record: Record, name: str, body: Body) -> UsageRecord:
     return UsageRecord(
         partition=record.partition,
         offset=record.offset,
-        append_us=record.time_ms * 1000,
+        append_us=record.timestamp * 1000,
         sha256=sha256(record.value).digest(),
         fact=name,
         event_id=body["event_id"],

@@ -11,11 +11,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from events.facts.topics import DECIDED_TOPICS, FACTS
 from events.log.chain import STORE_OPENED, Chain, ChainCheck, ChainPosition, chain_position_of
 from events.log.chain_check import UNREADABLE_OPENING, check_chain
+from events.log.record import LogRecord
 from events.schema.codec import Codec, Undecodable
 from projections.catalog.documents import Document, Misplaced, evolve, plain
 
@@ -31,28 +32,11 @@ class GapTooLong(Exception):
     """Too many records wait for a predecessor that does not come."""
 
 
-class RawRecord(Protocol):
-    """A record as the transport hands it over; append time in ms."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A record that is no part of the chain and that nobody can read: it leaves a row of kind `dead`, and the fold goes on."""
 
-    record: RawRecord
+    record: LogRecord
     code: str
     reason: str
 
@@ -71,9 +55,9 @@ class PartitionFold:
     stored: set[int] = field(default_factory=set[int])
     """Offsets past the first hole that have their rows already (the hole waited for its predecessor before a restart)."""
     observed: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])
-    waiting: list[tuple[RawRecord, Mapping[str, bytes]]] = field(default_factory=list[tuple[RawRecord, Mapping[str, bytes]]])
+    waiting: list[tuple[LogRecord, Mapping[str, bytes]]] = field(default_factory=list[tuple[LogRecord, Mapping[str, bytes]]])
 
-    def take(self, record: RawRecord, headers: Mapping[str, bytes]) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
+    def take(self, record: LogRecord, headers: Mapping[str, bytes]) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
         """The rows that this record makes possible: none while it waits, several when it is what others waited for.
 
         Raises Undecodable for a decided record in its place that cannot be read: the fold stops, it skips nothing.
@@ -108,7 +92,7 @@ class PartitionFold:
         return False
 
     def _decided(
-        self, record: RawRecord, headers: Mapping[str, bytes], chain_position: ChainPosition, dead: list[DeadLetter]
+        self, record: LogRecord, headers: Mapping[str, bytes], chain_position: ChainPosition, dead: list[DeadLetter]
     ) -> dict[str, Any] | None:
         match check_chain(self.chain, self.codec, chain_position, headers, record.value):
             case ChainCheck.WAIT:
@@ -127,7 +111,7 @@ class PartitionFold:
                     return self._row(record, "store", name, body, chain_position=chain_position)
                 return self._fold(record, "decided", name, body, chain_position)
 
-    def _observed(self, record: RawRecord, dead: list[DeadLetter]) -> dict[str, Any]:
+    def _observed(self, record: LogRecord, dead: list[DeadLetter]) -> dict[str, Any]:
         try:
             name, body = self.codec.decode(record.value)
             entry = FACTS.get(name)
@@ -148,7 +132,7 @@ class PartitionFold:
         return row
 
     def _fold(
-        self, record: RawRecord, kind: RowKind, name: str, body: Mapping[str, Any], chain_position: ChainPosition | None
+        self, record: LogRecord, kind: RowKind, name: str, body: Mapping[str, Any], chain_position: ChainPosition | None
     ) -> dict[str, Any]:
         key = str(body[FACTS[name].key])
         document = evolve(self.topic, self.documents.get(key, {}), name, body)
@@ -157,7 +141,7 @@ class PartitionFold:
 
     def _row(
         self,
-        record: RawRecord,
+        record: LogRecord,
         kind: RowKind,
         name: str = "",
         body: Mapping[str, Any] | None = None,

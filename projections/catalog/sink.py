@@ -13,16 +13,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import STALLED_S_MAX, Chain
 from events.log.chain_check import UNREADABLE_OPENING
 from events.log.client import Reader
+from events.log.record import LogRecord
 from events.schema.codec import Codec
 from projections.catalog.rows import OBSERVED_KEPT, DeadLetter, PartitionFold
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import first_missing
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class HistorySink:
 
     def write(self, prepared: _Batch) -> None:
         if prepared.dead:
-            self._say_dead([(cast(LogRecord, d.record), d.code, d.reason) for d in prepared.dead])
+            self._say_dead([(d.record, d.code, d.reason) for d in prepared.dead])
         if not prepared.rows:
             return
         self._late()

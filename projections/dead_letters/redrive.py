@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from events.log.client import LogMismatch, Reader
-from events.log.record import Coordinate
+from events.log.record import Coordinate, LogRecord
 from events.log.schemas import read_schemas
 from events.process.clock import now_us
 from events.process.settings import Settings
 from projections.bills.running import RunningBills
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import DenseEnds
 from projections.usage.insert_plans import UsageSchemas
-from projections.usage.rebuild import Replayed
 from projections.usage.sink import UsageSink
 from projections.usage.validator import unreadable
 
@@ -71,14 +70,14 @@ class Redrive:
         why = unreadable(self._schemas, record.value)
         if why is not None:
             return Tried(at, "unreadable", str(why))
-        self._put(Replayed(at.topic, at.partition, at.offset, record.time_ms, record.key, record.value))
+        self._put(record)
         row = self._row(at)
         if row is None or not row[0]:
             return Tried(at, "unreadable", self._refused[-1] if self._refused else "the table kept the tombstone")
         self._recompute(row[2], at.partition)
         return Tried(at, "redriven", f"it is in the table now, as usage of {row[2]}")
 
-    def _put(self, record: Replayed) -> None:
+    def _put(self, record: LogRecord) -> None:
         self._refused.clear()
         self._sink.write(self._sink.prepare([Chunk("usage", record.partition, [record])]))
 

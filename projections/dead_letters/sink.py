@@ -11,10 +11,12 @@ from typing import Any
 
 from events.facts.log import DeadLettered
 from events.log.client import Writer
+from events.log.headers import headers_of
+from events.log.record import Headers, LogRecord
 from events.process.clock import now_us
 from events.schema.codec import Codec, FrameTooLarge, Undecodable
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.sink import Chunk
 
 logger = logging.getLogger(__name__)
 TOPIC = "dead-letters"
@@ -64,9 +66,7 @@ class DeadLetters:
     def say(self, letters: Sequence[tuple[LogRecord, str, str]]) -> None:
         """(record, code, reason) each. Returns when Kafka has them all; raises TimeoutError."""
         futures = [
-            self.writer.append(
-                TOPIC, f"{r.topic}/{r.partition}/{r.offset}".encode(), self._frame(r, code, reason), {"ce_type": b"DeadLettered"}
-            )
+            self.writer.append(TOPIC, f"{r.topic}/{r.partition}/{r.offset}".encode(), *self._frame_and_headers(r, code, reason))
             for r, code, reason in letters
         ]
         for future in futures:
@@ -77,11 +77,11 @@ class DeadLetters:
                 "%d records could not be read, the first at %s/%s/%s: %s: %s", len(letters), r.topic, r.partition, r.offset, code, reason
             )
 
-    def _frame(self, record: LogRecord, code: str, reason: str) -> bytes:
+    def _frame_and_headers(self, record: LogRecord, code: str, reason: str) -> tuple[bytes, Headers]:
         value = record.value or b""
         coordinate = f"{record.topic}/{record.partition}/{record.offset}"
 
-        def frame(key: bytes, kept: bytes, why: str) -> bytes:
+        def encoded(key: bytes, kept: bytes, why: str) -> tuple[bytes, Headers]:
             fact = DeadLettered(
                 event_id=str(uuid.uuid5(_NAMESPACE, f"{coordinate}@{self.reader}")),
                 occurred_at=now_us(),
@@ -96,12 +96,12 @@ class DeadLetters:
                 value=kept,
                 value_sha256=hashlib.sha256(value).digest(),
             )
-            return self.codec.encode(fact)
+            return self.codec.encode(fact), headers_of(fact)
 
         try:
-            return frame(record.key or b"", value, reason[:1000])
+            return encoded(record.key or b"", value, reason[:1000])
         except FrameTooLarge:
-            return frame(
+            return encoded(
                 (record.key or b"")[:CLUE_BYTES], value[:CLUE_BYTES], f"{reason[:800]} (only {CLUE_BYTES} of {len(value)} bytes kept here)"
             )
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
+from events.log.record import LogRecord
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import dense_end
 from projections.tables import usage_statements
 from projections.usage.insert_plans import UsageSchemas
@@ -33,19 +34,6 @@ DIFFERENCES_MAX = 100
 PATIENCE_S = 60.0
 Progress = Callable[[int, int], None]
 """(records done, records in all)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """A record as the sink wants it."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +161,7 @@ class Rebuild:
             by_partition = dict[int, list[LogRecord]]()
             for r in self._reader.poll(BATCH, 0.5):
                 if r.offset < cut[r.partition]:
-                    by_partition.setdefault(r.partition, []).append(Replayed(r.topic, r.partition, r.offset, r.time_ms, r.key, r.value))
+                    by_partition.setdefault(r.partition, []).append(r)
             for p, records in by_partition.items():
                 assert records[0].offset == due[p], f"usage/{p}: due {due[p]}, came {records[0].offset}"
                 due[p] = records[-1].offset + 1

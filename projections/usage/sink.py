@@ -16,10 +16,11 @@ from itertools import groupby
 from threading import Lock
 from typing import TypeVar, cast
 
+from events.log.record import LogRecord
 from events.schema.codec import FRAME_BYTES_MAX, Undecodable
 from projections.ingest import avro_container as container
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError
-from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import stored_within
 from projections.usage.insert_plans import UsageSchemas, Way
 from projections.usage.table import OFFSETS_PER_PARTITION, UNREADABLE

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from events.facts.alerts import AlertRaised, AlertResolved
 from events.log.client import Writer
+from events.log.headers import headers_of
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.schema.codec import Codec, Undecodable
@@ -69,9 +70,4 @@ class Alerts:
                 self.resolve(subject, rule)
 
     def _write(self, fact: AlertRaised | AlertResolved) -> None:
-        self._writer.append("alerts", fact.subject.encode(), self._codec.encode(fact), headers(fact.event_id, type(fact).__name__))
-
-
-def headers(event_id: str, name: str) -> dict[str, bytes]:
-    """The CloudEvents attributes of what the controller says."""
-    return {"ce_id": event_id.encode(), "ce_type": name.encode(), "ce_source": b"modelmarket/controller", "ce_specversion": b"1.0"}
+        self._writer.append("alerts", fact.subject.encode(), self._codec.encode(fact), headers_of(fact))

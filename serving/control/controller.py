@@ -6,7 +6,6 @@ say it was told, what may be sent (`serve_plan.plan`), what has become ready or 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import re
 import signal
@@ -22,14 +21,16 @@ from events.facts.deployments import VersionFailed, VersionReady
 from events.facts.fact import ModelId, ModelVersion
 from events.log.client import LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
+from events.log.headers import headers_of
 from events.log.schemas import open_codec
 from events.process.clock import now_us
+from events.process.file_lock import FileLock
 from events.process.health import serve_health
 from events.process.ids import new_id
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Codec
-from serving.control.alerting import Alerts, headers
+from serving.control.alerting import Alerts
 from serving.control.ray_rest import AppState, RayAway, RayRefused, RayRest, Seen
 from serving.control.retries import FAILED, Retries, given_up
 from serving.control.serve_plan import GATEWAY_APP, Apply, Generation, Hold, Keep, Shape, attempt_of, plan
@@ -116,17 +117,13 @@ class Controller:
     @contextmanager
     def _alone(self) -> Generator[bool]:
         """One controller per stack: a second waits until the first is gone. The lock goes with the process. False when stopped meanwhile."""
-        self.settings.folder.mkdir(parents=True, exist_ok=True)
-        with (self.settings.folder / "controller.lock").open("w") as lock:
+        with FileLock(self.settings.folder / "controller.lock") as lock:
             while not self._stop.is_set():
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    self._say("starting", "another controller is at work; waiting for it to end")
-                    self._stop.wait(0.5)
-                else:
+                if lock.acquire():
                     yield True
                     return
+                self._say("starting", "another controller is at work; waiting for it to end")
+                self._stop.wait(0.5)
             yield False
 
     # --- one round
@@ -231,7 +228,7 @@ class Controller:
     def _tell(self, version: Version, what: object, voice: Voice, fact: VersionReady | VersionFailed) -> None:
         if self._said.get(version.address) == what:
             return
-        said = headers(fact.event_id, type(fact).__name__)
+        said = headers_of(fact)
         voice.writer.append("deployments", version.model.encode(), voice.codec.encode(fact), said)
         self._said[version.address] = what
         logger.info("%s is %s", version.address, type(fact).__name__)

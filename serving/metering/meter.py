@@ -18,6 +18,7 @@ from typing import Any
 
 from events.facts.fact import NO_HASH
 from events.log.client import LogBroken, LogFull, LogUnavailable, Writer
+from events.log.headers import cloud_event_headers
 from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.ids import new_id
@@ -75,9 +76,6 @@ class Meter:
         self._delivered: deque[tuple[Entry, Coordinate | None, Exception | None]] = deque()
         self._refusals = Refusals()
         self._tasks: list[asyncio.Task[None]] = []
-        self._second = (-1, b"")
-        """The second told last, and how it is written."""
-        self._source = f"modelmarket/{identity.producer}".encode()
         self.opened = False
 
     # --- the life of an epoch
@@ -143,7 +141,9 @@ class Meter:
             **body,
         }
         frame = self._codec.encode_dict(name, fact)
-        future = self._writer.append(topic, (key or self.identity.producer).encode(), frame, self._headers(name, event_id, at_us))
+        future = self._writer.append(
+            topic, (key or self.identity.producer).encode(), frame, cloud_event_headers(name, event_id, self.identity.producer, at_us)
+        )
         return asyncio.wrap_future(future)
 
     def flush_refusals(self) -> None:
@@ -180,18 +180,11 @@ class Meter:
         def delivered(at: Coordinate | None, error: Exception | None) -> None:
             self._delivered.append((entry, at, error))
 
-        self._writer.append_then(delivered, "usage", tenant.encode(), frame, self._headers(name, event_id, body["occurred_at"]))
+        headers = cloud_event_headers(name, event_id, self.identity.producer, body["occurred_at"])
+        self._writer.append_then(delivered, "usage", tenant.encode(), frame, headers)
         self._chains[tenant] = (sequence, digest)  # only now: what was not taken leaves no gap
         self._entries.append(entry)
         return entry
-
-    def _headers(self, name: str, event_id: str, at_us: int) -> dict[str, bytes]:
-        """The CloudEvents attributes, for other people's tools."""
-        second, micros = divmod(at_us, 1_000_000)
-        if second != self._second[0]:
-            self._second = (second, b"%04d-%02d-%02dT%02d:%02d:%02d" % time.gmtime(second)[:6])
-        stamp = b"%s.%06dZ" % (self._second[1], micros)
-        return {"ce_id": event_id.encode(), "ce_type": name.encode(), "ce_source": self._source, "ce_time": stamp, "ce_specversion": b"1.0"}
 
     # --- the background
 

@@ -10,7 +10,6 @@ import random
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +35,6 @@ from tests.support.polling import eventually
 
 MODEL = "model-vision-acme-digits"
 METERED = {"calls": 1, "bytes_in": 100, "bytes_out": 50, "cpu_us": 777}
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A record in the words of the transport that feeds sinks."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-
-
-def fetched(r: Record) -> Fetched:
-    return Fetched(r.topic, r.partition, r.offset, r.time_ms, r.key, r.value, tuple(r.headers.items()))
 
 
 class Market:
@@ -102,11 +84,11 @@ class Market:
             sink, ends = self.sinks[topic], self.reader.end_offsets(topic)
             for _, p in ends.keys() - self._next.keys():
                 self._next[topic, p] = sink.resume(p)
-            lanes: dict[int, list[Fetched]] = {}
+            lanes: dict[int, list[Record]] = {}
             if any(self._next[tp] < end for tp, end in ends.items()):
                 starts = {p: self._next[topic, p] for _, p in ends}
                 for r in self.reader.read(topic, starts, {p: end for (_, p), end in ends.items()}):
-                    lanes.setdefault(r.partition, []).append(fetched(r))
+                    lanes.setdefault(r.partition, []).append(r)
             while lanes:
                 p = chance.choice(list(lanes)) if chance else next(iter(lanes))
                 size = chance.randint(1, 40) if chance else 5000

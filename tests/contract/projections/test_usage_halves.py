@@ -12,9 +12,10 @@ import pytest
 
 from events.facts.usage import InvocationRefused
 from events.log.client import Reader
+from events.log.record import LogRecord
 from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
-from projections.ingest.sink import Chunk, LogRecord
+from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import dense_end
 from projections.tables import usage_statements
 from projections.usage.insert_plans import UsageSchemas

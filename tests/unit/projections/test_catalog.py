@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from events.facts.topics import TOPICS, entries
-from events.log.chain import TYPE, ChainPosition
+from events.log.chain import ChainPosition
 from events.log.chain_check import UNREADABLE_OPENING
+from events.log.headers import CE_TYPE
+from events.log.record import Record
 from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
 from projections.catalog.documents import ROUTES_KEPT, STEPS, evolve
 from projections.catalog.queries import public
@@ -31,16 +32,6 @@ def codec() -> Codec:
 
 
 CODEC = codec()
-
-
-@dataclass(frozen=True)
-class Raw:
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
 
 
 def base(number: int) -> dict[str, Any]:
@@ -76,8 +67,8 @@ class Log:
 
     def put(self, said: tuple[str, dict[str, Any]] | bytes, chain_position: ChainPosition | None = None) -> list[dict[str, Any]]:
         value = said if isinstance(said, bytes) else CODEC.encode_dict(*said, self.topic if said[0] == "StoreOpened" else None)
-        headers = {TYPE: b"" if isinstance(said, bytes) else said[0].encode(), **(chain_position.headers if chain_position else {})}
-        rows, dead = self.fold.take(Raw(self.topic, 0, self.offset, 1, b"k", value), headers)
+        headers = {CE_TYPE: b"" if isinstance(said, bytes) else said[0].encode(), **(chain_position.headers if chain_position else {})}
+        rows, dead = self.fold.take(Record(self.topic, 0, self.offset, 1, b"k", value, headers), headers)
         self.offset += 1
         self.dead += [d.code for d in dead]
         return rows
@@ -223,8 +214,8 @@ def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
 def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on() -> None:
     log = Log("models")
     opened(log)
-    fake = Raw("models", 0, log.offset, 1, b"k", b"garbage")
-    rows, dead = log.fold.take(fake, {TYPE: b"StoreOpened", **ChainPosition("stranger", 1 << 40, 0).headers})
+    fake = Record("models", 0, log.offset, 1, b"k", b"garbage", {})
+    rows, dead = log.fold.take(fake, {CE_TYPE: b"StoreOpened", **ChainPosition("stranger", 1 << 40, 0).headers})
     log.offset += 1
     assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1)], [UNREADABLE_OPENING])
     assert rows[0]["position"] == 1, "a number that nobody vouches for moves no position"
