@@ -15,7 +15,8 @@ from typing import Any, Self
 import orjson
 
 from access.codes import KEY_EXPIRED, KEY_REVOKED, KEY_UNKNOWN, Refusal
-from access.principal import DIMENSIONS, FIRST_ADMIN, Principal, SecretDigest
+from access.principal import FIRST_ADMIN, Principal, SecretDigest
+from events.facts.accounts import KEY_DIMENSIONS
 
 PAGES = 256
 """By the first byte of the digest. A page of a million keys is four thousand of them: a millisecond to write, less to copy."""
@@ -25,7 +26,7 @@ DIGEST_CHARS = 64
 REVOKED = b""
 """The line of a revoked key. Its digest stays, so that its holder is told why it stopped working."""
 
-_PACKED = itemgetter("tenant", "key_id", "user", "scopes", "labels", "expires_at", *DIMENSIONS)
+_PACKED = itemgetter("tenant", "key_id", "user", "scopes", "labels", "expires_at", *KEY_DIMENSIONS)
 """The fields of ApiKeyIssued that are kept, in the order of a line."""
 
 
@@ -63,7 +64,7 @@ class Keys:
 
     def _unpack(self, digest: SecretDigest, packed: bytes) -> tuple[bytes, Principal, int | None]:
         tenant, key_id, user, scopes, labels, expires_at, *words = orjson.loads(packed)
-        principal = Principal(tenant, user, key_id, frozenset(scopes), dict(zip(DIMENSIONS, words, strict=True)), labels)
+        principal = Principal(tenant, user, key_id, frozenset(scopes), dict(zip(KEY_DIMENSIONS, words, strict=True)), labels)
         if len(self._unpacked) >= UNPACKED_MAX:
             self._unpacked.clear()
         self._unpacked[digest] = known = (packed, principal, expires_at)

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import NewType
 
 from access.codes import TENANT_FOREIGN, Refusal, scope_missing
-from events.facts.accounts import Scope
+from events.facts.accounts import KEY_DIMENSIONS, Scope
 from events.facts.fact import KeyId, TenantId, UserId
-
-DIMENSIONS = ("sub_account", "department", "team", "project")
-"""Words on a key that are written on every usage fact of it."""
 
 PLATFORM = TenantId("platform")
 """The tenant of the first admin's key: the operator of the market."""
@@ -25,7 +22,7 @@ SecretDigest = NewType("SecretDigest", bytes)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The holder of an API key. `dimensions` has a word, possibly empty, for each of DIMENSIONS."""
+    """The holder of an API key. `dimensions` has a word, possibly empty, for each of KEY_DIMENSIONS."""
 
     tenant: TenantId
     user: UserId
@@ -52,7 +49,7 @@ class Principal:
         return self.acts_for(owner) or self.may("review:business", "review:security")
 
 
-FIRST_ADMIN = Principal(PLATFORM, ADMIN_USER, KeyId("first-admin"), frozenset[Scope]({"admin"}), dict.fromkeys(DIMENSIONS, ""), {})
+FIRST_ADMIN = Principal(PLATFORM, ADMIN_USER, KeyId("first-admin"), frozenset[Scope]({"admin"}), dict.fromkeys(KEY_DIMENSIONS, ""), {})
 """The holder of the key that exists before any fact. It opens the command API and the query API; the gateway does not know it."""
 
 

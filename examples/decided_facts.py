@@ -11,6 +11,7 @@ from typing import Any
 from events.facts import accounts, deployments, models, prices
 from events.facts.fact import DecidedFact, TenantId
 from events.facts.log import StoreOpened
+from events.facts.meters import Meter
 from events.facts.topics import DECIDED_TOPICS, TOPICS, key_of
 from events.log.chain import ChainPosition, Heartbeat
 from events.log.client import Reader, Writer
@@ -97,7 +98,7 @@ class DecidedFactWriter:
         self.write(accounts.ApiKeyIssued, tenant=tenant, key_id=key_id, key_sha256=sha, user="user-1", scopes=scopes, by="admin", **more)
         return key_id
 
-    def prices(self, book: str, number: int, effective_from: int, *named: tuple[str, prices.Meter, int, int]) -> None:
+    def prices(self, book: str, number: int, effective_from: int, *named: tuple[str, Meter, int, int]) -> None:
         """A version of a book; each price is model, meter, amount in micro-units, and per how many."""
         parts = tuple(prices.Price(model=m, meter=meter, amount_micros=amount, per_units=per) for m, meter, amount, per in named)
         self.write(prices.PriceBookPublished, book=book, book_version=number, effective_from=effective_from, prices=parts, by="admin")

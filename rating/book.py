@@ -5,12 +5,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any
 
-from events.facts.prices import Meter
-
-METERS: tuple[Meter, ...] = cast("tuple[Meter, ...]", get_args(Meter))
-"""Every billable quantity of a settled fact, in the order in which quantities are kept."""
+from events.facts.meters import Meter
 
 ANY_MODEL = "*"
 """The model of a price that holds where a model has none of its own."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
-from events.facts.prices import Meter
-from rating.book import METERS, BookVersion, Price, PriceBook, cost_micros
+from events.facts.meters import METERS, Meter
+from rating.book import BookVersion, Price, PriceBook, cost_micros
 from rating.rules import RATING_VERSION, FirstSeen, Judge, UsageRecord, effective_us
 
 

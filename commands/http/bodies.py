@@ -9,12 +9,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from commands.models.semver import TEXT_MAX, parse
-from events.facts.accounts import Scope
+from events.facts.accounts import KEY_DIMENSIONS, KeyDimensions, Scope
 from events.facts.bills import BillLine
 from events.facts.deployments import ServiceSpec
 from events.facts.fact import DEFAULT_CURRENCY, Digest
+from events.facts.meters import READINGS, Meter
 from events.facts.models import Compliance, Lineage, Review, Technical, TensorSpec
-from events.facts.prices import Meter, Price
+from events.facts.prices import Price
 
 INT64_MAX = (1 << 63) - 1
 
@@ -201,24 +202,18 @@ def _each_once(scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
     return scopes
 
 
-class IssueKeyBody(Body):
+class IssueKeyBody(KeyDimensions, Body):
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=7), AfterValidator(_each_once)]
     user: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = Field(None, description="A pseudonym; none: minted.")
-    sub_account: Words = ""
-    department: Words = ""
-    team: Words = ""
-    project: Words = ""
     labels: Annotated[dict[Slug, Words], Field(max_length=20)] = {}
     expires_at: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(None, description="µs UTC; none: never.")
 
+    def dimensions(self) -> KeyDimensions:
+        return KeyDimensions(**self.model_dump(include=set(KEY_DIMENSIONS)))
 
-_LARGEST: dict[str, int] = {
-    "calls": 10**9,
-    "images": 10**9,
-    **dict.fromkeys(("media_us", "gpu_us", "cpu_us", "bytes_in", "bytes_out"), 10**16),
-}
-"""A quantity of a meter that no bill reaches; of tokens 10^14. What it costs must be an amount that a fact can hold."""
+
 _AMOUNT_MAX = 10**18
+"""Micro-units of currency: what an amount in a fact can hold."""
 
 
 class PriceBody(Body):
@@ -230,7 +225,7 @@ class PriceBody(Body):
     @model_validator(mode="after")
     def _payable(self) -> Self:
         """20 CNY an hour published as 20 000 000 per microsecond would make a bill that no fact can hold, and that tenant never had another."""
-        if self.amount_micros * _LARGEST.get(self.meter, 10**14) // self.per_units > _AMOUNT_MAX:
+        if self.amount_micros * READINGS[self.meter].quantity_max // self.per_units > _AMOUNT_MAX:
             said = {"amount": self.amount_micros, "per": self.per_units, "meter": self.meter}
             raise PydanticCustomError("price_too_high", "{amount} micro-units per {per} of {meter} is more than a bill can hold", said)
         return self

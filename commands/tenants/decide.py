@@ -8,7 +8,7 @@ from typing import Literal, assert_never
 
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
-from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, Scope, TenantCreated
+from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, KeyDimensions, Scope, TenantCreated
 from events.facts.fact import BookId, KeyId, TenantId, Timestamp, UserId
 
 KEYS_MAX = 10_000
@@ -60,10 +60,7 @@ class IssueApiKey:
     key_sha256: str
     user: UserId
     scopes: tuple[Scope, ...]
-    sub_account: str
-    department: str
-    team: str
-    project: str
+    dimensions: KeyDimensions
     labels: Mapping[str, str]
     expires_at: Timestamp | None
 
@@ -157,10 +154,7 @@ def _issue(state: TenantState, c: IssueApiKey, o: CommandContext) -> Decision:
         key_sha256=c.key_sha256,
         user=c.user,
         scopes=c.scopes,
-        sub_account=c.sub_account,
-        department=c.department,
-        team=c.team,
-        project=c.project,
+        **c.dimensions.model_dump(),
         labels=dict(c.labels),
         expires_at=c.expires_at,
         by=o.by,

@@ -117,10 +117,7 @@ class Tenants:
             sha256_of(_secret_of(call, key_id, nonce)),
             UserId(user),
             body.scopes,
-            body.sub_account,
-            body.department,
-            body.team,
-            body.project,
+            body.dimensions(),
             body.labels,
             body.expires_at,
         )

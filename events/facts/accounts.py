@@ -6,9 +6,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.facts.fact import DEFAULT_CURRENCY, BookId, DecidedFact, KeyId, TenantId, Timestamp, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, DecidedFact, KeyId, NestedRecord, TenantId, Timestamp, UserId
 
 Scope = Literal["invoke", "models", "review:business", "review:security", "deploy", "read", "admin"]
+
+
+Dimension = Annotated[str, Field(max_length=200)]
+
+
+class KeyDimensions(NestedRecord):
+    """What an API key says of its holder, copied to every usage fact of the key and asked for in queries. The one list of them: table,
+    views, request bodies, gateway and query API are made from it."""
+
+    sub_account: Dimension = ""
+    department: Dimension = ""
+    team: Dimension = ""
+    project: Dimension = ""
+
+
+KEY_DIMENSIONS: tuple[str, ...] = tuple(KeyDimensions.model_fields)
 
 
 class TenantCreated(DecidedFact):
@@ -22,7 +38,7 @@ class TenantCreated(DecidedFact):
     by: UserId
 
 
-class ApiKeyIssued(DecidedFact):
+class ApiKeyIssued(KeyDimensions, DecidedFact):
     """A key works from now until it expires or is revoked. Only its hash is kept. `user` is a random pseudonym (K24); the
     dimensions are written on every usage fact of the key."""
 
@@ -31,10 +47,6 @@ class ApiKeyIssued(DecidedFact):
     key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     user: UserId
     scopes: tuple[Scope, ...]
-    sub_account: str = ""
-    department: str = ""
-    team: str = ""
-    project: str = ""
     labels: dict[str, str] = {}
     expires_at: Timestamp | None = None
     by: UserId

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, DecidedFact, NestedRecord, Sha256, TenantId, Timestamp, UserId
-from events.facts.prices import Meter
+from events.facts.meters import Meter
 
 Period = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
 

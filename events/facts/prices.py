@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, DecidedFact, NestedRecord, Timestamp, UserId
-
-Meter = Literal[
-    "calls",
-    "input_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-    "bytes_in",
-    "bytes_out",
-    "images",
-    "media_us",
-    "gpu_us",
-    "cpu_us",
-]
+from events.facts.meters import Meter
 
 
 class Price(NestedRecord):

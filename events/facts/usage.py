@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from events.facts.accounts import KeyDimensions
 from events.facts.fact import NO_HASH, Count, Duration, Fact, KeyId, ModelId, ModelVersion, Sha256, TenantId, UserId
+from events.facts.meters import MeterReadings
 
 Outcome = Literal["succeeded", "client_error", "failed", "timed_out", "aborted"]
 
@@ -24,7 +26,7 @@ class UsageFact(Fact):
     previous_sha256: Sha256 = NO_HASH
 
 
-class InvocationSettled(UsageFact):
+class InvocationSettled(MeterReadings, KeyDimensions, UsageFact):
     """One execution ended. Acknowledged by the log before the caller has the answer (K12).
 
     `invocation_key` is SHA-256 over tenant, Idempotency-Key, operation and body; empty without a key (K11). The dimensions
@@ -33,10 +35,6 @@ class InvocationSettled(UsageFact):
     """
 
     invocation_key: bytes = b""
-    sub_account: str = ""
-    department: str = ""
-    team: str = ""
-    project: str = ""
     key_id: KeyId
     user: UserId
     region: str
@@ -55,17 +53,6 @@ class InvocationSettled(UsageFact):
     streamed: bool = False
     shadow: bool = False
     cached: bool = False
-    calls: Count = 1
-    input_tokens: Count = 0
-    output_tokens: Count = 0
-    cached_tokens: Count = 0
-    reasoning_tokens: Count = 0
-    bytes_in: Count = 0
-    bytes_out: Count = 0
-    images: Count = 0
-    media_us: Duration = 0
-    gpu_us: Duration = 0
-    cpu_us: Duration = 0
     queue_us: Duration = 0
     ttft_us: Duration = 0
     latency_us: Duration = 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from events.facts.meters import METERS
 from events.facts.topics import TOPICS
 from events.log.chain import Chain, ChainCheck, chain_position_of
 from events.log.chain_check import check_chain
@@ -20,7 +21,7 @@ from events.log.record import Record
 from events.schema.codec import Codec, Undecodable, frame_schema_id
 from projections.usage.validator import unreadable
 from rating.bill import Bill, make_bill
-from rating.book import METERS, PriceBook, book_version
+from rating.book import PriceBook, book_version
 from rating.rules import SETTLED, VOIDED, UsageRecord
 from rating.statement import Cutoff, Statement, StatementBuilder
 

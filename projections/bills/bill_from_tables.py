@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from events.facts.meters import METERS
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill, make_bill
-from rating.book import METERS, PriceBook, book_version
+from rating.book import PriceBook, book_version
 from rating.rules import BILLABLE_OUTCOMES, EARLY_US_MAX, LATE_US_MAX, SETTLED, VOIDED, KeyWindows, effective_us
 from rating.statement import Bucket, Counts, Cutoff, Statement, rate
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from events.facts.accounts import KEY_DIMENSIONS
+
 Document = dict[str, Any]
 Body = Mapping[str, Any]
 Evolve = Callable[[Document, Body], Document]
@@ -156,7 +158,7 @@ def _tenant_created(_: Document, b: Body) -> Document:
 
 
 def _key_issued(d: Document, b: Body) -> Document:
-    names = ("key_id", "key_sha256", "user", "scopes", "sub_account", "department", "team", "project", "labels", "expires_at", "by")
+    names = ("key_id", "key_sha256", "user", "scopes", *KEY_DIMENSIONS, "labels", "expires_at", "by")
     return _with(d, "keys", b["key_id"], **_pick(b, *names), issued_at=b["occurred_at"], revoked_at=None)
 
 

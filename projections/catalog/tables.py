@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from events.facts.accounts import KEY_DIMENSIONS
+
 HISTORY_ROWS = """
 CREATE TABLE IF NOT EXISTS history_rows (
     topic LowCardinality(String),
@@ -85,15 +87,12 @@ FROM documents WHERE topic = 'accounts'
 """
 
 # The hash of a key is no secret (256 random bits), but a question about keys has no use for it.
-API_KEYS = """
+API_KEYS = f"""
 CREATE OR REPLACE VIEW api_keys AS
 SELECT tenant, pair.1 AS key_id,
     JSONExtractString(pair.2, 'user') AS user,
     JSONExtract(pair.2, 'scopes', 'Array(String)') AS scopes,
-    JSONExtractString(pair.2, 'sub_account') AS sub_account,
-    JSONExtractString(pair.2, 'department') AS department,
-    JSONExtractString(pair.2, 'team') AS team,
-    JSONExtractString(pair.2, 'project') AS project,
+    {", ".join(f"JSONExtractString(pair.2, '{name}') AS {name}" for name in KEY_DIMENSIONS)},
     fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'issued_at')) AS issued,
     if(JSONExtractInt(pair.2, 'expires_at') = 0, NULL, fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'expires_at'))) AS expires,
     if(JSONExtractInt(pair.2, 'revoked_at') = 0, NULL, fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'revoked_at'))) AS revoked

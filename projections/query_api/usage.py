@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from events.facts.accounts import KEY_DIMENSIONS
+from events.facts.meters import METERS
 from projections.ingest.clickhouse import ClickHouse
-from rating.book import METERS
 from rating.rules import EARLY_US_MAX, LATE_US_MAX
 
 ROWS_MAX = 10_000
@@ -15,7 +16,7 @@ SPAN_US_MAX = 400 * 86_400_000_000
 
 OWNER_DIMENSIONS = frozenset({"day", "hour", "model", "model_version", "region", "operation", "outcome"})
 """What the owner of a model may see of its callers: nothing that names one."""
-CALLER_DIMENSIONS = OWNER_DIMENSIONS | {"provider", "sub_account", "department", "team", "project", "key_id", "user", "error_code"}
+CALLER_DIMENSIONS = OWNER_DIMENSIONS | {"provider", *KEY_DIMENSIONS, "key_id", "user", "error_code"}
 ADMIN_DIMENSIONS = CALLER_DIMENSIONS | {"tenant"}
 
 _EFFECTIVE = (

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from events.facts.accounts import KEY_DIMENSIONS
+from events.facts.meters import READINGS
 from projections.ingest.avro_container import TAIL, TAIL_FIELD
 
 OFFSETS_PER_PARTITION = 10_000_000
@@ -67,10 +69,7 @@ COLUMNS: tuple[Column, ...] = (
     _count("sequence", "Place in the chain of (epoch, tenant), from 1"),
     Column("previous_sha256", "FixedString(32)", "SHA-256 of the framed record before it in that chain"),
     Column("invocation_key", "String", "SHA-256 over tenant, Idempotency-Key, operation and body; empty without a key"),
-    _word("sub_account", "Dimension of the API key"),
-    _word("department", "Dimension of the API key"),
-    _word("team", "Dimension of the API key"),
-    _word("project", "Dimension of the API key"),
+    *(_word(name, "Dimension of the API key") for name in KEY_DIMENSIONS),
     _word("key_id", "The API key"),
     _word("user", "Pseudonym of the user"),
     _word("region", "Region of the edge"),
@@ -89,17 +88,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("streamed", "Bool", "The answer was a stream"),
     Column("shadow", "Bool", "A copy of the traffic to try a version: never billed"),
     Column("cached", "Bool", "Answered from the cache"),
-    _count("calls", "Meter: calls"),
-    _count("input_tokens", "Meter: input tokens"),
-    _count("output_tokens", "Meter: output tokens"),
-    _count("cached_tokens", "Meter: input tokens that the model had cached"),
-    _count("reasoning_tokens", "Meter: reasoning tokens"),
-    _count("bytes_in", "Meter: bytes of the request"),
-    _count("bytes_out", "Meter: bytes of the answer"),
-    _count("images", "Meter: images"),
-    _count("media_us", "Meter: length of audio or video, microseconds"),
-    _count("gpu_us", "Meter: GPU time, microseconds"),
-    _count("cpu_us", "Meter: CPU time, microseconds"),
+    *(_count(name, f"Meter: {reading.meaning}") for name, reading in READINGS.items()),
     _count("queue_us", "Time in queues, microseconds"),
     _count("ttft_us", "Time to the first token, microseconds"),
     _count("latency_us", "Time from request to answer, microseconds"),

@@ -5,22 +5,11 @@ Recomputed when asked, never added up (K10), so that any number of copies, retri
 
 from __future__ import annotations
 
+from events.facts.meters import METERS
 from projections.usage.table import COLUMNS, LOG_COLUMNS
 from rating.rules import EARLY_US_MAX, LATE_US_MAX
 
-_MEASURES = [
-    "input_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-    "bytes_in",
-    "bytes_out",
-    "images",
-    "media_us",
-    "gpu_us",
-    "cpu_us",
-    "queue_us",
-]
+_SUMMED = (*METERS, "queue_us")
 
 
 def views(table: str) -> tuple[str, ...]:
@@ -84,12 +73,11 @@ def _daily(suffix: str) -> str:
         "Tenant, model, version and day (UTC): calls = executions with an answer or an error, shadows and voided ones left out;"
         " refused = calls turned away; the rest are sums of the meters and exact quantiles of latency"
     )
-    sums = ",\n    ".join(f"sumIf(u.{m}, metered) AS {m}" for m in _MEASURES)
+    sums = ",\n    ".join(f"sumIf(u.{m}, metered) AS {m}" for m in _SUMMED)
     return f"""
 CREATE OR REPLACE VIEW metering_daily{suffix} AS
 WITH fact = 'InvocationSettled' AND NOT is_voided AND NOT shadow AS metered
 SELECT tenant, model, model_version, toDate(fromUnixTimestamp64Micro(effective_at, 'UTC')) AS day,
-    sumIf(u.calls, metered) AS calls,
     countIf(metered AND outcome = 'succeeded') AS succeeded,
     countIf(metered AND outcome != 'succeeded') AS failed,
     sumIf(u.count, fact = 'InvocationRefused') AS refused,

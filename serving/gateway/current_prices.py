@@ -13,7 +13,8 @@ from typing import Any
 
 import orjson
 
-from rating.book import ANY_MODEL, METERS, BookVersion, PriceBook, book_version
+from events.facts.meters import METERS
+from rating.book import ANY_MODEL, BookVersion, PriceBook, book_version
 
 CLOCKS_APART_US_MAX = 3600 * 1_000_000
 """By how much our clock may be behind the one that dates the facts: so long a version is kept after it was replaced."""

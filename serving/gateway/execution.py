@@ -77,10 +77,7 @@ class Execution:
         body: dict[str, Any] = {
             "correlation_id": self._inference.id,
             "invocation_key": self._invocation_key(),
-            "sub_account": key.sub_account,
-            "department": key.department,
-            "team": key.team,
-            "project": key.project,
+            **key.dimensions,
             "key_id": key.key_id,
             "user": key.user,
             "region": self._state.settings.region,

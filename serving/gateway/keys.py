@@ -14,6 +14,8 @@ from typing import Any
 
 import orjson
 
+from events.facts.accounts import KEY_DIMENSIONS
+
 PAGES = 256
 """By the first byte of the digest. A page of a million keys is four thousand of them: a millisecond to write, less to copy."""
 KNOWN_MAX = 20_000
@@ -29,10 +31,8 @@ class Key:
     key_id: str
     user: str
     scopes: frozenset[str]
-    sub_account: str
-    department: str
-    team: str
-    project: str
+    dimensions: Mapping[str, str]
+    """Those of the key that are not empty, by name: see `KeyDimensions`."""
     labels: Mapping[str, str]
     expires_at: int | None
 
@@ -58,8 +58,8 @@ class Keys:
         known = self._known.get(digest)
         if known is not None and known[0] is packed:
             return known[1]
-        tenant, key_id, user, scopes, sub_account, department, team, project, labels, expires_at = orjson.loads(packed)
-        key = Key(tenant, key_id, user, frozenset(scopes), sub_account, department, team, project, labels, expires_at)
+        tenant, key_id, user, scopes, dimensions, labels, expires_at = orjson.loads(packed)
+        key = Key(tenant, key_id, user, frozenset(scopes), dimensions, labels, expires_at)
         if len(self._known) >= KNOWN_MAX:
             self._known.clear()
         self._known[digest] = (packed, key)
@@ -71,8 +71,8 @@ class Keys:
         """`body` is an ApiKeyIssued."""
         get, digest = body.get, bytes.fromhex(body["key_sha256"])
         who = (body["tenant"], body["key_id"], body["user"], body["scopes"])
-        dimensions = (get("sub_account", ""), get("department", ""), get("team", ""), get("project", ""))
-        written = orjson.dumps((*who, *dimensions, get("labels") or {}, get("expires_at")))
+        dimensions = {name: value for name in KEY_DIMENSIONS if (value := get(name))}
+        written = orjson.dumps((*who, dimensions, get("labels") or {}, get("expires_at")))
         packed = bytes(memoryview(written))  # as long as it is: orjson's own bytes keep a kilobyte of memory each
         self._mine(digest)[digest] = packed
         self._digests[_name(packed)] = digest

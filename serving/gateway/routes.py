@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from events.facts.accounts import KEY_DIMENSIONS
 from events.log.record import Coordinate
 from serving.gateway.current_prices import Tariffs
 from serving.gateway.keys import Key, Keys
@@ -103,7 +104,7 @@ def pick(weights: tuple[tuple[str, int], ...], turn: int) -> str:
 class Routes:
     """The fold: implements `events.log.fold_runner.Fold`. It never skips a fact silently."""
 
-    code_version = "routes-4"
+    code_version = ",".join(("routes-5", *KEY_DIMENSIONS))
 
     def __init__(self) -> None:
         self.keys = Keys()

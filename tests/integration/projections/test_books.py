@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
+from events.facts.meters import METERS
 from events.process.clock import now_us
 from projections.bills.bill_from_tables import UsageTable
 from projections.bills.issue import Posted, Waiting, pending
@@ -22,7 +23,6 @@ from projections.bills.verify import running_bill, verify
 from projections.catalog.queries import Catalog, Wanted
 from projections.ingest.table_offsets import dense_end
 from projections.query_api.bills import bill_of, whole_bill_of
-from rating.book import METERS
 from tests.support.market import Market, key_of, running_market
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {

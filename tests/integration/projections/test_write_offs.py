@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from events.facts.meters import METERS
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
@@ -32,7 +33,6 @@ from projections.dead_letters.queries import STATES, letters
 from projections.dead_letters.redrive import Redrive
 from projections.ingest.table_offsets import dense_end
 from projections.usage.producer_epochs import epochs
-from rating.book import METERS
 from tests.support.market import Market, running_market
 
 PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS}

@@ -14,6 +14,7 @@ from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from commands.tenants import decide as tenant
 from commands.tenants.decide import CreateTenant, IssueApiKey, NoTenant, RevokeApiKey, TenantState
+from events.facts.accounts import KeyDimensions
 from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
@@ -50,7 +51,7 @@ CREATE = CreateTenant(TenantId("acme"), "Acme", BookId("standard"), "CNY", "Asia
 
 
 def issue(key: str, **changes: Any) -> IssueApiKey:
-    return replace(IssueApiKey(KeyId(key), "0" * 64, UserId("u"), ("invoke",), "", "", "", "", {}, None), **changes)
+    return replace(IssueApiKey(KeyId(key), "0" * 64, UserId("u"), ("invoke",), KeyDimensions(), {}, None), **changes)
 
 
 ACME: TenantState = after(tenant, NoTenant(), CREATE)

@@ -8,8 +8,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from events.facts.meters import METERS
 from rating.bill import make_bill
-from rating.book import METERS, BookVersion, Price, PriceBook, round_half_up
+from rating.book import BookVersion, Price, PriceBook, round_half_up
 from rating.rules import DAY_US, EARLY_US_MAX, LATE_US_MAX, UsageRecord, effective_us
 from rating.statement import Bucket, Cutoff, LineKey, Statement, difference, rate, statement_of
 
