@@ -3,31 +3,56 @@
 PYTHON ?= python3.11
 CHAOS ?=
 PY := .venv/bin/python
+STATIC_CHECKS := check-format check-lint check-imports check-types
+INSTALL = command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name it: make PYTHON=/path/to/python3.11"; \
+	exit 1; }; $(PYTHON) infra/install.py
+# All at once, all to their end, the output of each in one piece.
+SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs --keep-going --output-sync=target
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench up down status lock
+.PHONY: help setup setup-tests demo test soak check check-static $(STATIC_CHECKS) check-tests bench up down status lock
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-setup: ## install everything into .venv and .modelmarket (a second time: nothing to do)
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) infra/install.py
+setup: ## install all into .venv and .modelmarket; again: nothing to do
+	@$(INSTALL)
 
-demo: setup ## show the whole market work once on real parts; with CHAOS=1 parts are killed meanwhile
+setup-tests:
+	@$(INSTALL) --tests
+
+demo: setup ## show the whole market once, on real parts; CHAOS=1 kills parts
 	@$(PY) -m examples.demo $(if $(filter-out 0,$(CHAOS)),--chaos)
 
-test: setup ## run all tests: unit, contract, tidy, integration, e2e
+test: setup-tests ## run all tests: unit, contract, tidy, integration, e2e
 	@$(PY) -m pytest tests
 
-check: setup ## run the quick checks: format, lint, imports, types, and unit, contract and tidy tests
-	@$(PY) -m ruff format --check .
-	@$(PY) -m ruff check .
-	@.venv/bin/lint-imports --no-cache >.modelmarket/imports.txt || { cat .modelmarket/imports.txt; exit 1; }
-	@.venv/bin/basedpyright
-	@$(PY) -m pytest tests/unit tests/contract tests/tidy
+soak: setup-tests ## run the long matrices, which `make test` leaves out
+	@$(PY) -m pytest tests -m soak
 
-bench: setup ## measure on a stack of its own; print the tables, keep them in bench/results
+check: setup ## run format, lint, imports, types, and the quick tests
+	@$(SIDE_BY_SIDE) $(STATIC_CHECKS) check-tests
+
+check-static: setup
+	@$(SIDE_BY_SIDE) $(STATIC_CHECKS)
+
+check-format:
+	@$(PY) -m ruff format --check .
+
+check-lint:
+	@$(PY) -m ruff check .
+
+check-imports:
+	@.venv/bin/lint-imports --no-cache >.modelmarket/imports.txt || { cat .modelmarket/imports.txt; exit 1; }
+
+check-types:
+	@.venv/bin/basedpyright
+
+# One process per core; the tests of one file share its fixtures.
+check-tests:
+	@$(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile tests/unit tests/contract tests/tidy
+
+bench: setup ## measure on a stack of its own; tables in bench/results
 	@$(PY) -m bench
 
 up: setup ## start the stack and leave it running
@@ -39,6 +64,6 @@ down: setup ## stop the stack
 status: setup ## show how every part of the stack is
 	@.venv/bin/modelmarket status
 
-lock: ## write the locks anew: requirements.lock, and the uv that set-up uses (needs uv)
+lock: ## write requirements.lock and set-up's own lock anew (needs uv)
 	uv pip compile --python-version 3.11 --generate-hashes --no-header --no-annotate --group demo --group dev pyproject.toml -o requirements.lock
 	@echo uv | uv pip compile --python-version 3.11 --generate-hashes --no-header --no-annotate - -o infra/uv-requirements.lock
