@@ -50,6 +50,16 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True)
+class RunInput:
+    """Tensors for one run of the model. `rows` has one entry per call; a call that cannot share a run has rows (0,)."""
+
+    rows: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Of each input, first dimension included."""
+    tensors: tuple[Raw, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OutputTensor:
     """One output of one call; `data` is little endian, as `DTYPES` says."""
 

@@ -135,8 +135,8 @@ class Settings(BaseSettings):
         return self.port(10)
 
     @property
-    def alone_port(self) -> int:
-        """A gateway that runs by itself."""
+    def standalone_gateway_port(self) -> int:
+        """A standalone gateway."""
         return self.port(11)
 
     @property

@@ -91,7 +91,7 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Half the gateway's time went into Serve's own bookkeeping per request; the gateway keeps better books.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.replicas.ray_direct:middlewares",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.hosting.ray_direct_ingress:middlewares",
         # An update waits this long for each replica it drains (default 30).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(settings.port(REPLICA_HTTP.start)),

@@ -33,8 +33,9 @@ from events.schema.codec import Codec
 from serving.control.alerting import Alerts
 from serving.control.ray_rest import AppState, RayAway, RayRefused, RayRest, Seen
 from serving.control.retries import FAILED, Retries, given_up
-from serving.control.serve_plan import GATEWAY_APP, Apply, Generation, Hold, Keep, Shape, attempt_of, plan
+from serving.control.serve_plan import Apply, Generation, Hold, Keep, Shape, attempt_of, plan
 from serving.gateway.routes import Routes, Version
+from serving.serve_names import GATEWAY_APP
 
 logger = logging.getLogger(__name__)
 

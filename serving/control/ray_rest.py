@@ -9,7 +9,8 @@ from typing import Any, cast
 import httpx
 
 from events.process.settings import Settings
-from serving.control.serve_plan import GATEWAY_APP, Applied, Config, Generation
+from serving.control.serve_plan import Applied, Config, Generation
+from serving.serve_names import GATEWAY_APP
 
 CALL_S_MAX = 15.0
 """Ray's dashboard starts Serve in the first PUT, which takes about five seconds."""

@@ -12,9 +12,8 @@ from typing import Any
 
 from events.facts.deployments import ServiceSpec
 from serving.gateway.routes import Routes, Version
+from serving.serve_names import BUILD_GATEWAY, BUILD_MODEL, GATEWAY_APP, GATEWAY_DEPLOYMENT
 
-GATEWAY_APP = "gateway"
-MODEL_DEPLOYMENT = "model"
 REMOVED_SHARE_MAX = 0.2
 """More models than this leaving at once needs a person; one at a time may always go. What drains counts: it is about to leave."""
 
@@ -94,16 +93,16 @@ def model_app(version: Version) -> Config:
         },
         "spec": spec,
     }
-    return {"name": version.address, "route_prefix": None, "import_path": "serving.replicas.ray_apps:build_model", "args": args}
+    return {"name": version.address, "route_prefix": None, "import_path": BUILD_MODEL, "args": args}
 
 
 def gateway_app(shape: Shape, generation: Generation) -> Config:
     return {
         "name": GATEWAY_APP,
         "route_prefix": "/",
-        "import_path": "serving.replicas.ray_apps:build_gateway",
+        "import_path": BUILD_GATEWAY,
         "args": {"replicas": shape.gateways_per_node * shape.nodes, "per_node": shape.gateways_per_node},
-        "deployments": [{"name": "gateway", "user_config": asdict(generation)}],
+        "deployments": [{"name": GATEWAY_DEPLOYMENT, "user_config": asdict(generation)}],
     }
 
 

@@ -15,7 +15,7 @@ import orjson
 from events.process.clock import now_us
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.request import Message, Receive, Request
-from serving.gateway.state import Edge
+from serving.gateway.state import GatewayState
 from serving.http import JSON, Answer, refusal_answer
 from serving.metering.refusal_counts import NOBODY, RefusalKey
 from serving.protocols.open_inference import operations as open_inference
@@ -36,7 +36,7 @@ EXECUTED = frozenset({"inference_failed", "replica_lost", "timed_out", "not_ackn
 class Gateway:
     """The ASGI application. `state` is opened at lifespan start and closed at its end."""
 
-    def __init__(self, state: Edge) -> None:
+    def __init__(self, state: GatewayState) -> None:
         self.state = state
         self._pipeline = Pipeline(state)
 

@@ -1,4 +1,4 @@
-"""How many bytes of callers' bodies a gateway holds at once: for all, and for each tenant, so that nobody fills what others need.
+"""Bounds the bytes of request bodies in memory: for all calls, and for each tenant, so that no tenant takes the room of others.
 
 A body is bounded, but four thousand connections that each stall one byte short of that bound would take the memory of the node.
 """
@@ -14,29 +14,29 @@ ALL_BYTES_MAX = 512 << 20
 TENANT_BYTES_MAX = ALL_BYTES_MAX // 4
 
 
-class Held:
-    """Of one event loop."""
+class BodyMemoryLimiter:
+    """Of one event loop. `bytes` are reserved now."""
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._of: dict[str, int] = {}
+        self._bytes_of_tenant: dict[str, int] = {}
 
     @contextmanager
-    def body(self, tenant: str, size: int) -> Generator[None]:
+    def reserve(self, tenant: str, size: int) -> Generator[None]:
         """Room for a body of at most `size` bytes, for as long as the call lasts. Raises Refused (429)."""
-        mine = self._of.get(tenant, 0) + size
-        if mine > TENANT_BYTES_MAX or self.bytes + size > ALL_BYTES_MAX:
-            whose = "your calls" if mine > TENANT_BYTES_MAX else "the calls of all"
-            message = f"{whose} under way hold as many bytes as there is room for"
+        tenant_bytes = self._bytes_of_tenant.get(tenant, 0) + size
+        if tenant_bytes > TENANT_BYTES_MAX or self.bytes + size > ALL_BYTES_MAX:
+            whose = "your calls" if tenant_bytes > TENANT_BYTES_MAX else "the calls of all"
+            message = f"{whose} under way have as many bytes as the gateway has room for"
             raise Refused(429, "too_many_bytes", message, "", "send fewer large calls at once, then retry", ((b"retry-after", b"1"),))
         self.bytes += size
-        self._of[tenant] = mine
+        self._bytes_of_tenant[tenant] = tenant_bytes
         try:
             yield
         finally:
             self.bytes -= size
-            left = self._of[tenant] - size
+            left = self._bytes_of_tenant[tenant] - size
             if left:
-                self._of[tenant] = left
+                self._bytes_of_tenant[tenant] = left
             else:
-                del self._of[tenant]
+                del self._bytes_of_tenant[tenant]

@@ -15,13 +15,14 @@ from events.log.client import LogBroken, LogUnavailable
 from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.ids import new_id
-from serving.gateway.batching import Landed, ReplicaLost
 from serving.gateway.request import Request
 from serving.gateway.routes import Key, Model, Version
-from serving.gateway.state import Edge
+from serving.gateway.state import GatewayState
+from serving.gateway.version_queue import CallResult
 from serving.inference import Inference
 from serving.metering.meter import Entry, NotAcknowledged
 from serving.refused import Headers, Refused, unavailable
+from serving.replicas.model_replicas import ReplicaLost
 
 ATTEMPTS_MAX = 2
 """An inference has no effects, so one that lost its replica is sent to another once; a second loss is likely its own doing."""
@@ -35,13 +36,13 @@ class Outcome:
     status: int
     error_code: str = ""
     bytes_out: int = 0
-    result: Landed | None = None
+    result: CallResult | None = None
 
 
 class Execution:
     """`request` has passed identification and routing: its key and model are known."""
 
-    def __init__(self, state: Edge, request: Request, version: Version, route: str, inference: Inference) -> None:
+    def __init__(self, state: GatewayState, request: Request, version: Version, route: str, inference: Inference) -> None:
         assert request.key is not None and request.model is not None
         self._key: Key = request.key
         self._model: Model = request.model
@@ -49,13 +50,13 @@ class Execution:
         self._event_id = new_id()
         self._attempt = 1
 
-    async def run(self) -> Landed:
+    async def run(self) -> CallResult:
         """What came back. A lost replica costs one more attempt, in a batch of its own (K16). Raises Refused: 503, 504."""
         spec = self._version.spec or {}
-        queue, loop = self._state.lane(self._version), asyncio.get_running_loop()
+        queue, loop = self._state.queue(self._version), asyncio.get_running_loop()
         until = loop.time() + spec.get("timeout_us", 10_000_000) / 1e6
         while True:
-            queued = queue.board(self._inference, alone=self._attempt > 1)
+            queued = queue.enqueue(self._inference, isolated=self._attempt > 1)
             timer = loop.call_at(until, _expire, queued)
             try:
                 return await queued
@@ -95,7 +96,7 @@ class Execution:
             "error_code": ended.error_code,
             "bytes_in": len(request.body),
             "bytes_out": ended.bytes_out,
-            "cpu_us": result.result.cpu_us if result else 0,
+            "cpu_us": result.prediction.cpu_us if result else 0,
             "queue_us": result.queue_us if result else 0,
             "latency_us": max(0, now_us() - request.began_us),
             "batch_size": result.batch_size if result else 1,
@@ -137,6 +138,6 @@ class Execution:
         return digest.digest()
 
 
-def _expire(queued: asyncio.Future[Landed]) -> None:
+def _expire(queued: asyncio.Future[CallResult]) -> None:
     if not queued.done():
         queued.set_exception(TimeoutError())

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from typing import assert_never
 
-from serving.gateway.body_memory import Held
+from serving.gateway.body_memory import BodyMemoryLimiter
 from serving.gateway.execution import Execution, Outcome
 from serving.gateway.request import Request
 from serving.gateway.routes import Key
 from serving.gateway.routing import choose_version, find_model, servable_version
-from serving.gateway.state import Edge
+from serving.gateway.state import GatewayState
 from serving.http import JSON, Answer, whole_number
 from serving.inference import Predicted, PredictionFailed
 from serving.protocols.operations import CheckReady, DescribeVersion, Infer, ListedModel, ListModels, Operation, ShowDocument
@@ -28,9 +28,9 @@ CHALLENGE: Headers = ((b"www-authenticate", b'Bearer realm="modelmarket"'),)
 class Pipeline:
     """Raises Refused where a step says no."""
 
-    def __init__(self, state: Edge) -> None:
+    def __init__(self, state: GatewayState) -> None:
         self._state = state
-        self._body_memory = Held()
+        self._body_memory = BodyMemoryLimiter()
 
     async def answer(self, request: Request, operation: Operation) -> Answer:
         match operation:
@@ -59,7 +59,7 @@ class Pipeline:
         # limit
         bytes_max = state.settings.infer_bytes_max
         announced = whole_number(request.headers, "Content-Length")
-        with self._body_memory.body(key.tenant, bytes_max if announced is None else min(announced, bytes_max)):
+        with self._body_memory.reserve(key.tenant, bytes_max if announced is None else min(announced, bytes_max)):
             await request.read_body(announced or 0, bytes_max)
             # route
             version, route = choose_version(request.model, pinned, canary_trusted=state.fresh)
@@ -71,7 +71,7 @@ class Pipeline:
             execution = Execution(state, request, version, route, inference)
             result = await execution.run()
             # meter, then answer: the fact is durable before the caller hears of it (K12)
-            match result.result:
+            match result.prediction:
                 case PredictionFailed(message):
                     execution.record(Outcome("failed", 422, "inference_failed", result=result))
                     remedy = "check the values against what the model was made for"
@@ -85,7 +85,7 @@ class Pipeline:
                     fact = execution.record(Outcome("succeeded", 200, bytes_out=len(body), result=result))
                     return Answer(200, (*content_headers, *await execution.receipt(fact)), body)
                 case _:
-                    assert_never(result.result)
+                    assert_never(result.prediction)
 
     def _describe(self, request: Request, operation: DescribeVersion) -> Answer:
         request.operation = operation.name

@@ -1,4 +1,4 @@
-"""What one gateway process knows and holds: the fold of routes and keys, the meter of its epoch, a lane per version."""
+"""What one gateway process knows and holds: the fold of routes and keys, the meter of its epoch, a queue per version."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from events.log.client import LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.process.settings import Settings
-from serving.gateway.batching import FLIGHTS_PER_REPLICA, Lane, Replicas
 from serving.gateway.routes import Routes, Version
+from serving.gateway.version_queue import BATCHES_PER_REPLICA, VersionQueue
 from serving.metering.meter import Identity, Meter
 from serving.refused import unavailable
+from serving.replicas.model_replicas import ModelReplicas
 
 logger = logging.getLogger(__name__)
 
 TOPICS = ("models", "deployments", "accounts", "prices")
 WATCH_S = 0.2
 """How soon a route that changed is reported as applied (K19)."""
-FORGET_TURNS = 50
-"""Every tenth second the lanes of unloaded versions are dropped: it looks at every version there is."""
+DROP_QUEUES_TURNS = 50
+"""Every tenth second the queues of unloaded versions are dropped: that looks at every version there is."""
 START_S_MAX = 30.0
 GARBAGE_MAX = 20_000
 """Objects made and not yet gone before Python looks for cycles among them."""
 
 
-class Edge:
+class GatewayState:
     """Open from `start` to `stop`; both on one event loop."""
 
-    def __init__(self, settings: Settings, replicas: Replicas) -> None:
+    def __init__(self, settings: Settings, replicas: ModelReplicas) -> None:
         self.settings = settings
         self.routes = Routes()
         self.opened = False
         self.failure: BaseException | None = None
         self._replicas = replicas
-        self._lanes: dict[str, tuple[int, Lane]] = {}
+        self._queues: dict[str, tuple[int, VersionQueue]] = {}
         self._applied: dict[str, dict[str, int]] = {}
         self._work: asyncio.Task[None] | None = None
 
@@ -71,8 +72,8 @@ class Edge:
             for turn in itertools.count():
                 await asyncio.sleep(WATCH_S)
                 self._report_routes()
-                if turn % FORGET_TURNS == 0:
-                    self._forget_lanes()
+                if turn % DROP_QUEUES_TURNS == 0:
+                    self._drop_idle_queues()
         except asyncio.CancelledError:
             raise
         except Exception as e:  # whoever asks for our health restarts the process
@@ -148,23 +149,28 @@ class Edge:
         if self._fold_runner.failure is not None or self._fold_runner.age_s() > self.settings.staleness_s_max:
             raise unavailable("stale", f"nothing new was heard for {self.settings.staleness_s_max:.0f} s: keys cannot be judged", 5)
 
-    # --- lanes
+    # --- queues
 
-    def lane(self, version: Version) -> Lane:
-        """The lane of a version; a new deployment of it, with another spec, gets a new one."""
+    def queue(self, version: Version) -> VersionQueue:
+        """The queue of a version; a new deployment of it, with another spec, gets a new one."""
         spec = version.spec or {}
         mark = hash((version.since, spec.get("batch_max"), spec.get("replicas_max"), spec.get("timeout_us")))
-        found = self._lanes.get(version.address)
+        found = self._queues.get(version.address)
         if found is None or found[0] != mark:
-            flights = FLIGHTS_PER_REPLICA * spec.get("replicas_max", 1)
-            lane = Lane(version.address, self._replicas, spec.get("batch_max", 64), flights, spec.get("timeout_us", 10_000_000) / 1e6)
-            self._lanes[version.address] = found = (mark, lane)
+            queue = VersionQueue(
+                version.address,
+                self._replicas,
+                batch_max=spec.get("batch_max", 64),
+                batches_max=BATCHES_PER_REPLICA * spec.get("replicas_max", 1),
+                timeout_s=spec.get("timeout_us", 10_000_000) / 1e6,
+            )
+            self._queues[version.address] = found = (mark, queue)
         return found[1]
 
-    def _forget_lanes(self) -> None:
-        loaded = {v.address for v in self.routes.versions() if v.deployed} if self._lanes else set[str]()
-        for address in [a for a, (_, lane) in self._lanes.items() if a not in loaded and lane.idle]:
-            del self._lanes[address]
+    def _drop_idle_queues(self) -> None:
+        loaded = {v.address for v in self.routes.versions() if v.deployed} if self._queues else set[str]()
+        for address in [a for a, (_, queue) in self._queues.items() if a not in loaded and queue.idle]:
+            del self._queues[address]
 
     def _report_routes(self) -> None:
         """One RouteApplied per change of a model's weights, per epoch; those that could not be written are tried again."""

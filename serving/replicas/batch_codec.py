@@ -1,41 +1,29 @@
-"""How many inferences travel as one Ray call: packed into one blob on the way there, and into one on the way back.
+"""The format of a batch between gateway and replica: many inferences in one blob, and their predictions in one blob back.
 
 Pickling one bytes object costs a hundredth of pickling sixty-four lists of arrays. A blob is a 4-byte length, a JSON header and
-the tensors one after another. Calls whose shapes agree but for the first dimension form one *run* of the model; others run alone.
+the tensors one after another. Calls whose shapes differ only in the first dimension form one run of the model; others run alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 import orjson
 
-from serving.inference import Inference, OutputTensor, Predicted, Prediction, PredictionFailed, Raw
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RunInput:
-    """Tensors for one run of the model. `rows` has one entry per call; a call that cannot share has rows (0,)."""
-
-    rows: tuple[int, ...]
-    shapes: tuple[Shape, ...]
-    """Of each input, whole."""
-    tensors: tuple[Raw, ...]
+from serving.inference import Inference, OutputTensor, Predicted, Prediction, PredictionFailed, Raw, RunInput
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReply:
     replica: str
-    results: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...]
     """In the order the calls were packed."""
 
 
 def pack(calls: Sequence[Inference]) -> tuple[bytes, list[int]]:
-    """The blob, and for each place in the reply the index of its call."""
+    """The blob, and for each prediction of the reply the index of its call."""
     groups: dict[object, list[int]] = {}
     for i, call in enumerate(calls):
         groups.setdefault(call.signature if call.rows else i, []).append(i)
@@ -57,6 +45,7 @@ def pack(calls: Sequence[Inference]) -> tuple[bytes, list[int]]:
 
 
 def unpack(blob: Raw) -> list[RunInput]:
+    """What `pack` packed."""
     header, body = _header(blob)
     runs: list[RunInput] = []
     at = 0
@@ -69,41 +58,37 @@ def unpack(blob: Raw) -> list[RunInput]:
     return runs
 
 
-def pack_reply(replica: str, results: Sequence[Prediction]) -> bytes:
+def pack_reply(replica: str, predictions: Sequence[Prediction]) -> bytes:
+    """The blob of a reply; `predictions` in the order of the runs."""
     entries: list[Any] = []
     payload: list[Raw] = []
-    for result in results:
-        match result:
+    for prediction in predictions:
+        match prediction:
             case Predicted(outputs, cpu_us):
                 entries.append([cpu_us, [[o.shape, len(o.data)] for o in outputs]])
                 payload += [o.data for o in outputs]
             case PredictionFailed(message, cpu_us):
                 entries.append([cpu_us, message])
-    return _join({"replica": replica, "results": entries}, payload)
+            case _:
+                assert_never(prediction)
+    return _join({"replica": replica, "predictions": entries}, payload)
 
 
 def unpack_reply(blob: Raw) -> BatchReply:
+    """What `pack_reply` packed."""
     header, body = _header(blob)
-    results: list[Prediction] = []
+    predictions: list[Prediction] = []
     at = 0
-    for cpu_us, entry in header["results"]:
+    for cpu_us, entry in header["predictions"]:
         if isinstance(entry, str):
-            results.append(PredictionFailed(entry, cpu_us))
+            predictions.append(PredictionFailed(entry, cpu_us))
             continue
         outputs: list[OutputTensor] = []
         for shape, size in cast(list[tuple[list[int], int]], entry):
             outputs.append(OutputTensor(tuple(shape), body[at : at + size]))
             at += size
-        results.append(Predicted(tuple(outputs), cpu_us))
-    return BatchReply(header["replica"], tuple(results))
-
-
-def share(total: int, weights: Sequence[int]) -> list[int]:
-    """A whole number split by weight; what rounding leaves goes to the first, so that the parts add up."""
-    whole = sum(weights) or len(weights)
-    parts = [total * (w or 1) // whole for w in weights]
-    parts[0] += total - sum(parts)
-    return parts
+        predictions.append(Predicted(tuple(outputs), cpu_us))
+    return BatchReply(header["replica"], tuple(predictions))
 
 
 def _join(header: dict[str, Any], payload: list[Raw]) -> bytes:

@@ -10,10 +10,9 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime as ort
 
-from serving.inference import DTYPES, OutputTensor, Predicted, Prediction, PredictionFailed, bytes_elements
+from serving.inference import DTYPES, OutputTensor, Predicted, Prediction, PredictionFailed, RunInput, bytes_elements
 from serving.model_interface import Interface, Tensor
-from serving.replicas.batch_codec import RunInput, share
-from serving.runtimes.runtime import LoadFailed
+from serving.runtimes.runtime import LoadFailed, split_by_weight
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class OnnxRuntime:
         total = sum(run.rows)
         if any(not o.shape or o.shape[0] != total for o in outputs):
             return [self._alone(single) for single in _singles(run, self._interface)]
-        cpu = share((self._clock_ns() - start) // 1000, run.rows)
+        cpu = split_by_weight((self._clock_ns() - start) // 1000, run.rows)
         results: list[Prediction] = []
         at = 0
         for rows, cpu_us in zip(run.rows, cpu, strict=True):

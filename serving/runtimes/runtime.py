@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from serving.inference import Prediction
-from serving.replicas.batch_codec import RunInput
+from serving.inference import Prediction, RunInput
 
 
 class LoadFailed(Exception):
@@ -30,3 +29,11 @@ class Runtime(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def split_by_weight(total: int, weights: Sequence[int]) -> list[int]:
+    """A whole number split by weight; what rounding leaves goes to the first, so that the parts add up."""
+    whole = sum(weights) or len(weights)
+    parts = [total * (w or 1) // whole for w in weights]
+    parts[0] += total - sum(parts)
+    return parts

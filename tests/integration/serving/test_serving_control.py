@@ -201,7 +201,7 @@ def lone_gateway(edge: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes],
     """A gateway process of its own, ready, and one call to it."""
     settings = edge.settings.model_copy(update={"ray_address": f"{edge.settings.host}:{edge.settings.port(raynode.GCS)}"})
     environment = os.environ | raynode.environment(settings, edge.stack.places) | settings_environment(settings)
-    url = f"http://{settings.host}:{settings.alone_port}"
+    url = f"http://{settings.host}:{settings.standalone_gateway_port}"
     body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]}
 
     def call() -> httpx.Response:
@@ -209,7 +209,7 @@ def lone_gateway(edge: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes],
 
     with (edge.settings.folder / "alone.log").open("ab") as log:
         alone = subprocess.Popen(
-            [sys.executable, "-m", "serving.replicas.gateway_standalone"], cwd=ROOT, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "serving.hosting.gateway_standalone"], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
         try:
             eventually(lambda: edge.client.get(f"{url}/v2/health/ready").status_code == 200, "it is ready", 60)

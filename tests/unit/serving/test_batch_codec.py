@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, save
 
 from serving.inference import Inference, OutputTensor, Predicted, PredictionFailed
 from serving.model_interface import Interface, Tensor
-from serving.replicas.batch_codec import pack, pack_reply, share, unpack, unpack_reply
+from serving.replicas.batch_codec import pack, pack_reply, unpack, unpack_reply
 from serving.runtimes.onnx import OnnxRuntime
-from serving.runtimes.runtime import LoadFailed
+from serving.runtimes.runtime import LoadFailed, split_by_weight
 
 FACE = Interface((Tensor("i", "INT64", (-1, -1)),), (Tensor("y", "FP32", (-1, -1)),))
 
@@ -46,7 +46,7 @@ def answers(runtime: OnnxRuntime, calls: list[Inference]) -> list[list[list[floa
     blob, order = pack(calls)
     reply = unpack_reply(pack_reply("r", runtime.predict(unpack(blob))))
     found: list[list[list[float]] | str] = [""] * len(calls)
-    for place, result in zip(order, reply.results, strict=True):
+    for place, result in zip(order, reply.predictions, strict=True):
         match result:
             case Predicted(outputs):
                 found[place] = np.frombuffer(outputs[0].data, "<f4").reshape(outputs[0].shape).tolist()
@@ -102,7 +102,7 @@ def test_a_batch_answers_as_its_calls_would_alone(gather: OnnxRuntime, items: li
 
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 50), min_size=1, max_size=20))
 def test_shares_add_up_to_the_whole(total: int, weights: list[int]) -> None:
-    parts = share(total, weights)
+    parts = split_by_weight(total, weights)
     assert sum(parts) == total and len(parts) == len(weights)
 
 
@@ -111,9 +111,9 @@ def test_a_reply_keeps_outputs_and_cpu_time_apart() -> None:
         pack_reply("replica-1", [Predicted((OutputTensor((1, 1), b"abcd"), OutputTensor((2,), b"ef")), 7), PredictionFailed("no", 3)])
     )
     assert reply.replica == "replica-1"
-    first = reply.results[0]
+    first = reply.predictions[0]
     assert isinstance(first, Predicted) and [bytes(o.data) for o in first.outputs] == [b"abcd", b"ef"] and first.cpu_us == 7
-    assert reply.results[1] == PredictionFailed("no", 3)
+    assert reply.predictions[1] == PredictionFailed("no", 3)
 
 
 def test_what_is_no_model_or_another_interface_does_not_load(gather: OnnxRuntime, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 
 from serving.gateway.request import Request
+from serving.hosting.ray_direct_ingress import FinishesAlways
 from serving.http import refusal_answer
 from serving.refused import Refused
-from serving.replicas.ray_direct import Uncancelled
 
 Message = MutableMapping[str, Any]
 
@@ -82,7 +82,7 @@ def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_ca
         async def send(message: Message) -> None:
             said.append(message)
 
-        calls = [asyncio.create_task(Uncancelled(gateway)({"type": "http"}, receive, send)) for _ in range(2)]  # pyright: ignore[reportArgumentType]
+        calls = [asyncio.create_task(FinishesAlways(gateway)({"type": "http"}, receive, send)) for _ in range(2)]  # pyright: ignore[reportArgumentType]
         await begun.wait()
         calls[0].cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from serving.control.retries import Retries, given_up
-from serving.control.serve_plan import GATEWAY_APP, Applied, Apply, Generation, Hold, Keep, Shape, attempt_of, gateway_app, model_app, plan
+from serving.control.serve_plan import Applied, Apply, Generation, Hold, Keep, Shape, attempt_of, gateway_app, model_app, plan
 from serving.gateway.routes import Model, Routes, Version
 from serving.model_interface import Interface, Tensor
+from serving.serve_names import GATEWAY_APP
 
 SHAPE = Shape("127.0.0.1", 24000, 1, 1)
 NOW = Generation("log-1", "store-1", 50)

@@ -1,0 +1,1 @@
+"""How a gateway process is started: as a replica of Ray Serve, or standalone."""
