@@ -17,7 +17,7 @@ from serving.gateway.pipeline import Pipeline
 from serving.gateway.request import Message, Receive, Request
 from serving.gateway.state import GatewayState
 from serving.http import JSON, Answer, refusal_answer
-from serving.metering.refusal_counts import NOBODY, RefusalKey
+from serving.metering.refusal_counts import UNKNOWN, RefusalKey
 from serving.protocols.open_inference import operations as open_inference
 from serving.protocols.openai import operations as openai
 from serving.protocols.operations import Operation
@@ -84,12 +84,12 @@ class Gateway:
 
     def _count(self, request: Request, refused: Refused) -> None:
         """A refused call of an operation becomes a fact; a failed health check or a wrong address does not."""
-        if request.operation == NOBODY or not self.state.opened or refused.code in EXECUTED:
+        if request.operation == UNKNOWN or not self.state.opened or refused.code in EXECUTED:
             return
         key = request.key
-        who = (key.tenant, key.key_id, key.user) if key else (NOBODY, NOBODY, NOBODY)
-        model = request.model.model if request.model else NOBODY
-        self.state.meter.refuse(RefusalKey(*who, model, request.operation, refused.status, refused.code))
+        who = (key.tenant, key.key_id, key.user) if key else (UNKNOWN, UNKNOWN, UNKNOWN)
+        model = request.model.model if request.model else UNKNOWN
+        self.state.meter.count_refusal(RefusalKey(*who, model, request.operation, refused.status, refused.code))
 
 
 async def _send(send: Send, answer: Answer, head_only: bool) -> None:

@@ -20,7 +20,7 @@ from serving.gateway.routes import Key, Model, Version
 from serving.gateway.state import GatewayState
 from serving.gateway.version_queue import CallResult
 from serving.inference import Inference
-from serving.metering.meter import Entry, NotAcknowledged
+from serving.metering.meter import NotAcknowledged, PendingFact
 from serving.refused import Headers, Refused, unavailable
 from serving.replicas.model_replicas import ReplicaLost
 
@@ -72,7 +72,7 @@ class Execution:
             finally:
                 timer.cancel()
 
-    def record(self, ended: Outcome) -> Entry:
+    def record(self, ended: Outcome) -> PendingFact:
         """Writes the usage fact of this attempt. Raises Refused (503) when the log cannot take it; nothing was written then."""
         request, key, result = self._request, self._key, ended.result
         body: dict[str, Any] = {
@@ -102,11 +102,11 @@ class Execution:
             "batch_size": result.batch_size if result else 1,
         }
         try:
-            return self._state.meter.settle(key.tenant, self._event_id, body)
+            return self._state.meter.record_settled(key.tenant, self._event_id, body)
         except (LogUnavailable, LogBroken) as e:
             raise unavailable("log_unavailable", "usage cannot be recorded now, so there is no answer") from e
 
-    async def receipt(self, fact: Entry) -> Headers:
+    async def receipt(self, fact: PendingFact) -> Headers:
         """Where the fact stands, once the log has it. Raises Refused (503), and voids the fact, when the log did not take it in time."""
         meter = self._state.meter
         try:
@@ -119,9 +119,9 @@ class Execution:
             (b"modelmarket-receipt", str(at).encode()),
             (b"modelmarket-event-id", fact.event_id.encode()),
             (b"modelmarket-sha256", fact.sha256.hex().encode()),
-            (b"modelmarket-epoch", meter.identity.epoch.encode()),
+            (b"modelmarket-epoch", meter.epoch.epoch_id.encode()),
             (b"modelmarket-sequence", str(fact.sequence).encode()),
-            (b"modelmarket-log", meter.identity.log_id.encode()),
+            (b"modelmarket-log", meter.epoch.log_id.encode()),
             (b"modelmarket-model-version", self._version.version.encode()),
         )
 

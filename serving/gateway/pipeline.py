@@ -63,7 +63,7 @@ class Pipeline:
             await request.read_body(announced or 0, bytes_max)
             # route
             version, route = choose_version(request.model, pinned, canary_trusted=state.fresh)
-            if state.meter.away:
+            if state.meter.log_unavailable:
                 raise unavailable("log_unavailable", "usage cannot be recorded now, so nothing is executed")
             # validate
             inference = operation.format.parse(request.headers, request.body, version.interface)
@@ -111,8 +111,8 @@ class Pipeline:
         return Answer(200, JSON, operation.render(listed))
 
     def _identify(self, request: Request, scope: str | None = None) -> Key:
-        """The key of a request. Raises Refused: 503 when too little is known to judge, 401 without a good key, 403 without the scope."""
-        self._state.require_knowledge()
+        """The key of a request. Raises Refused: 503 while keys cannot be checked, 401 without a good key, 403 without the scope."""
+        self._state.require_fresh_keys()
         kind, _, token = request.headers.get(b"authorization", b"").partition(b" ")
         if kind.lower() != b"bearer" or not token:
             raise Refused(401, "no_key", "this needs an API key", "Authorization", "send Authorization: Bearer mk_…", CHALLENGE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from serving.gateway.routes import Key, Model
-from serving.metering.refusal_counts import NOBODY
+from serving.metering.refusal_counts import UNKNOWN
 from serving.refused import Refused, bad
 
 Message = MutableMapping[str, Any]
@@ -30,7 +30,7 @@ class Request:
     headers: dict[bytes, bytes]
     receive: Receive
     began_us: int
-    operation: str = NOBODY
+    operation: str = UNKNOWN
     key: Key | None = None
     model: Model | None = None
     addressed: str = ""

@@ -1,4 +1,4 @@
-"""What one gateway process knows and holds: the fold of routes and keys, the meter of its epoch, a queue per version."""
+"""What one gateway process knows and owns: the fold of keys, models and prices, the meter of its epoch, a queue per version."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from events.log.schemas import open_codec
 from events.process.settings import Settings
 from serving.gateway.routes import Routes, Version
 from serving.gateway.version_queue import BATCHES_PER_REPLICA, VersionQueue
-from serving.metering.meter import Identity, Meter
+from serving.metering.meter import Meter, ProducerEpoch
 from serving.refused import unavailable
 from serving.replicas.model_replicas import ModelReplicas
 
 logger = logging.getLogger(__name__)
 
 TOPICS = ("models", "deployments", "accounts", "prices")
-WATCH_S = 0.2
+REPORT_S = 0.2
 """How soon a route that changed is reported as applied (K19)."""
 DROP_QUEUES_TURNS = 50
 """Every tenth second the queues of unloaded versions are dropped: that looks at every version there is."""
 START_S_MAX = 30.0
 GARBAGE_MAX = 20_000
-"""Objects made and not yet gone before Python looks for cycles among them."""
+"""Objects allocated and not yet freed before Python's collector runs."""
 
 
 class GatewayState:
@@ -43,40 +43,40 @@ class GatewayState:
         self._replicas = replicas
         self._queues: dict[str, tuple[int, VersionQueue]] = {}
         self._applied: dict[str, dict[str, int]] = {}
-        self._work: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    # --- life
+    # --- start and stop
 
     async def start(self) -> None:
-        """Opens, and returns when that is done, so that a new gateway takes over from an old one without a gap; or after
-        `START_S_MAX`, so that while Kafka or the relay is away callers hear 503 and health says why."""
+        """Returns when the gateway is open, so that a new one replaces an old one without a gap; or after `START_S_MAX`, so that
+        callers get 503 and health gives the reason while Kafka or the relay is unavailable."""
         loop = asyncio.get_running_loop()
-        self._work = loop.create_task(self._live())
+        self._task = loop.create_task(self._run())
         until = loop.time() + START_S_MAX
-        while not self.opened and self.failure is None and loop.time() < until:  # noqa: ASYNC110 - the work is a task of many steps
+        while not self.opened and self.failure is None and loop.time() < until:  # noqa: ASYNC110 - the task has many steps
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         if self.opened:
             self.opened = False
             await self.meter.close()
             await asyncio.to_thread(self._fold_runner.stop)
             await asyncio.to_thread(self._writer.close)
 
-    async def _live(self) -> None:
+    async def _run(self) -> None:
         try:
             await self._open()
             for turn in itertools.count():
-                await asyncio.sleep(WATCH_S)
-                self._report_routes()
+                await asyncio.sleep(REPORT_S)
+                self._report_applied_routes()
                 if turn % DROP_QUEUES_TURNS == 0:
                     self._drop_idle_queues()
         except asyncio.CancelledError:
             raise
-        except Exception as e:  # whoever asks for our health restarts the process
+        except Exception as e:  # the health check restarts the process
             logger.exception("the gateway cannot go on")
             self.failure = e
 
@@ -85,8 +85,8 @@ class GatewayState:
         epoch = str(uuid.uuid4())
         producer = f"gateway-{epoch[:8]}"
         self._writer = Writer(self.settings, producer)
-        identity = Identity(producer, epoch, log_id, self.settings.region)
-        self.meter = Meter(self._writer, codec, identity, acknowledge_s_max=self.settings.acknowledge_s_max)
+        producer_epoch = ProducerEpoch(producer, epoch, log_id, self.settings.region)
+        self.meter = Meter(self._writer, codec, producer_epoch, acknowledge_s_max=self.settings.acknowledge_s_max)
         snapshot = self.settings.folder / "snapshots" / "gateway.snapshot"
         self._fold_runner = FoldRunner(self.settings, codec, log_id, TOPICS, self.routes, name=producer, snapshot=snapshot)
         self._fold_runner.start()
@@ -95,7 +95,7 @@ class GatewayState:
                 raise self._fold_runner.failure
             await asyncio.sleep(0.05)
         await self.meter.open()
-        # What a start leaves behind stays: looking through it for cycles with every few hundred calls is a twentieth of a gateway's work.
+        # The objects of the start stay: to scan them for cycles every few hundred calls would be a twentieth of the gateway's CPU time.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE_MAX, 20, 20)
@@ -109,16 +109,16 @@ class GatewayState:
         finally:
             reader.close()
 
-    # --- what is known, and how fresh it is
+    # --- freshness and health
 
     @property
     def fresh(self) -> bool:
-        """Canaries may be trusted (K5)."""
+        """The fold is near the end of the log: canaries may be trusted (K5)."""
         return self.opened and self._fold_runner.ready
 
     @property
     def ready(self) -> bool:
-        return self.fresh and not self.meter.away and not self.broken
+        return self.fresh and not self.meter.log_unavailable and not self.broken
 
     @property
     def broken(self) -> bool:
@@ -136,18 +136,18 @@ class GatewayState:
             "position": self._fold_runner.position,
             "age_s": round(min(self._fold_runner.age_s(), 1e9), 3),
         }
-        if self.meter.away:
-            return {"status": "starting", **detail, "log": "away", "detail": "Kafka does not take facts: calls are refused with 503"}
+        if self.meter.log_unavailable:
+            return {"status": "starting", **detail, "log": "unavailable", "detail": "Kafka does not take facts: calls are refused with 503"}
         if not self.ready:
-            return {"status": "starting", **detail, "log": "there", "detail": "the newest heartbeat is old: is the relay at work?"}
-        return {"status": "ready", **detail, "log": "there"}
+            return {"status": "starting", **detail, "log": "available", "detail": "the newest heartbeat is old: does the relay run?"}
+        return {"status": "ready", **detail, "log": "available"}
 
-    def require_knowledge(self) -> None:
-        """Raises 503 when keys cannot be judged: not yet folded, or heard nothing for longer than the bound (K5)."""
+    def require_fresh_keys(self) -> None:
+        """Raises Refused (503) when keys cannot be checked: not yet folded, or no heartbeat for longer than the bound (K5)."""
         if not self.opened:
             raise unavailable("starting", "the gateway is starting", 2)
         if self._fold_runner.failure is not None or self._fold_runner.age_s() > self.settings.staleness_s_max:
-            raise unavailable("stale", f"nothing new was heard for {self.settings.staleness_s_max:.0f} s: keys cannot be judged", 5)
+            raise unavailable("stale", f"no heartbeat came for {self.settings.staleness_s_max:.0f} s: keys cannot be checked", 5)
 
     # --- queues
 
@@ -172,18 +172,18 @@ class GatewayState:
         for address in [a for a, (_, queue) in self._queues.items() if a not in loaded and queue.idle]:
             del self._queues[address]
 
-    def _report_routes(self) -> None:
+    def _report_applied_routes(self) -> None:
         """One RouteApplied per change of a model's weights, per epoch; those that could not be written are tried again."""
-        if not self.opened or self.meter.away:
+        if not self.opened or self.meter.log_unavailable:
             return
-        for name in list(self.routes.changed)[:100]:  # a start tells at most 500 models a second
+        for name in list(self.routes.changed)[:100]:  # after a start at most 500 models a second
             self.routes.changed.discard(name)
             weights = dict(self.routes.models[name].route.weights)
             if self._applied.get(name, {}) == weights:
                 continue
-            body = {"model": name, "gateway": self.meter.identity.producer, "position": self._fold_runner.position, "weights": weights}
+            body = {"model": name, "gateway": self.meter.epoch.producer, "position": self._fold_runner.position, "weights": weights}
             try:
-                sent: Awaitable[Any] = self.meter.announce("RouteApplied", body, topic="deployments", key=name)
+                sent: Awaitable[Any] = self.meter.publish("RouteApplied", body, topic="deployments", key=name)
             except LogUnavailable:
                 self.routes.changed.add(name)
                 return

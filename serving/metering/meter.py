@@ -1,7 +1,7 @@
-"""Writes usage: one fact per execution, chained per tenant, acknowledged by the log before anybody has the answer (K11–K13).
+"""Writes usage: one fact per execution, chained per tenant, acknowledged by the log before the caller has the answer (K11–K13).
 
-One `Meter` is one producer epoch of one process. It lives on one event loop: order of calls is order of sequence numbers is
-order on the log, since one tenant's usage is one partition. Kafka's own thread only hands over acknowledgements.
+One `Meter` is one producer epoch of one process. It lives on one event loop: calls, sequence numbers and records on the log have
+the same order, since one tenant's usage is one partition. Kafka's own thread only hands over acknowledgements.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.schema.codec import Codec
-from serving.metering.refusal_counts import RefusalKey, Refusals
+from serving.metering.refusal_counts import RefusalCounter, RefusalKey
 
 logger = logging.getLogger(__name__)
 
-AWAY_S = 2.0
-"""A fact that waits longer means Kafka is away: nothing is executed that could not be metered."""
+UNAVAILABLE_AFTER_S = 2.0
+"""A fact that waits longer means that Kafka is unavailable: nothing is executed that could not be metered."""
 WAITING_MAX = 20_000
-"""Facts in flight, five seconds of a busy gateway; past it calls are refused. Bounds the memory of an outage."""
-SWEEP_S = 0.25
+"""Facts not yet acknowledged, five seconds of a busy gateway; past it calls are refused. Bounds the memory of an outage."""
+TIME_OUT_POLL_S = 0.25
 OPEN_S_MAX = 30.0
 CLOSE_S_MAX = 5.0
 
@@ -41,25 +41,25 @@ class NotAcknowledged(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """A fact on its way into the log, and what a receipt says of it."""
+class PendingFact:
+    """A fact that was handed to the log, and what its receipt says."""
 
     event_id: str
     tenant: str
     sequence: int
     sha256: bytes
-    at: float
+    appended_at: float
     future: asyncio.Future[Coordinate]
     model: str
     model_version: str
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose facts these are."""
+class ProducerEpoch:
+    """Who writes these facts: one producer, from its opening to its close."""
 
     producer: str
-    epoch: str
+    epoch_id: str
     log_id: str
     region: str
 
@@ -67,14 +67,14 @@ class Identity:
 class Meter:
     """Raises LogUnavailable, LogFull or LogBroken where a fact cannot be taken; nothing was written then."""
 
-    def __init__(self, writer: Writer, codec: Codec, identity: Identity, *, acknowledge_s_max: float) -> None:
-        self._writer, self._codec, self.identity = writer, codec, identity
+    def __init__(self, writer: Writer, codec: Codec, epoch: ProducerEpoch, *, acknowledge_s_max: float) -> None:
+        self._writer, self._codec, self.epoch = writer, codec, epoch
         self._acknowledge_s_max = acknowledge_s_max
         self._loop = asyncio.get_running_loop()
         self._chains: dict[str, tuple[int, bytes]] = {}
-        self._entries: deque[Entry] = deque()
-        self._delivered: deque[tuple[Entry, Coordinate | None, Exception | None]] = deque()
-        self._refusals = Refusals()
+        self._pending: deque[PendingFact] = deque()
+        self._delivered: deque[tuple[PendingFact, Coordinate | None, Exception | None]] = deque()
+        self._refusals = RefusalCounter()
         self._tasks: list[asyncio.Task[None]] = []
         self.opened = False
 
@@ -82,28 +82,30 @@ class Meter:
 
     async def open(self) -> None:
         """The epoch is on the log when this returns (K13)."""
-        self._writer.after_deliveries(self._wake)
-        body = {"log_id": self.identity.log_id, "host": socket.gethostname(), "region": self.identity.region}
-        await asyncio.wait_for(self.announce("ProducerOpened", body), OPEN_S_MAX)
+        self._writer.after_deliveries(self._on_deliveries)
+        body = {"log_id": self.epoch.log_id, "host": socket.gethostname(), "region": self.epoch.region}
+        await asyncio.wait_for(self.publish("ProducerOpened", body), OPEN_S_MAX)
         self.opened = True
-        self._tasks = [self._loop.create_task(work()) for work in (self._sweep_forever, self._flush_forever, self._probe_forever)]
+        self._tasks = [
+            self._loop.create_task(work()) for work in (self._time_out_forever, self._write_refusals_forever, self._probe_forever)
+        ]
 
     async def close(self) -> None:
-        """Says what the last sequences were, when all of them are on the log; else says nothing: the epoch stays open."""
+        """Writes the last sequences, when all of them are on the log; else nothing: the epoch stays open."""
         for task in self._tasks:
             task.cancel()
-        self.flush_refusals()
+        self.write_refusals()
         end = time.monotonic() + CLOSE_S_MAX
         while self._writer.waiting and time.monotonic() < end:  # noqa: ASYNC110 - Kafka's thread counts down, it has no event
             await asyncio.sleep(0.02)
         if not self.opened or self._writer.waiting:
             return
-        self.opened = False  # nothing may follow what is called the last
+        self.opened = False  # no fact may follow the last sequence
         last = {tenant: sequence for tenant, (sequence, _) in self._chains.items()}
         try:
-            await asyncio.wait_for(self.announce("ProducerClosed", {"last": last, "closed_by": self.identity.producer}), CLOSE_S_MAX)
+            await asyncio.wait_for(self.publish("ProducerClosed", {"last": last, "closed_by": self.epoch.producer}), CLOSE_S_MAX)
         except (TimeoutError, LogUnavailable, LogBroken) as e:
-            logger.warning("epoch %s stays open: %s", self.identity.epoch, e)
+            logger.warning("epoch %s stays open: %s", self.epoch.epoch_id, e)
 
     @property
     def broken(self) -> bool:
@@ -111,53 +113,53 @@ class Meter:
         return self._writer.fatal is not None or any(t.done() for t in self._tasks)
 
     @property
-    def away(self) -> bool:
+    def log_unavailable(self) -> bool:
         """Kafka does not take facts now."""
-        return self._writer.away or self._writer.oldest_wait_s() > AWAY_S or self._writer.waiting >= WAITING_MAX
+        return self._writer.away or self._writer.oldest_wait_s() > UNAVAILABLE_AFTER_S or self._writer.waiting >= WAITING_MAX
 
     # --- facts
 
-    def settle(self, tenant: str, event_id: str, body: dict[str, Any]) -> Entry:
-        """One execution ended; `body` is its InvocationSettled without what the chain adds. Taken when this returns."""
+    def record_settled(self, tenant: str, event_id: str, body: dict[str, Any]) -> PendingFact:
+        """One execution ended; `body` is its InvocationSettled without what the chain adds. The log's client has it when this returns."""
         return self._chain("InvocationSettled", tenant, event_id, body)
 
-    async def acknowledged(self, entry: Entry) -> Coordinate:
+    async def acknowledged(self, fact: PendingFact) -> Coordinate:
         """Where the fact stands. Raises NotAcknowledged after the time it may take; the fact is voided then."""
-        return await entry.future
+        return await fact.future
 
-    def refuse(self, key: RefusalKey) -> None:
-        """One more call refused; told once a second."""
+    def count_refusal(self, key: RefusalKey) -> None:
+        """One more call refused; written once a second."""
         self._refusals.add(key)
 
-    def announce(self, name: str, body: dict[str, Any], *, topic: str = "producers", key: str | None = None) -> Awaitable[Coordinate]:
+    def publish(self, name: str, body: dict[str, Any], *, topic: str = "producers", key: str | None = None) -> Awaitable[Coordinate]:
         """A fact outside the usage chains: the epoch's own, or a route applied."""
         event_id = new_id()
         at_us = now_us()
         fact: dict[str, Any] = {
             "event_id": event_id,
             "occurred_at": at_us,
-            "producer": self.identity.producer,
-            "epoch": self.identity.epoch,
+            "producer": self.epoch.producer,
+            "epoch": self.epoch.epoch_id,
             **body,
         }
         frame = self._codec.encode_dict(name, fact)
         future = self._writer.append(
-            topic, (key or self.identity.producer).encode(), frame, cloud_event_headers(name, event_id, self.identity.producer, at_us)
+            topic, (key or self.epoch.producer).encode(), frame, cloud_event_headers(name, event_id, self.epoch.producer, at_us)
         )
         return asyncio.wrap_future(future)
 
-    def flush_refusals(self) -> None:
-        if self.away:  # they are counted on, within their bound
+    def write_refusals(self) -> None:
+        if self.log_unavailable:  # counting goes on, within its bound
             return
         for key, count in self._refusals.drain():
-            body: dict[str, Any] = {"region": self.identity.region, "count": count, **key._asdict()}
+            body: dict[str, Any] = {"region": self.epoch.region, "count": count, **key._asdict()}
             tenant = body.pop("tenant")
             try:
                 self._chain("InvocationRefused", tenant, new_id(), body)
             except (LogFull, LogBroken) as e:
                 logger.warning("%d refusals were not written: %s", count, e)
 
-    def _chain(self, name: str, tenant: str, event_id: str, body: dict[str, Any]) -> Entry:
+    def _chain(self, name: str, tenant: str, event_id: str, body: dict[str, Any]) -> PendingFact:
         if not self.opened:
             raise LogUnavailable("the epoch is not open")
         sequence, previous = self._chains.get(tenant, (0, NO_HASH))
@@ -165,73 +167,73 @@ class Meter:
         body |= {
             "event_id": event_id,
             "occurred_at": now_us(),
-            "producer": self.identity.producer,
+            "producer": self.epoch.producer,
             "tenant": tenant,
-            "epoch": self.identity.epoch,
+            "epoch": self.epoch.epoch_id,
             "sequence": sequence,
             "previous_sha256": previous,
         }
         frame = self._codec.encode_dict(name, body)
         digest = hashlib.sha256(frame).digest()
-        entry = Entry(
+        fact = PendingFact(
             event_id, tenant, sequence, digest, time.monotonic(), self._loop.create_future(), body["model"], body.get("model_version", "")
         )
 
         def delivered(at: Coordinate | None, error: Exception | None) -> None:
-            self._delivered.append((entry, at, error))
+            self._delivered.append((fact, at, error))
 
-        headers = cloud_event_headers(name, event_id, self.identity.producer, body["occurred_at"])
+        headers = cloud_event_headers(name, event_id, self.epoch.producer, body["occurred_at"])
         self._writer.append_then(delivered, "usage", tenant.encode(), frame, headers)
-        self._chains[tenant] = (sequence, digest)  # only now: what was not taken leaves no gap
-        self._entries.append(entry)
-        return entry
+        self._chains[tenant] = (sequence, digest)  # only now: a fact that was not taken leaves no gap
+        self._pending.append(fact)
+        return fact
 
     # --- the background
 
-    def _wake(self) -> None:
+    def _on_deliveries(self) -> None:
         """Called in Kafka's thread."""
         self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         while self._delivered:
-            entry, at, error = self._delivered.popleft()
-            if entry.future.done():
+            fact, at, error = self._delivered.popleft()
+            if fact.future.done():
                 continue
             if at is not None:
-                entry.future.set_result(at)
+                fact.future.set_result(at)
             else:
-                entry.future.set_exception(NotAcknowledged(str(error)))
-                entry.future.exception()  # facts nobody waits for (refusals, failed attempts) are no unretrieved errors
+                fact.future.set_exception(NotAcknowledged(str(error)))
+                fact.future.exception()  # marks it as retrieved: nobody waits for refusals and failed attempts
 
-    def _sweep(self, now: float) -> None:
-        """Facts whose time is up: whoever waits is told, and the fact is voided behind itself in the same chain."""
-        while self._entries and (self._entries[0].future.done() or now - self._entries[0].at > self._acknowledge_s_max):
-            entry = self._entries.popleft()
-            if entry.future.done():
+    def _time_out(self, now: float) -> None:
+        """Facts whose time is up: their callers are refused, and each is voided by a later fact of the same chain."""
+        while self._pending and (self._pending[0].future.done() or now - self._pending[0].appended_at > self._acknowledge_s_max):
+            fact = self._pending.popleft()
+            if fact.future.done():
                 continue
-            entry.future.set_exception(NotAcknowledged(f"not acknowledged within {self._acknowledge_s_max} s"))
-            entry.future.exception()
+            fact.future.set_exception(NotAcknowledged(f"not acknowledged within {self._acknowledge_s_max} s"))
+            fact.future.exception()
 
-    def void(self, entry: Entry, reason: str) -> None:
-        """The answer of this fact was never given: it is not billed."""
-        body = {"voided": entry.event_id, "model": entry.model, "model_version": entry.model_version, "reason": reason}
+    def void(self, fact: PendingFact, reason: str) -> None:
+        """The answer of this fact was never given, so it must not be billed."""
+        body = {"voided": fact.event_id, "model": fact.model, "model_version": fact.model_version, "reason": reason}
         try:
-            self._chain("InvocationVoided", entry.tenant, new_id(), body)
+            self._chain("InvocationVoided", fact.tenant, new_id(), body)
         except (LogFull, LogBroken) as e:
-            logger.error("fact %s could not be voided: %s", entry.event_id, e)
+            logger.error("fact %s could not be voided: %s", fact.event_id, e)
 
-    async def _sweep_forever(self) -> None:
+    async def _time_out_forever(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
-            self._sweep(time.monotonic())
+            await asyncio.sleep(TIME_OUT_POLL_S)
+            self._time_out(time.monotonic())
 
-    async def _flush_forever(self) -> None:
+    async def _write_refusals_forever(self) -> None:
         while True:
             await asyncio.sleep(1)
-            self.flush_refusals()
+            self.write_refusals()
 
     async def _probe_forever(self) -> None:
-        """While nothing is in flight only asking tells that Kafka is back."""
+        """While no fact waits, only a request shows that Kafka is back."""
         while True:
             await asyncio.sleep(0.5)
             if self._writer.away:
