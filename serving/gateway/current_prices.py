@@ -1,7 +1,7 @@
-"""What a tenant's calls cost now: who pays by which price book, and the books' versions, as they are told to callers.
+"""What a tenant's calls cost now: each tenant's price book, and the versions of the books as callers see them.
 
-The rule which version holds is the bills' own (`rating.book`). A caller may ask for ten thousand models at once, on the event loop:
-what he is told is written out when a version is published, once for all models without prices of their own. The fold writes in its
+Which version applies is decided as for bills (`rating.book`). A caller may ask for ten thousand models at once, on the event loop: so
+the JSON of a version is written when it is published, once for all models without prices of their own. The fold writes in its own
 thread while others read, so a book is replaced whole.
 """
 
@@ -17,12 +17,12 @@ from events.facts.meters import METERS
 from rating.book import ANY_MODEL, BookVersion, PriceBook, book_version
 
 CLOCKS_APART_US_MAX = 3600 * 1_000_000
-"""By how much our clock may be behind the one that dates the facts: so long a version is kept after it was replaced."""
+"""How far our clock may be behind the one that dates the facts: a version is kept so long after its replacement."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tariff:
-    """One version of a book, written out: for the models that it names, and in common for all others. `line` is it in a snapshot."""
+class PriceList:
+    """The JSON of one version of a book: for the models that it names, and in common for all others. `line` is its line in a snapshot."""
 
     version: BookVersion
     currency: str
@@ -31,96 +31,96 @@ class Tariff:
     line: bytes
 
     def pricing(self, model: str) -> orjson.Fragment | None:
-        """What is told of a model; None when no meter of it has a price."""
+        """The JSON of a model's prices; None when no meter of it has a price."""
         return self.own.get(model, self.common)
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
+class CurrentBook:
     """The versions of one book that are or will be in force."""
 
     versions: PriceBook
-    tariffs: Mapping[int, Tariff]
+    lists: Mapping[int, PriceList]
 
-    def at(self, instant: int) -> Tariff | None:
-        version = self.versions.at(instant)
-        return None if version is None else self.tariffs[version.number]
+    def at(self, instant_us: int) -> PriceList | None:
+        version = self.versions.at(instant_us)
+        return None if version is None else self.lists[version.number]
 
 
-class Tariffs:
-    """Books and who pays by them. One thread writes, any may read."""
+class CurrentPrices:
+    """Books, and the book of each tenant. One thread writes, any may read."""
 
     def __init__(self) -> None:
-        self._books: dict[str, Book] = {}
-        self._payers: dict[str, bytes] = {}
+        self._books: dict[str, CurrentBook] = {}
+        self._tenants: dict[str, bytes] = {}
         """Each tenant as its line in a snapshot: plain bytes, which Python's collector never looks at."""
 
-    def at(self, tenant: str, instant: int) -> Tariff | None:
-        """What a tenant pays at an instant of now or later. None while nothing is in force, and while the book is in another currency
-        than the tenant pays in: its usage is held then."""
-        payer = self._payers.get(tenant)
-        if payer is None:
+    def at(self, tenant: str, instant_us: int) -> PriceList | None:
+        """What a tenant pays at an instant, now or later. None while no version is in force, and while the book has another currency
+        than the tenant: its usage is held then."""
+        tenant_line = self._tenants.get(tenant)
+        if tenant_line is None:
             return None
-        _, name, currency = orjson.loads(payer)
+        _, name, currency = orjson.loads(tenant_line)
         book = self._books.get(name)
-        tariff = None if book is None else book.at(instant)
-        return tariff if tariff is not None and tariff.currency == currency else None
+        prices = None if book is None else book.at(instant_us)
+        return prices if prices is not None and prices.currency == currency else None
 
     # --- what the facts say
 
-    def join(self, body: Mapping[str, Any]) -> None:
+    def add_tenant(self, body: Mapping[str, Any]) -> None:
         """`body` is a TenantCreated."""
         written = orjson.dumps((body["tenant"], body["price_book"], body["currency"]))
-        self._payers[body["tenant"]] = bytes(memoryview(written))  # as long as it is: see `Keys.issue`
+        self._tenants[body["tenant"]] = bytes(memoryview(written))  # exactly sized: orjson's own bytes keep a kilobyte of memory each
 
-    def publish(self, body: Mapping[str, Any]) -> None:
-        """`body` is a PriceBookPublished. What was replaced before it was said is forgotten: no book changes backwards."""
-        known, tariff = self._books.get(body["book"]), _tariff(body)
-        tariffs = {} if known is None else dict(known.tariffs)
-        book = _book([*tariffs.values(), tariff])
+    def add_version(self, body: Mapping[str, Any]) -> None:
+        """`body` is a PriceBookPublished. Versions that were replaced before then are forgotten: no book changes backwards."""
+        known, added = self._books.get(body["book"]), _price_list(body)
+        lists = () if known is None else known.lists.values()
+        book = _current_book([*lists, added])
         current = book.at(body["occurred_at"] - CLOCKS_APART_US_MAX)
         start = 0 if current is None else current.version.effective_from
-        self._books[body["book"]] = _book(t for t in book.tariffs.values() if t.version.effective_from >= start)
+        self._books[body["book"]] = _current_book(p for p in book.lists.values() if p.version.effective_from >= start)
 
     # --- snapshots
 
     def lines(self) -> list[bytes]:
         """All of it as it is now: an object for each version of a book, a list for each tenant."""
-        return [t.line for book in self._books.values() for t in book.tariffs.values()] + list(self._payers.values())
+        return [prices.line for book in self._books.values() for prices in book.lists.values()] + list(self._tenants.values())
 
     @classmethod
-    def load(cls, lines: Iterable[bytes]) -> Tariffs:
-        """What such lines say. Raises ValueError, KeyError, TypeError."""
-        found, books = cls(), dict[str, list[Tariff]]()
+    def load(cls, lines: Iterable[bytes]) -> CurrentPrices:
+        """The prices of such lines. Raises ValueError, KeyError, TypeError."""
+        found, books = cls(), dict[str, list[PriceList]]()
         for line in lines:
             match orjson.loads(line):
                 case [str() as tenant, str(), str()]:
-                    found._payers[tenant] = line
-                case said:
-                    books.setdefault(said["book"], []).append(_tariff(said))
-        found._books = {name: _book(tariffs) for name, tariffs in books.items()}
+                    found._tenants[tenant] = line
+                case version:
+                    books.setdefault(version["book"], []).append(_price_list(version))
+        found._books = {name: _current_book(lists) for name, lists in books.items()}
         return found
 
 
-def _book(tariffs: Iterable[Tariff]) -> Book:
-    by_number = {t.version.number: t for t in tariffs}
-    versions = PriceBook(t.version for t in by_number.values())
-    return Book(versions, {v.number: by_number[v.number] for v in versions.versions})
+def _current_book(lists: Iterable[PriceList]) -> CurrentBook:
+    by_number = {prices.version.number: prices for prices in lists}
+    versions = PriceBook(prices.version for prices in by_number.values())
+    return CurrentBook(versions, {v.number: by_number[v.number] for v in versions.versions})
 
 
-KEPT = ("book", "book_version", "currency", "effective_from", "prices")
-"""What is needed of a PriceBookPublished to fold it again."""
+SNAPSHOT_FIELDS = ("book", "book_version", "currency", "effective_from", "prices")
+"""The fields of a PriceBookPublished that are needed to fold it again."""
 
 
-def _tariff(body: Mapping[str, Any]) -> Tariff:
+def _price_list(body: Mapping[str, Any]) -> PriceList:
     version = book_version(body)
 
-    def told(model: str) -> orjson.Fragment | None:
+    def pricing(model: str) -> orjson.Fragment | None:
         prices = ((meter, version.price(model, meter)) for meter in METERS)
         meters = {m: {"amount_micros": p.amount_micros, "per_units": p.per_units} for m, p in prices if p is not None}
         head = {"price_book": body["book"], "book_version": version.number, "currency": body["currency"]}
         return orjson.Fragment(bytes(memoryview(orjson.dumps(head | {"meters": meters})))) if meters else None
 
-    own = {model: told(model) for model in {model for model, _ in version.prices} - {ANY_MODEL}}
-    line = bytes(memoryview(orjson.dumps({name: body[name] for name in KEPT})))
-    return Tariff(version, body["currency"], told(ANY_MODEL), own, line)
+    own = {model: pricing(model) for model in {model for model, _ in version.prices} - {ANY_MODEL}}
+    line = bytes(memoryview(orjson.dumps({name: body[name] for name in SNAPSHOT_FIELDS})))
+    return PriceList(version, body["currency"], pricing(ANY_MODEL), own, line)

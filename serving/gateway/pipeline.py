@@ -102,9 +102,9 @@ class Pipeline:
         key = self._identify(request)
         routes = self._state.routes
         models = list(routes.models.values()) if "invoke" in key.scopes else []
-        tariff = routes.tariffs.at(key.tenant, request.began_us)
+        prices = routes.prices.at(key.tenant, request.began_us)
         listed = [
-            ListedModel(m.model, m.provider, m.registered_at // 1_000_000, None if tariff is None else tariff.pricing(m.model))
+            ListedModel(m.model, m.provider, m.registered_at // 1_000_000, None if prices is None else prices.pricing(m.model))
             for m in models[:MODELS_MAX]
             if m.route.weights
         ]

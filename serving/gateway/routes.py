@@ -1,4 +1,4 @@
-"""Who may call what, where a call goes and what it costs: keys, models, weights and tariffs as a fold of the decided facts.
+"""Who may call what, where a call goes and what it costs: keys, models, weights and prices as a fold of the decided facts.
 
 A plain state machine on dictionaries, without validation (K5): the facts were checked when they were decided. What a caller
 sees of a model is one frozen `Route`, replaced whole, so that a reader in another thread never sees half a change.
@@ -15,7 +15,7 @@ import orjson
 
 from events.facts.accounts import KEY_DIMENSIONS
 from events.log.record import Coordinate
-from serving.gateway.current_prices import Tariffs
+from serving.gateway.current_prices import CurrentPrices
 from serving.gateway.keys import Key, Keys
 from serving.model_interface import Interface, interface_of
 
@@ -109,7 +109,7 @@ class Routes:
     def __init__(self) -> None:
         self.keys = Keys()
         self.models: dict[str, Model] = {}
-        self.tariffs = Tariffs()
+        self.prices = CurrentPrices()
         self.changed: set[str] = set()
         """Models whose route moved since somebody last looked."""
         self._lines: dict[str, bytes] = {}
@@ -124,9 +124,9 @@ class Routes:
             case "ApiKeyRevoked":
                 self.keys.revoke(body["tenant"], body["key_id"])
             case "TenantCreated":
-                self.tariffs.join(body)
+                self.prices.add_tenant(body)
             case "PriceBookPublished":
-                self.tariffs.publish(body)
+                self.prices.add_version(body)
             case "ModelRegistered":
                 self.models[body["model"]] = Model(body["model"], body["tenant"], registered_at=body["occurred_at"])
                 self._moved.add(body["model"])
@@ -170,19 +170,19 @@ class Routes:
     # --- snapshots
 
     def dump(self) -> Iterator[bytes]:
-        """How many models and tariffs, a line for each, a line for each key."""
+        """How many models and price lists, a line for each, a line for each key."""
         for name in self._moved:
             self._lines[name] = orjson.dumps(self.models[name])
         self._moved.clear()
-        models, tariffs, keys = list(self._lines.values()), self.tariffs.lines(), self.keys.dump()
-        return chain((b"%d %d\n" % (len(models), len(tariffs)),), _slices(models), _slices(tariffs), keys)
+        models, prices, keys = list(self._lines.values()), self.prices.lines(), self.keys.dump()
+        return chain((b"%d %d\n" % (len(models), len(prices)),), _slices(models), _slices(prices), keys)
 
     def load(self, state: bytes) -> None:
         head, *lines, _ = state.split(b"\n")
-        count, tariffs_count = map(int, head.split())
-        packed, priced, keys = lines[:count], lines[count : count + tariffs_count], lines[count + tariffs_count :]
+        count, prices_count = map(int, head.split())
+        packed, priced, keys = lines[:count], lines[count : count + prices_count], lines[count + prices_count :]
         models = {m.model: m for m in map(_model_from, map(orjson.loads, packed))}
-        self.tariffs, self.keys, self.models = Tariffs.load(priced), Keys.load(keys), models
+        self.prices, self.keys, self.models = CurrentPrices.load(priced), Keys.load(keys), models
         self._lines = dict(zip(models, packed, strict=True))
         self._moved.clear()
         self.changed = {m.model for m in models.values() if m.route != NOWHERE}

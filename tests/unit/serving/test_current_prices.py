@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from events.log.record import Coordinate
-from serving.gateway.current_prices import CLOCKS_APART_US_MAX, Tariffs
+from serving.gateway.current_prices import CLOCKS_APART_US_MAX, CurrentPrices
 from serving.gateway.routes import Routes
 
 AT = Coordinate("prices", 0, 0)
@@ -38,8 +38,8 @@ def told(*facts: Told) -> Routes:
 
 
 def pricing(routes: Routes, model: str = DIGITS, payer: str = "acme", at: int = NOW) -> Any:
-    tariff = routes.tariffs.at(payer, at)
-    return None if tariff is None else orjson.loads(orjson.dumps(tariff.pricing(model)))
+    prices = routes.prices.at(payer, at)
+    return None if prices is None else orjson.loads(orjson.dumps(prices.pricing(model)))
 
 
 def calls(routes: Routes, **asked: Any) -> int | None:
@@ -66,8 +66,8 @@ def test_a_model_has_its_own_prices_and_those_of_any_model_for_its_other_meters(
 
 
 def test_what_all_models_cost_is_written_out_once() -> None:
-    tariff = told(tenant("acme"), BOOK).tariffs.at("acme", NOW)
-    assert tariff is not None and tariff.pricing("one") is tariff.pricing("another") is not tariff.pricing(DIGITS)
+    prices = told(tenant("acme"), BOOK).prices.at("acme", NOW)
+    assert prices is not None and prices.pricing("one") is prices.pricing("another") is not prices.pricing(DIGITS)
 
 
 def test_a_price_of_nothing_is_told_and_no_price_is_not_nothing() -> None:
@@ -98,20 +98,20 @@ def test_a_book_may_be_published_after_its_tenants_came() -> None:
 
 def test_a_version_is_forgotten_when_no_clock_can_still_need_it() -> None:
     routes = told(tenant("acme"), *(published(n, NOW + n * HOUR, ("*", "calls", n, 1), said_at=NOW + n * HOUR) for n in range(1, 50)))
-    assert CLOCKS_APART_US_MAX == HOUR and len(routes.tariffs.lines()) == 3
+    assert CLOCKS_APART_US_MAX == HOUR and len(routes.prices.lines()) == 3
     assert [calls(routes, at=NOW + n * HOUR) for n in (47, 48, 49, 50)] == [None, 48, 49, 49]
 
 
-def test_whoever_has_a_tariff_in_hand_sees_nothing_of_the_next_publication() -> None:
+def test_a_price_list_in_use_sees_nothing_of_the_next_publication() -> None:
     routes = told(tenant("acme"), BOOK)
-    tariff = routes.tariffs.at("acme", NOW)
+    prices = routes.prices.at("acme", NOW)
     routes.apply(*published(2, NOW, ("*", "calls", 7, 1)), AT)
-    assert tariff is not None and tariff.version.number == 1
-    assert orjson.loads(orjson.dumps(tariff.pricing(OTHER)))["meters"]["calls"]["amount_micros"] == 500
+    assert prices is not None and prices.version.number == 1
+    assert orjson.loads(orjson.dumps(prices.pricing(OTHER)))["meters"]["calls"]["amount_micros"] == 500
     assert (calls(routes), calls(routes, model=OTHER)) == (7, 7)
 
 
-def test_a_snapshot_has_the_tariffs_of_its_moment_however_slowly_it_is_written() -> None:
+def test_a_snapshot_has_the_prices_of_its_moment_however_slowly_it_is_written() -> None:
     many = 5000  # more than one slice
     routes = told(tenant('a"\n钱'), *(tenant(f"t{n}") for n in range(many)), BOOK)
     slices: list[bytes] = []
@@ -132,4 +132,4 @@ def test_a_snapshot_has_the_tariffs_of_its_moment_however_slowly_it_is_written()
 @pytest.mark.parametrize("line", [b"", b"7", b"{}", b'["acme","standard"]', b'["acme","standard",7]', b'{"book":"standard"}'])
 def test_a_line_of_another_shape_is_not_taken(line: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
-        Tariffs.load([line])
+        CurrentPrices.load([line])
