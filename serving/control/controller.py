@@ -1,39 +1,33 @@
-"""Keeps Ray as the facts say: the only writer of Serve's configuration, and the one who reports what became of it (K18).
+"""Keeps Ray Serve as the facts say: the only writer of its configuration, and the one who reports what became of it (K18).
 
-It runs outside Ray, so that the death of Ray's head is something it repairs. Every round: what do the facts want, what does Ray
-say it was told, what may be sent (`serve_plan.plan`), what has become ready or failed.
+It runs outside Ray, so that it can repair the death of Ray's head. Every round asks: what do the facts want, what configuration does
+Ray have, what may be applied (`serve_plan.plan`), which versions became ready or failed.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, assert_never
 
-from events.facts.deployments import VersionFailed, VersionReady
-from events.facts.fact import ModelId, ModelVersion
 from events.log.client import LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
-from events.log.headers import headers_of
 from events.log.schemas import open_codec
-from events.process.clock import now_us
 from events.process.file_lock import FileLock
 from events.process.health import serve_health
-from events.process.ids import new_id
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
-from events.schema.codec import Codec
-from serving.control.alerting import Alerts
-from serving.control.ray_rest import AppState, RayAway, RayRefused, RayRest, Seen
-from serving.control.retries import FAILED, Retries, given_up
-from serving.control.serve_plan import Apply, Generation, Hold, Keep, Shape, attempt_of, plan
+from serving.control.alerts import Alerts
+from serving.control.fact_publisher import FactPublisher
+from serving.control.retries import Retries, attempts_exhausted
+from serving.control.serve_plan import ApplyConfig, Blocked, ClusterShape, ConfigVersion, KeepConfig, attempt_of, plan
+from serving.control.serve_rest import DEPLOY_FAILED, ConfigRefused, ServeRest, ServeStatus, ServeUnavailable
+from serving.control.version_reports import VersionReports, failure_of
 from serving.gateway.routes import Routes, Version
 from serving.serve_names import GATEWAY_APP
 
@@ -42,236 +36,179 @@ logger = logging.getLogger(__name__)
 TOPICS = ("models", "deployments")
 BUSY_S, IDLE_S = 0.25, 1.0
 """How often Ray is asked: while something loads, and while nothing does."""
-LEAVE_S = 5.0
+DRAIN_S = 5.0
 """A withdrawn version stays this long, until every gateway has folded that it takes no more calls."""
-MESSAGE_CHARS_MAX = 500
 PRODUCER = "controller"
 DEPLOY_RULE = "controller.deploy_failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """How the controller speaks: facts of its own, and alerts."""
-
-    writer: Writer
-    codec: Codec
-    alerts: Alerts
-
-
 class Controller:
+    """The process: opens the log, waits until it is the only one, and runs rounds until it is stopped."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._stop = threading.Event()
         self._routes = Routes()
-        self._ray = RayRest(settings)
-        self._status: dict[str, Any] = {"status": "starting", "lag": None, "detail": "starting"}
-        self._said: dict[str, object] = {}
-        """What was last reported of each version, so that each change is reported once although the log echoes later."""
-        self._left: dict[str, float] = {}
-        self._applied: Generation | None = None
-        self._retries = Retries()
+        self._health: dict[str, Any] = {"status": "starting", "lag": None, "detail": "starting"}
         self._fold_runner: FoldRunner | None = None
 
-    def state(self) -> Mapping[str, Any]:
+    def health(self) -> Mapping[str, Any]:
         """For /healthz."""
-        fold_runner = self._fold_runner
-        if fold_runner is None:
-            return self._status
-        return self._status | {"lag": fold_runner.lag, "position": fold_runner.position, "age_s": round(min(fold_runner.age_s(), 1e9), 3)}
+        runner = self._fold_runner
+        if runner is None:
+            return self._health
+        return self._health | {"lag": runner.lag, "position": runner.position, "age_s": round(min(runner.age_s(), 1e9), 3)}
 
     def stop(self) -> None:
         self._stop.set()
 
     def run(self) -> None:
         """Until stopped. Raises what stops the fold: the supervisor starts a new process."""
-        with self._alone() as alone:
-            if not alone:
+        with self._only_one() as only_one:
+            if not only_one:
                 return
-            writer = Writer(self.settings, PRODUCER)
-            voice, log_id = self._open(writer)
-            snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
-            fold_runner = self._fold_runner = FoldRunner(
-                self.settings, voice.codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot
-            )
-            fold_runner.start()
+            writer, rest = Writer(self.settings, PRODUCER), ServeRest(self.settings)
+            runner, rounds = self._open(writer, rest)
+            self._fold_runner = runner
+            runner.start()
             try:
                 while not self._stop.is_set():
-                    if fold_runner.failure is not None:
-                        raise fold_runner.failure
-                    self._stop.wait(self._round(fold_runner, log_id, voice))
+                    if runner.failure is not None:
+                        raise runner.failure
+                    self._stop.wait(self._round(runner, rounds))
             finally:
-                fold_runner.stop()
+                runner.stop()
                 writer.close()
-                self._ray.close()
+                rest.close()
 
-    def _open(self, writer: Writer) -> tuple[Voice, str]:
+    def _open(self, writer: Writer, rest: ServeRest) -> tuple[FoldRunner, Rounds]:
         reader = Reader(self.settings, "controller-start")
         try:
             codec, log_id = open_codec(self.settings, reader)
-            alerts = Alerts(PRODUCER, writer, codec)
+            publisher = FactPublisher(writer, codec)
+            alerts = Alerts(PRODUCER, publisher)
             with suppress(LogUnavailable):  # an alert that stays open does less harm than a controller that does not start
-                alerts.take_up(record.value for record in reader.read("alerts"))
-            return Voice(writer, codec, alerts), log_id
+                alerts.restore(codec, (record.value for record in reader.read("alerts")))
         finally:
             reader.close()
+        snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
+        runner = FoldRunner(self.settings, codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot)
+        rounds = Rounds(self.settings, log_id, self._routes, rest, alerts=alerts, reports=VersionReports(PRODUCER, publisher))
+        return runner, rounds
 
     @contextmanager
-    def _alone(self) -> Generator[bool]:
-        """One controller per stack: a second waits until the first is gone. The lock goes with the process. False when stopped meanwhile."""
+    def _only_one(self) -> Generator[bool]:
+        """One controller per stack: a second waits until the first has ended, with which its lock goes. False when stopped meanwhile."""
         with FileLock(self.settings.folder / "controller.lock") as lock:
             while not self._stop.is_set():
                 if lock.acquire():
                     yield True
                     return
-                self._say("starting", "another controller is at work; waiting for it to end")
+                self._set_health("starting", "another controller runs; waiting for it to end")
                 self._stop.wait(0.5)
             yield False
 
-    # --- one round
-
-    def _round(self, fold_runner: FoldRunner, log_id: str, voice: Voice) -> float:
-        """Returns how long to wait before the next."""
-        if not fold_runner.caught_up:
-            self._say("starting", "folding the log")
+    def _round(self, runner: FoldRunner, rounds: Rounds) -> float:
+        """One round. Returns the seconds to wait before the next."""
+        if not runner.caught_up:
+            self._set_health("starting", "folding the log")
             return 0.05
-        now = Generation(log_id, fold_runner.store, fold_runner.position)
         try:
-            seen = self._ray.look()
-            busy = self._reconcile(now, seen, voice)
-            for version in self._loaded():
-                busy |= self._report(version, seen.states.get(version.address), now.position, voice)
-        except RayAway as e:
-            self._say("starting", f"Ray does not answer: {e}")
+            busy, status, detail = rounds.run(runner.store, runner.position)
+        except ServeUnavailable as e:
+            self._set_health("starting", f"Ray does not answer: {e}")
             return BUSY_S
-        except RayRefused as e:
-            self._say("failed", f"Ray refused the configuration: {e}")
+        except ConfigRefused as e:
+            self._set_health("failed", f"Ray refused the configuration: {e}")
             return IDLE_S
+        self._set_health(status, detail)
         return BUSY_S if busy else IDLE_S
 
-    def _reconcile(self, now: Generation, seen: Seen, voice: Voice) -> bool:
-        shape = Shape(self.settings.host, self.settings.gateway_port, self.settings.gateways_per_node, self._ray.nodes())
+    def _set_health(self, status: str, detail: str) -> None:
+        if self._health.get("detail") != detail:
+            logger.info("%s: %s", status, detail)
+        self._health = {"status": status, "lag": None, "detail": detail}
+
+
+class Rounds:
+    """What one round does: reconcile Ray with the facts, then report what became of each version."""
+
+    def __init__(
+        self, settings: Settings, log_id: str, routes: Routes, rest: ServeRest, *, alerts: Alerts, reports: VersionReports
+    ) -> None:
+        self._settings, self._log_id, self._routes, self._rest = settings, log_id, routes, rest
+        self._alerts, self._reports = alerts, reports
+        self._retries = Retries()
+        self._withdrawn_since: dict[str, float] = {}
+        self._applied: ConfigVersion | None = None
+
+    def run(self, store: str, position: int) -> tuple[bool, str, str]:
+        """Whether something is loading, and the controller's health: status and detail. Raises ServeUnavailable, ConfigRefused."""
+        serve = self._rest.status()
+        busy, status, detail = self._reconcile(ConfigVersion(self._log_id, store, position), serve)
+        for version in self._deployed():
+            busy |= self._reports.report(version, serve.apps.get(version.address), position)
+        return busy, status, detail
+
+    def _reconcile(self, now: ConfigVersion, serve: ServeStatus) -> tuple[bool, str, str]:
+        settings = self._settings
+        shape = ClusterShape(settings.host, settings.gateway_port, settings.gateways_per_node, self._rest.nodes())
         decided = plan(
             self._routes,
             now,
-            seen.applied,
+            serve.applied,
             shape,
-            leaving=self._leaving(),
-            approved_position=self.settings.removals_approved_position,
-            again=self._again(seen, voice.alerts),
+            draining=self._draining(),
+            approved_position=settings.removals_approved_position,
+            retried=self._due_for_retry(serve),
         )
         match decided:
-            case Hold(code, message, remedy):
-                self._say("failed", f"{code}: {message}; {remedy}")
-                self._hold(decided, voice.alerts)
-                return False
-            case Apply(config, removed, unexplained, held):
-                logger.info(
-                    "applying position %d: %d applications, removing %s", now.position, len(config["applications"]), list(removed) or "none"
-                )
-                self._ray.apply(config)
+            case Blocked(code, message, remedy):
+                self._alert(decided)
+                return False, "failed", f"{code}: {message}; {remedy}"
+            case ApplyConfig(config, removed, unknown_apps, blocked):
+                apps = len(config["applications"])
+                logger.info("applying position %d: %d applications, removing %s", now.position, apps, list(removed) or "none")
+                self._rest.apply(config)
                 self._applied = now
-            case Keep(unexplained, held):
-                self._applied = seen.applied.generation
+            case KeepConfig(unknown_apps, blocked):
+                self._applied = serve.applied.version
             case _:
                 assert_never(decided)
-        self._hold(held, voice.alerts)
-        extra = f"; no fact asks for {', '.join(unexplained)}" if unexplained else ""
-        extra += f"; {held.code}: {held.message}; {held.remedy}" if held else ""
-        self._say("ready", f"applied position {self._applied.position if self._applied else 0}{extra}")
-        return isinstance(decided, Apply)
+        self._alert(blocked)
+        detail = f"applied position {self._applied.position if self._applied else 0}"
+        detail += f"; no fact asks for {', '.join(unknown_apps)}" if unknown_apps else ""
+        detail += f"; {blocked.code}: {blocked.message}; {blocked.remedy}" if blocked else ""
+        return isinstance(decided, ApplyConfig), "ready", detail
 
-    def _again(self, seen: Seen, alerts: Alerts) -> frozenset[str]:
-        """Applications that Ray gave up on and that are to be tried once more; those that had all their attempts are told."""
-        ours = {GATEWAY_APP, *(v.address for v in self._loaded())}
-        failed = {n: attempt_of(seen.applied.apps.get(n)) for n, s in seen.states.items() if s.status == FAILED and n in ours}
-        for name in given_up(failed):
-            code, message = _failure(seen.states[name])
-            remedy = "mend the cause, undeploy it, and deploy it again when it is gone; Ray's logs have the whole story"
-            alerts.raise_(name, DEPLOY_RULE, f"{failed[name]} attempts to start {name} failed; the last: {code}: {message}", remedy)
-        alerts.resolve_others(DEPLOY_RULE, frozenset(n for n, s in seen.states.items() if s.status != "RUNNING" and n in ours))
-        again = self._retries.due(failed, time.monotonic(), endless=GATEWAY_APP)
-        for name in again:
+    def _alert(self, blocked: Blocked | None) -> None:
+        self._alerts.resolve_other_rules(PRODUCER, f"controller.{blocked.code}" if blocked else "")
+        if blocked is not None:
+            self._alerts.raise_(PRODUCER, f"controller.{blocked.code}", blocked.message, blocked.remedy)
+
+    def _due_for_retry(self, serve: ServeStatus) -> frozenset[str]:
+        """Applications that Ray gave up on and that are to be started once more; an alert for those that had all their attempts."""
+        ours = {GATEWAY_APP, *(v.address for v in self._deployed())}
+        failed = {n: attempt_of(serve.applied.apps.get(n)) for n, s in serve.apps.items() if s.status == DEPLOY_FAILED and n in ours}
+        for name in attempts_exhausted(failed):
+            code, message = failure_of(serve.apps[name])
+            remedy = "remove the cause, undeploy it, and deploy it again when it is gone; Ray's logs have the whole story"
+            self._alerts.raise_(name, DEPLOY_RULE, f"{failed[name]} attempts to start {name} failed; the last: {code}: {message}", remedy)
+        not_running = frozenset(n for n, s in serve.apps.items() if s.status != "RUNNING" and n in ours)
+        self._alerts.resolve_other_subjects(DEPLOY_RULE, not_running)
+        due = self._retries.due(failed, time.monotonic(), endless=GATEWAY_APP)
+        for name in due:
             logger.warning("starting %s again: attempt %d failed", name, failed[name])
-        return again
+        return due
 
-    def _hold(self, hold: Hold | None, alerts: Alerts) -> None:
-        alerts.resolve_other_rules(PRODUCER, f"controller.{hold.code}" if hold else "")
-        if hold is not None:
-            alerts.raise_(PRODUCER, f"controller.{hold.code}", hold.message, hold.remedy)
-
-    def _leaving(self) -> frozenset[str]:
+    def _draining(self) -> frozenset[str]:
         withdrawn = {v.address for v in self._routes.versions() if v.withdrawn}
         now = time.monotonic()
-        self._left = {a: self._left.get(a, now) for a in withdrawn}
-        return frozenset(a for a, since in self._left.items() if now - since < LEAVE_S)
+        self._withdrawn_since = {address: self._withdrawn_since.get(address, now) for address in withdrawn}
+        return frozenset(address for address, since in self._withdrawn_since.items() if now - since < DRAIN_S)
 
-    def _loaded(self) -> list[Version]:
+    def _deployed(self) -> list[Version]:
         return [v for v in self._routes.versions() if v.deployed]
-
-    # --- what became of it
-
-    def _report(self, version: Version, state: AppState | None, position: int, voice: Voice) -> bool:
-        """Reports a version's change once; True while it is still loading, or was asked for after `position`: folds would take what is
-        said of it now for word of an earlier deployment."""
-        if state is None or version.since > position:
-            return True
-        if state.status == "RUNNING" and state.replicas > 0:
-            if not version.ready or version.failure is not None:
-                self._tell(version, ("ready", version.since), voice, _ready(version, state, position))
-            return False
-        if state.status in (FAILED, "UNHEALTHY"):
-            code, message = _failure(state)
-            if version.failure != (code, message):
-                self._tell(version, ("failed", version.since, code, message), voice, _failed(version, code, message, position))
-            return False
-        return True
-
-    def _tell(self, version: Version, what: object, voice: Voice, fact: VersionReady | VersionFailed) -> None:
-        if self._said.get(version.address) == what:
-            return
-        said = headers_of(fact)
-        voice.writer.append("deployments", version.model.encode(), voice.codec.encode(fact), said)
-        self._said[version.address] = what
-        logger.info("%s is %s", version.address, type(fact).__name__)
-
-    def _say(self, status: str, detail: str) -> None:
-        if self._status.get("detail") != detail:
-            logger.info("%s: %s", status, detail)
-        self._status = {"status": status, "lag": None, "detail": detail}
-
-
-def _ready(version: Version, state: AppState, position: int) -> VersionReady:
-    return VersionReady(
-        event_id=new_id(),
-        occurred_at=now_us(),
-        producer=PRODUCER,
-        model=ModelId(version.model),
-        model_version=ModelVersion(version.version),
-        replicas=state.replicas,
-        position=position,
-    )
-
-
-def _failed(version: Version, code: str, message: str, position: int) -> VersionFailed:
-    return VersionFailed(
-        event_id=new_id(),
-        occurred_at=now_us(),
-        producer=PRODUCER,
-        model=ModelId(version.model),
-        model_version=ModelVersion(version.version),
-        error_code=code,
-        message=message,
-        position=position,
-    )
-
-
-def _failure(state: AppState) -> tuple[str, str]:
-    """The code a runtime gave (`LoadFailed: code: message`), or Serve's own word."""
-    found = re.search(r"LoadFailed: (\w+): ([^\n]*)", state.message)
-    if found is not None:
-        return found.group(1), found.group(2)[:MESSAGE_CHARS_MAX]
-    lines = [line for line in state.message.strip().splitlines() if line.strip()]
-    return state.status.lower(), (lines[-1] if lines else "")[:MESSAGE_CHARS_MAX]
 
 
 def main() -> None:
@@ -284,7 +221,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server = serve_health(settings.host, settings.controller_health_port, controller.state)
+    server = serve_health(settings.host, settings.controller_health_port, controller.health)
     try:
         controller.run()
     finally:

@@ -23,7 +23,7 @@ from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
-from serving.control.ray_rest import RayRest
+from serving.control.serve_rest import ServeRest
 from tests.support.polling import eventually
 from tests.support.usage_oracle import Schemas, decoded, read_topic
 
@@ -103,15 +103,15 @@ def check_answers(running: GatewayStack, answers: list[httpx.Response]) -> None:
     assert len(seen) == len(answers)
 
 
-def rest_of(edge: GatewayStack) -> RayRest:
+def rest_of(edge: GatewayStack) -> ServeRest:
     token = edge.stack.places.ray_token.read_text().strip()
-    return RayRest(edge.settings.model_copy(update={"ray_auth_token": type(edge.settings.ray_auth_token)(token)}))
+    return ServeRest(edge.settings.model_copy(update={"ray_auth_token": type(edge.settings.ray_auth_token)(token)}))
 
 
 def apps(edge: GatewayStack) -> set[str]:
     rest = rest_of(edge)
     try:
-        return set(rest.look().applied.apps)
+        return set(rest.status().applied.apps)
     finally:
         rest.close()
 

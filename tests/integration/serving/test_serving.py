@@ -279,7 +279,7 @@ def test_a_second_controller_waits_for_the_first(edge: GatewayStack) -> None:
     second = Controller(edge.settings)
     thread = threading.Thread(target=second.run)
     thread.start()
-    eventually(lambda: "another controller" in str(second.state()["detail"]), "the second waits", 5)
+    eventually(lambda: "another controller" in str(second.health()["detail"]), "the second waits", 5)
     second.stop()
     thread.join(10)
     assert not thread.is_alive()
@@ -320,12 +320,12 @@ def test_on_an_empty_or_a_wrong_log_no_serving_model_disappears(edge: GatewaySta
     thread = threading.Thread(target=controller.run)
     thread.start()
     try:
-        eventually(lambda: controller.state()["detail"] == "folding the log", "an empty log is waited on", 20)
+        eventually(lambda: controller.health()["detail"] == "folding the log", "an empty log is waited on", 20)
         time.sleep(3)  # long enough for ten rounds of a controller that would write
-        assert controller.state()["detail"] == "folding the log" and apps(edge) == before
+        assert controller.health()["detail"] == "folding the log" and apps(edge) == before
         facts = DecidedFactWriter(other)
-        eventually(lambda: "wrong_log" in str(controller.state()["detail"]), "a wrong log is named", 20)
-        assert controller.state()["status"] == "failed"
+        eventually(lambda: "wrong_log" in str(controller.health()["detail"]), "a wrong log is named", 20)
+        assert controller.health()["status"] == "failed"
         time.sleep(3)
         assert apps(edge) == before and edge.infer().status_code == 200
         facts.close()

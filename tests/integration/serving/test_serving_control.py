@@ -33,7 +33,8 @@ from infra.launcher.jvm import java, kafka_classpath
 from infra.launcher.ports import free_block
 from infra.launcher.supervision import settings_environment
 from projections.bills.bill_from_log import epochs_ended
-from serving.control.controller import LEAVE_S, Controller
+from serving.control.controller import DRAIN_S, Controller
+from serving.control.serve_rest import ServeRest
 from tests.support.gateway_stack import (
     PIXELS,
     SECRET,
@@ -147,7 +148,7 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
     eventually(lambda: edge.infer(other).status_code == 200, "it is tried again and answers", 60)
     rest = rest_of(edge)
     try:
-        args = rest.look().applied.apps[f"{other}-v1.0.0"]["args"]
+        args = rest.status().applied.apps[f"{other}-v1.0.0"]["args"]
     finally:
         rest.close()
     assert args["attempt"] == 2
@@ -169,7 +170,7 @@ def test_a_call_that_takes_longer_than_its_version_stays_is_answered(edge: Gatew
     began = time.monotonic()
     assert call(500).status_code == 200
     with ThreadPoolExecutor(1) as caller:
-        calling = caller.submit(call, 500 * (LEAVE_S + 20) / (time.monotonic() - began))  # a brief drain is over by then
+        calling = caller.submit(call, 500 * (DRAIN_S + 20) / (time.monotonic() - began))  # a brief drain is over by then
         time.sleep(0.5)
         edge.facts.write(deployments.VersionUndeployed, model=slow, model_version="1.0.0", reason="test", by="owner")
         eventually(lambda: edge.infer(slow).status_code == 404, "others are turned away", 20)
@@ -184,7 +185,7 @@ def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: GatewayS
     old = newest_epoch(edge)
     rest = rest_of(edge)
     try:
-        apps = dict(rest.look().applied.apps)
+        apps = dict(rest.status().applied.apps)
         gateway = apps.pop("gateway")
         again = gateway | {"args": gateway["args"] | {"attempt": 2}}  # what the controller does with one that failed
         options = {"host": edge.settings.host, "port": edge.settings.gateway_port}
@@ -271,7 +272,9 @@ def throttled(edge: GatewayStack, client_id: str, bytes_per_s: int) -> Generator
         configure("--delete-config", "consumer_byte_rate")
 
 
-def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_that_was_there(edge: GatewayStack, tmp_path: Path) -> None:
+def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_that_was_there(
+    edge: GatewayStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     new = "model-vision-core-new"
     edge.stack.supervisor.stop("controller")
     eventually(lambda: not edge.pids("serving.control.controller"), "the stack's own controller is gone", 20)
@@ -288,22 +291,22 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
 
     controller = Controller(beside(edge, edge.settings, tmp_path))
     applied: list[bool] = []
-    send = controller._ray.apply  # pyright: ignore[reportPrivateUsage]
+    send = ServeRest.apply
 
-    def watched(config: dict[str, Any]) -> None:
-        lanes = controller._follower._lanes  # pyright: ignore
+    def watched(rest: ServeRest, config: dict[str, Any]) -> None:
+        lanes = controller._fold_runner._lanes  # pyright: ignore
         applied.append(all(lanes[tp].next_offset >= end for tp, end in ends.items()))
-        send(config)
+        send(rest, config)
 
-    controller._ray.apply = watched  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(ServeRest, "apply", watched)
     thread = threading.Thread(target=controller.run)
     with throttled(edge, "follow-controller", 100_000):
         thread.start()
         try:
-            eventually(lambda: controller.state()["detail"] == "folding the log", "it folds", 20)
+            eventually(lambda: controller.health()["detail"] == "folding the log", "it folds", 20)
             slow_until = time.monotonic() + 8
             while time.monotonic() < slow_until:
-                assert (controller.state()["detail"], controller.state()["position"], applied) == ("folding the log", 0, [])
+                assert (controller.health()["detail"], controller.health()["position"], applied) == ("folding the log", 0, [])
                 assert apps(edge) == before and edge.infer().status_code == 200
                 time.sleep(0.2)
             eventually(lambda: f"{new}-v1.0.0" in apps(edge), "then it applies what is new", 120)

@@ -5,14 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from serving.control.retries import Retries, given_up
-from serving.control.serve_plan import Applied, Apply, Generation, Hold, Keep, Shape, attempt_of, gateway_app, model_app, plan
+from serving.control.retries import Retries, attempts_exhausted
+from serving.control.serve_plan import (
+    AppliedConfig,
+    ApplyConfig,
+    Blocked,
+    ClusterShape,
+    ConfigVersion,
+    KeepConfig,
+    attempt_of,
+    gateway_app,
+    model_app,
+    plan,
+)
 from serving.gateway.routes import Model, Routes, Version
 from serving.model_interface import Interface, Tensor
 from serving.serve_names import GATEWAY_APP
 
-SHAPE = Shape("127.0.0.1", 24000, 1, 1)
-NOW = Generation("log-1", "store-1", 50)
+SHAPE = ClusterShape("127.0.0.1", 24000, 1, 1)
+NOW = ConfigVersion("log-1", "store-1", 50)
 FACE = Interface((Tensor("x", "FP32", (-1, 2)),), (Tensor("y", "FP32", (-1, 2)),))
 
 
@@ -28,21 +39,21 @@ def routes(*models: str, withdrawn: tuple[str, ...] = ()) -> Routes:
     return found
 
 
-def applied(*models: str, generation: Generation = NOW) -> Applied:
+def applied(*models: str, version: ConfigVersion = NOW) -> AppliedConfig:
     configs = {v.address: model_app(v) for v in routes(*models).versions()}
-    return Applied(generation, configs | {GATEWAY_APP: gateway_app(SHAPE, generation)})
+    return AppliedConfig(version, configs | {GATEWAY_APP: gateway_app(SHAPE, version)})
 
 
-EMPTY = Applied(None)
+EMPTY = AppliedConfig(None)
 
 
 def names(decided: object) -> set[str]:
-    assert isinstance(decided, Apply)
+    assert isinstance(decided, ApplyConfig)
     return {app["name"] for app in decided.config["applications"]}
 
 
 def held(decided: object) -> str:
-    assert isinstance(decided, Hold) and decided.remedy
+    assert isinstance(decided, Blocked) and decided.remedy
     return decided.code
 
 
@@ -53,20 +64,20 @@ def test_an_empty_ray_gets_the_whole_set_gateway_included() -> None:
 
 def test_models_are_never_public_and_the_gateway_is() -> None:
     decided = plan(routes("m1"), NOW, EMPTY, SHAPE)
-    assert isinstance(decided, Apply)
+    assert isinstance(decided, ApplyConfig)
     prefixes = {app["name"]: app["route_prefix"] for app in decided.config["applications"]}
     assert prefixes == {"gateway": "/", "m1-v1.0.0": None}
     assert decided.config["http_options"] == {"host": "127.0.0.1", "port": 24000}
 
 
-def test_the_set_carries_its_own_generation() -> None:
+def test_the_set_carries_its_own_version() -> None:
     decided = plan(routes("m1"), NOW, EMPTY, SHAPE)
-    assert isinstance(decided, Apply)
+    assert isinstance(decided, ApplyConfig)
     assert decided.config["applications"][0]["deployments"] == [{"name": "gateway", "user_config": asdict(NOW)}]
 
 
 def test_what_ray_was_told_is_not_told_again() -> None:
-    assert plan(routes("m1"), replace(NOW, position=90), applied("m1"), SHAPE) == Keep()
+    assert plan(routes("m1"), replace(NOW, position=90), applied("m1"), SHAPE) == KeepConfig()
 
 
 def test_a_changed_spec_is_sent() -> None:
@@ -77,7 +88,7 @@ def test_a_changed_spec_is_sent() -> None:
 
 def test_an_older_fold_sends_nothing_however_empty_it_is() -> None:
     assert held(plan(routes(), replace(NOW, position=3), applied("m1", "m2"), SHAPE)) == "behind"
-    assert held(plan(Routes(), Generation("log-1", "", 0), applied("m1"), SHAPE)) == "behind"
+    assert held(plan(Routes(), ConfigVersion("log-1", "", 0), applied("m1"), SHAPE)) == "behind"
 
 
 def test_another_log_sends_nothing() -> None:
@@ -87,39 +98,39 @@ def test_another_log_sends_nothing() -> None:
 def test_an_application_no_fact_took_away_stays_and_is_named() -> None:
     decided = plan(routes("m2"), NOW, applied("m1"), SHAPE)
     assert names(decided) == {"gateway", "m1-v1.0.0", "m2-v1.0.0"}
-    assert isinstance(decided, Apply) and decided.unexplained == ("m1-v1.0.0",)
-    assert plan(routes(), NOW, applied("m1"), SHAPE) == Keep(("m1-v1.0.0",))
+    assert isinstance(decided, ApplyConfig) and decided.unknown_apps == ("m1-v1.0.0",)
+    assert plan(routes(), NOW, applied("m1"), SHAPE) == KeepConfig(("m1-v1.0.0",))
 
 
 def test_a_withdrawn_version_leaves_after_the_gateways_had_time_to_know() -> None:
     facts = routes("m2", withdrawn=("m1",))
-    assert plan(facts, NOW, applied("m1", "m2"), SHAPE, leaving=frozenset({"m1-v1.0.0"})) == Keep()
+    assert plan(facts, NOW, applied("m1", "m2"), SHAPE, draining=frozenset({"m1-v1.0.0"})) == KeepConfig()
     decided = plan(facts, NOW, applied("m1", "m2"), SHAPE)
     assert names(decided) == {"gateway", "m2-v1.0.0"}
-    assert isinstance(decided, Apply) and decided.removed == ("m1-v1.0.0",)
+    assert isinstance(decided, ApplyConfig) and decided.removed == ("m1-v1.0.0",)
 
 
 def test_one_model_may_always_go_and_a_fifth_of_many() -> None:
     many = [f"m{i}" for i in range(10)]
-    assert isinstance(plan(routes(withdrawn=("m0",)), NOW, applied("m0"), SHAPE), Apply)
-    assert isinstance(plan(routes(*many[2:], withdrawn=("m0", "m1")), NOW, applied(*many), SHAPE), Apply)
+    assert isinstance(plan(routes(withdrawn=("m0",)), NOW, applied("m0"), SHAPE), ApplyConfig)
+    assert isinstance(plan(routes(*many[2:], withdrawn=("m0", "m1")), NOW, applied(*many), SHAPE), ApplyConfig)
 
 
 MANY = tuple(f"m{i}" for i in range(10))
 
 
 def waits(decided: object, position: int) -> None:
-    assert isinstance(decided, Apply | Keep) and decided.held is not None
-    assert decided.held.code == "mass_removal"
-    assert f"MODELMARKET_REMOVALS_APPROVED_POSITION={position} " in decided.held.remedy
+    assert isinstance(decided, ApplyConfig | KeepConfig) and decided.blocked is not None
+    assert decided.blocked.code == "mass_removal"
+    assert f"MODELMARKET_REMOVALS_APPROVED_POSITION={position} " in decided.blocked.remedy
 
 
 def test_more_than_a_fifth_at_once_waits_for_a_person_and_stays_loaded() -> None:
     facts = routes(*MANY[3:], withdrawn=MANY[:3])
     decided = plan(facts, NOW, applied(*MANY), SHAPE)
-    assert isinstance(decided, Keep)
+    assert isinstance(decided, KeepConfig)
     waits(decided, 42)
-    assert isinstance(plan(facts, NOW, applied(*MANY), SHAPE, approved_position=42), Apply)
+    assert isinstance(plan(facts, NOW, applied(*MANY), SHAPE, approved_position=42), ApplyConfig)
 
 
 def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() -> None:
@@ -128,7 +139,7 @@ def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() ->
     decided = plan(facts, NOW, applied(*MANY), SHAPE)
     waits(decided, 42)
     assert names(decided) == {GATEWAY_APP, *(f"{m}-v1.0.0" for m in (*MANY, "new"))}
-    assert isinstance(decided, Apply) and decided.removed == ()
+    assert isinstance(decided, ApplyConfig) and decided.removed == ()
     (changed,) = [a for a in decided.config["applications"] if a["name"] == "m5-v1.0.0"]
     assert changed["args"]["spec"]["replicas_min"] == 2
 
@@ -136,46 +147,46 @@ def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() ->
 def test_a_person_agrees_to_what_was_withdrawn_by_then_and_to_nothing_later() -> None:
     facts = routes(*MANY[5:], withdrawn=MANY[:5])  # at 40 … 44
     decided = plan(facts, NOW, applied(*MANY), SHAPE, approved_position=41)
-    assert isinstance(decided, Apply) and decided.removed == ("m0-v1.0.0", "m1-v1.0.0")
+    assert isinstance(decided, ApplyConfig) and decided.removed == ("m0-v1.0.0", "m1-v1.0.0")
     waits(decided, 44)
     late = replace(NOW, position=10_000)
-    assert isinstance(plan(facts, late, applied(*MANY), SHAPE, approved_position=44), Apply)
+    assert isinstance(plan(facts, late, applied(*MANY), SHAPE, approved_position=44), ApplyConfig)
     waits(plan(facts, late, applied(*MANY), SHAPE, approved_position=39), 44)
 
 
 def test_what_drains_counts_so_that_a_mass_removal_does_not_leave_one_by_one() -> None:
     facts = routes(*MANY[3:], withdrawn=MANY[:3])
-    decided = plan(facts, NOW, applied(*MANY), SHAPE, leaving=frozenset({"m1-v1.0.0", "m2-v1.0.0"}))
-    assert isinstance(decided, Keep)
+    decided = plan(facts, NOW, applied(*MANY), SHAPE, draining=frozenset({"m1-v1.0.0", "m2-v1.0.0"}))
+    assert isinstance(decided, KeepConfig)
     waits(decided, 42)
 
 
 def test_an_empty_fold_that_is_not_behind_takes_nothing_away() -> None:
-    assert plan(routes(), NOW, applied(*MANY), SHAPE) == Keep(tuple(f"{m}-v1.0.0" for m in MANY))
+    assert plan(routes(), NOW, applied(*MANY), SHAPE) == KeepConfig(tuple(f"{m}-v1.0.0" for m in MANY))
 
 
 # --- what Ray gave up on
 
 
 def attempts(decided: object) -> dict[str, int]:
-    assert isinstance(decided, Apply)
+    assert isinstance(decided, ApplyConfig)
     return {app["name"]: attempt_of(app) for app in decided.config["applications"]}
 
 
 def test_an_application_is_tried_again_under_a_new_number_and_the_others_are_left_alone() -> None:
-    decided = plan(routes("m1", "m2"), NOW, applied("m1", "m2"), SHAPE, again=frozenset({"m1-v1.0.0"}))
+    decided = plan(routes("m1", "m2"), NOW, applied("m1", "m2"), SHAPE, retried=frozenset({"m1-v1.0.0"}))
     assert attempts(decided) == {GATEWAY_APP: 1, "m1-v1.0.0": 2, "m2-v1.0.0": 1}
-    assert isinstance(decided, Apply)
-    there = Applied(NOW, {app["name"]: app for app in decided.config["applications"]})
-    assert plan(routes("m1", "m2"), NOW, there, SHAPE) == Keep()  # its number stays, also for the next controller
-    assert attempts(plan(routes("m1", "m2"), NOW, there, SHAPE, again=frozenset({"m1-v1.0.0"})))["m1-v1.0.0"] == 3
+    assert isinstance(decided, ApplyConfig)
+    there = AppliedConfig(NOW, {app["name"]: app for app in decided.config["applications"]})
+    assert plan(routes("m1", "m2"), NOW, there, SHAPE) == KeepConfig()  # its number stays, also for the next controller
+    assert attempts(plan(routes("m1", "m2"), NOW, there, SHAPE, retried=frozenset({"m1-v1.0.0"})))["m1-v1.0.0"] == 3
     changed = routes("m1", "m2")
     changed.models["m1"].versions["1.0.0"].spec = {"replicas_min": 2, "replicas_max": 2}
     assert attempts(plan(changed, NOW, there, SHAPE))["m1-v1.0.0"] == 1  # something else is to be started
 
 
 def test_the_gateway_is_tried_again_too() -> None:
-    assert attempts(plan(routes("m1"), NOW, applied("m1"), SHAPE, again=frozenset({GATEWAY_APP})))[GATEWAY_APP] == 2
+    assert attempts(plan(routes("m1"), NOW, applied("m1"), SHAPE, retried=frozenset({GATEWAY_APP})))[GATEWAY_APP] == 2
 
 
 def test_pauses_grow_and_attempts_end_but_not_those_of_the_gateway() -> None:
@@ -187,7 +198,7 @@ def test_pauses_grow_and_attempts_end_but_not_those_of_the_gateway() -> None:
             attempt[name] += 1
     assert tried["m1"] == [10, 41, 162]  # a second passes until the failure of the next attempt is seen
     assert tried[GATEWAY_APP] == [10, 41, 162, 283, 404, 525]
-    assert given_up(attempt) == {"m1", GATEWAY_APP} and given_up({"m1": 3}) == set()
+    assert attempts_exhausted(attempt) == {"m1", GATEWAY_APP} and attempts_exhausted({"m1": 3}) == set()
 
 
 def test_an_application_that_recovered_starts_its_pauses_anew() -> None:

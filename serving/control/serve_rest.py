@@ -1,4 +1,4 @@
-"""Ray Serve's declarative REST: what was applied, how it goes, and applying the whole set."""
+"""Ray Serve's declarative REST API: the applied configuration, the status of its applications, and applying a new one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from typing import Any, cast
 import httpx
 
 from events.process.settings import Settings
-from serving.control.serve_plan import Applied, Config, Generation
+from serving.control.serve_plan import AppliedConfig, Config, ConfigVersion
 from serving.serve_names import GATEWAY_APP
 
+DEPLOY_FAILED = "DEPLOY_FAILED"
+"""Serve's status word for an application that it gave up on."""
 CALL_S_MAX = 15.0
 """Ray's dashboard starts Serve in the first PUT, which takes about five seconds."""
 
 
-class RayAway(Exception):
-    """Ray does not answer. Transient: it is being restarted."""
+class ServeUnavailable(Exception):
+    """Ray does not answer, or not now. Transient: it is being restarted."""
 
 
-class RayRefused(Exception):
-    """Ray did not take the configuration: a defect of ours."""
+class ConfigRefused(Exception):
+    """Ray refused the configuration: a defect of the controller."""
 
 
 @dataclass(frozen=True, slots=True)
-class AppState:
-    """How one application goes: Serve's status word, its message, and how many replicas run."""
+class AppStatus:
+    """Serve's status word of one application, its message, and how many replicas run."""
 
     status: str
     message: str
@@ -34,24 +36,24 @@ class AppState:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    applied: Applied
-    states: Mapping[str, AppState]
+class ServeStatus:
+    applied: AppliedConfig
+    apps: Mapping[str, AppStatus]
 
 
-class RayRest:
+class ServeRest:
     def __init__(self, settings: Settings) -> None:
         token = settings.ray_auth_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(base_url=settings.ray_dashboard, headers=headers, timeout=CALL_S_MAX)
 
-    def look(self) -> Seen:
-        """Raises RayAway."""
+    def status(self) -> ServeStatus:
+        """Raises ServeUnavailable."""
         details = self._get("/api/serve/applications/")
         apps = cast(dict[str, Any], details.get("applications") or {})
         configs: dict[str, Config] = {}
-        states: dict[str, AppState] = {}
-        generation: Generation | None = None
+        statuses: dict[str, AppStatus] = {}
+        version: ConfigVersion | None = None
         for name, app in apps.items():
             config = app.get("deployed_app_config")
             if config is not None and app.get("status") != "DELETING":
@@ -59,10 +61,10 @@ class RayRest:
             deployments = cast(dict[str, Any], app.get("deployments") or {})
             running = [r for d in deployments.values() for r in d.get("replicas", []) if r.get("state") == "RUNNING"]
             trouble = [d["message"] for d in deployments.values() if d.get("message") and d.get("status") != "HEALTHY"]
-            states[name] = AppState(app.get("status", ""), (trouble or [app.get("message", "")])[0], len(running))
+            statuses[name] = AppStatus(app.get("status", ""), (trouble or [app.get("message", "")])[0], len(running))
             if name == GATEWAY_APP:
-                generation = _generation(config)
-        return Seen(Applied(generation, configs), states)
+                version = _version_of(config)
+        return ServeStatus(AppliedConfig(version, configs), statuses)
 
     def nodes(self) -> int:
         """Nodes alive, at least one."""
@@ -70,15 +72,15 @@ class RayRest:
         return max(1, sum(1 for node in summary if node.get("raylet", {}).get("state") == "ALIVE"))
 
     def apply(self, config: Config) -> None:
-        """Raises RayAway, RayRefused."""
+        """Raises ServeUnavailable, ConfigRefused."""
         try:
             response = self._client.put("/api/serve/applications/", json=config)
         except httpx.HTTPError as e:
-            raise RayAway(f"{type(e).__name__}: {e}") from e
+            raise ServeUnavailable(f"{type(e).__name__}: {e}") from e
         if response.status_code >= 500:
-            raise RayAway(response.text[:500])
+            raise ServeUnavailable(response.text[:500])
         if response.status_code != 200:
-            raise RayRefused(response.text[:1000])
+            raise ConfigRefused(response.text[:1000])
 
     def close(self) -> None:
         self._client.close()
@@ -89,12 +91,12 @@ class RayRest:
             response.raise_for_status()
             return response.json()
         except (httpx.HTTPError, ValueError) as e:
-            raise RayAway(f"{type(e).__name__}: {e}") from e
+            raise ServeUnavailable(f"{type(e).__name__}: {e}") from e
 
 
-def _generation(config: Config | None) -> Generation | None:
+def _version_of(config: Config | None) -> ConfigVersion | None:
     for deployment in (config or {}).get("deployments", []):
         found = deployment.get("user_config") or {}
         if {"log_id", "store", "position"} <= found.keys():
-            return Generation(found["log_id"], found["store"], int(found["position"]))
+            return ConfigVersion(found["log_id"], found["store"], int(found["position"]))
     return None
