@@ -20,7 +20,6 @@ from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
 from projections.tables import usage_statements
 from projections.usage.insert_plans import UsageSchemas
-from projections.usage.rebuild import Replayed
 from projections.usage.sink import UsageSink
 from rating.book import PriceBook
 from rating.statement import Cutoff, StatementBuilder
@@ -66,7 +65,7 @@ def test_executions_that_share_a_key_are_judged_page_by_page_as_from_the_log(
 ) -> None:
     clickhouse.command("TRUNCATE TABLE usage")
     values = [settled(codec, n) for n in range(CALLS)]
-    records = [Replayed("usage", PARTITION, n, FIRST_MS + n * DAY_MS // 4, TENANT.encode(), v) for n, v in enumerate(values)]
+    records = [Record("usage", PARTITION, n, FIRST_MS + n * DAY_MS // 4, TENANT.encode(), v, {}) for n, v in enumerate(values)]
     reader: Any = None
     sink = UsageSink(clickhouse, UsageSchemas(reader, codec.schemas), lambda partition, fence: 0, lambda letters: None, lambda: None)
     sink.write(sink.prepare([Chunk("usage", PARTITION, records)]))

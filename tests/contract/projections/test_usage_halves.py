@@ -12,14 +12,13 @@ import pytest
 
 from events.facts.usage import InvocationRefused
 from events.log.client import Reader
-from events.log.record import LogRecord
+from events.log.record import LogRecord, Record
 from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import dense_end
 from projections.tables import usage_statements
 from projections.usage.insert_plans import UsageSchemas
-from projections.usage.rebuild import Replayed
 from projections.usage.sink import SHARED_ROWS_MIN, UsageSink
 from projections.usage.table import alter_settings
 from tests.support.clickhouse_process import ClickHouseProcess
@@ -84,7 +83,7 @@ def sink(clickhouse: ClickHouse, table: str, schemas: SchemaSet, say_dead: Calla
 
 
 def chunk(partition: int, first: int, values: Sequence[bytes]) -> Chunk:
-    return Chunk("usage", partition, [Replayed("usage", partition, first + i, 1_700_000_000_000, b"t", v) for i, v in enumerate(values)])
+    return Chunk("usage", partition, [Record("usage", partition, first + i, 1_700_000_000_000, b"t", v, {}) for i, v in enumerate(values)])
 
 
 def figures(engine: ClickHouseProcess, table: str) -> tuple[int, int, int]:
