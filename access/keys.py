@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from binascii import hexlify, unhexlify
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from itertools import compress
 from operator import itemgetter
 from typing import Any, Self
 
 import orjson
 
-from access.codes import KEY_EXPIRED, KEY_REVOKED, KEY_UNKNOWN, Refusal
-from access.principal import FIRST_ADMIN, Principal, SecretDigest
+from access.bearer import digest_of, secret_of
+from access.codes import KEY_EXPIRED, KEY_REVOKED, KEY_UNKNOWN, SECRET_CHARS_MAX, Refusal
+from access.principal import FIRST_ADMIN, Principal
 from events.facts.accounts import KEY_DIMENSIONS
 
 PAGES = 256
@@ -23,6 +26,9 @@ PAGES = 256
 UNPACKED_MAX = 20_000
 """Keys in use that are kept unpacked as well."""
 DIGEST_CHARS = 64
+SCHEME = b"Bearer "
+SCHEME_BYTES = len(SCHEME)
+HEADER_BYTES_MAX = SCHEME_BYTES + SECRET_CHARS_MAX
 REVOKED = b""
 """The line of a revoked key. Its digest stays, so that its holder is told why it stopped working."""
 
@@ -33,7 +39,7 @@ _PACKED = itemgetter("tenant", "key_id", "user", "scopes", "labels", "expires_at
 class Keys:
     """SHA-256 of a secret → its principal. One thread writes, any may read. `first_admin` is known beside the facts, if given."""
 
-    def __init__(self, first_admin: SecretDigest | None = None) -> None:
+    def __init__(self, first_admin: bytes | None = None) -> None:
         self._first_admin = first_admin
         self._pages: list[dict[bytes, bytes]] = [{} for _ in range(PAGES)]
         self._lent: set[int] = set()
@@ -46,7 +52,17 @@ class Keys:
         """Keys that are not revoked."""
         return len(self._digests)
 
-    def identify(self, digest: SecretDigest, now_us: int) -> Principal | Refusal:
+    def authenticate(self, header: bytes | None, now_us: int) -> Principal | Refusal:
+        """Who sends this Authorization header at this instant (µs UTC), or why it opens nothing. A good key in the usual spelling is
+        found by its digest at once; only what is not found has its shape looked at."""
+        if header is not None and len(header) <= HEADER_BYTES_MAX and header[:SCHEME_BYTES] == SCHEME:
+            found = self.identify(sha256(header[SCHEME_BYTES:]).digest(), now_us)
+            if found is not KEY_UNKNOWN:
+                return found
+        secret = secret_of(header)
+        return secret if isinstance(secret, Refusal) else self.identify(digest_of(secret), now_us)
+
+    def identify(self, digest: bytes, now_us: int) -> Principal | Refusal:
         """Who holds the secret of this digest at this instant (µs UTC), or why it opens nothing."""
         packed = self._pages[digest[0]].get(digest)
         if not packed:
@@ -57,12 +73,12 @@ class Keys:
         expires_at = known[2]
         return known[1] if expires_at is None or expires_at > now_us else KEY_EXPIRED
 
-    def _not_issued(self, digest: SecretDigest, packed: bytes | None) -> Principal | Refusal:
+    def _not_issued(self, digest: bytes, packed: bytes | None) -> Principal | Refusal:
         if digest == self._first_admin:
             return FIRST_ADMIN
         return KEY_UNKNOWN if packed is None else KEY_REVOKED
 
-    def _unpack(self, digest: SecretDigest, packed: bytes) -> tuple[bytes, Principal, int | None]:
+    def _unpack(self, digest: bytes, packed: bytes) -> tuple[bytes, Principal, int | None]:
         tenant, key_id, user, scopes, labels, expires_at, *words = orjson.loads(packed)
         principal = Principal(tenant, user, key_id, frozenset(scopes), dict(zip(KEY_DIMENSIONS, words, strict=True)), labels)
         if len(self._unpacked) >= UNPACKED_MAX:
@@ -112,14 +128,14 @@ class Keys:
         return (b"".join([b"%b%b\n" % (hexlify(digest), packed) for digest, packed in page.items()]) for page in lent)
 
     @classmethod
-    def load(cls, lines: list[bytes], first_admin: SecretDigest | None = None) -> Self:
+    def load(cls, lines: list[bytes], first_admin: bytes | None = None) -> Self:
         """The keys of such lines. Raises ValueError."""
         keys = cls(first_admin)
         digests = [unhexlify(line[:DIGEST_CHARS]) for line in lines]
         packed = [line[DIGEST_CHARS:] for line in lines]
         for digest, line in zip(digests, packed, strict=True):
             keys._pages[digest[0]][digest] = line
-        keys._digests = {_name(line): digest for line, digest in zip(packed, digests, strict=True) if line}
+        keys._digests = dict(zip(map(_name, filter(None, packed)), compress(digests, packed), strict=True))
         return keys
 
 

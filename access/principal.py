@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NewType
 
 from access.codes import TENANT_FOREIGN, Refusal, scope_missing
 from events.facts.accounts import KEY_DIMENSIONS, Scope
@@ -13,11 +12,6 @@ from events.facts.fact import KeyId, TenantId, UserId
 PLATFORM = TenantId("platform")
 """The tenant of the first admin's key: the operator of the market."""
 ADMIN_USER = UserId("admin")
-
-_CALLS_ONLY: tuple[Scope, ...] = ("invoke",)
-
-SecretDigest = NewType("SecretDigest", bytes)
-"""SHA-256 of a key's secret, 32 bytes. The secret itself is kept nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +29,12 @@ class Principal:
     def admin(self) -> bool:
         return "admin" in self.scopes
 
-    def may(self, *scopes: Scope) -> bool:
+    def may(self, scope: Scope, *others: Scope) -> bool:
         """Whether one of the scopes is there. `admin` stands for every scope except `invoke`: a call is billed to the key's tenant,
         so only a key that was issued for calls makes them."""
-        return not self.scopes.isdisjoint(scopes) or ("admin" in self.scopes and scopes != _CALLS_ONLY)
+        if scope in self.scopes or not self.scopes.isdisjoint(others):
+            return True
+        return "admin" in self.scopes and (scope != "invoke" or others != ())
 
     def acts_for(self, tenant: str) -> bool:
         """Whether the key may change and read what belongs to this tenant."""
@@ -53,9 +49,9 @@ FIRST_ADMIN = Principal(PLATFORM, ADMIN_USER, KeyId("first-admin"), frozenset[Sc
 """The holder of the key that exists before any fact. It opens the command API and the query API; the gateway does not know it."""
 
 
-def require_scope(principal: Principal, *scopes: Scope) -> Refusal | None:
+def require_scope(principal: Principal, scope: Scope, *others: Scope) -> Refusal | None:
     """A refusal unless the principal has one of the scopes."""
-    return None if principal.may(*scopes) else scope_missing(*scopes)
+    return None if principal.may(scope, *others) else scope_missing(scope, *others)
 
 
 def require_tenant(principal: Principal, tenant: str) -> Refusal | None:

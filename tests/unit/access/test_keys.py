@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from access.bearer import digest_of
-from access.codes import KEY_EXPIRED, KEY_REVOKED, KEY_UNKNOWN
+from access.codes import KEY_EXPIRED, KEY_MALFORMED, KEY_MISSING, KEY_REVOKED, KEY_UNKNOWN
 from access.keys import UNPACKED_MAX, Keys
-from access.principal import FIRST_ADMIN, Principal, SecretDigest
+from access.principal import FIRST_ADMIN, Principal
 
 NOW = 1_000
 
 
-def digest(n: int) -> SecretDigest:
-    return SecretDigest(hashlib.sha256(b"%d" % n).digest())
+def digest(n: int) -> bytes:
+    return hashlib.sha256(b"%d" % n).digest()
 
 
 def issued(n: int, **more: Any) -> dict[str, Any]:
@@ -91,6 +91,25 @@ def test_the_first_admins_key_is_known_where_it_was_given_and_is_in_no_snapshot(
     assert keys.identify(secret, NOW) is FIRST_ADMIN and len(keys) == 0
     assert again(keys).identify(secret, NOW) is KEY_UNKNOWN
     assert Keys.load([], secret).identify(secret, NOW) is FIRST_ADMIN
+
+
+@pytest.mark.parametrize("header", [b"Bearer mm_a", b"bearer mm_a", b"Bearer  mm_a", b"Bearer mm_a "])
+def test_every_spelling_of_a_header_finds_the_key(header: bytes) -> None:
+    keys = Keys()
+    keys.issue(issued(1, key_sha256=digest_of(b"mm_a").hex()))
+    assert isinstance(keys.authenticate(header, NOW), Principal)
+    keys.revoke("t1", "k1")
+    assert keys.authenticate(header, NOW) is KEY_REVOKED
+    assert keys.authenticate(header + b"b", NOW) is (KEY_MALFORMED if header.endswith(b" ") else KEY_UNKNOWN)
+
+
+def test_a_header_that_holds_no_key_is_told_from_a_key_that_is_not_known() -> None:
+    keys = Keys()
+    assert keys.authenticate(None, NOW) is KEY_MISSING
+    assert keys.authenticate(b"Basic YTpi", NOW) is KEY_MALFORMED
+    assert keys.authenticate(b"Bearer " + b"x" * 201, NOW) is KEY_MALFORMED
+    assert keys.authenticate(b"Bearer two words", NOW) is KEY_MALFORMED
+    assert keys.authenticate(b"Bearer " + b"x" * 200, NOW) is KEY_UNKNOWN
 
 
 def test_unpacked_keys_are_bounded() -> None:
