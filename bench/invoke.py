@@ -30,7 +30,7 @@ from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
 
 NAME = "invoke"
-MODEL, SECRET = "model-vision-core-digits", "mk_bench"
+MODEL, SECRET = "model-vision-core-digits", "mm_bench"
 CONNECTIONS = (1, 16, 64)
 ANSWER_S_MAX = 120.0
 Row = dict[str, Any]

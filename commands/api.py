@@ -53,7 +53,7 @@ def build(commands: CommandApp) -> FastAPI:
         yield
         await asyncio.to_thread(commands.close)
 
-    bearer = HTTPBearer(auto_error=False, description="An API key: mk_…")
+    bearer = HTTPBearer(auto_error=False, description="An API key: mm_…")
     api = FastAPIOffline(  # its pages bring their scripts along: a closed network has no content delivery network
         title="modelmarket commands",
         version="1",

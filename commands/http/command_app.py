@@ -178,7 +178,7 @@ def _done(done: Done, status: int, headers: Mapping[str, str], shown_once: Mappi
 
 
 def _unauthorised(why: NotRecognised) -> Refused:
-    violation = Violation(why.code, why.message, "Authorization", "send 'Authorization: Bearer mk_…' with a working key")
+    violation = Violation(why.code, why.message, "Authorization", "send 'Authorization: Bearer mm_…' with a working key")
     return Refused(problem_response(401, [violation], {"WWW-Authenticate": "Bearer"}))
 
 

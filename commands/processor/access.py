@@ -23,7 +23,7 @@ PLATFORM = TenantId("platform")
 """The tenant of the first admin's key: the market's operator."""
 ADMIN_USER = UserId("admin")
 NAMES = (TenantCreated.__name__, ApiKeyIssued.__name__, ApiKeyRevoked.__name__)
-SECRET_PREFIX = "mk_"
+SECRET_PREFIX = "mm_"
 
 
 @dataclass(frozen=True, slots=True)

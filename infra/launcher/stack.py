@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
+from access.bearer import ENTROPY_BYTES, api_key
 from events.process.file_lock import FileLock
 from events.process.settings import PORTS_PER_STACK, Settings
 from infra.launcher import processes, raynode
@@ -126,7 +127,7 @@ class Stack:
             write_secret(self.places.ray_token, given_token)
         minted = {
             "MODELMARKET_RAY_AUTH_TOKEN": given_token or minted_secret(self.places.ray_token, secrets.token_hex(32)),
-            "MODELMARKET_ADMIN_KEY": given_key or minted_secret(self.places.admin_key, f"mk_{secrets.token_urlsafe(32)}"),
+            "MODELMARKET_ADMIN_KEY": given_key or minted_secret(self.places.admin_key, api_key(secrets.token_bytes(ENTROPY_BYTES))),
         }
         return stack_environment(self.settings, self.places, minted)
 

@@ -74,13 +74,13 @@ class Queries:
         match self.keys.recognise(secret, now_us()):
             case Refusal() as refusal:
                 raise Problem(
-                    401, refusal.code, refusal.message, "Authorization", "send `Authorization: Bearer mk_…` with a key that is valid"
+                    401, refusal.code, refusal.message, "Authorization", "send `Authorization: Bearer mm_…` with a key that is valid"
                 )
             case Caller() as caller:
                 return caller
 
 
-_bearer = HTTPBearer(auto_error=False, description="An API key: `mk_…`")
+_bearer = HTTPBearer(auto_error=False, description="An API key: `mm_…`")
 
 
 def _queries(request: Request) -> Queries:

@@ -115,7 +115,7 @@ class Pipeline:
         self._state.require_fresh_keys()
         kind, _, token = request.headers.get(b"authorization", b"").partition(b" ")
         if kind.lower() != b"bearer" or not token:
-            raise Refused(401, "no_key", "this needs an API key", "Authorization", "send Authorization: Bearer mk_…", CHALLENGE)
+            raise Refused(401, "no_key", "this needs an API key", "Authorization", "send Authorization: Bearer mm_…", CHALLENGE)
         key = self._state.routes.key(hashlib.sha256(token.strip()).digest(), request.began_us)
         if key is None:
             raise Refused(

@@ -20,7 +20,7 @@ from events.log.topic_admin import apply_topics
 from events.process.settings import Settings
 from infra.launcher import Stack
 
-ADMIN = "mk_" + "a" * 43
+ADMIN = "mm_" + "a" * 43
 ROOT = Path(__file__).resolve().parents[2]
 
 

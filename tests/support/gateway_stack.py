@@ -29,7 +29,7 @@ from tests.support.usage_oracle import Schemas, decoded, read_topic
 
 M = "model-vision-core-digits"
 V1 = f"{M}-v1.0.0"
-SECRET = "mk_a-callers-key"
+SECRET = "mm_a-callers-key"
 PIXELS = [float(n) for n in range(64)]
 
 

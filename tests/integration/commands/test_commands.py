@@ -398,7 +398,7 @@ def test_a_key_opens_what_its_scopes_say_and_nothing_once_it_is_gone(side: Side,
         answer = httpx.get(f"{side.settings.commands}/v1/models/m", headers=header)
         problem(answer, 401, "key_missing")
         assert answer.headers["www-authenticate"] == "Bearer"
-    problem(http("GET", "/v1/models/m", "mk_unknown"), 401, "key_unknown")
+    problem(http("GET", "/v1/models/m", "mm_unknown"), 401, "key_unknown")
     caller = http.key(acme.tenant, "invoke", user="caller")
     problem(http("GET", "/v1/models/m", caller), 403, "scope_missing")
     for path, body in (

@@ -451,7 +451,7 @@ def test_bad_questions_are_refused_with_the_field_that_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "header", [{}, {"Authorization": "Bearer mk_wrong"}, {"Authorization": "Basic x"}, {"Authorization": "Bearer " + "x" * 5000}]
+    "header", [{}, {"Authorization": "Bearer mm_wrong"}, {"Authorization": "Basic x"}, {"Authorization": "Bearer " + "x" * 5000}]
 )
 def test_without_a_good_key_nothing_is_answered(market: Market, header: dict[str, str]) -> None:
     query(market, market.admin, "/v1/catalog")

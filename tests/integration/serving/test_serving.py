@@ -95,7 +95,7 @@ def test_the_same_idempotency_key_and_body_give_the_same_invocation_key_and_anot
 
 
 def test_refusals_are_facts_counted_per_second_and_never_billed(edge: GatewayStack) -> None:
-    assert {edge.infer(secret="mk_wrong").status_code for _ in range(20)} == {401}
+    assert {edge.infer(secret="mm_wrong").status_code for _ in range(20)} == {401}
     assert edge.infer("model-no-such-thing").status_code == 404
 
     def told() -> bool:
@@ -110,30 +110,30 @@ def test_refusals_are_facts_counted_per_second_and_never_billed(edge: GatewaySta
 
 
 def test_a_key_stops_working_within_two_seconds_of_its_revocation(edge: GatewayStack) -> None:
-    key_id = edge.facts.key("caller", "mk_short-lived")
-    eventually(lambda: edge.infer(secret="mk_short-lived").status_code == 200, "a new key works", 5)
+    key_id = edge.facts.key("caller", "mm_short-lived")
+    eventually(lambda: edge.infer(secret="mm_short-lived").status_code == 200, "a new key works", 5)
     edge.facts.write(accounts.ApiKeyRevoked, tenant="caller", key_id=key_id, by="admin")
-    assert seconds_until(lambda: edge.infer(secret="mk_short-lived").status_code == 401, "a revoked key stops", 5) <= 2
+    assert seconds_until(lambda: edge.infer(secret="mm_short-lived").status_code == 401, "a revoked key stops", 5) <= 2
 
 
 def test_a_key_works_until_the_instant_at_which_it_expires_and_not_after(edge: GatewayStack) -> None:
-    edge.facts.key("caller", "mk_expired", expires_at=now_us() - 1_000_000)
+    edge.facts.key("caller", "mm_expired", expires_at=now_us() - 1_000_000)
     ends = now_us() + SOON_US
-    edge.facts.key("caller", "mk_ending", expires_at=ends)
-    eventually(lambda: edge.infer(secret="mk_ending").status_code == 200, "the key works until then", SOON_US / 1e6)
-    refused = edge.infer(secret="mk_expired")  # issued before one that works, so known
+    edge.facts.key("caller", "mm_ending", expires_at=ends)
+    eventually(lambda: edge.infer(secret="mm_ending").status_code == 200, "the key works until then", SOON_US / 1e6)
+    refused = edge.infer(secret="mm_expired")  # issued before one that works, so known
     assert refused.status_code == 401 and refused.json()["code"] == "unknown_key"
     while now_us() < ends:
-        answer = edge.infer(secret="mk_ending")
+        answer = edge.infer(secret="mm_ending")
         assert answer.status_code == 200 or now_us() >= ends
         time.sleep(0.02)
-    assert edge.infer(secret="mk_ending").status_code == 401
+    assert edge.infer(secret="mm_ending").status_code == 401
 
 
 def test_a_key_without_the_scope_is_forbidden_and_sees_no_models(edge: GatewayStack) -> None:
-    edge.facts.key("caller", "mk_reader", scopes=("read",))
-    eventually(lambda: edge.infer(secret="mk_reader").status_code == 403, "a key without scope", 5)
-    listed = edge.client.get(f"{edge.settings.gateway}/v1/models", headers={"Authorization": "Bearer mk_reader"})
+    edge.facts.key("caller", "mm_reader", scopes=("read",))
+    eventually(lambda: edge.infer(secret="mm_reader").status_code == 403, "a key without scope", 5)
+    listed = edge.client.get(f"{edge.settings.gateway}/v1/models", headers={"Authorization": "Bearer mm_reader"})
     assert listed.json()["data"] == []
 
 
@@ -155,8 +155,8 @@ def test_the_models_are_listed_with_what_they_cost_the_caller_now(edge: GatewayS
     assert listed()["pricing"] == {"price_book": "standard", "book_version": 1, "currency": "CNY", "meters": meters}
     starts = now_us() + SOON_US
     edge.facts.prices("standard", 2, starts, ("*", "calls", 700, 1))
-    edge.facts.key("caller", "mk_after-the-prices")
-    eventually(lambda: edge.infer(secret="mk_after-the-prices").status_code == 200, "the second version is known, too", SOON_US / 1e6)
+    edge.facts.key("caller", "mm_after-the-prices")
+    eventually(lambda: edge.infer(secret="mm_after-the-prices").status_code == 200, "the second version is known, too", SOON_US / 1e6)
     assert version() == 1 and now_us() < starts
     eventually(lambda: version() == 2, "the second version takes over", SOON_US / 1e6 + 1)
     assert now_us() >= starts and listed()["pricing"]["meters"] == {"calls": {"amount_micros": 700, "per_units": 1}}
@@ -256,7 +256,7 @@ def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(ed
 
 
 def test_a_gateway_that_hears_nothing_stops_answering_before_a_revoked_key_could_matter_for_long(edge: GatewayStack) -> None:
-    secret = "mk_soon-revoked"
+    secret = "mm_soon-revoked"
     key_id = edge.facts.key("caller", secret)
     eventually(lambda: edge.infer(secret=secret).status_code == 200, "the new key works", 10)
     edge.facts.silent = True

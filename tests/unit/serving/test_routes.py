@@ -156,7 +156,7 @@ def test_names_are_full_ids_or_addresses_that_pin_a_version() -> None:
 
 
 def test_a_key_works_from_its_issue_until_it_expires_or_is_revoked() -> None:
-    digest = hashlib.sha256(b"mk_secret")
+    digest = hashlib.sha256(b"mm_secret")
     issued = {
         "tenant": "acme",
         "key_id": "k1",
@@ -175,7 +175,7 @@ def test_a_key_works_from_its_issue_until_it_expires_or_is_revoked() -> None:
 
 
 def test_a_snapshot_holds_all_that_the_facts_made() -> None:
-    digest = hashlib.sha256(b"mk_secret").digest()
+    digest = hashlib.sha256(b"mm_secret").digest()
     issued = {"tenant": "acme", "key_id": "k1", "key_sha256": digest.hex(), "user": "u", "scopes": ["invoke", "read"]}
     routes, copy = told(*CANARY, ("ApiKeyIssued", issued)), Routes()
     copy.load(b"".join(routes.dump()))
