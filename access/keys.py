@@ -26,6 +26,8 @@ PAGES = 256
 UNPACKED_MAX = 20_000
 """Keys in use that are kept unpacked as well."""
 DIGEST_CHARS = 64
+KEYS_FORMAT = ",".join(("keys-2", *KEY_DIMENSIONS))
+"""Part of the code version of every fold that keeps keys: lines of other dimensions are another format."""
 SCHEME = b"Bearer "
 SCHEME_BYTES = len(SCHEME)
 HEADER_BYTES_MAX = SCHEME_BYTES + SECRET_CHARS_MAX

@@ -86,8 +86,8 @@ class Gateway:
         """A refused call of an operation becomes a fact; a failed health check or a wrong address does not."""
         if request.operation == UNKNOWN or not self.state.opened or refused.code in EXECUTED:
             return
-        key = request.key
-        who = (key.tenant, key.key_id, key.user) if key else (UNKNOWN, UNKNOWN, UNKNOWN)
+        caller = request.caller
+        who = (caller.tenant, caller.key_id, caller.user) if caller else (UNKNOWN, UNKNOWN, UNKNOWN)
         model = request.model.model if request.model else UNKNOWN
         self.state.meter.count_refusal(RefusalKey(*who, model, request.operation, refused.status, refused.code))
 

@@ -11,12 +11,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from access.principal import Principal
 from events.log.client import LogBroken, LogUnavailable
 from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.ids import new_id
 from serving.gateway.request import Request
-from serving.gateway.routes import Key, Model, Version
+from serving.gateway.routes import Model, Version
 from serving.gateway.state import GatewayState
 from serving.gateway.version_queue import CallResult
 from serving.inference import Inference
@@ -40,11 +41,11 @@ class Outcome:
 
 
 class Execution:
-    """`request` has passed identification and routing: its key and model are known."""
+    """`request` has passed identification and routing: its caller and model are known."""
 
     def __init__(self, state: GatewayState, request: Request, version: Version, route: str, inference: Inference) -> None:
-        assert request.key is not None and request.model is not None
-        self._key: Key = request.key
+        assert request.caller is not None and request.model is not None
+        self._caller: Principal = request.caller
         self._model: Model = request.model
         self._state, self._request, self._version, self._route, self._inference = state, request, version, route, inference
         self._event_id = new_id()
@@ -74,15 +75,15 @@ class Execution:
 
     def record(self, ended: Outcome) -> PendingFact:
         """Writes the usage fact of this attempt. Raises Refused (503) when the log cannot take it; nothing was written then."""
-        request, key, result = self._request, self._key, ended.result
+        request, caller, result = self._request, self._caller, ended.result
         body: dict[str, Any] = {
             "correlation_id": self._inference.id,
             "invocation_key": self._invocation_key(),
-            **key.dimensions,
-            "key_id": key.key_id,
-            "user": key.user,
+            **caller.dimensions,
+            "key_id": caller.key_id,
+            "user": caller.user,
             "region": self._state.settings.region,
-            "labels": key.labels,
+            "labels": caller.labels,
             "provider": self._version.provider,
             "model": self._model.model,
             "model_version": self._version.version,
@@ -102,7 +103,7 @@ class Execution:
             "batch_size": result.batch_size if result else 1,
         }
         try:
-            return self._state.meter.record_settled(key.tenant, self._event_id, body)
+            return self._state.meter.record_settled(caller.tenant, self._event_id, body)
         except (LogUnavailable, LogBroken) as e:
             raise unavailable("log_unavailable", "usage cannot be recorded now, so there is no answer") from e
 
@@ -132,7 +133,7 @@ class Execution:
             return b""
         digest = hashlib.sha256()
         addressed = f"{request.operation} {request.addressed}".encode()
-        for part in (self._key.tenant.encode(), request.idempotency_key, addressed, request.body):
+        for part in (self._caller.tenant.encode(), request.idempotency_key, addressed, request.body):
             digest.update(len(part).to_bytes(8, "big"))
             digest.update(part)
         return digest.digest()

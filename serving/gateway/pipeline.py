@@ -6,23 +6,23 @@ write the outputs down. Operations that execute nothing take the first steps onl
 
 from __future__ import annotations
 
-import hashlib
 from typing import assert_never
 
+from access.principal import Principal
+from events.facts.accounts import Scope
 from serving.gateway.body_memory import BodyMemoryLimiter
 from serving.gateway.execution import Execution, Outcome
+from serving.gateway.identify import identify, require
 from serving.gateway.request import Request
-from serving.gateway.routes import Key
 from serving.gateway.routing import choose_version, find_model, servable_version
 from serving.gateway.state import GatewayState
 from serving.http import JSON, Answer, whole_number
 from serving.inference import Predicted, PredictionFailed
 from serving.protocols.operations import CheckReady, DescribeVersion, Infer, ListedModel, ListModels, Operation, ShowDocument
-from serving.refused import Headers, Refused, unavailable
+from serving.refused import Refused, unavailable
 
 MODELS_MAX = 10_000
 """As many models as the market is made for; one page."""
-CHALLENGE: Headers = ((b"www-authenticate", b'Bearer realm="modelmarket"'),)
 
 
 class Pipeline:
@@ -52,14 +52,14 @@ class Pipeline:
         request.operation, request.addressed = "infer", operation.model
         request.require_method("POST")
         # identify
-        key = self._identify(request, "invoke")
+        caller = self._identify(request, "invoke")
         request.model, pinned = find_model(state.routes, operation.model, operation.version)
         request.read_idempotency_key()
         request.require_plain_body()
         # limit
         bytes_max = state.settings.infer_bytes_max
         announced = whole_number(request.headers, "Content-Length")
-        with self._body_memory.reserve(key.tenant, bytes_max if announced is None else min(announced, bytes_max)):
+        with self._body_memory.reserve(caller.tenant, bytes_max if announced is None else min(announced, bytes_max)):
             await request.read_body(announced or 0, bytes_max)
             # route
             version, route = choose_version(request.model, pinned, canary_trusted=state.fresh)
@@ -99,10 +99,10 @@ class Pipeline:
     def _list(self, request: Request, operation: ListModels) -> Answer:
         request.operation = "list"
         request.require_method("GET")
-        key = self._identify(request)
+        caller = self._identify(request)
         routes = self._state.routes
-        models = list(routes.models.values()) if "invoke" in key.scopes else []
-        prices = routes.prices.at(key.tenant, request.began_us)
+        models = list(routes.models.values()) if caller.may("invoke") else []
+        prices = routes.prices.at(caller.tenant, request.began_us)
         listed = [
             ListedModel(m.model, m.provider, m.registered_at // 1_000_000, None if prices is None else prices.pricing(m.model))
             for m in models[:MODELS_MAX]
@@ -110,18 +110,10 @@ class Pipeline:
         ]
         return Answer(200, JSON, operation.render(listed))
 
-    def _identify(self, request: Request, scope: str | None = None) -> Key:
-        """The key of a request. Raises Refused: 503 while keys cannot be checked, 401 without a good key, 403 without the scope."""
+    def _identify(self, request: Request, scope: Scope | None = None) -> Principal:
+        """Who calls. Raises Refused: 503 while keys cannot be checked, 401 without a good key, 403 without the scope."""
         self._state.require_fresh_keys()
-        kind, _, token = request.headers.get(b"authorization", b"").partition(b" ")
-        if kind.lower() != b"bearer" or not token:
-            raise Refused(401, "no_key", "this needs an API key", "Authorization", "send Authorization: Bearer mm_…", CHALLENGE)
-        key = self._state.routes.key(hashlib.sha256(token.strip()).digest(), request.began_us)
-        if key is None:
-            raise Refused(
-                401, "unknown_key", "this API key is unknown, expired or revoked", "Authorization", "ask for a new key", CHALLENGE
-            )
-        request.key = key
-        if scope is not None and scope not in key.scopes:
-            raise Refused(403, "missing_scope", f"this API key may not {scope}", "Authorization", f"ask for a key with scope {scope}")
-        return key
+        request.caller = identify(self._state.routes.keys, request.headers.get(b"authorization"), request.began_us)
+        if scope is not None:
+            require(request.caller, scope)
+        return request.caller

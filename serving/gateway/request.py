@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from serving.gateway.routes import Key, Model
+from access.principal import Principal
+from serving.gateway.routes import Model
 from serving.metering.refusal_counts import UNKNOWN
 from serving.refused import Refused, bad
 
@@ -31,7 +32,7 @@ class Request:
     receive: Receive
     began_us: int
     operation: str = UNKNOWN
-    key: Key | None = None
+    caller: Principal | None = None
     model: Model | None = None
     addressed: str = ""
     """The model as the caller named it."""

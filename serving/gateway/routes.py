@@ -13,10 +13,9 @@ from typing import Any
 
 import orjson
 
-from events.facts.accounts import KEY_DIMENSIONS
+from access.keys import KEYS_FORMAT, Keys
 from events.log.record import Coordinate
 from serving.gateway.current_prices import CurrentPrices
-from serving.gateway.keys import Key, Keys
 from serving.model_interface import Interface, interface_of
 
 SPREAD = 61
@@ -104,7 +103,7 @@ def pick(weights: tuple[tuple[str, int], ...], turn: int) -> str:
 class Routes:
     """The fold: implements `events.log.fold_runner.Fold`. It never skips a fact silently."""
 
-    code_version = ",".join(("routes-5", *KEY_DIMENSIONS))
+    code_version = f"routes-6 {KEYS_FORMAT}"
 
     def __init__(self) -> None:
         self.keys = Keys()
@@ -192,10 +191,6 @@ class Routes:
     def versions(self) -> list[Version]:
         """All of them; a copy, since the fold goes on in its own thread."""
         return [v for m in list(self.models.values()) for v in list(m.versions.values())]
-
-    def key(self, sha256: bytes, now_us: int) -> Key | None:
-        key = self.keys.get(sha256)
-        return None if key is None or (key.expires_at is not None and key.expires_at <= now_us) else key
 
     def find(self, name: str) -> tuple[Model, str | None] | None:
         """The model of a name and the version the name pins: the full id, or the address `…-v{semver}`."""

@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Awaitable
 from typing import Any
 
+from access.codes import keys_stale
 from events.log.client import LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.process.settings import Settings
+from serving.gateway.identify import access_refused
 from serving.gateway.routes import Routes, Version
 from serving.gateway.version_queue import BATCHES_PER_REPLICA, VersionQueue
 from serving.metering.meter import Meter, ProducerEpoch
@@ -147,7 +149,7 @@ class GatewayState:
         if not self.opened:
             raise unavailable("starting", "the gateway is starting", 2)
         if self._fold_runner.failure is not None or self._fold_runner.age_s() > self.settings.staleness_s_max:
-            raise unavailable("stale", f"no heartbeat came for {self.settings.staleness_s_max:.0f} s: keys cannot be checked", 5)
+            raise access_refused(keys_stale(self.settings.staleness_s_max))
 
     # --- queues
 

@@ -103,7 +103,7 @@ def test_refusals_are_facts_counted_per_second_and_never_billed(edge: GatewaySta
         for _, body, _ in edge.usage():
             if body["_name"] == "InvocationRefused":
                 counts[body["tenant"], body["model"], body["error_code"]] += body["count"]
-        return counts["-", "-", "unknown_key"] >= 20 and counts["caller", "-", "unknown_model"] >= 1
+        return counts["-", "-", "key_unknown"] >= 20 and counts["caller", "-", "unknown_model"] >= 1
 
     eventually(told, "refusals are written", 10)
     check_chains(edge.usage())
@@ -122,7 +122,7 @@ def test_a_key_works_until_the_instant_at_which_it_expires_and_not_after(edge: G
     edge.facts.key("caller", "mm_ending", expires_at=ends)
     eventually(lambda: edge.infer(secret="mm_ending").status_code == 200, "the key works until then", SOON_US / 1e6)
     refused = edge.infer(secret="mm_expired")  # issued before one that works, so known
-    assert refused.status_code == 401 and refused.json()["code"] == "unknown_key"
+    assert refused.status_code == 401 and refused.json()["code"] == "key_expired"
     while now_us() < ends:
         answer = edge.infer(secret="mm_ending")
         assert answer.status_code == 200 or now_us() >= ends
@@ -268,7 +268,7 @@ def test_a_gateway_that_hears_nothing_stops_answering_before_a_revoked_key_could
         ended = seconds_until(lambda: edge.infer(secret=secret).status_code != 200, "the key ends with the bound", STALE_S + 5)
         assert ended <= STALE_S + 5
         stale = edge.infer()
-        assert (stale.status_code, stale.json()["code"]) == (503, "stale")
+        assert (stale.status_code, stale.json()["code"]) == (503, "keys_stale")
     finally:
         edge.facts.silent = False
     eventually(lambda: edge.infer().status_code == 200, "news again", 10)

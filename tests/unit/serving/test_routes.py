@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import Any
 
@@ -10,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from access.bearer import digest_of
+from access.codes import KEY_EXPIRED, KEY_REVOKED
+from access.principal import Principal
 from events.log.record import Coordinate
 from serving.gateway.routes import NOWHERE, Routes, pick
 from serving.gateway.routing import choose_version
@@ -155,34 +157,29 @@ def test_names_are_full_ids_or_addresses_that_pin_a_version() -> None:
     assert found("model-vision-core-other") is None
 
 
+def issued(**more: Any) -> dict[str, Any]:
+    words = dict.fromkeys(("sub_account", "department", "team", "project"), "")
+    who = {"tenant": "acme", "key_id": "k1", "key_sha256": digest_of(b"mm_secret").hex(), "user": "u", "scopes": ["invoke", "read"]}
+    return who | words | {"labels": {"a": "b"}, "expires_at": None} | more
+
+
 def test_a_key_works_from_its_issue_until_it_expires_or_is_revoked() -> None:
-    digest = hashlib.sha256(b"mm_secret")
-    issued = {
-        "tenant": "acme",
-        "key_id": "k1",
-        "key_sha256": digest.hexdigest(),
-        "user": "u",
-        "scopes": ["invoke"],
-        "labels": {"a": "b"},
-        "expires_at": 1000,
-    }
-    routes = told(("ApiKeyIssued", issued))
-    key = routes.key(digest.digest(), 999)
-    assert key is not None and key.tenant == "acme" and key.scopes == {"invoke"} and key.labels == {"a": "b"}
-    assert routes.key(digest.digest(), 1000) is None
-    routes.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
-    assert routes.key(digest.digest(), 999) is None
+    keys = told(("ApiKeyIssued", issued(scopes=["invoke"], expires_at=1000))).keys
+    found = keys.authenticate(b"Bearer mm_secret", 999)
+    assert isinstance(found, Principal) and (found.tenant, found.scopes, found.labels) == ("acme", {"invoke"}, {"a": "b"})
+    assert keys.authenticate(b"Bearer mm_secret", 1000) is KEY_EXPIRED
+    keys.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"})
+    assert keys.authenticate(b"Bearer mm_secret", 999) is KEY_REVOKED
 
 
 def test_a_snapshot_holds_all_that_the_facts_made() -> None:
-    digest = hashlib.sha256(b"mm_secret").digest()
-    issued = {"tenant": "acme", "key_id": "k1", "key_sha256": digest.hex(), "user": "u", "scopes": ["invoke", "read"]}
-    routes, copy = told(*CANARY, ("ApiKeyIssued", issued)), Routes()
+    routes, copy = told(*CANARY, ("ApiKeyIssued", issued())), Routes()
     copy.load(b"".join(routes.dump()))
-    assert copy.keys.get(digest) == routes.keys.get(digest) != None  # noqa: E711
+    found = copy.keys.authenticate(b"Bearer mm_secret", 0)
+    assert isinstance(found, Principal) and found == routes.keys.authenticate(b"Bearer mm_secret", 0)
     assert copy.models == routes.models
     copy.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
-    assert len(copy.keys) == 0
+    assert len(copy.keys) == 0 and copy.keys.authenticate(b"Bearer mm_secret", 0) is KEY_REVOKED
 
 
 @given(st.integers(1, 99), st.integers(0, 10**9))
