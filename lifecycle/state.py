@@ -20,7 +20,7 @@ from lifecycle.deployment import Deployment, DeploymentFact, NotDeployed
 from lifecycle.misfit import Misfit
 from lifecycle.model import Model, ModelFact, NoModel
 
-DecidedFact = ModelFact | DeploymentFact
+AggregateFact = ModelFact | DeploymentFact
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Lifecycle:
     deployment: Deployment = field(default_factory=NotDeployed)
 
 
-def evolve(state: Lifecycle, fact: DecidedFact) -> Lifecycle:
+def evolve(state: Lifecycle, fact: AggregateFact) -> Lifecycle:
     """The state after a fact. Facts were decided on this very state, so a fact that does not fit is our mistake."""
     assert fact.version == state.version + 1, f"fact {fact.version} after state {state.version}"
     match fact:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from commands.models.decide import Decision, no_model, no_version, retired
-from commands.models.state import ActiveModel, Approved, ModelState, NoModel, NotDeployed, RetiredModel, Serving, Shifting, loaded
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid
 from events.facts.deployments import (
@@ -19,6 +18,9 @@ from events.facts.deployments import (
     VersionUndeployed,
 )
 from events.facts.fact import ModelVersion
+from lifecycle.deployment import NotDeployed, Serving, Shifting, Unloading, loaded
+from lifecycle.model import ActiveModel, Approved, NoModel, RetiredModel
+from lifecycle.state import Lifecycle
 
 LOADED_MAX = 4
 """Versions of one model in memory at once: live, candidate, and two to go back to."""
@@ -66,36 +68,37 @@ class UndeployVersion:
 DeploymentCommand = DeployVersion | StartRollout | AdvanceRollout | PromoteRollout | RollBack | UndeployVersion
 
 
-def decide(state: ModelState, command: DeploymentCommand, origin: CommandContext) -> Decision:
+def decide(state: Lifecycle, command: DeploymentCommand, origin: CommandContext) -> Decision:
     """The facts that follow from a command, or why not."""
-    match state:
+    model = state.model
+    match model:
         case NoModel():
             return no_model()
         case RetiredModel():
-            return retired(state)
+            return retired(model)
         case ActiveModel():
             pass
         case _:
-            assert_never(state)
+            assert_never(model)
     match command:
         case DeployVersion():
-            return _deploy(state, command, origin)
+            return _deploy(state, model, command, origin)
         case StartRollout():
-            return _start(state, command, origin)
+            return _start(state, model, command, origin)
         case AdvanceRollout():
-            return _advance(state, command, origin)
+            return _advance(state, model, command, origin)
         case PromoteRollout():
-            return _promote(state, origin)
+            return _promote(state, model, origin)
         case RollBack():
-            return _roll_back(state, command, origin)
+            return _roll_back(state, model, command, origin)
         case UndeployVersion():
-            return _undeploy(state, command, origin)
+            return _undeploy(state, model, command, origin)
         case _:
             assert_never(command)
 
 
-def _approved(state: ActiveModel, version: str) -> Approved | Rejected:
-    found = state.versions.get(version)
+def _approved(model: ActiveModel, version: str) -> Approved | Rejected:
+    found = model.versions.get(version)
     if found is None:
         return no_version(version)
     if not isinstance(found, Approved):
@@ -113,16 +116,18 @@ def _weight(percent: int) -> Rejected | None:
     return invalid("weight_out_of_range", f"{percent} is not within 1…99", "weight_percent", "promote for 100, roll back for 0")
 
 
-def _deploy(state: ActiveModel, c: DeployVersion, o: CommandContext) -> Decision:
-    approved = _approved(state, c.model_version)
+def _deploy(state: Lifecycle, model: ActiveModel, c: DeployVersion, o: CommandContext) -> Decision:
+    approved = _approved(model, c.model_version)
     if isinstance(approved, Rejected):
         return approved
     if not isinstance(state.deployment, NotDeployed):
-        return conflict("already_deployed", f"{state.model} serves {state.deployment.live}", "model", "start a rollout of the new version")
+        return conflict(
+            "already_deployed", f"{model.model} serves {loaded(state.deployment)[0]}", "model", "start a rollout of the new version"
+        )
     fact = VersionDeployed(
         **o.head(state.version + 1),
-        model=state.model,
-        tenant=state.tenant,
+        model=model.model,
+        tenant=model.tenant,
         model_version=ModelVersion(c.model_version),
         artifact=approved.release.artifact,
         spec=c.spec,
@@ -131,17 +136,17 @@ def _deploy(state: ActiveModel, c: DeployVersion, o: CommandContext) -> Decision
     return (fact,)
 
 
-def _start(state: ActiveModel, c: StartRollout, o: CommandContext) -> Decision:
+def _start(state: Lifecycle, model: ActiveModel, c: StartRollout, o: CommandContext) -> Decision:
     bad = _weight(c.weight_percent)
     if bad is not None:
         return bad
-    approved = _approved(state, c.model_version)
+    approved = _approved(model, c.model_version)
     if isinstance(approved, Rejected):
         return approved
     was = state.deployment
     match was:
-        case NotDeployed():
-            return conflict("not_deployed", f"{state.model} serves nothing yet", "model", "deploy the first version")
+        case NotDeployed() | Unloading():
+            return conflict("not_deployed", f"{model.model} serves nothing yet", "model", "deploy the first version")
         case Shifting():
             message = f"{was.candidate} is being rolled out at {was.weight_percent} %"
             return conflict("rollout_under_way", message, "model", "promote it or roll it back first")
@@ -153,8 +158,8 @@ def _start(state: ActiveModel, c: StartRollout, o: CommandContext) -> Decision:
                 return conflict("too_many_loaded", message, "version", f"undeploy one of {', '.join(was.standby)}")
             fact = RolloutStarted(
                 **o.head(state.version + 1),
-                model=state.model,
-                tenant=state.tenant,
+                model=model.model,
+                tenant=model.tenant,
                 from_version=ModelVersion(was.live),
                 to_version=ModelVersion(c.model_version),
                 artifact=approved.release.artifact,
@@ -167,7 +172,7 @@ def _start(state: ActiveModel, c: StartRollout, o: CommandContext) -> Decision:
             assert_never(was)
 
 
-def _advance(state: ActiveModel, c: AdvanceRollout, o: CommandContext) -> Decision:
+def _advance(state: Lifecycle, model: ActiveModel, c: AdvanceRollout, o: CommandContext) -> Decision:
     bad = _weight(c.weight_percent)
     if bad is not None:
         return bad
@@ -177,28 +182,28 @@ def _advance(state: ActiveModel, c: AdvanceRollout, o: CommandContext) -> Decisi
     if was.weight_percent == c.weight_percent:
         return conflict("weight_unchanged", f"the weight is {c.weight_percent} % already", "weight_percent", "nothing to do")
     head = o.head(state.version + 1)
-    return (RolloutAdvanced(**head, model=state.model, to_version=ModelVersion(was.candidate), weight_percent=c.weight_percent, by=o.by),)
+    return (RolloutAdvanced(**head, model=model.model, to_version=ModelVersion(was.candidate), weight_percent=c.weight_percent, by=o.by),)
 
 
-def _promote(state: ActiveModel, o: CommandContext) -> Decision:
+def _promote(state: Lifecycle, model: ActiveModel, o: CommandContext) -> Decision:
     was = state.deployment
     if not isinstance(was, Shifting):
         return _not_shifting()
     head = o.head(state.version + 1)
     return (
-        RolloutPromoted(**head, model=state.model, from_version=ModelVersion(was.live), to_version=ModelVersion(was.candidate), by=o.by),
+        RolloutPromoted(**head, model=model.model, from_version=ModelVersion(was.live), to_version=ModelVersion(was.candidate), by=o.by),
     )
 
 
-def _roll_back(state: ActiveModel, c: RollBack, o: CommandContext) -> Decision:
+def _roll_back(state: Lifecycle, model: ActiveModel, c: RollBack, o: CommandContext) -> Decision:
     was = state.deployment
-    if isinstance(was, NotDeployed):
-        return conflict("not_deployed", f"{state.model} serves nothing yet", "model", "deploy a version")
+    if isinstance(was, NotDeployed | Unloading):
+        return conflict("not_deployed", f"{model.model} serves nothing yet", "model", "deploy a version")
     # Asked twice, by two people or by one who heard no answer, it goes back once: never forward again to what was left.
     to = c.to_version or (was.live if isinstance(was, Shifting) else was.before)
     if not to:
         return conflict("nothing_to_go_back_to", "no other version was live before", "to_version", "name an approved version")
-    approved = _approved(state, to)
+    approved = _approved(model, to)
     if isinstance(approved, Rejected):
         return approved
     leaving = was.candidate if isinstance(was, Shifting) else was.live
@@ -211,11 +216,11 @@ def _roll_back(state: ActiveModel, c: RollBack, o: CommandContext) -> Decision:
         )
     head = o.head(state.version + 1)
     return (
-        RolledBack(**head, model=state.model, from_version=ModelVersion(leaving), to_version=ModelVersion(to), reason=c.reason, by=o.by),
+        RolledBack(**head, model=model.model, from_version=ModelVersion(leaving), to_version=ModelVersion(to), reason=c.reason, by=o.by),
     )
 
 
-def _undeploy(state: ActiveModel, c: UndeployVersion, o: CommandContext) -> Decision:
+def _undeploy(state: Lifecycle, model: ActiveModel, c: UndeployVersion, o: CommandContext) -> Decision:
     was = state.deployment
     if isinstance(was, NotDeployed) or c.model_version not in loaded(was):
         return conflict("not_loaded", f"version {c.model_version} is not loaded", "version", "nothing to do")
@@ -224,4 +229,4 @@ def _undeploy(state: ActiveModel, c: UndeployVersion, o: CommandContext) -> Deci
             "takes_calls", f"version {c.model_version} takes calls", "version", "shift its traffic away first, or retire the model"
         )
     head = o.head(state.version + 1)
-    return (VersionUndeployed(**head, model=state.model, model_version=ModelVersion(c.model_version), reason=c.reason, by=o.by),)
+    return (VersionUndeployed(**head, model=model.model, model_version=ModelVersion(c.model_version), reason=c.reason, by=o.by),)

@@ -7,17 +7,6 @@ from typing import Literal, assert_never
 
 from commands.models.compatibility import differences, neighbours
 from commands.models.semver import parse
-from commands.models.state import (
-    ActiveModel,
-    Approved,
-    Draft,
-    InReview,
-    ModelFact,
-    ModelState,
-    NoModel,
-    RetiredModel,
-    loaded,
-)
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, forbidden, invalid, missing
 from events.facts.deployments import VersionUndeployed
@@ -33,6 +22,9 @@ from events.facts.models import (
     ModelVersionSubmitted,
     Technical,
 )
+from lifecycle.deployment import loaded
+from lifecycle.model import ActiveModel, Approved, Draft, InReview, NoModel, RetiredModel
+from lifecycle.state import AggregateFact, Lifecycle
 
 VERSIONS_MAX = 1000
 """Versions of one model: bounds its aggregate; a busy team releases for years before it meets it."""
@@ -86,31 +78,32 @@ class RetireModel:
 
 
 LifecycleCommand = RegisterModel | AddVersion | SubmitVersion | ReviewVersion | RetireModel
-Decision = tuple[ModelFact, ...] | Rejected
+Decision = tuple[AggregateFact, ...] | Rejected
 
 
-def decide(state: ModelState, command: LifecycleCommand, origin: CommandContext) -> Decision:
+def decide(state: Lifecycle, command: LifecycleCommand, origin: CommandContext) -> Decision:
     """The facts that follow from a command, or why not."""
     if isinstance(command, RegisterModel):
         return _register(state, command, origin)
-    match state:
+    model = state.model
+    match model:
         case NoModel():
             return no_model()
         case RetiredModel():
-            return retired(state)
+            return retired(model)
         case ActiveModel():
             pass
         case _:
-            assert_never(state)
+            assert_never(model)
     match command:
         case AddVersion():
-            return _add_version(state, command, origin)
+            return _add_version(state, model, command, origin)
         case SubmitVersion():
-            return _submit(state, command, origin)
+            return _submit(state, model, command, origin)
         case ReviewVersion():
-            return _review(state, command, origin)
+            return _review(state, model, command, origin)
         case RetireModel():
-            return _retire(state, command, origin)
+            return _retire(state, model, command, origin)
         case _:
             assert_never(command)
 
@@ -123,16 +116,16 @@ def no_version(version: str) -> Rejected:
     return missing("version_unknown", f"the model has no version {version}", "version", "list the model's versions, or add this one")
 
 
-def retired(state: RetiredModel) -> Rejected:
-    successor = f"; its successor is {state.successor}" if state.successor else ""
+def retired(model: RetiredModel) -> Rejected:
+    successor = f"; its successor is {model.successor}" if model.successor else ""
     return Rejected(
         "gone",
-        conflict("model_retired", f"{state.model} is retired{successor}", "model", "use the successor, or register a new name").violations,
+        conflict("model_retired", f"{model.model} is retired{successor}", "model", "use the successor, or register a new name").violations,
     )
 
 
-def _register(state: ModelState, c: RegisterModel, o: CommandContext) -> Decision:
-    if not isinstance(state, NoModel):
+def _register(state: Lifecycle, c: RegisterModel, o: CommandContext) -> Decision:
+    if not isinstance(state.model, NoModel):
         return conflict(
             "name_taken", f"{c.model} already exists or existed", "name", "choose another name; a retired name is never given again"
         )
@@ -153,21 +146,21 @@ def _register(state: ModelState, c: RegisterModel, o: CommandContext) -> Decisio
     return (fact,)
 
 
-def _add_version(state: ActiveModel, c: AddVersion, o: CommandContext) -> Decision:
+def _add_version(state: Lifecycle, model: ActiveModel, c: AddVersion, o: CommandContext) -> Decision:
     number = parse(c.model_version)
     if number is None:
         return invalid(
             "version_not_semver", f"'{c.model_version}' is no SemVer 2.0", "version", "write MAJOR.MINOR.PATCH, for example 1.0.0"
         )
-    for text, known in state.versions.items():
+    for text, known in model.versions.items():
         # 1.0.0+a and 1.0.0+b have one precedence (SemVer clause 10): two such versions could not be told apart in order.
         if parse(text) == number:
             same = known.release.artifact == c.artifact
             message = f"version {text} exists with {'these' if same else 'other'} bytes and is never changed"
             return conflict("version_exists", message, "version", "nothing to do" if same else "add a new version number")
-    if len(state.versions) >= VERSIONS_MAX:
+    if len(model.versions) >= VERSIONS_MAX:
         return conflict("too_many_versions", f"a model has at most {VERSIONS_MAX} versions", "version", "register a successor model")
-    unknown = [p for p in c.lineage.parents if p not in state.versions and p not in c.parents_known]
+    unknown = [p for p in c.lineage.parents if p not in model.versions and p not in c.parents_known]
     if unknown:
         return invalid(
             "parent_unknown",
@@ -175,11 +168,11 @@ def _add_version(state: ActiveModel, c: AddVersion, o: CommandContext) -> Decisi
             "lineage.parents",
             "name existing versions, as 1.0.0 or model-…-v1.0.0",
         )
-    below, above = neighbours(number, tuple(state.versions))
+    below, above = neighbours(number, tuple(model.versions))
     for older, newer, other in ((below, None, below), (None, above, above)):
         if other is None:
             continue
-        there = state.versions[other].release.technical
+        there = model.versions[other].release.technical
         found = differences(there, c.technical) if older else differences(c.technical, there)
         if found:
             relation = f"callers of {older}" if older else f"callers of {c.model_version}, once {newer} serves them,"
@@ -187,8 +180,8 @@ def _add_version(state: ActiveModel, c: AddVersion, o: CommandContext) -> Decisi
             return invalid("incompatible", message, "technical", f"keep inputs and outputs compatible, or release {number.major + 1}.0.0")
     fact = ModelVersionAdded(
         **o.head(state.version + 1),
-        model=state.model,
-        tenant=state.tenant,
+        model=model.model,
+        tenant=model.tenant,
         model_version=ModelVersion(c.model_version),
         technical=c.technical,
         artifact=c.artifact,
@@ -200,14 +193,14 @@ def _add_version(state: ActiveModel, c: AddVersion, o: CommandContext) -> Decisi
     return (fact,)
 
 
-def _submit(state: ActiveModel, c: SubmitVersion, o: CommandContext) -> Decision:
-    version = state.versions.get(c.model_version)
+def _submit(state: Lifecycle, model: ActiveModel, c: SubmitVersion, o: CommandContext) -> Decision:
+    version = model.versions.get(c.model_version)
     match version:
         case None:
             return no_version(c.model_version)
         case Draft():
             return (
-                ModelVersionSubmitted(**o.head(state.version + 1), model=state.model, model_version=ModelVersion(c.model_version), by=o.by),
+                ModelVersionSubmitted(**o.head(state.version + 1), model=model.model, model_version=ModelVersion(c.model_version), by=o.by),
             )
         case InReview():
             return conflict("already_submitted", f"version {c.model_version} is in review", "version", "wait for both reviews")
@@ -217,8 +210,8 @@ def _submit(state: ActiveModel, c: SubmitVersion, o: CommandContext) -> Decision
             assert_never(version)
 
 
-def _review(state: ActiveModel, c: ReviewVersion, o: CommandContext) -> Decision:
-    version = state.versions.get(c.model_version)
+def _review(state: Lifecycle, model: ActiveModel, c: ReviewVersion, o: CommandContext) -> Decision:
+    version = model.versions.get(c.model_version)
     if version is None:
         return no_version(c.model_version)
     if not isinstance(version, InReview):
@@ -232,7 +225,7 @@ def _review(state: ActiveModel, c: ReviewVersion, o: CommandContext) -> Decision
         return forbidden("same_reviewer", "business and security reviews are given by two different people", "by", "ask another reviewer")
     reviewed = ModelVersionReviewed(
         **o.head(state.version + 1),
-        model=state.model,
+        model=model.model,
         model_version=ModelVersion(c.model_version),
         review=c.review,
         verdict=c.verdict,
@@ -244,7 +237,7 @@ def _review(state: ActiveModel, c: ReviewVersion, o: CommandContext) -> Decision
     business, security = (o.by, other) if c.review == "business" else (other, o.by)
     approved = ModelVersionApproved(
         **o.head(state.version + 2),
-        model=state.model,
+        model=model.model,
         model_version=ModelVersion(c.model_version),
         business_by=business,
         security_by=security,
@@ -252,13 +245,13 @@ def _review(state: ActiveModel, c: ReviewVersion, o: CommandContext) -> Decision
     return (reviewed, approved)
 
 
-def _retire(state: ActiveModel, c: RetireModel, o: CommandContext) -> Decision:
-    if c.successor == state.model:
+def _retire(state: Lifecycle, model: ActiveModel, c: RetireModel, o: CommandContext) -> Decision:
+    if c.successor == model.model:
         return invalid("successor_is_itself", "a model cannot succeed itself", "successor", "name another model, or none")
-    retirement = ModelRetired(**o.head(state.version + 1), model=state.model, reason=c.reason, successor=c.successor, by=o.by)
+    retirement = ModelRetired(**o.head(state.version + 1), model=model.model, reason=c.reason, successor=c.successor, by=o.by)
     unloads = (
         VersionUndeployed(
-            **o.head(state.version + 2 + i), model=state.model, model_version=ModelVersion(v), reason="model retired", by=o.by
+            **o.head(state.version + 2 + i), model=model.model, model_version=ModelVersion(v), reason="model retired", by=o.by
         )
         for i, v in enumerate(loaded(state.deployment))
     )

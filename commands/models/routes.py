@@ -47,13 +47,14 @@ from commands.models.decide import (
     no_model,
 )
 from commands.models.semver import parse
-from commands.models.state import ActiveModel, Approved, ModelState, NoModel
 from commands.processor.aggregates import MODEL
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, forbidden, invalid
 from commands.tenants.routes import existing_tenant
 from events.facts.fact import DecidedFact, ModelId, TenantId, UserId
 from events.process.artifacts import ArtifactMissing
+from lifecycle.model import ActiveModel, Approved, NoModel
+from lifecycle.state import Lifecycle
 
 _ADDRESS = re.compile(r"^(model-[a-z0-9-]{1,160})-v(\d.*)$")
 
@@ -107,20 +108,20 @@ class Models:
         """The state that commands are decided on. The ETag is its version."""
         call = self._app.enter(request, "models", "deploy", "read", "review:business", "review:security")
         state = self._app.aggregates.load(MODEL, model)
-        if isinstance(state, NoModel) or not _sees(call, state):
+        if not _sees(call, state):
             return rejected_response(no_model(), call.headers)
-        content = orjson.dumps(asdict(state), default=lambda part: part.model_dump())
+        content = orjson.dumps({**asdict(state.model), "version": state.version, **_deployed(state)}, default=vars)
         return Response(content, 200, {**call.headers, "ETag": f'"{state.version}"'}, "application/json")
 
     def add_version(self, model: ModelPath, body: AddVersionBody, request: Request) -> Response:
         """Adds a draft whose bytes are fixed by digest; the file must be here and be what the description says."""
         call = self._app.enter(request, "models")
-        state = self._app.aggregates.load(MODEL, model)
-        if not isinstance(state, ActiveModel) or not call.principal.acts_for(state.tenant):
+        known = self._app.aggregates.load(MODEL, model).model
+        if not isinstance(known, ActiveModel) or not call.principal.acts_for(known.tenant):
             return _run_lifecycle(self._app, call, model, SubmitVersion(body.version), "add version")  # says 404 or 410
         technical = body.technical.fact()
         try:
-            size, found = self._intake.check(state.tenant, body.artifact, technical)
+            size, found = self._intake.check(known.tenant, body.artifact, technical)
         except ArtifactMissing:
             remedy = f"PUT the file to /v1/artifacts/{body.artifact} first"
             return rejected_response(invalid("artifact_missing", "no such artifact of this tenant", "artifact", remedy), call.headers)
@@ -129,8 +130,8 @@ class Models:
         if found is not None:
             return rejected_response(found, call.headers)
         lineage = body.lineage.fact()
-        known = frozenset(p for p in lineage.parents if _exists(self._app, call, p))
-        command = AddVersion(body.version, technical, body.artifact, size, body.release_notes, lineage, known)
+        parents = frozenset(p for p in lineage.parents if _exists(self._app, call, p))
+        command = AddVersion(body.version, technical, body.artifact, size, body.release_notes, lineage, parents)
         return _run_lifecycle(self._app, call, model, command, "add version", body, 201)
 
     def submit(self, model: ModelPath, version: PartPath, request: Request) -> Response:
@@ -219,32 +220,37 @@ def _run_deployment(
     return app.run(call, MODEL, model, decide, operation=operation, body=body, answer=_answer, status=status)
 
 
-_Decide = Callable[[ModelState, CommandContext], Sequence[DecidedFact] | Rejected]
+_Decide = Callable[[Lifecycle, CommandContext], Sequence[DecidedFact] | Rejected]
 
 
 def _owned(call: Call, decide: _Decide, everybodys: bool) -> _Decide:
     """A stranger's model is as unknown as one that does not exist. Reviewers are the market's own, and see every tenant's."""
 
-    def decide_if_owned(state: ModelState, origin: CommandContext) -> Sequence[DecidedFact] | Rejected:
-        if not everybodys and not isinstance(state, NoModel) and not call.principal.acts_for(state.tenant):
+    def decide_if_owned(state: Lifecycle, origin: CommandContext) -> Sequence[DecidedFact] | Rejected:
+        if not everybodys and not isinstance(state.model, NoModel) and not call.principal.acts_for(state.model.tenant):
             return no_model()
         return decide(state, origin)
 
     return decide_if_owned
 
 
-def _answer(state: ModelState, _facts: Sequence[DecidedFact]) -> dict[str, Any]:
+def _answer(state: Lifecycle, _facts: Sequence[DecidedFact]) -> dict[str, Any]:
     """What a person wants to know next: where the versions and the traffic stand now."""
-    assert not isinstance(state, NoModel)
-    said: dict[str, Any] = {"model": state.model, "state": state.kind}
-    if isinstance(state, ActiveModel):
-        said["deployment"] = orjson.loads(orjson.dumps(asdict(state.deployment), default=lambda part: part.model_dump()))
-    return said
+    assert not isinstance(state.model, NoModel)
+    return {"model": state.model.model, "state": state.model.kind, **_deployed(state)}
 
 
-def _sees(call: Call, state: ModelState) -> bool:
-    assert not isinstance(state, NoModel)
-    return call.principal.acts_for(state.tenant) or call.principal.may("review:business", "review:security")
+def _deployed(state: Lifecycle) -> dict[str, Any]:
+    """What was decided about the traffic of a model that is not retired."""
+    if not isinstance(state.model, ActiveModel):
+        return {}
+    return {"deployment": orjson.loads(orjson.dumps(state.deployment, default=vars))}
+
+
+def _sees(call: Call, state: Lifecycle) -> bool:
+    if isinstance(state.model, NoModel):
+        return False
+    return call.principal.acts_for(state.model.tenant) or call.principal.may("review:business", "review:security")
 
 
 def _tenant(app: CommandApp, call: Call, asked: str | None) -> TenantId:
@@ -262,7 +268,7 @@ def _exists(app: CommandApp, call: Call, parent: str) -> bool:
     found = _ADDRESS.match(parent)
     if found is None or parse(found[2]) is None:
         return False
-    state = app.aggregates.load(MODEL, found[1])
-    if isinstance(state, NoModel) or found[2] not in state.versions:
+    model = app.aggregates.load(MODEL, found[1]).model
+    if isinstance(model, NoModel) or found[2] not in model.versions:
         return False
-    return call.principal.acts_for(state.tenant) or isinstance(state.versions[found[2]], Approved)
+    return call.principal.acts_for(model.tenant) or isinstance(model.versions[found[2]], Approved)

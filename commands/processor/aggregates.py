@@ -10,8 +10,6 @@ from typing import Any, Generic, TypeVar, cast
 
 from commands.bills import decide as bill
 from commands.bills.decide import BillState
-from commands.models import state as model_state
-from commands.models.state import ModelState
 from commands.prices import decide as price_book
 from commands.prices.decide import BookState
 from commands.store.event_store import Event, Store
@@ -24,11 +22,13 @@ from commands.write_offs.producers import ProducerState
 from commands.write_offs.records import RecordState
 from events.facts.topics import FACTS
 from events.schema.codec import Codec
+from lifecycle import state as lifecycle
+from lifecycle.state import Lifecycle
 
 STATES_KEPT = 10_000
 """States remembered: the market's models once over; a forgotten one is folded again from its events."""
 
-AnyState = BillState | ModelState | BookState | TenantState | RecordState | ProducerState
+AnyState = BillState | Lifecycle | BookState | TenantState | RecordState | ProducerState
 S = TypeVar("S", bound=AnyState)
 
 
@@ -44,7 +44,7 @@ class Kind(Generic[S]):
         return f"{self.name}/{key}"
 
 
-MODEL: Kind[ModelState] = Kind("model", model_state.NoModel(), model_state.evolve)
+MODEL: Kind[Lifecycle] = Kind("model", Lifecycle(), lifecycle.evolve)
 TENANT: Kind[TenantState] = Kind("tenant", tenant.NoTenant(), tenant.evolve)
 BOOK: Kind[BookState] = Kind("prices", price_book.NoBook(), price_book.evolve)
 BILLS: Kind[BillState] = Kind("bills", bill.NoBills(), bill.evolve)

@@ -22,12 +22,14 @@ from commands.deployments.decide import (
 )
 from commands.models import decide as model_decide
 from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
-from commands.models.state import ActiveModel, ModelState, NoModel, NotDeployed, Serving, Shifting, evolve, loaded
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from events.facts.deployments import RolledBack, RolloutStarted, ServiceSpec, VersionDeployed, VersionUndeployed
 from events.facts.fact import ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, ModelRetired, Technical, TensorSpec
+from lifecycle.deployment import NotDeployed, Serving, Shifting, Unloading, loaded
+from lifecycle.model import ActiveModel
+from lifecycle.state import Lifecycle, evolve
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0", "1.5.0")
 X = TensorSpec(name="x", datatype="FP32", shape=(-1,))
@@ -44,12 +46,12 @@ def by(user: str) -> CommandContext:
     return CommandContext("00000000-0000-4000-8000-000000000000", 1, UserId(user), "", "")
 
 
-def decide(state: ModelState, command: Any, user: str = "ops") -> Any:
+def decide(state: Lifecycle, command: Any, user: str = "ops") -> Any:
     lifecycle = isinstance(command, RegisterModel | AddVersion | SubmitVersion | ReviewVersion | RetireModel)
     return (model_decide if lifecycle else deployment_decide).decide(state, command, by(user))
 
 
-def after(state: ModelState, *commands: Any, user: str = "ops") -> ModelState:
+def after(state: Lifecycle, *commands: Any, user: str = "ops") -> Lifecycle:
     for command in commands:
         facts = decide(state, command, user)
         assert not isinstance(facts, Rejected), (command, facts)
@@ -58,9 +60,9 @@ def after(state: ModelState, *commands: Any, user: str = "ops") -> ModelState:
     return state
 
 
-def approved(*versions: str) -> ModelState:
+def approved(*versions: str) -> Lifecycle:
     model = ModelId("model-vision-lab-digits")
-    state = after(NoModel(), RegisterModel(model, TenantId("acme"), "vision", "lab", "digits", "s", "t", UserId("o"), "", (), COMPLIANCE))
+    state = after(Lifecycle(), RegisterModel(model, TenantId("acme"), "vision", "lab", "digits", "s", "t", UserId("o"), "", (), COMPLIANCE))
     for v in versions:
         state = after(state, AddVersion(v, TECHNICAL, digest(v), 1, "", Lineage()), SubmitVersion(v), user="owner")
         state = after(state, ReviewVersion(v, "business", "approved"), user="bea")
@@ -68,8 +70,8 @@ def approved(*versions: str) -> ModelState:
     return state
 
 
-def deployment(state: ModelState) -> Any:
-    assert isinstance(state, ActiveModel)
+def deployment(state: Lifecycle) -> Any:
+    assert isinstance(state.model, ActiveModel)
     return state.deployment
 
 
@@ -194,7 +196,7 @@ COMMANDS = st.one_of(
 
 @for_all(st.lists(COMMANDS, max_size=25))
 def test_whatever_is_asked_a_loaded_version_stays_loaded_until_it_is_undeployed_and_one_is_live(commands: list[Any]) -> None:
-    state: ModelState = ALL
+    state: Lifecycle = ALL
     for command in commands:
         facts = decide(state, command)
         if isinstance(facts, Rejected):
@@ -214,6 +216,8 @@ def test_whatever_is_asked_a_loaded_version_stays_loaded_until_it_is_undeployed_
             case Shifting():
                 assert 1 <= now.weight_percent <= 99
                 assert now.candidate != now.live
+            case Unloading():
+                raise AssertionError("only a retirement unloads the live version")
 
 
 def test_the_rules_import_no_client() -> None:

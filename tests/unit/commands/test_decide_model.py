@@ -14,11 +14,11 @@ from commands.models import decide as model_decide
 from commands.models.compatibility import differences
 from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
 from commands.models.semver import SemVer, parse
-from commands.models.state import ModelState, NoModel, evolve
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from events.facts.fact import ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, ModelRegistered, ModelVersionApproved, ModelVersionReviewed, Technical, TensorSpec
+from lifecycle.state import Lifecycle, evolve
 
 MODEL = ModelId("model-vision-lab-digits")
 DIGEST = "sha256:" + "a" * 64
@@ -55,9 +55,9 @@ def add(version: str, **changes: Any) -> AddVersion:
     return replace(AddVersion(version, technical(), DIGEST, 10, "", Lineage()), **changes)
 
 
-def given(*steps: tuple[str, Any]) -> ModelState:
+def given(*steps: tuple[str, Any]) -> Lifecycle:
     """The state after these (user, command), each of which must succeed."""
-    state: ModelState = NoModel()
+    state: Lifecycle = Lifecycle()
     for user, command in steps:
         facts = model_decide.decide(state, command, by(user))
         assert not isinstance(facts, Rejected), facts
@@ -66,7 +66,7 @@ def given(*steps: tuple[str, Any]) -> ModelState:
     return state
 
 
-def when(state: ModelState, user: str, command: Any) -> Sequence[Any] | Rejected:
+def when(state: Lifecycle, user: str, command: Any) -> Sequence[Any] | Rejected:
     return model_decide.decide(state, command, by(user))
 
 
@@ -83,14 +83,14 @@ APPROVED = (*SUBMITTED, ("bea", BUSINESS), ("sam", SECURITY))
 
 
 def test_a_registration_takes_the_name_and_says_who_and_why() -> None:
-    (fact,) = when(NoModel(), "owner", REGISTER)
+    (fact,) = when(Lifecycle(), "owner", REGISTER)
     assert isinstance(fact, ModelRegistered)
     assert (fact.model, fact.tenant, fact.version, fact.producer) == (MODEL, "acme", 1, "commands")
     assert (fact.causation_id, fact.correlation_id, fact.occurred_at) == ("cause", "correlation", 1_000_000)
 
 
 def test_deciding_twice_gives_the_same_event_ids() -> None:
-    assert when(NoModel(), "owner", REGISTER) == when(NoModel(), "owner", REGISTER)
+    assert when(Lifecycle(), "owner", REGISTER) == when(Lifecycle(), "owner", REGISTER)
 
 
 def test_a_name_is_given_once() -> None:
@@ -103,7 +103,7 @@ def test_a_retired_name_is_never_given_away_again() -> None:
 
 def test_nothing_happens_to_a_model_that_does_not_exist() -> None:
     for command in (add("1.0.0"), SubmitVersion("1.0.0"), BUSINESS, RetireModel("old")):
-        assert refused(when(NoModel(), "owner", command)) == "model_unknown"
+        assert refused(when(Lifecycle(), "owner", command)) == "model_unknown"
 
 
 def test_a_version_is_never_changed() -> None:
