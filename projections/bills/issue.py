@@ -18,7 +18,7 @@ from events.schema.codec import Codec
 from projections.bills.bill_from_log import LogIncomplete, bills_from_log, epochs_ended, tenant_bills
 from projections.bills.bill_from_tables import LISTED_MAX, bill_from_table, cuts_of, unreadable_below
 from projections.bills.running import newest_position
-from projections.catalog.documents import plain
+from projections.catalog.document import plain
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.table_offsets import DenseEnds
 from rating.bill import Bill

@@ -42,7 +42,8 @@ FROM history WHERE topic = {topic:String} AND valid_from_us <= {as_of:Int64}
 """
 _MODELS = f"""
 SELECT key, state, position, changed_at FROM ({_NEWEST} AND key > {{after:String}} GROUP BY key)
-WHERE ({{domain:String}} = '' OR JSONExtractString(state, 'domain') = {{domain:String}})
+WHERE JSONExtractString(state, 'tenant') != ''
+  AND ({{domain:String}} = '' OR JSONExtractString(state, 'domain') = {{domain:String}})
   AND ({{task:String}} = '' OR JSONExtractString(state, 'task') = {{task:String}})
   AND ({{scenario:String}} = '' OR JSONExtractString(state, 'scenario') = {{scenario:String}})
   AND ({{tenant:String}} = '' OR JSONExtractString(state, 'tenant') = {{tenant:String}})
@@ -85,7 +86,8 @@ class Catalog:
         """One model, or None when it was not registered then."""
         params: dict[str, object] = {"topic": "models", "as_of": as_of, "key": model}
         rows = self._clickhouse.rows(_NEWEST + " AND key = {key:String} GROUP BY key", params, _BOUNDS)
-        return _model(rows[0], self._deployments([model], as_of).get(model)) if rows else None
+        known = rows and "tenant" in json.loads(rows[0]["state"])  # facts of a name that nobody registered leave a document too
+        return _model(rows[0], self._deployments([model], as_of).get(model)) if known else None
 
     def history(self, model: str, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
         """What happened to a model, newest first: each fact with where it stands on the log."""
@@ -107,22 +109,26 @@ class Catalog:
 
 
 def _model(row: dict[str, Any], deployment: dict[str, Any] | None) -> Model:
-    """A model's document with what runs of it: per version `deployment`, and over all `live`, `candidate`, `weights`, `status`."""
+    """A model's document with what runs of it: per version `deployment`, and over all who is to take the calls and who takes them."""
     document: Model = json.loads(row["state"])
     deployed: dict[str, Any] = (deployment or {}).get("versions", {})
+    # A retirement and the unloading it brings are on two topics: the first alone ends the calls.
+    traffic = {} if deployment is None or document["retired"] else deployment
     versions = {
         version: {**said, "deployment": deployed.get(version)}
         for version, said in sorted(document.get("versions", {}).items(), key=_release)
     }
-    live = (deployment or {}).get("live", "")
+    live = traffic.get("live", "")
     running = deployed.get(live, {}).get("status", "")
-    status = "retired" if document.get("retired") else running or "not_deployed"
+    status = "retired" if document["retired"] else running or "not_deployed"
     return {
         **document,
         "versions": versions,
         "live": live,
-        "candidate": (deployment or {}).get("candidate", ""),
-        "weights": (deployment or {}).get("weights", {}),
+        "candidate": traffic.get("candidate", ""),
+        "serving": traffic.get("serving", ""),
+        "loading": traffic.get("loading", []),
+        "weights": traffic.get("weights", {}),
         "status": status,
         "position": row["position"],
         "changed_at": row["changed_at"],

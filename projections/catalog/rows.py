@@ -18,7 +18,8 @@ from events.log.chain import STORE_OPENED, Chain, ChainCheck, ChainPosition, cha
 from events.log.chain_check import UNREADABLE_OPENING, check_chain
 from events.log.record import LogRecord
 from events.schema.codec import Codec, Undecodable
-from projections.catalog.documents import Document, Misplaced, evolve, plain
+from projections.catalog.document import Document, plain
+from projections.catalog.documents import Misplaced, evolve
 
 OBSERVED_KEPT = 100_000
 """event_ids of observed facts remembered per partition, to tell copies: hours of a busy deployment topic."""
@@ -135,7 +136,8 @@ class PartitionFold:
         self, record: LogRecord, kind: RowKind, name: str, body: Mapping[str, Any], chain_position: ChainPosition | None
     ) -> dict[str, Any]:
         key = str(body[FACTS[name].key])
-        document = evolve(self.topic, self.documents.get(key, {}), name, body)
+        position = chain_position.position if chain_position else self.chain.position
+        document = evolve(self.topic, self.documents.get(key, {}), name, body, position)
         self.documents[key] = document
         return self._row(record, kind, name, body, key, document, chain_position)
 

@@ -29,10 +29,12 @@ class Model(Answer):
     description: str
     tags: list[str]
     versions: dict[str, Version]
-    live: str = Field(description="The version that takes the calls; empty when none.")
+    live: str = Field(description="The version that is to take the calls; empty when none.")
     candidate: str = Field(description="The version being rolled out; empty when none.")
-    weights: dict[str, int] = Field(description="Version → percent of the calls.")
-    status: str = Field(description="not_deployed | loading | ready | failed | retired")
+    serving: str = Field(description="The version that takes the calls now, but for the candidate's share; empty when none is ready.")
+    loading: list[str] = Field(description="Versions that were asked for and not seen ready yet.")
+    weights: dict[str, int] = Field(description="Version → percent of the calls that it takes now.")
+    status: str = Field(description="Of the live version: not_deployed | loading | ready | failed | retired")
     position: int
     changed_at: int
 

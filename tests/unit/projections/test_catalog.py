@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from events.facts.topics import TOPICS, entries
+from events.facts.deployments import ServiceSpec
+from events.facts.topics import FACTS, TOPICS, entries
 from events.log.chain import ChainPosition
 from events.log.chain_check import UNREADABLE_OPENING
 from events.log.headers import CE_TYPE
 from events.log.record import Record
 from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
-from projections.catalog.documents import ROUTES_KEPT, STEPS, evolve
-from projections.catalog.queries import public
+from lifecycle.facts import LifecycleFact
+from lifecycle.status import GATEWAYS_KEPT
+from projections.catalog.documents import STEPS, evolve
+from projections.catalog.queries import _model, public  # pyright: ignore[reportPrivateUsage]
 from projections.catalog.rows import PartitionFold
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.catalog.tables import HISTORY_ROWS
@@ -43,12 +46,61 @@ def published(number: int) -> tuple[str, dict[str, Any]]:
     return "PriceBookPublished", {**base(number), "version": number, **body}
 
 
-def retired(number: int, reason: str) -> tuple[str, dict[str, Any]]:
-    return "ModelRetired", {**base(number), "version": number, "model": MODEL, "reason": reason, "by": "u"}
+def named(number: int, name: str) -> tuple[str, dict[str, Any]]:
+    body = {"tenant": "acme", "display_name": name, "price_book": "standard", "by": "u"}
+    return "TenantCreated", {**base(number), "version": number, **body}
 
 
-def ready(number: int, version: str = "1.0.0") -> tuple[str, dict[str, Any]]:
-    return "VersionReady", {**base(number), "model": MODEL, "model_version": version, "replicas": number, "position": 1}
+def ready(number: int, version: str = "1.0.0", position: int = 99) -> tuple[str, dict[str, Any]]:
+    return "VersionReady", {**base(number), "model": MODEL, "model_version": version, "replicas": number, "position": position}
+
+
+def decided(name: str) -> dict[str, Any]:
+    """The members of a decided fact of a rollout from 1.0.0 to 2.0.0."""
+    members = {
+        "version": 1,
+        "tenant": "acme",
+        "model": MODEL,
+        "model_version": "1.0.0",
+        "from_version": "1.0.0",
+        "to_version": "2.0.0",
+        "artifact": "sha256:" + "0" * 64,
+        "spec": ServiceSpec().model_dump(),
+        "weight_percent": 20,
+        "reason": "r",
+        "gate_state": "",
+        "by": "u",
+    }
+    return {k: v for k, v in members.items() if k in FACTS[name].cls.model_fields}
+
+
+def deployment(*facts: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """The document after these facts at the positions 1, 2, …; a member that is not named is as in `decided`."""
+    document: dict[str, Any] = {}
+    for position, (name, body) in enumerate(facts, 1):
+        before = json.dumps(document)
+        whole = {**CODEC.decode(CODEC.encode_dict(name, {**base(position), **decided(name), **body}))[1]}
+        changed = evolve("deployments", document, name, whole, position)
+        assert json.dumps(document) == before, "a document is never changed in place"
+        document = changed
+    return document
+
+
+DEPLOYED = (("VersionDeployed", {}), ready(1))
+TRIED = (*DEPLOYED, ("RolloutStarted", {}), ready(1, "2.0.0"))
+PROMOTED = (*TRIED, ("RolloutPromoted", {}))
+
+
+REGISTERED: tuple[str, dict[str, Any]] = (
+    "ModelRegistered",
+    {
+        **dict.fromkeys(("domain", "team", "name", "scenario", "task", "owner", "description"), "x"),
+        "model": MODEL,
+        "tenant": "acme",
+        "tags": [],
+        "compliance": {"licence": "MIT", "data_sources": [], "data_level": "public"},
+    },
+)
 
 
 def alert(what: str, number: int, rule: str = "stuck", of: int = 0) -> tuple[str, dict[str, Any]]:
@@ -85,7 +137,8 @@ def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), posi
 
 def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
     expected = {(e.topic, e.name) for e in entries() if e.topic in HISTORY_TOPICS and e.name != "StoreOpened"}
-    assert {(topic, fact) for topic, steps in STEPS.items() for fact in steps} == expected
+    lifecycle = {(FACTS[cls.__name__].topic, cls.__name__) for cls in get_args(LifecycleFact)}
+    assert {(topic, fact) for topic, steps in STEPS.items() for fact in steps} | lifecycle == expected
 
 
 def test_every_topic_but_heartbeats_is_folded_into_some_table() -> None:
@@ -109,23 +162,23 @@ def test_a_row_has_exactly_the_columns_of_its_table() -> None:
 
 
 def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
-    log = Log("models")
+    log = Log("accounts")
     opened(log)
-    log.put(retired(2, "first"), ChainPosition("s", 2, 1))
-    log.put(retired(3, "second"), ChainPosition("s", 3, 2))
-    rows = log.put(retired(2, "first"), ChainPosition("s", 2, 1))
+    log.put(named(2, "first"), ChainPosition("s", 2, 1))
+    log.put(named(3, "second"), ChainPosition("s", 3, 2))
+    rows = log.put(named(2, "first"), ChainPosition("s", 2, 1))
     assert kinds(rows) == [("copy", 3)]
-    assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
+    assert log.fold.documents["acme"]["display_name"] == "second"
 
 
 def test_a_record_waits_for_its_predecessor_even_when_that_comes_later_on_the_log() -> None:
-    log = Log("models")
+    log = Log("accounts")
     opened(log)
-    assert log.put(retired(3, "second"), ChainPosition("s", 3, 2)) == []
-    rows = log.put(retired(2, "first"), ChainPosition("s", 2, 1))
+    assert log.put(named(3, "second"), ChainPosition("s", 3, 2)) == []
+    rows = log.put(named(2, "first"), ChainPosition("s", 2, 1))
     assert kinds(rows) == [("decided", 2), ("decided", 1)]
     assert [row["step"] for row in rows] == [2, 3]
-    assert log.fold.documents[MODEL]["retired"]["reason"] == "second"
+    assert log.fold.documents["acme"]["display_name"] == "second"
 
 
 def test_a_gap_holds_back_everything_behind_it() -> None:
@@ -146,20 +199,32 @@ def test_a_gap_holds_back_everything_behind_it() -> None:
 
 
 def test_a_new_store_is_followed_only_by_its_own_fact() -> None:
-    log = Log("models")
+    log = Log("accounts")
     opened(log)
-    log.put(retired(2, "old store"), ChainPosition("s", 2, 1))
-    assert log.put(retired(2, "stranger"), ChainPosition("t", 5, 4)) == []
+    log.put(named(2, "old store"), ChainPosition("s", 2, 1))
+    assert log.put(named(2, "stranger"), ChainPosition("t", 5, 4)) == []
     rows = opened(log, "t", ("s", 2), 3)
     assert kinds(rows) == [("store", 3)]
-    assert log.fold.documents[MODEL]["retired"]["reason"] == "old store"
+    assert log.fold.documents["acme"]["display_name"] == "old store"
 
 
 def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
     log = Log("deployments")
-    rows = log.put(ready(1)) + log.put(ready(2)) + log.put(ready(1))
-    assert kinds(rows) == [("observed", 0), ("observed", 1), ("copy", 2)]
+    opened(log)
+    log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ChainPosition("s", 2, 1))
+    rows = log.put(ready(1, position=2)) + log.put(ready(2, position=2)) + log.put(ready(1, position=2))
+    assert kinds(rows) == [("observed", 2), ("observed", 3), ("copy", 4)]
     assert log.fold.documents[MODEL]["versions"]["1.0.0"]["replicas"] == 2
+
+
+def test_a_fact_that_does_not_follow_has_a_row_and_changes_nothing() -> None:
+    log = Log("deployments")
+    opened(log)
+    log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ChainPosition("s", 2, 1))
+    before = log.fold.documents[MODEL]
+    rows = log.put(ready(1, "7.0.0")) + log.put(("RolloutPromoted", {**base(8), **decided("RolloutPromoted")}), ChainPosition("s", 3, 2))
+    assert kinds(rows) == [("observed", 2), ("decided", 3)]
+    assert (log.fold.documents[MODEL], log.dead) == (before, [])
 
 
 @pytest.mark.parametrize(
@@ -167,16 +232,16 @@ def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
     [
         (b"hello", "not_framed"),
         (b"\x00\x00\x00\xff\xff...", "unknown_schema"),
-        (CODEC.encode_dict(*retired(1, "no headers")), "no_place"),
+        (CODEC.encode_dict(*named(1, "no headers")), "no_place"),
         (CODEC.encode_dict(*ready(1)), "misplaced"),
     ],
 )
 def test_a_stray_is_a_dead_letter_with_a_row_and_the_fold_goes_on(stray: bytes, code: str) -> None:
-    log = Log("models")
+    log = Log("accounts")
     opened(log)
     assert kinds(log.put(stray)) == [("dead", 1)]
     assert log.dead == [code]
-    assert kinds(log.put(retired(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
+    assert kinds(log.put(named(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
 
 
 def test_headers_that_claim_a_place_where_there_is_no_chain_hold_nothing_back() -> None:
@@ -212,57 +277,98 @@ def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
 
 
 def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on() -> None:
-    log = Log("models")
+    log = Log("accounts")
     opened(log)
-    fake = Record("models", 0, log.offset, 1, b"k", b"garbage", {})
+    fake = Record("accounts", 0, log.offset, 1, b"k", b"garbage", {})
     rows, dead = log.fold.take(fake, {CE_TYPE: b"StoreOpened", **ChainPosition("stranger", 1 << 40, 0).headers})
     log.offset += 1
     assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1)], [UNREADABLE_OPENING])
     assert rows[0]["position"] == 1, "a number that nobody vouches for moves no position"
-    assert kinds(log.put(retired(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
+    assert kinds(log.put(named(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
 
 
 def test_a_decided_record_in_its_place_that_cannot_be_read_stops_the_fold() -> None:
-    log = Log("models")
+    log = Log("accounts")
     opened(log)
     with pytest.raises(Undecodable):
         log.put(b"\x00\x00\x00\x00\x01", ChainPosition("s", 2, 1))
 
 
 def test_a_rollout_moves_the_weights_and_a_rollback_returns_them() -> None:
-    spec = {"replicas_min": 1}
-    to_2 = {"from_version": "1.0.0", "to_version": "2.0.0"}
-    document: dict[str, Any] = {}
-    steps: list[tuple[str, dict[str, Any], dict[str, int]]] = [
-        ("VersionDeployed", {"model_version": "1.0.0", "tenant": "t", "artifact": "a", "spec": spec, "by": "u"}, {"1.0.0": 100}),
-        ("RolloutStarted", {**to_2, "artifact": "a", "weight_percent": 20, "spec": spec, "by": "u"}, {"1.0.0": 80, "2.0.0": 20}),
-        ("RolloutAdvanced", {"to_version": "2.0.0", "weight_percent": 50, "by": "u"}, {"1.0.0": 50, "2.0.0": 50}),
-        ("RolloutPromoted", {**to_2, "by": "u"}, {"2.0.0": 100}),
-        ("RolledBack", {"from_version": "2.0.0", "to_version": "1.0.0", "reason": "errors", "by": "u"}, {"1.0.0": 100}),
-    ]  # fmt: skip
-    for number, (fact, body, weights) in enumerate(steps):
-        before = json.dumps(document)
-        changed = evolve("deployments", document, fact, {**base(number), "model": MODEL, **body})
-        assert json.dumps(document) == before, "a document is never changed in place"
-        document = changed
-        assert document["weights"] == weights
-    assert document["live"] == "1.0.0"
-    assert document["candidate"] == ""
+    back = ("RolledBack", {"from_version": "2.0.0", "to_version": "1.0.0"})
+    half = ("RolloutAdvanced", {"weight_percent": 50})
+    steps: list[tuple[tuple[Any, ...], dict[str, int]]] = [
+        (DEPLOYED, {"1.0.0": 100}),
+        (TRIED, {"1.0.0": 80, "2.0.0": 20}),
+        ((*TRIED, half), {"1.0.0": 50, "2.0.0": 50}),
+        (PROMOTED, {"2.0.0": 100}),
+        ((*PROMOTED, back), {"1.0.0": 100}),
+    ]
+    for facts, weights in steps:
+        assert deployment(*facts)["weights"] == weights
+    document = deployment(*PROMOTED, back)
+    assert (document["live"], document["serving"], document["candidate"]) == ("1.0.0", "1.0.0", "")
+
+
+def test_a_rollback_to_a_version_that_is_not_loaded_shows_who_takes_the_calls_and_what_is_loading() -> None:
+    """It showed weight 100 % for a version of status `undeployed`."""
+    back = (*PROMOTED, ("VersionUndeployed", {}), ("RolledBack", {"from_version": "2.0.0", "to_version": "1.0.0"}))
+    shown = deployment(*back)
+    assert (shown["live"], shown["serving"], shown["weights"], shown["loading"]) == ("1.0.0", "2.0.0", {"2.0.0": 100}, ["1.0.0"])
+    assert [(shown["versions"][v]["status"], shown["versions"][v]["replicas"]) for v in ("1.0.0", "2.0.0")] == [
+        ("loading", 0),
+        ("ready", 1),
+    ]
+    loaded = deployment(*back, ready(1))
+    assert (loaded["serving"], loaded["weights"], loaded["loading"]) == ("1.0.0", {"1.0.0": 100}, [])
+
+
+def test_weights_are_of_versions_that_are_ready() -> None:
+    assert deployment(DEPLOYED[0])["weights"] == {}
+    assert deployment(*TRIED[:-1])["weights"] == {"1.0.0": 100}
+    assert (
+        deployment(*PROMOTED, ("RolloutStarted", {"from_version": "2.0.0", "to_version": "1.0.0"}))["versions"]["1.0.0"]["status"]
+        == "ready"
+    )
+
+
+def test_a_model_that_is_retired_shows_no_calls_before_its_versions_are_unloaded() -> None:
+    model: dict[str, Any] = {}
+    for position, (name, body) in enumerate(
+        (REGISTERED, ("ModelRetired", {"model": MODEL, "reason": "old", "successor": "", "by": "u"})), 1
+    ):
+        model = evolve("models", model, name, {**base(position), "version": position, **body}, position)
+    row = {"state": json.dumps(model), "position": 2, "changed_at": 2}
+    shown = _model(row, deployment(*TRIED))
+    assert (shown["status"], shown["live"], shown["serving"], shown["weights"]) == ("retired", "", "", {})
 
 
 def test_a_rejection_returns_the_version_to_draft() -> None:
-    document: dict[str, Any] = {"versions": {}}
-    added = {"model_version": "1.0.0", "technical": {}, "artifact": "a", "artifact_bytes": 1, "release_notes": "", "lineage": {}, "by": "u"}
-    review = {"model_version": "1.0.0", "review": "business", "by": "b", "comment": ""}
-    for fact, body, status in (
+    document: dict[str, Any] = {}
+    lineage: dict[str, Any] = {}
+    technical = {"format": "onnx", "framework": "f", "precision": "FP32", "inputs": [], "outputs": []}
+    added = {
+        "tenant": "acme",
+        "technical": technical,
+        "artifact": "a",
+        "artifact_bytes": 1,
+        "release_notes": "",
+        "lineage": lineage,
+        "by": "u",
+    }
+    review = {"review": "business", "by": "b", "comment": ""}
+    evolved: list[tuple[str, dict[str, Any], str]] = [
         ("ModelVersionAdded", added, "draft"),
-        ("ModelVersionSubmitted", {"model_version": "1.0.0", "by": "u"}, "pending_review"),
+        ("ModelVersionSubmitted", {"by": "u"}, "pending_review"),
         ("ModelVersionReviewed", {**review, "verdict": "approved"}, "pending_review"),
         ("ModelVersionReviewed", {**review, "review": "security", "verdict": "rejected"}, "draft"),
-        ("ModelVersionSubmitted", {"model_version": "1.0.0", "by": "u"}, "pending_review"),
-        ("ModelVersionApproved", {"model_version": "1.0.0", "business_by": "b", "security_by": "s"}, "approved"),
-    ):
-        document = evolve("models", document, fact, {**base(1), **body})
+        ("ModelVersionSubmitted", {"by": "u"}, "pending_review"),
+        ("ModelVersionApproved", {"business_by": "b", "security_by": "s"}, "approved"),
+    ]
+    document = evolve("models", document, REGISTERED[0], {**base(1), "version": 1, **REGISTERED[1]}, 1)
+    for fact, body, status in evolved:
+        whole = {**base(1), "version": 2, "model": MODEL, "model_version": "1.0.0", **body}
+        document = evolve("models", document, fact, whole, 2)
         assert document["versions"]["1.0.0"]["status"] == status
 
 
@@ -295,10 +401,10 @@ def test_owners_reviewers_and_admins_see_drafts() -> None:
 
 def test_gateways_that_come_and_go_do_not_make_a_document_grow() -> None:
     document: dict[str, Any] = {}
-    for number in range(3 * ROUTES_KEPT):
+    for number in range(3 * GATEWAYS_KEPT):
         for gateway in ("gateway-old", f"gateway-{number}"):
             body = {**base(number), "model": MODEL, "gateway": gateway, "epoch": "e", "position": number, "weights": {"1.0.0": 100}}
-            document = evolve("deployments", document, "RouteApplied", body)
-    newest = [f"gateway-{n}" for n in range(3 * ROUTES_KEPT - ROUTES_KEPT + 1, 3 * ROUTES_KEPT)]
+            document = evolve("deployments", document, "RouteApplied", body, 1)
+    newest = [f"gateway-{n}" for n in range(3 * GATEWAYS_KEPT - GATEWAYS_KEPT + 1, 3 * GATEWAYS_KEPT)]
     assert sorted(document["routes"]) == sorted(["gateway-old", *newest])
-    assert document["routes"]["gateway-old"]["position"] == 3 * ROUTES_KEPT - 1
+    assert document["routes"]["gateway-old"]["position"] == 3 * GATEWAYS_KEPT - 1
