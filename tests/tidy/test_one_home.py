@@ -81,7 +81,7 @@ keys.issue(issued)
 for known in (keys, Keys.load(b"".join(keys.dump()).splitlines())):
     principal = known.identify(digest, 0)
     assert isinstance(principal, Principal) and principal.dimensions[dimension] == "4711"
-assert evolve("accounts", {}, "ApiKeyIssued", issued)["keys"]["k"][dimension] == "4711"
+assert evolve("accounts", {}, "ApiKeyIssued", issued, 1)["keys"]["k"][dimension] == "4711"
 print("known everywhere")
 """
 
