@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULE = re.compile(r"`((?:[a-z_]+/)+[a-z_]+\.py)`")
 
 WALKS = [
+    ("One call, followed through the code", 12),
     ("One registration, followed through the code", 8),
 ]
 """Heading in the README, and how many modules the walk may name."""
