@@ -1,4 +1,4 @@
-"""Runs ONNX models with ONNX Runtime: one session per replica, one thread unless told otherwise."""
+"""Runs ONNX models with ONNX Runtime: one session per replica, one thread unless the settings say more."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from serving.runtimes.runtime import LoadFailed, split_by_weight
 logger = logging.getLogger(__name__)
 
 PROBE_SCALES = (1.0, 3.0, 10.0)
-"""Of the rows that are tried, one each."""
-PROBE_NEAR, PROBE_NEAR_HALF = 1e-4, 1e-2
+"""The scale of the random values of each probe row."""
+TOLERANCE, TOLERANCE_FP16 = 1e-4, 1e-2
+"""Relative difference between a row's answers in a batch and alone that may come from the order of additions."""
 MESSAGE_CHARS_MAX = 300
 """ONNX Runtime's messages carry whole graphs at times."""
 
@@ -36,62 +37,62 @@ class OnnxRuntime:
         except Exception as e:  # ONNX Runtime raises its own classes and plain RuntimeError
             raise LoadFailed("not_loadable", str(e)[:MESSAGE_CHARS_MAX]) from e
         self._interface = interface
-        # A thread's own clock is exact where the session runs in the calling thread.
+        # With one thread the session runs in the calling thread, whose own CPU clock is exact.
         self._clock_ns = time.thread_time_ns if threads == 1 else time.process_time_ns
         self._outputs = [o.name for o in interface.outputs]
-        self._apart = False
-        theirs = {i.name for i in self._session.get_inputs()}, {o.name for o in self._session.get_outputs()}
-        ours = {i.name for i in interface.inputs}, set(self._outputs)
-        if theirs[0] != ours[0] or not ours[1] <= theirs[1]:
+        self._rows_independent = False
+        in_file = {i.name for i in self._session.get_inputs()}, {o.name for o in self._session.get_outputs()}
+        declared = {i.name for i in interface.inputs}, set(self._outputs)
+        if in_file[0] != declared[0] or not declared[1] <= in_file[1]:
             raise LoadFailed(
-                "interface_mismatch", f"the file has inputs {sorted(theirs[0])} and outputs {sorted(theirs[1])}"[:MESSAGE_CHARS_MAX]
+                "interface_mismatch", f"the file has inputs {sorted(in_file[0])} and outputs {sorted(in_file[1])}"[:MESSAGE_CHARS_MAX]
             )
 
     def warm_up(self) -> None:
         shapes = tuple(tuple(1 if n == -1 else n for n in t.shape) for t in self._interface.inputs)
         zeros = tuple(_zeros(t.datatype, shape) for t, shape in zip(self._interface.inputs, shapes, strict=True))
-        # A model may rightly refuse zeros; what must not happen is that it cannot be asked.
-        self._alone(RunInput((1,), shapes, zeros))
-        self._apart = self._interface.stackable and self._keeps_rows_apart()
-        if self._interface.stackable and not self._apart:
-            logger.warning("the rows of this model's inputs are not independent: its calls are never run together")
+        # The result does not matter: a model may refuse zeros.
+        self._run_alone(RunInput((1,), shapes, zeros))
+        self._rows_independent = self._interface.stackable and self._rows_are_independent()
+        if self._interface.stackable and not self._rows_independent:
+            logger.warning("the rows of this model's inputs are not independent: its calls are never stacked")
 
     def predict(self, runs: Sequence[RunInput]) -> list[Prediction]:
         results: list[Prediction] = []
         for run in runs:
             if len(run.rows) == 1:
-                results.append(self._alone(run))
-            elif self._apart:
-                results += self._together(run)
+                results.append(self._run_alone(run))
+            elif self._rows_independent:
+                results += self._run_stacked(run)
             else:
-                results += [self._alone(single) for single in _singles(run, self._interface)]
+                results += [self._run_alone(single) for single in _singles(run, self._interface)]
         return results
 
     def close(self) -> None:
         del self._session
 
-    def _keeps_rows_apart(self) -> bool:
-        """Whether a row's answer is the same in company as alone, seen on random rows. A free first dimension does not say so: along it a
-        model may sum, normalise or remember, and one caller's values would be in another's answer. What cannot be tried is run apart."""
-        chance = np.random.default_rng(0)
+    def _rows_are_independent(self) -> bool:
+        """Whether a row's answer is the same in a batch as alone, tried with random rows (K16). A free first dimension does not promise it: the
+        model may sum or normalise along it, and one caller's values would be in another's answer. What cannot be tried is not stacked."""
+        random = np.random.default_rng(0)
         try:
-            rows = [_random(chance, t) for t in self._interface.inputs]
-            together = self._feed(rows)
+            rows = [_probe_rows(random, t) for t in self._interface.inputs]
+            stacked = self._feed(rows)
             alone = [self._feed([column[i : i + 1] for column in rows]) for i in range(len(PROBE_SCALES))]
-        except Exception as e:  # whatever it is about, nothing is shown
-            logger.info("rows could not be tried together: %s", str(e)[:MESSAGE_CHARS_MAX])
+        except Exception as e:  # whatever the reason, nothing was shown
+            logger.info("rows could not be tried in one batch: %s", str(e)[:MESSAGE_CHARS_MAX])
             return False
-        return all(_alike(whole, [a[n] for a in alone]) for n, whole in enumerate(together))
+        return all(_alike(whole, [outputs[n] for outputs in alone]) for n, whole in enumerate(stacked))
 
-    def _together(self, run: RunInput) -> list[Prediction]:
+    def _run_stacked(self, run: RunInput) -> list[Prediction]:
         start = self._clock_ns()
         try:
             outputs = self._run(run)
-        except Exception:  # one of them is at fault, or all: each alone will tell
-            return [self._alone(single) for single in _singles(run, self._interface)]
+        except Exception:  # one of the calls failed, or all: each is run alone
+            return [self._run_alone(single) for single in _singles(run, self._interface)]
         total = sum(run.rows)
         if any(not o.shape or o.shape[0] != total for o in outputs):
-            return [self._alone(single) for single in _singles(run, self._interface)]
+            return [self._run_alone(single) for single in _singles(run, self._interface)]
         cpu = split_by_weight((self._clock_ns() - start) // 1000, run.rows)
         results: list[Prediction] = []
         at = 0
@@ -100,11 +101,11 @@ class OnnxRuntime:
             at += rows
         return results
 
-    def _alone(self, run: RunInput) -> Prediction:
+    def _run_alone(self, run: RunInput) -> Prediction:
         start = self._clock_ns()
         try:
             outputs = self._run(run)
-        except Exception as e:  # whatever the model provokes is this call's own
+        except Exception as e:  # whatever the model raises concerns this call only
             return PredictionFailed(str(e)[:MESSAGE_CHARS_MAX] or type(e).__name__, (self._clock_ns() - start) // 1000)
         return Predicted(tuple(_wire(o) for o in outputs), (self._clock_ns() - start) // 1000)
 
@@ -121,15 +122,15 @@ class OnnxRuntime:
         return cast("list[np.ndarray[Any, Any]]", self._session.run(self._outputs, feeds))
 
 
-def _random(chance: np.random.Generator, tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Rows of a tensor's type; free inner dimensions are two. Whole numbers are 0 or 1: what is an index stays one."""
+def _probe_rows(random: np.random.Generator, tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Rows of a tensor's type; free inner dimensions are two. Whole numbers are 0 or 1: if they are indices they stay valid."""
     shape = (len(PROBE_SCALES), *(2 if n == -1 else n for n in tensor.shape[1:]))
     dtype = DTYPES.get(tensor.datatype)
     if dtype is None:
-        return chance.integers(0, 2, shape).astype(str).astype(object)
+        return random.integers(0, 2, shape).astype(str).astype(object)
     if np.issubdtype(dtype, np.floating):
-        return (chance.standard_normal(shape) * np.reshape(PROBE_SCALES, (-1, *(1 for _ in shape[1:])))).astype(dtype)
-    return chance.integers(0, 2, shape).astype(dtype)
+        return (random.standard_normal(shape) * np.reshape(PROBE_SCALES, (-1, *(1 for _ in shape[1:])))).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)
 
 
 def _alike(whole: np.ndarray[Any, Any], parts: Sequence[np.ndarray[Any, Any]]) -> bool:
@@ -138,16 +139,16 @@ def _alike(whole: np.ndarray[Any, Any], parts: Sequence[np.ndarray[Any, Any]]) -
         return False
     if not np.issubdtype(whole.dtype, np.floating):
         return bool(np.array_equal(whole, joined))
-    # The order of additions differs with the number of rows, a few last bits with it.
-    near = PROBE_NEAR_HALF if whole.dtype == np.float16 else PROBE_NEAR
+    # The order of additions depends on the number of rows, and with it the last bits.
+    tolerance = TOLERANCE_FP16 if whole.dtype == np.float16 else TOLERANCE
     finite = np.abs(joined[np.isfinite(joined)])
     size = float(finite.max()) if finite.size else 0.0
-    return bool(np.allclose(whole.astype(np.float64), joined.astype(np.float64), rtol=near, atol=near * size, equal_nan=True))
+    return bool(np.allclose(whole.astype(np.float64), joined.astype(np.float64), rtol=tolerance, atol=tolerance * size, equal_nan=True))
 
 
 def _providers() -> list[str]:
-    there = ort.get_available_providers()
-    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+    available = ort.get_available_providers()
+    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
 
 
 def _array(raw: Any, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -171,7 +172,7 @@ def _wire(array: np.ndarray[Any, Any]) -> OutputTensor:
 
 
 def _singles(run: RunInput, interface: Interface) -> list[RunInput]:
-    """A run taken apart, one call each."""
+    """The calls of a run, each as a run of its own."""
     arrays = [_array(raw, t.datatype, shape) for t, raw, shape in zip(interface.inputs, run.tensors, run.shapes, strict=True)]
     singles: list[RunInput] = []
     at = 0

@@ -1,4 +1,4 @@
-"""What every runtime can do: load a version, warm it up, answer a batch with a result per call, and close."""
+"""What every runtime can do: load a version, warm it up, answer a batch with a prediction per call, and close."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Runtime(Protocol):
         ...
 
     def predict(self, runs: Sequence[RunInput]) -> list[Prediction]:
-        """One result per call, in order. A run of several calls that fails is split once, each call alone (K16)."""
+        """One prediction per call, in order. When a run of several calls fails, each call is run alone (K16)."""
         ...
 
     def close(self) -> None: ...

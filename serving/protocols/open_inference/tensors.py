@@ -1,6 +1,6 @@
 """The Open Inference Protocol's tensors: a request body checked against a version's interface, and its answer.
 
-Everything a caller can get wrong is found here, before any batch, so that one caller's mistake is never another's (K16).
+Every mistake in a body is found here, before any batch, so that one caller's mistake never fails another's call (K16).
 Source: KServe Open Inference Protocol v2 with the binary tensor data extension.
 """
 
@@ -26,7 +26,7 @@ _NUMBER = {int, float}
 
 
 def parse(body: Raw, header_length: int | None, interface: Interface) -> Inference:
-    """A body as an inference. Raises Refused with the field at fault."""
+    """A request body, checked against the interface. Raises Refused with the field at fault."""
     head, tail = _split(body, header_length)
     try:
         loaded: object = orjson.loads(head)
@@ -77,8 +77,8 @@ def _object(value: object, at: str, known: frozenset[str]) -> dict[str, object]:
     return found
 
 
-def _word(value: object) -> str:
-    """A value of the caller's as it may stand in a message: never a structure, whose text may be endlessly long or deep."""
+def _shown(value: object) -> str:
+    """A caller's value as it may stand in a message: never a structure, whose text may be very long or deep."""
     return repr(value[:80]) if isinstance(value, str) else type(value).__name__
 
 
@@ -112,7 +112,7 @@ def _wanted(request: dict[str, object], interface: Interface) -> tuple[tuple[int
         output = _object(item, at, _OUTPUT)
         name = output.get("name")
         if not isinstance(name, str) or name not in names:
-            raise bad("unknown_output", f"the model has no output {_word(name)}", f"{at}.name", f"outputs: {', '.join(names)}")
+            raise bad("unknown_output", f"the model has no output {_shown(name)}", f"{at}.name", f"outputs: {', '.join(names)}")
         if names[name] in found:
             raise bad("duplicate_output", f"output {name} is asked for twice", f"{at}.name")
         parameters = _parameters(output, at)
@@ -137,13 +137,13 @@ def _inputs(inputs: list[object], tail: memoryview, interface: Interface) -> tup
         tensor = _object(item, at, _INPUT)
         name = tensor.get("name")
         if not isinstance(name, str) or name not in declared:
-            raise bad("unknown_input", f"the model has no input {_word(name)}", f"{at}.name", f"inputs: {', '.join(declared)}")
-        place = declared[name]
-        if raws[place] is not None:
+            raise bad("unknown_input", f"the model has no input {_shown(name)}", f"{at}.name", f"inputs: {', '.join(declared)}")
+        index = declared[name]
+        if raws[index] is not None:
             raise bad("duplicate_input", f"input {name} is there twice", f"{at}.name")
-        want = interface.inputs[place]
+        want = interface.inputs[index]
         if tensor.get("datatype") != want.datatype:
-            raise bad("wrong_datatype", f"input {name} is {want.datatype}, not {_word(tensor.get('datatype'))}", f"{at}.datatype")
+            raise bad("wrong_datatype", f"input {name} is {want.datatype}, not {_shown(tensor.get('datatype'))}", f"{at}.datatype")
         shape = _shape(tensor.get("shape"), want, at)
         size = _parameters(tensor, at).get("binary_data_size")
         if size is not None:
@@ -153,7 +153,7 @@ def _inputs(inputs: list[object], tail: memoryview, interface: Interface) -> tup
             raw = _from_json(tensor["data"], shape, want, at)
         else:
             raise bad("missing_data", f"input {name} has neither data nor parameters.binary_data_size", at)
-        raws[place], shapes[place] = raw, shape
+        raws[index], shapes[index] = raw, shape
     missing = [n for n, p in declared.items() if raws[p] is None]
     if missing:
         raise bad("missing_input", f"input {missing[0]} is missing", "inputs")
