@@ -9,7 +9,7 @@ class Refused(Exception):
     """Raised where the reason is found, rendered in one place: `serving.http.refusal_answer`."""
 
     def __init__(
-        self, status: int, code: str, message: str, field: str = "", remedy: str = "", headers: Headers = (), **more: object
+        self, status: int, code: str, message: str, field: str = "", remedy: str = "", *, headers: Headers = (), **more: object
     ) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
@@ -29,4 +29,6 @@ def bad(code: str, message: str, field: str = "", remedy: str = "") -> Refused:
 def unavailable(code: str, message: str, after_s: int = 1, remedy: str = "") -> Refused:
     """Not now: 503 with Retry-After. Nothing was executed, or nothing of it is billed."""
     retry = (b"retry-after", str(after_s).encode())
-    return Refused(503, code, message, "", remedy or f"try again in {after_s} s; with an Idempotency-Key it is billed once", (retry,))
+    return Refused(
+        503, code, message, "", remedy or f"try again in {after_s} s; with an Idempotency-Key it is billed once", headers=(retry,)
+    )

@@ -28,7 +28,9 @@ class BodyMemoryLimiter:
         if tenant_bytes > TENANT_BYTES_MAX or self.bytes + size > ALL_BYTES_MAX:
             whose = "your calls" if tenant_bytes > TENANT_BYTES_MAX else "the calls of all"
             message = f"{whose} under way have as many bytes as the gateway has room for"
-            raise Refused(429, "too_many_bytes", message, "", "send fewer large calls at once, then retry", ((b"retry-after", b"1"),))
+            raise Refused(
+                429, "too_many_bytes", message, "", "send fewer large calls at once, then retry", headers=((b"retry-after", b"1"),)
+            )
         self.bytes += size
         self._bytes_of_tenant[tenant] = tenant_bytes
         try:

@@ -42,7 +42,7 @@ class Request:
     def require_method(self, method: str) -> None:
         """Raises Refused (405)."""
         if self.method != method and not (method == "GET" and self.method == "HEAD"):
-            raise Refused(405, "wrong_method", f"this takes {method}", "", f"use {method}", ((b"allow", method.encode()),))
+            raise Refused(405, "wrong_method", f"this takes {method}", "", f"use {method}", headers=((b"allow", method.encode()),))
 
     def require_plain_body(self) -> None:
         """Raises Refused (415) when the body is compressed."""

@@ -190,4 +190,10 @@ class GatewayState:
                 self.routes.changed.add(name)
                 return
             self._applied[name] = weights
-            asyncio.ensure_future(sent).add_done_callback(lambda f: f.cancelled() or f.exception())
+            asyncio.ensure_future(sent).add_done_callback(_retrieve)
+
+
+def _retrieve(sent: asyncio.Future[Any]) -> None:
+    """Marks an error as retrieved: nobody waits for this acknowledgement, and the next start reports the route again."""
+    if not sent.cancelled():
+        sent.exception()

@@ -84,7 +84,7 @@ class VersionQueue:
                 f"{len(self._waiting)} calls of {self._address} with {self._waiting_bytes} bytes wait already",
                 "",
                 "slow down, then retry",
-                ((b"retry-after", b"1"),),
+                headers=((b"retry-after", b"1"),),
             )
         queued = QueuedCall(inference, isolated or losses > 0, time.monotonic_ns(), self._loop.create_future())
         self._waiting.append(queued)

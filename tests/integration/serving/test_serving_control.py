@@ -92,7 +92,7 @@ KILLED: set[str] = set()
 """Epochs that ended by kill -9: nobody closes them."""
 
 
-def hang_up(edge: GatewayStack, port: int, after_s: float) -> None:
+def disconnect(edge: GatewayStack, port: int, after_s: float) -> None:
     """Sends a whole call and goes away before its answer."""
     body = httpx.Request("POST", "http://x", json={"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]})
     content = body.read()
@@ -116,7 +116,7 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     (replica,) = edge.pids("ServeReplica:model-vision-core-digits-v1.0.0")
     os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
     try:
-        hang_up(edge, edge.settings.port(door), 0.5)
+        disconnect(edge, edge.settings.port(door), 0.5)
         time.sleep(1.5)  # nobody outside sees when the news of it has come to the gateway
     finally:
         os.kill(replica, signal.SIGCONT)
@@ -198,7 +198,7 @@ def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: GatewayS
 
 
 @contextmanager
-def lone_gateway(edge: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
+def standalone_gateway(edge: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
     """A gateway process of its own, ready, and one call to it."""
     settings = edge.settings.model_copy(update={"ray_address": f"{edge.settings.host}:{edge.settings.port(raynode.GCS)}"})
     environment = os.environ | raynode.environment(settings, edge.stack.places) | settings_environment(settings)
@@ -208,26 +208,26 @@ def lone_gateway(edge: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes],
     def call() -> httpx.Response:
         return edge.client.post(f"{url}/v2/models/{M}/infer", json=body, headers={"Authorization": f"Bearer {SECRET}"}, timeout=20)
 
-    with (edge.settings.folder / "alone.log").open("ab") as log:
-        alone = subprocess.Popen(
+    with (edge.settings.folder / "standalone.log").open("ab") as log:
+        gateway = subprocess.Popen(
             [sys.executable, "-m", "serving.hosting.gateway_standalone"], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
         try:
             eventually(lambda: edge.client.get(f"{url}/v2/health/ready").status_code == 200, "it is ready", 60)
-            yield alone, call
+            yield gateway, call
         finally:
-            alone.kill()
-            alone.wait(10)
+            gateway.kill()
+            gateway.wait(10)
 
 
-def test_a_gateway_by_itself_answers_with_a_receipt_and_closes_its_epoch(edge: GatewayStack) -> None:
-    with lone_gateway(edge) as (alone, call):
+def test_a_standalone_gateway_answers_with_a_receipt_and_closes_its_epoch(edge: GatewayStack) -> None:
+    with standalone_gateway(edge) as (gateway, call):
         answers = [call() for _ in range(10)]
         assert [a.status_code for a in answers] == [200] * 10
         epoch = answers[0].headers["modelmarket-epoch"]
         assert epoch not in closed(edge)
-        alone.send_signal(signal.SIGTERM)
-        assert alone.wait(30) == 0
+        gateway.send_signal(signal.SIGTERM)
+        assert gateway.wait(30) == 0
     assert closed(edge)[epoch] == written(edge)[epoch] == {"caller": 10}
 
 
@@ -244,10 +244,10 @@ def test_killed_at_twenty_points_of_its_calls_a_gateway_leaves_no_answer_without
                 return heard
 
     for _ in range(POINTS):
-        with lone_gateway(edge) as (alone, call), ThreadPoolExecutor(8) as callers:
+        with standalone_gateway(edge) as (gateway, call), ThreadPoolExecutor(8) as callers:
             calling = [callers.submit(until_it_dies, call) for _ in range(8)]
             time.sleep(chance.uniform(0.02, 0.5))
-            alone.kill()
+            gateway.kill()
             answers += [answer for one in calling for answer in one.result(30) if answer.status_code == 200]
     KILLED.update(set(opened(edge)) - before)
     epochs = {answer.headers["modelmarket-epoch"] for answer in answers}
