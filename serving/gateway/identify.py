@@ -28,4 +28,4 @@ def access_refused(refusal: Refusal) -> Refused:
     """A refusal of access as the gateway answers it."""
     headers = tuple((name.lower().encode(), value.encode()) for name, value in refusal.headers.items())
     said = refusal.violation
-    return Refused(refusal.status, said.code, said.message, said.field, said.remedy, headers)
+    return Refused(refusal.status, said.code, said.message, said.field, said.remedy, headers=headers)
