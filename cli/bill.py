@@ -18,7 +18,7 @@ from projections.bills.bill_from_log import LogIncomplete
 from projections.bills.verify import ComparedBill, running_bill, verify
 from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
 from projections.query_api.bills import whole_bill_of
-from rating.period import NoPeriod, bounds_of
+from rating.period import InvalidPeriod, period_bounds
 
 console = Console()
 errors = Console(stderr=True)
@@ -34,8 +34,8 @@ def bill(
     """Shows the bills of a period, issued and running; with --verify recomputes each of them from the log."""
     settings = Settings()
     try:
-        bounds_of(period, "UTC")
-    except NoPeriod as e:
+        period_bounds(period, "UTC")
+    except InvalidPeriod as e:
         raise typer.BadParameter(str(e)) from e
     try:
         done = _verify(settings, tenant, period, as_json) if check else _show(settings, tenant, period, as_json)

@@ -17,10 +17,10 @@ from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
-from projections.dead_letters.queries import LETTERS_MAX, OPEN, STATES, TRIED, Letter, every_letter, letters
+from projections.dead_letters.queries import DEAD_LETTERS_MAX, OPEN, STATES, TRIED, DeadLetterStatus, all_dead_letters, find_dead_letters
 from projections.dead_letters.redrive import Redrive, Tried
 from projections.ingest.clickhouse import ClickHouse
-from projections.usage.validator import unreadable
+from projections.usage.validator import why_unreadable
 
 app = typer.Typer(help="Records nobody could read: try again, or give up.", no_args_is_help=True)
 SHOWN_BYTES = 256
@@ -33,7 +33,7 @@ def list_(
 ) -> None:
     """Open dead letters: where, why, since when, and whether somebody asked to write them off."""
     with in_words():
-        found = letters(ClickHouse(Settings()), STATES if everything else OPEN)
+        found = find_dead_letters(ClickHouse(Settings()), STATES if everything else OPEN)
     if as_json:
         console.print_json(json.dumps([letter.to_json() for letter in found]))
         return
@@ -44,8 +44,8 @@ def list_(
     for letter in found:
         table.add_row(str(letter.at), escape(f"{letter.code}: {letter.reason}"[:120]), when(letter.first_us), escape(_state(letter)))
     console.print(table)
-    if len(found) == LETTERS_MAX:
-        console.print(f"the first {LETTERS_MAX}; there are more")
+    if len(found) == DEAD_LETTERS_MAX:
+        console.print(f"the first {DEAD_LETTERS_MAX}; there are more")
     if any(letter.at.topic == "usage" and letter.state in OPEN for letter in found):
         console.print("bills of the partitions of usage named here wait")
 
@@ -55,7 +55,7 @@ def show(where: Where) -> None:
     """One record: what is known of it, its bytes, and what today's schemas say to it."""
     at, settings = coordinate(where), Settings()
     with in_words():
-        known = letters(ClickHouse(settings), STATES, str(at))
+        known = find_dead_letters(ClickHouse(settings), STATES, str(at))
         record, why = _look(settings, at)
     for letter in known:
         said = escape(f"{_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}")
@@ -86,7 +86,7 @@ def retry(
     settings = Settings()
     with in_words():
         clickhouse = ClickHouse(settings)
-        if where and not yes and letters(clickhouse, ("written_off",), where):
+        if where and not yes and find_dead_letters(clickhouse, ("written_off",), where):
             console.print(f"{where} is written off. Bills issued over it left it out and stay as they are. If it can be read now,")
             typer.confirm("the next bill of its tenant counts it. Read it again?", abort=True)
         redrive = Redrive(settings, clickhouse)
@@ -145,17 +145,17 @@ def _look(settings: Settings, at: Coordinate) -> tuple[Record, str]:
     finally:
         reader.close()
     if at.topic == "usage":
-        return record, str(unreadable(schemas, record.value) or "")
+        return record, str(why_unreadable(schemas, record.value) or "")
     try:
         name, _ = Codec(schemas).decode(record.value)
     except Undecodable as e:
         return record, str(e)
-    return record, f"it reads as {name}, and has no place there" if letters(ClickHouse(settings), STATES, str(at)) else ""
+    return record, f"it reads as {name}, and has no place there" if find_dead_letters(ClickHouse(settings), STATES, str(at)) else ""
 
 
 def _every(clickhouse: ClickHouse, redrive: Redrive) -> Iterator[Tried]:
     """What was given up and cannot be read is as it should be: nothing is said of it."""
-    for letter in every_letter(clickhouse, "usage", TRIED):
+    for letter in all_dead_letters(clickhouse, "usage", TRIED):
         tried = redrive.retry(letter.at)
         if letter.state != "written_off" or tried.kind != "unreadable":
             yield _tell(tried)
@@ -172,7 +172,7 @@ def _tell(tried: Tried) -> Tried:
     return tried
 
 
-def _state(letter: Letter) -> str:
+def _state(letter: DeadLetterStatus) -> str:
     match letter.state:
         case "open":
             return "open; a write-off names other bytes and is ignored" if letter.mistaken else "open"

@@ -19,12 +19,12 @@ from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Codec
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
-from projections.dead_letters.sink import DeadLetters, DeadLetterSink
+from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink
 from projections.ingest.chunks import MEMBERSHIP, ChunkWorker
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Sink
 from projections.ingest.table_offsets import first_missing
-from projections.usage.insert_plans import UsageSchemas
+from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 
 logger = logging.getLogger(__name__)
@@ -37,15 +37,15 @@ SWEEP_S = 30.0
 def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[Sink]:
     """Every fold that a worker runs. Each has its own readers: a reader serves one thread."""
     # A try must be over, one way or the other, while the partition is still ours, and none begins later (K8).
-    late, say_dead = MEMBERSHIP.late, DeadLetters(writer, codec, "projections").say
-    clickhouse = ClickHouse(settings, patience_s=PATIENCE_S, answer_s_max=settings.worker_session_s / 2, before_try=late)
+    ensure_member, publish_dead_letters = MEMBERSHIP.ensure_member, DeadLetterPublisher(writer, codec, "projections").publish
+    clickhouse = ClickHouse(settings, patience_s=PATIENCE_S, answer_s_max=settings.worker_session_s / 2, before_try=ensure_member)
     usage_reader, letters_reader = Reader(settings, f"{name}-usage"), Reader(settings, f"{name}-letters")
     usage = UsageSink(
         clickhouse,
-        UsageSchemas(Reader(settings, f"{name}-schemas"), codec.schemas),
+        InsertPlans(Reader(settings, f"{name}-schemas"), codec.schemas),
         lambda partition, fence: first_missing(clickhouse, usage_reader, "usage", "usage", partition, fence=fence),
-        say_dead,
-        late,
+        publish_dead_letters,
+        ensure_member,
         rows_max=settings.chunk_rows_max,
         wait_s=settings.chunk_wait_s,
     )
@@ -53,9 +53,12 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
         clickhouse,
         codec,
         lambda table, partition, fence: first_missing(clickhouse, letters_reader, table, "dead-letters", partition, fence=fence),
-        late,
+        ensure_member,
     )
-    folds = [HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), say_dead, late) for topic in HISTORY_TOPICS]
+    folds = [
+        HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), publish_dead_letters, ensure_member)
+        for topic in HISTORY_TOPICS
+    ]
     return [usage, letters, *folds]
 
 

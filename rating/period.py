@@ -1,4 +1,4 @@
-"""A billing period: a month or a day of the calendar that hangs on the tenant's wall."""
+"""A billing period: a month or a day in the tenant's time zone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from zoneinfo import ZoneInfo
 _PERIOD = re.compile(r"^(\d{4})-(\d{2})(?:-(\d{2}))?$", re.ASCII)
 
 
-class NoPeriod(ValueError):
-    """This text names no month and no day, or the zone is unknown."""
+class InvalidPeriod(ValueError):
+    """The text names no month and no day, or the time zone is unknown."""
 
 
-def bounds_of(period: str, timezone: str) -> tuple[int, int]:
-    """First instant and first instant after `YYYY-MM` or `YYYY-MM-DD` in a tenant's zone, µs UTC. Raises NoPeriod."""
+def period_bounds(period: str, timezone: str) -> tuple[int, int]:
+    """First instant and first instant after `YYYY-MM` or `YYYY-MM-DD` in a tenant's zone, µs UTC. Raises InvalidPeriod."""
     found = _PERIOD.match(period)
     if found is None:
-        raise NoPeriod(f"'{period}' is no period: write YYYY-MM or YYYY-MM-DD")
+        raise InvalidPeriod(f"'{period}' is no period: write YYYY-MM or YYYY-MM-DD")
     try:
         year, month, day = int(found[1]), int(found[2]), int(found[3] or 1)
         first = date(year, month, day)
@@ -25,7 +25,7 @@ def bounds_of(period: str, timezone: str) -> tuple[int, int]:
         zone = ZoneInfo(timezone)
         start, end = (int(datetime(d.year, d.month, d.day, tzinfo=zone).timestamp()) for d in (first, after))
     except (ValueError, OverflowError, OSError) as e:
-        raise NoPeriod(f"'{period}' is no period in {timezone}: {e}") from e
+        raise InvalidPeriod(f"'{period}' is no period in {timezone}: {e}") from e
     return start * 1_000_000, end * 1_000_000
 
 

@@ -1,6 +1,6 @@
 """Which execution is billed, which is not, and why: the dated rules, applied to a tenant's facts in the order of the log.
 
-A rule never looks at a clock and never at what comes later in the log, except that a void reaches back; so the verdicts over a
+A rule never reads a clock and never a later record of the log, except that a void reaches back; so the classes of the records of a
 prefix of the log are a function of that prefix alone (K20). A change of any rule is a new RATING_VERSION beside the old one.
 """
 
@@ -25,7 +25,7 @@ LATE_US_MAX = 7 * DAY_US
 EARLY_US_MAX = 5 * 60 * 1_000_000
 """How far a fact's own time may lie before and after its append time; beyond that the append time holds (K20)."""
 
-Verdict = Literal["billed", "copied", "conflicting", "voided", "duplicate", "unbilled"]
+BillingClass = Literal["billed", "copied", "conflicting", "voided", "duplicate", "unbilled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +53,40 @@ class UsageRecord:
 
 
 def effective_us(occurred_at: int, append_us: int) -> int:
-    """When the fact counts: its own time, unless no honest clock could have said it; then the append time."""
+    """The instant by which a fact is billed: its own time, or the append time where its own is out of bounds (K20)."""
     return occurred_at if append_us - LATE_US_MAX <= occurred_at <= append_us + EARLY_US_MAX else append_us
 
 
+_TIME_IN_BOUNDS_SQL = f"occurred_at >= kafka_time_us - {LATE_US_MAX} AND occurred_at <= kafka_time_us + {EARLY_US_MAX}"
+EFFECTIVE_US_SQL = f"if({_TIME_IN_BOUNDS_SQL}, occurred_at, kafka_time_us)"
+"""`effective_us` as an expression over the columns of the usage table."""
+RETIMED_SQL = f"NOT ({_TIME_IN_BOUNDS_SQL})"
+"""Whether `effective_us` takes the append time."""
+
+
 def billable(fact: str, outcome: str, shadow: bool) -> bool:
-    """Could this execution be billed at all, before asking for copies, voids and keys?"""
+    """Whether this execution may be billed, before copies, voids and repeated keys are looked at."""
     return fact == SETTLED and outcome in BILLABLE_OUTCOMES and not shadow
 
 
-class FirstSeen:
+BILLABLE_SQL = f"(fact = '{SETTLED}' AND outcome IN ({', '.join(repr(o) for o in sorted(BILLABLE_OUTCOMES))}) AND NOT shadow)"
+"""`billable` as an expression over the columns of the usage table."""
+
+
+class CopyDetector:
     """Tells copies (K10): the first record of an event_id counts, the same bytes again are a copy, other bytes a conflict.
 
     Holds one entry per event_id: about 150 bytes for each record of the tenants it is asked about.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, bytes] = {}
+        self._copies: dict[str, bytes] = {}
 
-    def verdict(self, event_id: str, sha256: bytes) -> Literal["copied", "conflicting"] | None:
+    def copy_kind(self, event_id: str, sha256: bytes) -> Literal["copied", "conflicting"] | None:
         """None for the first record of an event_id."""
-        first = self._seen.get(event_id)
+        first = self._copies.get(event_id)
         if first is None:
-            self._seen[event_id] = sha256
+            self._copies[event_id] = sha256
             return None
         return "copied" if first == sha256 else "conflicting"
 
@@ -97,14 +108,14 @@ class KeyWindows:
         return False
 
 
-class Judge:
-    """Gives each counted record below one cut its verdict. `voided` are the event_ids taken back by voids below that cut."""
+class BillingClassifier:
+    """Gives each counted record below one cut its class. `voided` are the event_ids that voids below that cut name."""
 
     def __init__(self, voided: Set[str]) -> None:
         self._voided = voided
         self._windows = KeyWindows()
 
-    def verdict(self, record: UsageRecord) -> Literal["billed", "voided", "duplicate", "unbilled"]:
+    def classify(self, record: UsageRecord) -> Literal["billed", "voided", "duplicate", "unbilled"]:
         """Asked in log order, without copies and conflicts."""
         if not billable(record.fact, record.outcome, record.shadow):
             return "unbilled"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from events.facts.meters import METERS, Meter
 from rating.book import BookVersion, Price, PriceBook, cost_micros
-from rating.rules import RATING_VERSION, FirstSeen, Judge, UsageRecord, effective_us
+from rating.rules import RATING_VERSION, BillingClassifier, CopyDetector, UsageRecord, effective_us
 
 
 class Bucket(NamedTuple):
@@ -145,29 +145,29 @@ class UnknownRatingVersion(Exception):
 
 
 class StatementBuilder:
-    """Builds one statement from a tenant's records, given one by one in log order. `voided`: see `Judge`."""
+    """Builds one statement from a tenant's records, given one by one in log order. `voided`: see `BillingClassifier`."""
 
     def __init__(self, cutoff: Cutoff, book: PriceBook, voided: frozenset[str]) -> None:
         self._cutoff, self._book = cutoff, book
-        self._judge, self._seen = Judge(voided), FirstSeen()
+        self._classifier, self._copies = BillingClassifier(voided), CopyDetector()
         self._counts = Counts()
         self._usage: dict[Bucket, list[int]] = {}
         self._epochs: dict[str, list[int]] = {}  # epoch -> [records counted, newest sequence]
 
-    def take(self, record: UsageRecord) -> None:
+    def add(self, record: UsageRecord) -> None:
         if not self._cutoff.knows(record.partition, record.offset):
             return
-        repeated = self._seen.verdict(record.event_id, record.sha256)
+        repeated = self._copies.copy_kind(record.event_id, record.sha256)
         if repeated:
             self._count(repeated)
             return
         chain = self._epochs.setdefault(record.epoch, [0, 0])
         chain[0], chain[1] = chain[0] + 1, max(chain[1], record.sequence)
-        verdict = self._judge.verdict(record)
-        if verdict == "billed":
+        billing_class = self._classifier.classify(record)
+        if billing_class == "billed":
             self.bill(record)
         else:
-            self._count(verdict)
+            self._count(billing_class)
 
     def bill(self, record: UsageRecord) -> None:
         """Claims a billed record, or carries it to a later bill."""
@@ -183,8 +183,8 @@ class StatementBuilder:
         for i, quantity in enumerate(record.quantities):
             sums[i] += quantity
 
-    def _count(self, verdict: str) -> None:
-        setattr(self._counts, verdict, getattr(self._counts, verdict) + 1)
+    def _count(self, billing_class: str) -> None:
+        setattr(self._counts, billing_class, getattr(self._counts, billing_class) + 1)
 
     def statement(self) -> Statement:
         # Numbers used twice are no holes; nor may one forged number make a count that no bill can say.
@@ -198,5 +198,5 @@ def statement_of(records: Iterable[UsageRecord], cutoff: Cutoff, book: PriceBook
     below = sorted((r for r in records if cutoff.knows(r.partition, r.offset)), key=lambda r: (r.partition, r.offset))
     builder = StatementBuilder(cutoff, book, frozenset(r.voided for r in below if r.voided))
     for record in below:
-        builder.take(record)
+        builder.add(record)
     return builder.statement()

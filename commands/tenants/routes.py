@@ -29,7 +29,7 @@ from commands.tenants.decide import ActiveTenant, CreateTenant, IssueApiKey, Rev
 from events.facts.bills import Cut
 from events.facts.fact import BookId, DecidedFact, KeyId, TenantId, UserId
 from events.log.client import LogUnavailable
-from rating.period import NoPeriod, bounds_of
+from rating.period import InvalidPeriod, period_bounds
 from rating.rules import RATING_VERSION
 
 RESERVED = frozenset({PLATFORM, "-"})
@@ -209,9 +209,9 @@ class Bills:
         call = self._app.enter(request, "admin")
         billed = existing_tenant(self._app, name)
         try:
-            start, end = bounds_of(period, billed.timezone)
+            start, end = period_bounds(period, billed.timezone)
             ends = self._app.ends("usage", "producers")
-        except NoPeriod as e:
+        except InvalidPeriod as e:
             return rejected_response(invalid("period_malformed", str(e), "period", "write YYYY-MM or YYYY-MM-DD"), call.headers)
         except LogUnavailable as e:
             raise Refused(unavailable("log_unavailable", str(e), "try again when Kafka is back")) from e

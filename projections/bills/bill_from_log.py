@@ -1,7 +1,7 @@
 """What a bill needs, read from Kafka alone: cuts, issued bills, prices, producers, and a tenant's usage record by record.
 
-This is the second supplier of the pure functions in `rating/`; the first is ClickHouse (`bill_table`). They share nothing else,
-which is what makes their agreement worth something.
+This is the second source of the pure functions in `rating/`; the first is ClickHouse (`bill_from_tables`). They share no other code,
+so that a fault of one shows as a difference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from events.log.client import Reader
 from events.log.partitioner import partition_of
 from events.log.record import Record
 from events.schema.codec import Codec, Undecodable, frame_schema_id
-from projections.usage.validator import unreadable
+from projections.usage.validator import why_unreadable
 from rating.bill import Bill, make_bill
 from rating.book import PriceBook, book_version
 from rating.rules import SETTLED, VOIDED, UsageRecord
@@ -115,11 +115,11 @@ def epochs_ended(reader: Reader, codec: Codec, below: int) -> frozenset[str]:
     return frozenset(ended)
 
 
-GivenUp = Mapping[int, frozenset[bytes]]
+WrittenOffHashes = Mapping[int, frozenset[bytes]]
 """Of one partition: offset → hashes of the bytes that were written off there."""
 
 
-def written_off(reader: Reader, codec: Codec, topic: str, partition: int) -> GivenUp:
+def written_off_hashes(reader: Reader, codec: Codec, topic: str, partition: int) -> WrittenOffHashes:
     """What two people gave up on a partition, whether or not it can be read. Raises LogIncomplete."""
     found: dict[int, frozenset[bytes]] = {}
     for fact in decided_facts(reader, codec, "bills"):
@@ -164,12 +164,12 @@ class UsageLog:
         self._reader, self._codec, self._tenant = reader, codec, tenant
         self.unreadable: set[int] = set()
         """Offsets met that nobody can read, and nobody wrote off: they may have been anybody's (K9)."""
-        self.written_off: set[int] = set()
+        self.excluded: set[int] = set()
         """Offsets met that nobody can read, and two people gave up."""
-        self.given_up: set[int] = set()
+        self.written_off: set[int] = set()
         """Offsets met whose very bytes two people gave up, whether or not they can be read by now."""
         self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
-        self._given_up: GivenUp | None = None
+        self._written_off: WrittenOffHashes | None = None
 
     def end(self) -> int:
         """The offset after the last record now."""
@@ -177,12 +177,12 @@ class UsageLog:
 
     def records(self, below: int) -> Iterator[UsageRecord]:
         """The tenant's records below an offset. What cannot be read is noted in `unreadable` and passed over, as in the table."""
-        needle, given_up = self._tenant.encode(), self._read_given_up()
+        needle, written_off = self._tenant.encode(), self._read_written_off()
         for record in self._reader.read("usage", end=self._only(below)):
-            if record.offset in given_up and sha256(record.value or b"").digest() in given_up[record.offset]:
-                self.given_up.add(record.offset)
-                if self._is_lost(record, given_up[record.offset]):
-                    self.written_off.add(record.offset)
+            if record.offset in written_off and sha256(record.value or b"").digest() in written_off[record.offset]:
+                self.written_off.add(record.offset)
+                if self._is_lost(record, written_off[record.offset]):
+                    self.excluded.add(record.offset)
                     continue
             try:
                 frame_schema_id(record.value)
@@ -200,10 +200,10 @@ class UsageLog:
         """(offset, voided event_id) of the tenant's voids below an offset; others are passed over by their schema id alone."""
         ids = {i.to_bytes(4, "big") for i, s in self._codec.schemas.by_id.items() if s.name == VOIDED}
         found: list[tuple[int, str]] = []
-        given_up = self._read_given_up()
+        written_off = self._read_written_off()
         for record in self._reader.read("usage", end=self._only(below)):
             if record.value and record.value[1:5] in ids:
-                if record.offset in given_up and self._is_lost(record, given_up[record.offset]):
+                if record.offset in written_off and self._is_lost(record, written_off[record.offset]):
                     continue
                 try:
                     _, body = self._codec.decode(record.value)
@@ -224,18 +224,18 @@ class UsageLog:
         ]
         for record in self.records(below):
             for builder in builders:
-                builder.take(record)
+                builder.add(record)
         return [builder.statement() for builder in builders]
 
-    def _read_given_up(self) -> GivenUp:
+    def _read_written_off(self) -> WrittenOffHashes:
         """Before a pass: the reader follows one topic at a time."""
-        if self._given_up is None:
-            self._given_up = written_off(self._reader, self._codec, "usage", self.partition)
-        return self._given_up
+        if self._written_off is None:
+            self._written_off = written_off_hashes(self._reader, self._codec, "usage", self.partition)
+        return self._written_off
 
     def _is_lost(self, record: Record, hashes: frozenset[bytes]) -> bool:
         """These very bytes were given up, and nobody can read them: what can be read is counted, whoever wrote it off."""
-        return sha256(record.value or b"").digest() in hashes and unreadable(self._codec.schemas, record.value) is not None
+        return sha256(record.value or b"").digest() in hashes and why_unreadable(self._codec.schemas, record.value) is not None
 
     def _only(self, below: int) -> dict[int, int]:
         return {p: below if p == self.partition else 0 for p in range(TOPICS["usage"].partitions)}
@@ -299,6 +299,6 @@ def bills_from_log(reader: Reader, codec: Codec, decided: TenantBills, numbers: 
         ended = epochs_ended(reader, codec, cut.get("producers_offset", 0))
         below = asked[i][0].cuts.get(usage.partition, 0)
         # What the bill says it left out counts only as far as two people gave up those very bytes.
-        excluded = usage.written_off | (usage.given_up & asked[i][0].excluded)
+        excluded = usage.excluded | (usage.written_off & asked[i][0].excluded)
         bills.append(make_bill(cut, now, before, ended, (offset for offset in excluded if offset < below)))
     return bills

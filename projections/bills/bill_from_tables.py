@@ -1,6 +1,6 @@
-"""What a bill needs, read from ClickHouse alone: summed by the engine for the many, judged here for the few with a repeated key.
+"""What a bill needs, read from ClickHouse alone: summed by the engine, except executions that share an invocation key.
 
-The first supplier of the pure functions in `rating/`; the other is Kafka (`bill_log`). The SQL says what `rating.rules` says:
+The first source of the pure functions in `rating/`; the second is Kafka (`bill_from_log`). The SQL of the rules stands beside them in `rating.rules`:
 `tests/integration/projections/test_books.py` and the biller compare the two to the micro-unit.
 """
 
@@ -17,7 +17,7 @@ from events.log.partitioner import partition_of
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill, make_bill
 from rating.book import PriceBook, book_version
-from rating.rules import BILLABLE_OUTCOMES, EARLY_US_MAX, LATE_US_MAX, SETTLED, VOIDED, KeyWindows, effective_us
+from rating.rules import BILLABLE_SQL, EFFECTIVE_US_SQL, VOIDED, KeyWindows, effective_us
 from rating.statement import Bucket, Counts, Cutoff, Statement, rate
 
 Body = Mapping[str, Any]
@@ -25,13 +25,9 @@ EXCLUDED_MAX = 10_000
 """Offsets that a bill names, about 40 KB; each was given up by two people, by hand."""
 LISTED_MAX = 10
 """Unreadable records that a message names; the others are counted."""
-FEW_PAGE = 50_000
-"""Executions that share an invocation key with another are judged one by one, so many at a time in memory. There is no most of them:
-who repeats a call often enough would get no bill any more."""
+SHARED_KEYS_PAGE = 50_000
+"""Executions of shared invocation keys that are in memory at once. Their number has no bound: a tenant who repeats calls gets bills, too."""
 
-_APPEND = "kafka_time_us"
-_EFFECTIVE = f"if(occurred_at >= {_APPEND} - {LATE_US_MAX} AND occurred_at <= {_APPEND} + {EARLY_US_MAX}, occurred_at, {_APPEND})"
-_BILLABLE = f"(fact = '{SETTLED}' AND outcome IN ({', '.join(repr(o) for o in sorted(BILLABLE_OUTCOMES))}) AND NOT shadow)"
 _BELOW = (
     "tenant = {tenant:String} AND kafka_partition = {partition:Int32} AND kafka_offset < {cut:Int64}"
     " AND kafka_offset NOT IN {excluded:Array(Int64)}"
@@ -42,7 +38,7 @@ WITH
     repeated AS (
         SELECT arrayJoin(arrayPopFront(arraySort(groupArray(kafka_offset)))) AS at FROM below GROUP BY event_id HAVING count() > 1
     ),
-    counted AS (SELECT *, {_EFFECTIVE} AS effective, {_BILLABLE} AS billable FROM below WHERE kafka_offset NOT IN (SELECT at FROM repeated)),
+    counted AS (SELECT *, {EFFECTIVE_US_SQL} AS effective, {BILLABLE_SQL} AS billable FROM below WHERE kafka_offset NOT IN (SELECT at FROM repeated)),
     taken_back AS (SELECT voided FROM below WHERE fact = '{VOIDED}'),
     due AS (SELECT * FROM counted WHERE billable AND event_id NOT IN (SELECT voided FROM taken_back)),
     shared AS (SELECT invocation_key FROM due WHERE invocation_key != '' GROUP BY invocation_key HAVING count() > 1)
@@ -140,14 +136,14 @@ class UsageTable:
         while True:
             rows = self._clickhouse.rows(
                 f"""{_WITH}
-                SELECT toInt64(kafka_offset) AS at, hex(invocation_key) AS key_hex, occurred_at, {_APPEND} AS append_us,
+                SELECT toInt64(kafka_offset) AS at, hex(invocation_key) AS key_hex, occurred_at, kafka_time_us AS append_us,
                     model, model_version, provider, {", ".join(METERS)}
                 FROM due WHERE invocation_key IN (SELECT invocation_key FROM shared) AND kafka_offset > {{after:Int64}}
-                ORDER BY kafka_offset LIMIT {FEW_PAGE}""",
+                ORDER BY kafka_offset LIMIT {SHARED_KEYS_PAGE}""",
                 {**params, "after": after},
             )
             yield from rows
-            if len(rows) < FEW_PAGE:
+            if len(rows) < SHARED_KEYS_PAGE:
                 return
             after = int(rows[-1]["at"])
 
@@ -232,7 +228,7 @@ def statement_of_cut(clickhouse: ClickHouse, cut: Body, excluded: frozenset[int]
     return UsageTable(clickhouse, cut["tenant"]).statement(cutoff, price_book_of(clickhouse, cut["price_book"], cut["decided_position"]))
 
 
-def bill_from_table(clickhouse: ClickHouse, cut: Body, before: Body | None, ended: frozenset[str]) -> Bill:
+def bill_from_tables(clickhouse: ClickHouse, cut: Body, before: Body | None, ended: frozenset[str]) -> Bill:
     """The bill of a cut against the one before it (None for number 1), which was issued. Raises TooManyWrittenOff."""
     partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
     below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)

@@ -23,10 +23,10 @@ from events.process.settings import Settings
 from events.schema.codec import Undecodable
 from projections.bills import issue as bill_issue
 from projections.bills.bill_from_tables import TooManyWrittenOff
-from projections.bills.issue import Issuer, Outcome, Posted, Waiting, pending
+from projections.bills.issue import Deferred, Issued, Issuer, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills, newest_position
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
-from rating.period import NoPeriod
+from rating.period import InvalidPeriod
 from rating.statement import UnknownRatingVersion
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,13 @@ class Biller:
                 continue
             outcome = self._issue(tenant, number)
             match outcome:
-                case Posted():
+                case Issued():
                     self.issued += 1
                     # The fact comes back on the log; until then the cut still looks open.
                     self._retries[tenant, number] = (time.monotonic() + 2.0, 0.5)
                     self.waiting.pop(f"{tenant}#{number}", None)
                     logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
-                case Waiting():
+                case Deferred():
                     alarming, message = outcome.alarming, outcome.message
                     if self._stays_behind(tenant, number, outcome):
                         alarming, message = True, f"{message}, for {BEHIND_S_MAX / 60:.0f} minutes and more: {BEHIND_REMEDY}"
@@ -94,7 +94,7 @@ class Biller:
                 case _:
                     assert_never(outcome)
 
-    def _stays_behind(self, tenant: str, number: int, outcome: Waiting) -> bool:
+    def _stays_behind(self, tenant: str, number: int, outcome: Deferred) -> bool:
         """Workers catch up by themselves; a row that is missing below what they have written since does not."""
         if outcome.reason != "table_behind":
             self._behind.pop((tenant, number), None)
@@ -103,8 +103,8 @@ class Biller:
 
     def _page(self) -> list[tuple[str, int]]:
         """The open cuts whose turn it is: as many as wait, every tenant comes round. What was noted of others between them is forgotten."""
-        after, page = self._after, pending(self._clickhouse, self._after)
-        full = len(page) >= bill_issue.PENDING_MAX
+        after, page = self._after, cuts_without_bill(self._clickhouse, self._after)
+        full = len(page) >= bill_issue.CUTS_MAX
         self._after = page[-1][0] if full else ""
         there = set(page)
         self._retries = {k: v for k, v in self._retries.items() if k in there or k[0] <= after or (full and k[0] > self._after)}
@@ -116,9 +116,9 @@ class Biller:
     def _issue(self, tenant: str, number: int) -> Outcome:
         try:
             return self._issuer.issue(tenant, number)
-        except (NoPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
+        except (InvalidPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
             # One tenant's trouble is not the others': this bill waits, theirs go on.
-            return Waiting("not_computable", f"{type(e).__name__}: {e}", alarming=True)
+            return Deferred("not_computable", f"{type(e).__name__}: {e}", alarming=True)
 
     def state(self) -> dict[str, Any]:
         """For /healthz. A bill that waits is said, but it is no reason to start this process again."""
@@ -148,7 +148,7 @@ class Biller:
         began = time.monotonic()
         try:
             self._running.store(self._running.compute(tenant, end, now_us()), now_us())
-        except (NoPeriod, ClickHouseError, Undecodable) as e:
+        except (InvalidPeriod, ClickHouseError, Undecodable) as e:
             # One tenant's trouble is not the others': it is said, and tried again with its next usage.
             logger.error("no running bill for %s: %s", tenant, e)
         self._rests[tenant] = time.monotonic() + min(REST_S_MAX, REST_FACTOR * (time.monotonic() - began))

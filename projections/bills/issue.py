@@ -16,7 +16,7 @@ from events.log.partitioner import partition_of
 from events.log.schemas import read_schemas
 from events.schema.codec import Codec
 from projections.bills.bill_from_log import LogIncomplete, bills_from_log, epochs_ended, tenant_bills
-from projections.bills.bill_from_tables import LISTED_MAX, bill_from_table, cuts_of, unreadable_below
+from projections.bills.bill_from_tables import LISTED_MAX, bill_from_tables, cuts_of, unreadable_below
 from projections.bills.running import newest_position
 from projections.catalog.document import plain
 from projections.ingest.clickhouse import ClickHouse
@@ -24,7 +24,7 @@ from projections.ingest.table_offsets import DenseEnds
 from rating.bill import Bill
 
 logger = logging.getLogger(__name__)
-PENDING_MAX = 1000
+CUTS_MAX = 1000
 """Cuts looked at in one round; those behind them have their turn in the next."""
 
 POST_S_MAX = 60
@@ -34,14 +34,14 @@ Body = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Deferred:
     """Not yet, and why: nothing is wrong, the table or the relay is behind; or something is, and a person must look."""
 
     reason: Literal[
         "table_behind",
         "prices_behind",
         "dead_letters",
-        "suppliers_differ",
+        "sources_disagree",
         "log_incomplete",
         "not_computable",
         "refused",
@@ -52,18 +52,18 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Posted:
+class Issued:
     bill: Bill
 
 
-Outcome = Posted | Waiting
+Outcome = Issued | Deferred
 
 
-def pending(clickhouse: ClickHouse, after: str = "") -> list[tuple[str, int]]:
-    """(tenant, number) of cuts without their bill, in the order of tenants from the one after `after`; at most PENDING_MAX."""
+def cuts_without_bill(clickhouse: ClickHouse, after: str = "") -> list[tuple[str, int]]:
+    """(tenant, number) of cuts without their bill, in the order of tenants from the one after `after`; at most CUTS_MAX."""
     rows = clickhouse.rows(
         f"""SELECT key AS tenant, countIf(fact = 'BillCutFixed') AS fixed FROM history WHERE topic = 'bills' AND key > {{after:String}}
-        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {PENDING_MAX}""",
+        GROUP BY key HAVING fixed > countIf(fact = 'BillIssued') ORDER BY key LIMIT {CUTS_MAX}""",
         {"after": after},
     )
     return [(str(row["tenant"]), int(row["fixed"])) for row in rows]
@@ -88,14 +88,14 @@ class Issuer:
         self._learn()
         try:
             decided = tenant_bills(self._reader, self._codec, tenant)
-            # Each supplier has its own cuts: a wrong row of the table must not make both agree on a wrong bill.
+            # Each source has its own cuts: a wrong row of the table must not make both agree on a wrong bill.
             if wrong := [n for n in due if not _same_cut(cuts[n], decided.cuts.get(n))]:
                 return _another_cut(tenant, wrong[0])
             ended = epochs_ended(self._reader, self._codec, cuts[number]["producers_offset"])
-            table = bill_from_table(self._clickhouse, cuts[number], cuts.get(number - 1), ended)
+            table = bill_from_tables(self._clickhouse, cuts[number], cuts.get(number - 1), ended)
             log = bills_from_log(self._reader, self._codec, decided, due)[-1]
         except LogIncomplete as e:
-            return Waiting("log_incomplete", str(e), alarming=True)
+            return Deferred("log_incomplete", str(e), alarming=True)
         if table.canonical() != log.canonical():
             return self._difference(table, log)
         return self._post(table)
@@ -122,46 +122,46 @@ class Issuer:
         try:
             answer = self._http.post(f"/v1/bills/{cut['tenant']}/{cut['period']}/complete", json=body)
         except httpx.TransportError as e:
-            return Waiting("commands_away", f"the command API does not answer: {type(e).__name__}: {e}", alarming=False)
+            return Deferred("commands_away", f"the command API does not answer: {type(e).__name__}: {e}", alarming=False)
         if answer.is_success:
-            return Posted(bill)
-        return Waiting("refused", f"{answer.status_code}: {answer.text[:500]}", alarming=True)
+            return Issued(bill)
+        return Deferred("refused", f"{answer.status_code}: {answer.text[:500]}", alarming=True)
 
-    def _difference(self, table: Bill, log: Bill) -> Waiting:
+    def _difference(self, table: Bill, log: Bill) -> Deferred:
         """A record that was given up and can be read by now is the log's already, and the table's only when somebody reads it again."""
         cut = table.cut
         usage = f"usage/{partition_of(str(cut['tenant']).encode(), TOPICS['usage'].partitions)}"
         if again := [f"{usage}/{offset}" for offset in sorted(set(table.excluded) - set(log.excluded))]:
             where = ", ".join(again[:LISTED_MAX]) + (f" and {len(again) - LISTED_MAX} more" if len(again) > LISTED_MAX else "")
             how = f"`modelmarket dead-letters retry {again[0] if len(again) == 1 else '--all'}`"
-            return Waiting("dead_letters", f"{where}: written off, and can be read now: {how}", alarming=True)
+            return Deferred("dead_letters", f"{where}: written off, and can be read now: {how}", alarming=True)
         sums = f"{table.total_micros} from the table and {log.total_micros} from the log"
         left_out = f", without {list(log.excluded)[:LISTED_MAX]} of {usage} in the log alone" if table.excluded != log.excluded else ""
         message = f"bill {cut['number']} of {cut['tenant']} is {sums}, {table.facts} and {log.facts}{left_out}"
-        return Waiting("suppliers_differ", message, alarming=True)
+        return Deferred("sources_disagree", message, alarming=True)
 
-    def _table_is_behind(self, cut: Body) -> Waiting | None:
+    def _table_is_behind(self, cut: Body) -> Deferred | None:
         for c in cut["cuts"]:
             end = self.ends.end(c["partition"])
             if end < c["offset"]:
-                return Waiting(
+                return Deferred(
                     "table_behind", f"usage/{c['partition']} is in the table up to {end}, the cut is {c['offset']}", alarming=False
                 )
         return None
 
-    def _prices_are_behind(self, cut: Body) -> Waiting | None:
+    def _prices_are_behind(self, cut: Body) -> Deferred | None:
         """A cut may be seen before a price that was decided earlier: they travel in different partitions. A heartbeat at or past the
         pinned position says which was the last one sent (K5)."""
         end = self._reader.end_offsets("heartbeats")["heartbeats", 0]
         beat = Heartbeat.from_json(self._reader.record_at("heartbeats", 0, end - 1).value) if end else None
         if beat is None or beat.position < cut["decided_position"]:
-            return Waiting("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
+            return Deferred("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
         have, sent = newest_position(self._clickhouse, "prices"), beat.sent.get("prices/0", 0)
         if have < min(sent, cut["decided_position"]):
-            return Waiting("prices_behind", f"prices are in the table up to position {have}, the relay sent {sent}", alarming=False)
+            return Deferred("prices_behind", f"prices are in the table up to position {have}, the relay sent {sent}", alarming=False)
         return None
 
-    def _dead_letters(self, cut: Body) -> Waiting | None:
+    def _dead_letters(self, cut: Body) -> Deferred | None:
         """K9: a record nobody could read may have been a fact of anybody whose usage is in that partition, until two people give it up."""
         partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
         below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
@@ -171,7 +171,7 @@ class Issuer:
         where = ", ".join(f"usage/{partition}/{offset}" for offset in found.open)
         ignored = ", ".join(f"usage/{partition}/{offset}" for offset in found.mistaken)
         more = f"; the write-off of {ignored} names other bytes than lie there and is ignored" if ignored else ""
-        return Waiting("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)
+        return Deferred("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)
 
 
 def _same_cut(table: Body, log: Body | None) -> bool:
@@ -182,6 +182,6 @@ def _same_cut(table: Body, log: Body | None) -> bool:
     return all(here[name] == there[name] for name in here.keys() & there.keys())
 
 
-def _another_cut(tenant: str, number: int) -> Waiting:
+def _another_cut(tenant: str, number: int) -> Deferred:
     message = f"cut {number} of {tenant} is not in the table as it is on the log: what is decided must be folded into a new database (docs/operations.md)"
-    return Waiting("suppliers_differ", message, alarming=True)
+    return Deferred("sources_disagree", message, alarming=True)

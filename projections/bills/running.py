@@ -13,7 +13,7 @@ from typing import Any
 
 from projections.bills.bill_from_tables import UsageTable, cuts_of, excluded_by, price_book_of, statement_of_cut
 from projections.ingest.clickhouse import ClickHouse
-from rating.period import bounds_of, month_of
+from rating.period import month_of, period_bounds
 from rating.rules import RATING_VERSION
 from rating.statement import Cutoff, Line, Statement, difference
 
@@ -50,10 +50,10 @@ class RunningBills:
         self._bases: dict[str, tuple[int, Statement]] = {}
 
     def compute(self, tenant: str, offset: int, now_us: int, period: str = "") -> RunningBill:
-        """`offset`: the table is dense below it. `period`: the month that runs now, if empty. Raises NoPeriod."""
+        """`offset`: the table is dense below it. `period`: the month that runs now, if empty. Raises InvalidPeriod."""
         account = account_of(self._clickhouse, tenant)
         period = period or month_of(now_us, account["timezone"])
-        _, until = bounds_of(period, account["timezone"])
+        _, until = period_bounds(period, account["timezone"])
         number, before = self._base(tenant)
         position = newest_position(self._clickhouse, "prices")
         table = UsageTable(self._clickhouse, tenant)

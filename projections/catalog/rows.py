@@ -20,6 +20,7 @@ from events.log.record import LogRecord
 from events.schema.codec import Codec, Undecodable
 from projections.catalog.document import Document, plain
 from projections.catalog.documents import Misplaced, evolve
+from projections.ingest.sink import DeadLetter
 
 OBSERVED_KEPT = 100_000
 """event_ids of observed facts remembered per partition, to tell copies: hours of a busy deployment topic."""
@@ -31,15 +32,6 @@ RowKind = Literal["decided", "observed", "copy", "store", "dead"]
 
 class GapTooLong(Exception):
     """Too many records wait for a predecessor that does not come."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A record that is no part of the chain and that nobody can read: it leaves a row of kind `dead`, and the fold goes on."""
-
-    record: LogRecord
-    code: str
-    reason: str
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,10 @@ from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import STALLED_S_MAX, Chain
 from events.log.chain_check import UNREADABLE_OPENING
 from events.log.client import Reader
-from events.log.record import LogRecord
 from events.schema.codec import Codec
-from projections.catalog.rows import OBSERVED_KEPT, DeadLetter, PartitionFold
+from projections.catalog.rows import OBSERVED_KEPT, PartitionFold
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk
+from projections.ingest.sink import Chunk, DeadLetter, PublishDeadLetters
 from projections.ingest.table_offsets import first_missing
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class _Batch:
 
 
 class HistorySink:
-    """One of `HISTORY_TOPICS`. `say_dead` makes dead letters durable before it returns; `late` ends a process that may be no owner any more."""
+    """One of `HISTORY_TOPICS`. `publish_dead_letters` makes dead letters durable before it returns; `ensure_member` ends a process that may be no owner any more."""
 
     rows_max = 5_000
     wait_s = 0.02
@@ -56,13 +55,13 @@ class HistorySink:
         codec: Codec,
         clickhouse: ClickHouse,
         reader: Reader,
-        say_dead: Callable[[Sequence[tuple[LogRecord, str, str]]], None],
-        late: Callable[[], None],
+        publish_dead_letters: PublishDeadLetters,
+        ensure_member: Callable[[], None],
         alarm: Callable[[str, str], None] | None = None,
     ) -> None:
         self.topic = topic
         self._codec, self._clickhouse, self._reader = codec, clickhouse, reader
-        self._say_dead, self._late = say_dead, late
+        self._say_dead, self._ensure_member = publish_dead_letters, ensure_member
         self._alarm = alarm or _log_alarm
         self._folds: dict[int, PartitionFold] = {}
         self._fences: dict[int, str] = {}
@@ -96,10 +95,10 @@ class HistorySink:
 
     def write(self, prepared: _Batch) -> None:
         if prepared.dead:
-            self._say_dead([(d.record, d.code, d.reason) for d in prepared.dead])
+            self._say_dead(prepared.dead)
         if not prepared.rows:
             return
-        self._late()
+        self._ensure_member()
         token = f"{TABLE}/{self.topic}/{','.join(prepared.token)}"
         self._clickhouse.insert_rows(TABLE, prepared.rows, ",".join(prepared.fences.values()), token)
 

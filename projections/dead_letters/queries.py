@@ -18,7 +18,7 @@ STATES: tuple[State, ...] = get_args(State)
 OPEN: tuple[State, ...] = ("open", "requested")
 TRIED: tuple[State, ...] = (*OPEN, "written_off")
 """Those that may be readable by now. One that was given up is counted all the same, and holds bills back until it is read again (K9)."""
-LETTERS_MAX = 1000
+DEAD_LETTERS_MAX = 1000
 FIRST = Coordinate("", -1, -1)
 """Before every coordinate."""
 _BOUNDS = {"max_execution_time": 20}
@@ -51,7 +51,7 @@ ORDER BY topic, partition, offset LIMIT {limit:Int32}
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetterStatus:
     """A record that a projection could not read. `because` is the reason of the write-off, asked for or approved; `mistaken`: one was
     approved for other bytes than lie there, and says nothing."""
 
@@ -72,14 +72,14 @@ class Letter:
         return {"record": str(self.at), **{name: getattr(self, name) for name in words}}
 
 
-def letters(
-    clickhouse: ClickHouse, states: tuple[State, ...] = OPEN, record: str = "", limit: int = LETTERS_MAX, after: Coordinate = FIRST
-) -> list[Letter]:
+def find_dead_letters(
+    clickhouse: ClickHouse, states: tuple[State, ...] = OPEN, record: str = "", limit: int = DEAD_LETTERS_MAX, after: Coordinate = FIRST
+) -> list[DeadLetterStatus]:
     """Those in one of the states, in the order of their coordinates, from the one after `after`; only that of `record` when it is given."""
     place = {"topic": after.topic, "partition": after.partition, "offset": after.offset}
-    rows = clickhouse.rows(_SQL, {"states": list(states), "record": record, "limit": min(limit, LETTERS_MAX), **place}, _BOUNDS)
+    rows = clickhouse.rows(_SQL, {"states": list(states), "record": record, "limit": min(limit, DEAD_LETTERS_MAX), **place}, _BOUNDS)
     return [
-        Letter(
+        DeadLetterStatus(
             Coordinate(str(r["topic"]), int(r["partition"]), int(r["offset"])),
             r["state"],
             str(r["code"]),
@@ -96,10 +96,10 @@ def letters(
     ]
 
 
-def every_letter(clickhouse: ClickHouse, topic: str, states: tuple[State, ...] = OPEN) -> Iterator[Letter]:
+def all_dead_letters(clickhouse: ClickHouse, topic: str, states: tuple[State, ...] = OPEN) -> Iterator[DeadLetterStatus]:
     """All of a topic in one of the states, however many: those that stay as they are do not hide the ones behind them."""
     at = Coordinate(topic, -1, -1)
-    while page := letters(clickhouse, states, after=at):
+    while page := find_dead_letters(clickhouse, states, after=at):
         for letter in page:
             if letter.at.topic != topic:
                 return

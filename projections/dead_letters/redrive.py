@@ -19,11 +19,11 @@ from events.process.settings import Settings
 from projections.bills.running import RunningBills
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk
+from projections.ingest.sink import Chunk, DeadLetter
 from projections.ingest.table_offsets import DenseEnds
-from projections.usage.insert_plans import UsageSchemas
+from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
-from projections.usage.validator import unreadable
+from projections.usage.validator import why_unreadable
 
 Kind = Literal["redriven", "readable", "unreadable", "not_stored", "other_record", "not_of_usage"]
 NOBODY = ("", "-")
@@ -46,7 +46,7 @@ class Redrive:
         self._schemas, _ = read_schemas(self._reader)
         self._refused: list[str] = []
         self._ends = DenseEnds(clickhouse, "usage")
-        schemas = UsageSchemas(self._reader, self._schemas)
+        schemas = InsertPlans(self._reader, self._schemas)
         self._sink = UsageSink(clickhouse, schemas, lambda partition, fence: 0, self._refuse, lambda: None, rows_max=1)
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Redrive:
             return Tried(at, "other_record", str(e))
         if hashlib.sha256(record.value or b"").hexdigest() != sha256:
             return Tried(at, "other_record", "the log has other bytes there than the table met: is this the log it was filled from?")
-        why = unreadable(self._schemas, record.value)
+        why = why_unreadable(self._schemas, record.value)
         if why is not None:
             return Tried(at, "unreadable", str(why))
         self._put(record)
@@ -81,9 +81,9 @@ class Redrive:
         self._refused.clear()
         self._sink.write(self._sink.prepare([Chunk("usage", record.partition, [record])]))
 
-    def _refuse(self, letters: Sequence[tuple[LogRecord, str, str]]) -> None:
-        """It was said dead when it was first read; saying it again says nothing new."""
-        self._refused += [f"{code}: {reason}" for _, code, reason in letters]
+    def _refuse(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """Its dead letter was published when it was first read: only the reason is kept."""
+        self._refused += [f"{code}: {reason}" for _, code, reason in dead_letters]
 
     def _row(self, at: Coordinate) -> tuple[bool, str, str] | None:
         """(readable, hash, tenant) as the table has it."""

@@ -1,4 +1,4 @@
-"""Records that nobody could read: said on the log with coordinate, reason and bytes, and shown in a table of their own (K9)."""
+"""Records that nobody can read: published to topic `dead-letters` with coordinate, reason and bytes, and kept in a table of their own (K9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from events.log.record import Headers, LogRecord
 from events.process.clock import now_us
 from events.schema.codec import Codec, FrameTooLarge, Undecodable
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk
+from projections.ingest.sink import Chunk, DeadLetter
 
 logger = logging.getLogger(__name__)
 TOPIC = "dead-letters"
@@ -56,25 +56,31 @@ FROM dead_letters_rows FINAL WHERE event_id != '' GROUP BY topic, partition, off
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetters:
-    """Says what could not be read, durably, before the projection goes on. Saying it twice says it once: same event_id."""
+class DeadLetterPublisher:
+    """Publishes dead letters, durably, before the projection goes on. A repeated one has the same event_id."""
 
     writer: Writer
     codec: Codec
     reader: str
 
-    def say(self, letters: Sequence[tuple[LogRecord, str, str]]) -> None:
-        """(record, code, reason) each. Returns when Kafka has them all; raises TimeoutError."""
+    def publish(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """Returns when Kafka has them all; raises TimeoutError."""
         futures = [
             self.writer.append(TOPIC, f"{r.topic}/{r.partition}/{r.offset}".encode(), *self._frame_and_headers(r, code, reason))
-            for r, code, reason in letters
+            for r, code, reason in dead_letters
         ]
         for future in futures:
             future.result(ACKNOWLEDGED_S_MAX)
-        if letters:
-            r, code, reason = letters[0]
+        if dead_letters:
+            r, code, reason = dead_letters[0]
             logger.warning(
-                "%d records could not be read, the first at %s/%s/%s: %s: %s", len(letters), r.topic, r.partition, r.offset, code, reason
+                "%d records could not be read, the first at %s/%s/%s: %s: %s",
+                len(dead_letters),
+                r.topic,
+                r.partition,
+                r.offset,
+                code,
+                reason,
             )
 
     def _frame_and_headers(self, record: LogRecord, code: str, reason: str) -> tuple[bytes, Headers]:
@@ -113,10 +119,10 @@ class DeadLetterSink:
     rows_max, wait_s = 5_000, 0.05
 
     def __init__(
-        self, clickhouse: ClickHouse, codec: Codec, first_missing: Callable[[str, int, str], int], late: Callable[[], None]
+        self, clickhouse: ClickHouse, codec: Codec, first_missing: Callable[[str, int, str], int], ensure_member: Callable[[], None]
     ) -> None:
         """`first_missing(table, partition, fence)` as in `positions`."""
-        self._clickhouse, self._codec, self._first_missing, self._late = clickhouse, codec, first_missing, late
+        self._clickhouse, self._codec, self._first_missing, self._ensure_member = clickhouse, codec, first_missing, ensure_member
         self._fences: dict[int, str] = {}
 
     def resume(self, partition: int) -> int:
@@ -128,7 +134,7 @@ class DeadLetterSink:
 
     def write(self, prepared: list[tuple[Chunk, list[dict[str, Any]]]]) -> None:
         for chunk, rows in prepared:
-            self._late()
+            self._ensure_member()
             token = f"dead_letters_rows/{chunk.partition}:{chunk.records[0].offset}-{chunk.records[-1].offset}"
             self._clickhouse.insert_rows("dead_letters_rows", rows, self._fences[chunk.partition], token)
 

@@ -45,7 +45,7 @@ POLL_RECORDS_MAX = 10_000
 IDLE_WAIT_S = 0.02
 """Longest a first record waits for company while nothing is being written."""
 CHUNKS_WAITING_MAX = 16
-"""Chunks a lane holds: with the chunk size it bounds the memory of a worker."""
+"""Chunks that wait for one sink: with the chunk size it bounds the memory of a worker."""
 DIED_LATE, DIED_FAILED = 75, 70
 """Exit codes: the group may have given our partitions away; a sink failed."""
 
@@ -75,12 +75,12 @@ class Membership:
     """When the group last answered us; a paused process learns here that its time is over."""
 
     def __init__(self) -> None:
-        self.heard_at = time.monotonic()
+        self.contact_at = time.monotonic()
         self.session_s = 10.0
 
-    def late(self) -> None:
+    def ensure_member(self) -> None:
         """Ends the process when the session may have run out: our partitions may be somebody else's."""
-        age = time.monotonic() - self.heard_at
+        age = time.monotonic() - self.contact_at
         if age > self.session_s * 0.8:
             die(DIED_LATE, f"the group has not answered for {age:.1f} s, the session lasts {self.session_s:g} s")
 
@@ -89,14 +89,14 @@ MEMBERSHIP = Membership()
 """Of this process: a worker is one member of one group."""
 
 
-def _hears(cls: type, name: str, good: Callable[[Any], bool]) -> None:
+def _record_contact(cls: type, name: str, good: Callable[[Any], bool]) -> None:
     real = getattr(cls, name)
 
     async def hooked(self: Any, *args: Any) -> Any:
         asked = time.monotonic()
         answer = await real(self, *args)
         if good(answer):
-            MEMBERSHIP.heard_at = asked
+            MEMBERSHIP.contact_at = asked
         return answer
 
     setattr(cls, name, hooked)
@@ -164,7 +164,7 @@ class _ChunkApp(faust.App):
     chunk_worker: ChunkWorker
 
 
-# --- the worker: every sink's lane in one Faust app
+# --- the worker: every sink in one Faust app
 
 
 class ChunkWorker:
@@ -178,10 +178,10 @@ class ChunkWorker:
         """(topic, partition) → the offset that the next chunk must bring; only of partitions that are ours."""
         self.seeks_done = False
         self._resuming, self._resumer, self._revocations = asyncio.Lock(), ThreadPoolExecutor(1, "resume"), 0
-        MEMBERSHIP.session_s, MEMBERSHIP.heard_at = settings.worker_session_s, time.monotonic()
-        _hears(GroupCoordinator, "_do_heartbeat", bool)
+        MEMBERSHIP.session_s, MEMBERSHIP.contact_at = settings.worker_session_s, time.monotonic()
+        _record_contact(GroupCoordinator, "_do_heartbeat", bool)
         # A join may wait for the others without a heartbeat: its answer is contact too.
-        _hears(CoordinatorGroupRebalance, "_send_sync_group_request", lambda answer: answer is not None)
+        _record_contact(CoordinatorGroupRebalance, "_send_sync_group_request", lambda answer: answer is not None)
         self.app = self._make_app(settings, group, member)
         for sink in sinks:
             self._add(sink)
@@ -195,7 +195,7 @@ class ChunkWorker:
         """For `events.process.health.serve_health`. Lag = records appended but not yet taken, over this worker's partitions."""
         if not self.seeks_done:
             return {"status": "starting", "lag": None}
-        if (silent := time.monotonic() - MEMBERSHIP.heard_at) > MEMBERSHIP.session_s:
+        if (silent := time.monotonic() - MEMBERSHIP.contact_at) > MEMBERSHIP.session_s:
             return {"status": "starting", "lag": None, "detail": f"the group has not answered for {silent:.0f} s: is Kafka away?"}
         lag, parts = 0, dict(self.next)
         for tp, offset in parts.items():
@@ -206,7 +206,7 @@ class ChunkWorker:
         return {"status": "ready", "lag": lag, "partitions": [f"{tp.topic}/{tp.partition}" for tp in sorted(parts)]}
 
     async def positions_of(self, assigned: set[Any]) -> dict[Any, int]:
-        """Where to read each assigned partition: new ones from where the table ends, the others where their lane is."""
+        """Where to read each assigned partition: new ones from where the table ends, the others where reading stands."""
         loop, asked = asyncio.get_running_loop(), self._revocations
         # Faust asks from two places when a rebalance interrupts a fetch. One at a time: who asks for a partition again while the first
         # question is under way takes it over from himself, and is shut out by his own fence.
@@ -264,12 +264,12 @@ class ChunkWorker:
         return app
 
     def _add(self, sink: Sink) -> None:
-        lane = _Lane(self, sink)
+        pipeline = _SinkPipeline(self, sink)
 
         @self.app.agent(self.app.topic(sink.topic, key_serializer="raw", value_serializer="raw"), name=f"sink-{sink.topic}", concurrency=1)
         async def agent(stream: Any) -> None:  # pyright: ignore[reportUnusedFunction]
             waiting: asyncio.Queue[Any] = asyncio.Queue(CHUNKS_WAITING_MAX)
-            task = asyncio.create_task(lane.run(waiting))
+            task = asyncio.create_task(pipeline.run(waiting))
             task.add_done_callback(_fatal)
             async for event in stream.noack().events():
                 await waiting.put(event)
@@ -281,7 +281,7 @@ def _fatal(task: asyncio.Task[Any]) -> None:
         die(DIED_FAILED, f"{type(error).__name__}: {error}")
 
 
-class _Lane:
+class _SinkPipeline:
     """One sink's chunks: gather → prepare (thread) → write (thread); one write at a time, the next prepared meanwhile."""
 
     def __init__(self, worker: ChunkWorker, sink: Sink) -> None:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
+import orjson
+
 from events.process.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ class ClickHouse:
         replaced (take `hex`). Bound the result with LIMIT."""
         quote = {"output_format_json_quote_64bit_integers": 0, "output_format_json_validate_utf8": 1, **(settings or {})}
         body = self._run(sql + "\nFORMAT JSONEachRow", params, quote, fence).body
-        return [cast(dict[str, Any], json.loads(line)) for line in body.splitlines()]
+        return [orjson.loads(line) for line in body.splitlines()]
 
     def value(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""

@@ -1,10 +1,10 @@
-"""What stands between a topic and its tables: records, chunks of them, and what a sink must do. `chunks.py` brings them, sinks take them."""
+"""What a topic's sink must do, and what it is given: chunks of records, from `chunks.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from events.log.record import LogRecord
 
@@ -18,14 +18,26 @@ class Chunk:
     records: Sequence[LogRecord]
 
 
+class DeadLetter(NamedTuple):
+    """A record that no fold can read: it gets a tombstone row, and the fold goes on."""
+
+    record: LogRecord
+    code: str
+    reason: str
+
+
+PublishDeadLetters = Callable[[Sequence[DeadLetter]], None]
+"""Durable when it returns."""
+
+
 class Sink(Protocol):
-    """One topic's way into its tables. All methods run in threads of their own, one call at a time per method, never in the event loop.
+    """Writes one topic into its tables. All methods run in threads of their own, one call at a time per method, never in the event loop.
 
     `resume(partition)`: called at each assignment; the first offset that the table misses, after checking that this is the log
         the table was filled from (see `projections.ingest.table_offsets`). May wait while Kafka or ClickHouse is away; raises LogGenerationChanged.
     `prepare(chunks)`: whatever can be made ready while the chunks before are still being written.
-    `write(prepared)`: done when every record is durable in the table. `late()` must be called before each insert: it ends the
-        process when somebody else may own the partition. Raising ends the process too; nothing of it is acknowledged.
+    `write(prepared)`: done when every record is durable in the table. `ensure_member()` must be called before each insert: it ends
+        the process when another worker may own the partition (K8). Raising ends the process too; nothing of it is acknowledged.
     """
 
     topic: str

@@ -90,7 +90,7 @@ class DenseEnds:
 
     Nothing is remembered when another table has taken the name (`replay usage --switch`), when the end went back (a backup was restored),
     and for longer than REMEMBERED_S_MAX: rows deleted by hand leave no other trace. Until then a hole far below goes unseen; a bill is
-    safe from it all the same, since its second supplier is the log.
+    safe from it all the same, since its second source is the log.
     """
 
     def __init__(self, clickhouse: ClickHouse, table: str, clock: Callable[[], float] = time.monotonic) -> None:

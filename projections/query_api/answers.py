@@ -100,7 +100,7 @@ class Bill(Answer):
     next_lines_from: int | None = Field(description="Set while there are more: ask again with ?lines_from=… for the next ones.")
 
 
-class LetterPage(Answer):
+class DeadLetterPage(Answer):
     dead_letters: list[dict[str, Any]] = Field(description="record, state (open, requested, written_off, redriven), code, reason, sha256.")
 
 

@@ -30,15 +30,15 @@ from events.process.problem import PROBLEM_JSON, Violation, problem
 from events.process.settings import Settings
 from projections.bills.biller import admin_key
 from projections.catalog.queries import END_OF_TIME, PAGE_MAX, Catalog, Wanted, public
-from projections.dead_letters.queries import OPEN, STATES, letters
+from projections.dead_letters.queries import OPEN, STATES, find_dead_letters
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.query_api import usage as api_usage
 from projections.query_api.access import AccountKeys, Caller, Refusal
-from projections.query_api.answers import Bill, BillPage, CatalogPage, EpochPage, Health, LetterPage, Model, ModelHistory, UsagePage
+from projections.query_api.answers import Bill, BillPage, CatalogPage, DeadLetterPage, EpochPage, Health, Model, ModelHistory, UsagePage
 from projections.query_api.bills import bill_of, bills_of
 from projections.query_api.instants import NotAnInstant, instant_of
 from projections.usage.producer_epochs import epochs
-from rating.period import NoPeriod, bounds_of
+from rating.period import InvalidPeriod, period_bounds
 
 logger = logging.getLogger(__name__)
 Text = Annotated[str, Query(max_length=200)]
@@ -229,17 +229,17 @@ def _add_bills(app: FastAPI) -> None:
         if not whose:
             raise Problem(422, "tenant_missing", "an admin has no bills of its own", "tenant", "name the tenant: ?tenant=…")
         try:
-            bounds_of(period, parts.keys.zone(whose))
-        except NoPeriod as e:
+            period_bounds(period, parts.keys.zone(whose))
+        except InvalidPeriod as e:
             raise Problem(422, "period_malformed", "this is no period", "period", "write YYYY-MM or YYYY-MM-DD") from e
         return bill_of(parts.clickhouse, whose, period, lines_from)
 
 
 def _add_operations(app: FastAPI) -> None:
-    @app.get("/v1/dead-letters", response_model=LetterPage, tags=["operation"])
+    @app.get("/v1/dead-letters", response_model=DeadLetterPage, tags=["operation"])
     def dead_letters(parts: Parts, caller: Admin, everything: bool = False) -> Any:  # pyright: ignore[reportUnusedFunction]
         """Records nobody could read: open ones, or all with what became of them. Their bytes stay on the log."""
-        return {"dead_letters": [letter.to_json() for letter in letters(parts.clickhouse, STATES if everything else OPEN)]}
+        return {"dead_letters": [letter.to_json() for letter in find_dead_letters(parts.clickhouse, STATES if everything else OPEN)]}
 
     @app.get("/v1/producers", response_model=EpochPage, tags=["operation"])
     def producers(parts: Parts, caller: Admin, everything: bool = False) -> Any:  # pyright: ignore[reportUnusedFunction]

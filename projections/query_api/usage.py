@@ -8,7 +8,7 @@ from typing import Any
 from events.facts.accounts import KEY_DIMENSIONS
 from events.facts.meters import METERS
 from projections.ingest.clickhouse import ClickHouse
-from rating.rules import EARLY_US_MAX, LATE_US_MAX
+from rating.rules import EFFECTIVE_US_SQL
 
 ROWS_MAX = 10_000
 SPAN_US_MAX = 400 * 86_400_000_000
@@ -19,9 +19,6 @@ OWNER_DIMENSIONS = frozenset({"day", "hour", "model", "model_version", "region",
 CALLER_DIMENSIONS = OWNER_DIMENSIONS | {"provider", *KEY_DIMENSIONS, "key_id", "user", "error_code"}
 ADMIN_DIMENSIONS = CALLER_DIMENSIONS | {"tenant"}
 
-_EFFECTIVE = (
-    f"if(occurred_at >= kafka_time_us - {LATE_US_MAX} AND occurred_at <= kafka_time_us + {EARLY_US_MAX}, occurred_at, kafka_time_us)"
-)
 _EXPRESSIONS = {
     "day": "toString(toDate(fromUnixTimestamp64Micro(effective), {zone:String}))",
     "hour": "formatDateTime(toStartOfHour(fromUnixTimestamp64Micro(effective), {zone:String}), '%Y-%m-%dT%H:00', {zone:String})",
@@ -56,7 +53,7 @@ def usage(clickhouse: ClickHouse, question: Question) -> tuple[list[dict[str, An
         toInt64(ifNotFinite(avgIf(latency_us, settled), 0)) AS latency_us_mean,
         toInt64(ifNotFinite(quantileTDigestIf(0.99)(latency_us, settled), 0)) AS latency_us_p99
     FROM (
-        SELECT *, {_EFFECTIVE} AS effective, fact = 'InvocationSettled' AS settled FROM usage_counted
+        SELECT *, {EFFECTIVE_US_SQL} AS effective, fact = 'InvocationSettled' AS settled FROM usage_counted
         WHERE fact IN ('InvocationSettled', 'InvocationRefused')
           AND ({{tenant:String}} = '' OR tenant = {{tenant:String}})
           AND ({{provider:String}} = '' OR provider = {{provider:String}})

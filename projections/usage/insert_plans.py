@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class InsertPlan:
     """Into the table for records of one schema id."""
 
     schema: Schema
@@ -24,28 +24,28 @@ class Way:
     extended: bytes
 
 
-class UsageSchemas:
-    """`way(head)` by the first five bytes of a value. An id that nobody has recorded yet is looked for on the log, once a batch."""
+class InsertPlans:
+    """`plan(head)` by the first five bytes of a value. An id that nobody has recorded yet is looked for on the log, once a batch."""
 
     def __init__(self, reader: Reader, schemas: SchemaSet | None = None) -> None:
         self._reader, self._schemas = reader, schemas or SchemaSet()
-        self._ways: dict[bytes, Way | Undecodable] = {}
+        self._plans: dict[bytes, InsertPlan | Undecodable] = {}
 
-    def ways(self, heads: set[bytes]) -> dict[bytes, Way | Undecodable]:
+    def plans(self, heads: set[bytes]) -> dict[bytes, InsertPlan | Undecodable]:
         """For each head how to insert it, or why nobody can. Raises LogUnavailable: then nothing is known."""
-        unknown = {h for h in heads if h not in self._ways and len(h) == HEADER_BYTES and h[0] == MAGIC}
+        unknown = {h for h in heads if h not in self._plans and len(h) == HEADER_BYTES and h[0] == MAGIC}
         if any(_id(h) not in self._schemas.by_id for h in unknown):
             # Before an id is first used it is recorded: a topic read to its end after the record came has it, or nobody has.
             self._schemas, _ = read_schemas(self._reader)
-        found: dict[bytes, Way | Undecodable] = {}
+        found: dict[bytes, InsertPlan | Undecodable] = {}
         for head in heads:
-            way = self._ways.get(head) or self._way(head)
-            if isinstance(way, Way):
-                self._ways[head] = way  # refusals are not remembered: their number is whatever strangers send
-            found[head] = way
+            plan = self._plans.get(head) or self._plan(head)
+            if isinstance(plan, InsertPlan):
+                self._plans[head] = plan  # refusals are not remembered: their number is whatever strangers send
+            found[head] = plan
         return found
 
-    def _way(self, head: bytes) -> Way | Undecodable:
+    def _plan(self, head: bytes) -> InsertPlan | Undecodable:
         if len(head) < HEADER_BYTES or head[0] != MAGIC:
             return Undecodable("not_framed", "the value does not start with 00 and a schema id")
         schema = self._schemas.by_id.get(_id(head))
@@ -54,7 +54,7 @@ class UsageSchemas:
         if not schema.subject.startswith(SUBJECTS):
             return Undecodable("wrong_subject", f"schema id {schema.schema_id} is {schema.subject}, which is no usage fact")
         try:
-            return Way(schema, insert_for(schema.schema_id, schema.definition), container.extended(schema.definition).encode())
+            return InsertPlan(schema, insert_for(schema.schema_id, schema.definition), container.extended(schema.definition).encode())
         except UnsuitableSchema as e:
             return Undecodable("unsuitable_schema", f"{schema.subject} as id {schema.schema_id}: {e}")
 

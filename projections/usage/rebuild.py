@@ -1,6 +1,6 @@
 """Rebuilds the usage tables beside the live ones from the log's first record, compares row by row, and puts them in place if asked (K10).
 
-The same sink, judge and SQL as the live worker, on another table. Works while the workers run: both are compared up to a common cut.
+The same sink, validator and SQL as the live worker, on another table. Works while the workers run: both are compared up to a common cut.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from events.log.client import LogUnavailable, Reader
 from events.log.record import LogRecord
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
-from projections.ingest.sink import Chunk
+from projections.ingest.sink import Chunk, DeadLetter
 from projections.ingest.table_offsets import dense_end
 from projections.tables import usage_statements
-from projections.usage.insert_plans import UsageSchemas
+from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 from projections.usage.table import COLUMNS, LOG_COLUMNS
 from projections.usage.views import view_names
@@ -77,7 +77,7 @@ class Rebuild:
         partitions = range(TOPICS["usage"].partitions)
         self._sink = UsageSink(
             self._clickhouse,
-            UsageSchemas(schemas),
+            InsertPlans(schemas),
             lambda partition, fence: 0,
             self._count_dead,
             lambda: None,
@@ -174,9 +174,9 @@ class Rebuild:
             elif time.monotonic() - heard > PATIENCE_S:
                 raise LogUnavailable(f"usage: nothing came for {PATIENCE_S:g} s, partitions {sorted(left)} are not read")
 
-    def _count_dead(self, letters: Sequence[tuple[LogRecord, str, str]]) -> None:
-        """They were said when they were first read; here they only leave a tombstone."""
-        self._unreadable += len(letters)
+    def _count_dead(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """They were published when they were first read; here they only leave a tombstone."""
+        self._unreadable += len(dead_letters)
 
     def _wait_for_live(self, cut: dict[int, int]) -> None:
         """Until the workers have come past the cut. Rows that are missing below it are differences, not a reason to wait."""

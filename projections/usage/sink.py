@@ -20,11 +20,11 @@ from events.log.record import LogRecord
 from events.schema.codec import FRAME_BYTES_MAX, Undecodable
 from projections.ingest import avro_container as container
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError
-from projections.ingest.sink import Chunk
+from projections.ingest.sink import Chunk, DeadLetter, PublishDeadLetters
 from projections.ingest.table_offsets import stored_within
-from projections.usage.insert_plans import UsageSchemas, Way
+from projections.usage.insert_plans import InsertPlan, InsertPlans
 from projections.usage.table import OFFSETS_PER_PARTITION, UNREADABLE
-from projections.usage.validator import judge
+from projections.usage.validator import validate
 
 logger = logging.getLogger(__name__)
 BAD_DATA = frozenset({6, 27, 33, 117, 128, 131, 190, 376, 395, 748})
@@ -48,8 +48,6 @@ INSERT_SETTINGS = {
 }
 
 T = TypeVar("T")
-SayDead = Callable[[Sequence[tuple[LogRecord, str, str]]], None]
-Bad = tuple[LogRecord, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PreparedInsert:
     """Records of one schema, at most one run of each Kafka partition: one insert. It becomes one part per partition of the table, whole
     or not at all (K7); which of them a crash left out, the next owner of each partition sees for itself (K6)."""
 
-    way: Way
+    plan: InsertPlan
     records: Sequence[LogRecord]
     wrapped: container.Container
     token: str
@@ -74,32 +72,38 @@ class Part:
 
 @dataclass(slots=True)
 class Batch:
-    parts: list[Part] = field(default_factory=list[Part])
-    bad: list[Bad] = field(default_factory=list[Bad])
+    parts: list[PreparedInsert] = field(default_factory=list[PreparedInsert])
+    bad: list[DeadLetter] = field(default_factory=list[DeadLetter])
     """Records that are refused before any insert."""
 
 
 class UsageSink:
-    """A `sink.Sink`. `resume_at(partition, fence)`: the first missing offset; `say_dead` is durable when it returns,
-    and is called by one thread at a time; `late` ends an owner that may be none any more. A rebuild uses the same class on other tables."""
+    """A `sink.Sink`. `resume_at(partition, fence)`: the first missing offset; `publish_dead_letters` is durable when it returns,
+    and is called by one thread at a time; `ensure_member` ends an owner that may be none any more. A rebuild uses the same class on other tables."""
 
     topic = "usage"
 
     def __init__(
         self,
         clickhouse: ClickHouse,
-        schemas: UsageSchemas,
+        schemas: InsertPlans,
         resume_at: Callable[[int, str], int],
-        say_dead: SayDead,
-        late: Callable[[], None],
+        publish_dead_letters: PublishDeadLetters,
+        ensure_member: Callable[[], None],
         *,
         table: str = "usage",
         rows_max: int = 100_000,
         wait_s: float = 0.15,
     ) -> None:
-        self._clickhouse, self._schemas, self._resume_at, self._say_dead, self._late = clickhouse, schemas, resume_at, say_dead, late
+        self._clickhouse, self._schemas, self._resume_at, self._say_dead, self._ensure_member = (
+            clickhouse,
+            schemas,
+            resume_at,
+            publish_dead_letters,
+            ensure_member,
+        )
         self.table, self.rows_max, self.wait_s = table, rows_max, wait_s
-        self._inserters, self._burying = ThreadPoolExecutor(INSERTS_AT_ONCE, f"{table}-insert"), Lock()
+        self._inserters, self._quarantining = ThreadPoolExecutor(INSERTS_AT_ONCE, f"{table}-insert"), Lock()
         self._fences: dict[int, str] = {}
         self._stored_below: dict[int, int] = {}
         """partition → offsets from here on are certainly not stored."""
@@ -125,23 +129,23 @@ class UsageSink:
         for chunk in sorted(chunks, key=lambda c: (c.partition, c.records[0].offset)):
             for head, records in self._by_head(self._missing(chunk), batch.bad):
                 by_head.setdefault(head, []).append(Run(chunk.partition, records))
-        ways = self._schemas.ways(set(by_head))
+        plans = self._schemas.plans(set(by_head))
         for head, runs in by_head.items():
-            way = ways[head]
-            if isinstance(way, Undecodable):
-                batch.bad += [(r, way.code, way.reason) for run in runs for r in run.records]
+            plan = plans[head]
+            if isinstance(plan, Undecodable):
+                batch.bad += [DeadLetter(r, plan.code, plan.reason) for run in runs for r in run.records]
             else:
-                batch.parts += [_part(self.table, way, some) for within in _split(runs) for some in _shared(within)]
+                batch.parts += [_prepared_insert(self.table, plan, some) for within in _split(runs) for some in _balanced(within)]
         return batch
 
     def write(self, prepared: Batch) -> None:
         # Two at a time, as the engine takes them: facts of several kinds, and the halves of many. When one fails the others are let end:
-        # nothing of a write that raised is still under way.
+        # nothing of a write that raised is still under plan.
         inserting = [self._inserters.submit(self._insert, part) for part in prepared.parts]
         wait(inserting)
         for done in inserting:
             done.result()
-        self._bury(prepared.bad)
+        self._quarantine(prepared.bad)
 
     # --- preparing
 
@@ -153,7 +157,7 @@ class UsageSink:
         there = stored_within(self._clickhouse, self.table, chunk.partition, first, last)
         return [r for r in chunk.records if r.offset not in there]
 
-    def _by_head(self, records: Sequence[LogRecord], bad: list[Bad]) -> Iterable[tuple[bytes, Sequence[LogRecord]]]:
+    def _by_head(self, records: Sequence[LogRecord], bad: list[DeadLetter]) -> Iterable[tuple[bytes, Sequence[LogRecord]]]:
         """Records by the first five bytes of their value, in order; what has none, or too much, goes to `bad`."""
         if not records:
             return ()
@@ -165,67 +169,67 @@ class UsageSink:
         by_head = dict[bytes, list[LogRecord]]()
         for r in records:
             if r.value is None:
-                bad.append((r, "no_value", "the record has no value"))
+                bad.append(DeadLetter(r, "no_value", "the record has no value"))
             elif len(r.value) > FRAME_BYTES_MAX:
-                bad.append((r, "too_large", f"{len(r.value)} bytes, more than {FRAME_BYTES_MAX}"))
+                bad.append(DeadLetter(r, "too_large", f"{len(r.value)} bytes, more than {FRAME_BYTES_MAX}"))
             else:
                 by_head.setdefault(r.value[:5], []).append(r)
         return by_head.items()
 
     # --- writing
 
-    def _insert(self, part: Part) -> None:
+    def _insert(self, part: PreparedInsert) -> None:
         try:
             self._send(part)
         except ClickHouseError as e:
             if e.code not in BAD_DATA:
                 raise
-            self._insert_judged(part, e)
+            self._insert_validated(part, e)
 
-    def _insert_judged(self, part: Part, refused: ClickHouseError) -> None:
-        """One of these records is damaged: judge each, insert the good ones, bury the others."""
-        good, bad = list[LogRecord](), list[Bad]()
+    def _insert_validated(self, part: PreparedInsert, refused: ClickHouseError) -> None:
+        """One of these records is damaged: validates each, inserts the valid ones and quarantines the others."""
+        good, bad = list[LogRecord](), list[DeadLetter]()
         for r in part.records:
             assert r.value is not None
             try:
-                judge(part.way.schema, r.value)
+                validate(part.plan.schema, r.value)
                 good.append(r)
             except Undecodable as e:
-                bad.append((r, e.code, e.reason))
+                bad.append(DeadLetter(r, e.code, e.reason))
         logger.warning("an insert of %d records was refused (%d), %d are damaged", len(part.records), refused.code, len(bad))
         if bad:
             if good:
-                self._insert_all(part.way, good)
+                self._insert_all(part.plan, good)
         elif len(good) > 1:
-            # The engine sees something that the judge does not: halve until it is alone.
+            # The engine refuses something that the validator accepts: halve until it is alone.
             half = len(good) // 2
-            self._insert_all(part.way, good[:half])
-            self._insert_all(part.way, good[half:])
+            self._insert_all(part.plan, good[:half])
+            self._insert_all(part.plan, good[half:])
         else:
-            bad = [(good[0], "refused_by_table", str(refused)[:500])]
-        self._bury(bad)
+            bad = [DeadLetter(good[0], "refused_by_table", str(refused)[:500])]
+        self._quarantine(bad)
 
-    def _insert_all(self, way: Way, records: Sequence[LogRecord]) -> None:
+    def _insert_all(self, plan: InsertPlan, records: Sequence[LogRecord]) -> None:
         for within in _split(_runs(records)):
-            self._insert(_part(self.table, way, within))
+            self._insert(_prepared_insert(self.table, plan, within))
 
-    def _send(self, part: Part, again: str = "") -> None:
+    def _send(self, part: PreparedInsert, again: str = "") -> None:
         c, fence, token = part.wrapped, self._fence(part.partitions), part.token + again
-        sql = part.way.insert.sql(self.table, c.guard)
-        written, tries = self._patiently(lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, fence, token))
+        sql = part.plan.insert.sql(self.table, c.guard)
+        written, tries = self._retry_while_busy(lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, fence, token))
         if written != c.rows:
             raise AssertionError(f"{token}: {c.rows} records became {written} rows")
         if tries > 1:
-            for within in self._left_out(part.records, token, again):
-                self._send(_part(self.table, part.way, within), f"/{uuid.uuid4()}")
+            for within in self._missing_of(part.records, token, again):
+                self._send(_prepared_insert(self.table, part.plan, within), f"/{uuid.uuid4()}")
 
-    def _left_out(self, records: Sequence[LogRecord], token: str, again: str) -> list[list[Run]]:
+    def _missing_of(self, records: Sequence[LogRecord], token: str, again: str) -> list[list[Run]]:
         """What the table misses of an insert that was tried more than once: a server that remembers its token, or the tokens of some of its
         parts, says yes to the second try without writing anything. It comes in under a token of its own, once; doubles collapse."""
         absent = list[LogRecord]()
         for run in _runs(records):
             first, last = run.records[0].offset, run.records[-1].offset
-            there, _ = self._patiently(partial(stored_within, self._clickhouse, self.table, run.partition, first, last))
+            there, _ = self._retry_while_busy(partial(stored_within, self._clickhouse, self.table, run.partition, first, last))
             absent += [r for r in run.records if r.offset not in there]
         if absent and again:
             raise AssertionError(f"{token}: {len(absent)} rows are not in the table, and it says that it has them")
@@ -233,35 +237,35 @@ class UsageSink:
             logger.error("%s: %d rows of an insert that was tried again are not in the table and are put in", token, len(absent))
         return _split(_runs(absent))
 
-    def _bury(self, bad: Sequence[Bad]) -> None:
-        """The dead letter first, then the tombstone: a crash between says it twice, which is saying it once."""
+    def _quarantine(self, bad: Sequence[DeadLetter]) -> None:
+        """The dead letter first, then the tombstone: after a crash between them the dead letter is published again with the same event_id."""
         if not bad:
             return
-        with self._burying:
-            self._late()
+        with self._quarantining:
+            self._ensure_member()
             self._say_dead(bad)
             for within in _split(_runs(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
-                self._bury_run(within)
+                self._insert_tombstones(within)
 
-    def _bury_run(self, runs: Sequence[Run], again: str = "") -> None:
+    def _insert_tombstones(self, runs: Sequence[Run], again: str = "") -> None:
         ranges, partitions = _ranges(runs)
         sql = f"INSERT INTO {self.table} (fact, readable, kafka_partition, kafka_offset, kafka_time_us, schema_id, sha256) FORMAT RowBinary"
         token, fence = f"{self.table}/{ranges}/unreadable{again}", self._fence(partitions)
         records = [r for run in runs for r in run.records]
         body = b"".join(map(_tombstone, records))
-        _, tries = self._patiently(lambda: self._clickhouse.insert(sql, body, None, fence, token))
+        _, tries = self._retry_while_busy(lambda: self._clickhouse.insert(sql, body, None, fence, token))
         if tries > 1:
-            for within in self._left_out(records, token, again):
-                self._bury_run(within, f"/{uuid.uuid4()}")
+            for within in self._missing_of(records, token, again):
+                self._insert_tombstones(within, f"/{uuid.uuid4()}")
 
     def _fence(self, partitions: Sequence[int]) -> str:
         return ",".join(self._fences[p] for p in partitions if p in self._fences)
 
-    def _patiently(self, ask: Callable[[], T]) -> tuple[T, int]:
+    def _retry_while_busy(self, ask: Callable[[], T]) -> tuple[T, int]:
         """(answer, tries)"""
         end, tries = time.monotonic() + BUSY_S_MAX, 0
         while True:
-            self._late()
+            self._ensure_member()
             try:
                 answer = ask()
                 return answer, tries + self._clickhouse.tries
@@ -273,11 +277,11 @@ class UsageSink:
                 time.sleep(0.5)
 
 
-def _part(table: str, way: Way, runs: Sequence[Run]) -> Part:
+def _prepared_insert(table: str, plan: InsertPlan, runs: Sequence[Run]) -> PreparedInsert:
     ranges, partitions = _ranges(runs)
     records = [r for run in runs for r in run.records]
-    wrapped = container.wrap(way.extended, records, os.urandom(16), os.urandom(16))
-    return Part(way, records, wrapped, f"{table}/{ranges}/{way.insert.schema_id}", partitions)
+    wrapped = container.wrap(plan.extended, records, os.urandom(16), os.urandom(16))
+    return PreparedInsert(plan, records, wrapped, f"{table}/{ranges}/{plan.insert.schema_id}", partitions)
 
 
 def _ranges(runs: Sequence[Run]) -> tuple[str, tuple[int, ...]]:
@@ -307,7 +311,7 @@ def _split(runs: Sequence[Run]) -> list[list[Run]]:
     return list(inserts.values())
 
 
-def _shared(runs: Sequence[Run]) -> list[Sequence[Run]]:
+def _balanced(runs: Sequence[Run]) -> list[Sequence[Run]]:
     """Many rows as two inserts of about the same size; no Kafka partition is in both, so each still gets one part per insert."""
     rows = sum(len(run.records) for run in runs)
     if len(runs) < 2 or rows < SHARED_ROWS_MIN:
@@ -322,7 +326,7 @@ _FIXED = struct.Struct("<BiQqI")
 
 
 def _tombstone(record: LogRecord) -> bytes:
-    """RowBinary of the columns named in `_bury_run`."""
+    """RowBinary of the columns named in `_insert_tombstones`."""
     value = record.value or b""
     schema_id = int.from_bytes(value[1:5], "big") if len(value) >= 5 else 0
     fact = UNREADABLE.encode()

@@ -23,7 +23,7 @@ _INT64 = 1 << 63
 Read = Callable[[bytes, int], tuple[Any, int]]
 
 
-def judge(schema: Schema, value: bytes) -> None:
+def validate(schema: Schema, value: bytes) -> None:
     """Raises Undecodable with why the record is no usage fact."""
     at = HEADER_BYTES
     for f in cast(Mapping[str, Any], schema.parsed)["fields"]:
@@ -39,7 +39,7 @@ def judge(schema: Schema, value: bytes) -> None:
         raise Undecodable("trailing_bytes", f"{len(value) - at} bytes after the end of the record")
 
 
-def unreadable(schemas: SchemaSet, value: bytes | None) -> Undecodable | None:
+def why_unreadable(schemas: SchemaSet, value: bytes | None) -> Undecodable | None:
     """Why nobody can read these bytes as usage, by the schemas of a book; None for a usage fact. The one meaning of "readable" (K9)."""
     try:
         schema = schemas.by_id.get(frame_schema_id(value))
@@ -48,7 +48,7 @@ def unreadable(schemas: SchemaSet, value: bytes | None) -> Undecodable | None:
         if not schema.subject.startswith(SUBJECTS):
             raise Undecodable("wrong_subject", f"schema id {schema.schema_id} is {schema.subject}, which is no usage fact")
         assert value is not None
-        judge(schema, value)
+        validate(schema, value)
     except Undecodable as e:
         return e
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from events.facts.meters import METERS
 from projections.usage.table import COLUMNS, LOG_COLUMNS
-from rating.rules import EARLY_US_MAX, LATE_US_MAX
+from rating.rules import EFFECTIVE_US_SQL, RETIMED_SQL
 
 _SUMMED = (*METERS, "queue_us")
 
@@ -49,15 +49,14 @@ def _counted(suffix: str) -> str:
         "Every fact once: the first record of its event_id. copies = how often it was written; conflict = later ones had other bytes;"
         " is_voided = its answer never reached the caller; effective_at = occurred_at, or the append time where that is out of bounds (retimed)"
     )
-    effective = f"occurred_at BETWEEN kafka_time_us - {LATE_US_MAX} AND kafka_time_us + {EARLY_US_MAX}"
     return f"""
 CREATE OR REPLACE VIEW usage_counted{suffix} AS
 SELECT u.*,
     greatest(c.copies, 1) AS copies,
     c.conflict = 1 AS conflict,
     u.fact = 'InvocationSettled' AND (u.tenant, u.event_id) IN (SELECT tenant, voided FROM usage_rows{suffix} WHERE fact = 'InvocationVoided') AS is_voided,
-    if({effective}, occurred_at, kafka_time_us) AS effective_at,
-    NOT ({effective}) AS retimed
+    {EFFECTIVE_US_SQL} AS effective_at,
+    {RETIMED_SQL} AS retimed
 FROM usage_rows{suffix} AS u
 LEFT JOIN (
     SELECT tenant, event_id, count() AS copies, min(sha256) != max(sha256) AS conflict, min((kafka_partition, kafka_offset)) AS first

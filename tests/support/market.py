@@ -23,13 +23,13 @@ from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from projections.bills.biller import Biller, admin_key
-from projections.bills.issue import Issuer, pending
+from projections.bills.issue import Issuer, cuts_without_bill
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
-from projections.dead_letters.sink import DeadLetters, DeadLetterSink
+from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import first_missing
-from projections.usage.insert_plans import UsageSchemas
+from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 from tests.support.polling import eventually
 
@@ -59,15 +59,15 @@ class Market:
 
     def restart(self) -> None:
         """New sinks that know nothing but what the tables say, as after a kill -9."""
-        letters = DeadLetters(self.writer, self.codec, "projections")
+        letters = DeadLetterPublisher(self.writer, self.codec, "projections")
         self.sinks: dict[str, Any] = {
-            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.say, lambda: None) for topic in HISTORY_TOPICS
+            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.publish, lambda: None) for topic in HISTORY_TOPICS
         }
         self.sinks["usage"] = UsageSink(
             self.clickhouse,
-            UsageSchemas(self.reader, self.codec.schemas),
+            InsertPlans(self.reader, self.codec.schemas),
             lambda partition, fence: first_missing(self.clickhouse, self.reader, "usage", "usage", partition, fence=fence),
-            letters.say,
+            letters.publish,
             lambda: None,
         )
         self.sinks["dead-letters"] = DeadLetterSink(
@@ -171,7 +171,7 @@ class Market:
         """Fixes a cut and lets a biller issue it; returns the issued bill's body, read from Kafka."""
         number = int(self.command("POST", f"/v1/bills/{tenant}/{period}/cut")["number"])
         biller = self.biller()
-        self.fold_until(lambda: (tenant, number) in pending(self.clickhouse), "the cut is in the history")
+        self.fold_until(lambda: (tenant, number) in cuts_without_bill(self.clickhouse), "the cut is in the history")
 
         def issued() -> bool:
             biller.issue()

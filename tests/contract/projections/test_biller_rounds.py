@@ -11,7 +11,7 @@ import pytest
 from projections.bills import biller as biller_module
 from projections.bills import issue as bill_issue
 from projections.bills.biller import Biller
-from projections.bills.issue import Issuer, Outcome, Posted, Waiting
+from projections.bills.issue import Deferred, Issued, Issuer, Outcome
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill
@@ -45,16 +45,16 @@ class Refusing(Issuer):
     def __init__(self, clickhouse: ClickHouse) -> None:
         super().__init__(clickhouse, cast(Any, None), cast(Any, None), "http://127.0.0.1:1", "k")
         self.tried = list[str]()
-        self.outcome = Waiting("dead_letters", "nobody could read usage/0/1", alarming=True)
+        self.outcome = Deferred("dead_letters", "nobody could read usage/0/1", alarming=True)
 
     def issue(self, tenant: str, number: int) -> Outcome:
         self.tried.append(tenant)
-        return self.outcome if tenant in BLOCKED else Posted(Bill({}, (), 0, {}, 0))
+        return self.outcome if tenant in BLOCKED else Issued(Bill({}, (), 0, {}, 0))
 
 
 @pytest.mark.parametrize("page", [1, 2, 8, 1000])
 def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
-    monkeypatch.setattr(bill_issue, "PENDING_MAX", page)
+    monkeypatch.setattr(bill_issue, "CUTS_MAX", page)
     issuer = Refusing(clickhouse)
     biller = Biller(clickhouse, issuer)
     rounds = len(BLOCKED) // page + 1
@@ -75,7 +75,7 @@ def test_a_table_that_stays_behind_is_said_as_an_error_with_what_to_do(
     clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     issuer = Refusing(clickhouse)
-    issuer.outcome = Waiting("table_behind", "usage/0 is in the table up to 3, the cut is 4", alarming=False)
+    issuer.outcome = Deferred("table_behind", "usage/0 is in the table up to 3, the cut is 4", alarming=False)
     with caplog.at_level(logging.INFO, "projections.bills.biller"):
         Biller(clickhouse, issuer).issue()
         assert {r.levelname for r in caplog.records} == {"INFO"}

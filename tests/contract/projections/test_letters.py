@@ -9,7 +9,7 @@ import pytest
 from events.log.record import Coordinate
 from projections.catalog.tables import STATEMENTS
 from projections.dead_letters import queries as module
-from projections.dead_letters.queries import every_letter, letters
+from projections.dead_letters.queries import all_dead_letters, find_dead_letters
 from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.ingest.clickhouse import ClickHouse
 from projections.tables import usage_statements
@@ -41,8 +41,8 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
 def test_every_letter_letter_of_a_topic_comes_once_whatever_lies_before_it(
     clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    monkeypatch.setattr(module, "LETTERS_MAX", page)
+    monkeypatch.setattr(module, "DEAD_LETTERS_MAX", page)
     wanted = sorted((at for at in USAGE if at != READ), key=lambda at: (at.partition, at.offset))
-    assert [letter.at for letter in every_letter(clickhouse, "usage")] == wanted
-    assert len(letters(clickhouse)) == min(page, len(OTHERS) + len(wanted))
-    assert letters(clickhouse)[0].at == OTHERS[0]
+    assert [letter.at for letter in all_dead_letters(clickhouse, "usage")] == wanted
+    assert len(find_dead_letters(clickhouse)) == min(page, len(OTHERS) + len(wanted))
+    assert find_dead_letters(clickhouse)[0].at == OTHERS[0]

@@ -13,13 +13,13 @@ from events.facts.usage import InvocationSettled
 from events.log.partitioner import partition_of
 from events.log.record import Record
 from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
-from projections.bills import bill_from_tables as bill_table
+from projections.bills import bill_from_tables
 from projections.bills.bill_from_log import usage_record
 from projections.bills.bill_from_tables import UsageTable
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
 from projections.tables import usage_statements
-from projections.usage.insert_plans import UsageSchemas
+from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 from rating.book import PriceBook
 from rating.statement import Cutoff, StatementBuilder
@@ -67,14 +67,14 @@ def test_executions_that_share_a_key_are_judged_page_by_page_as_from_the_log(
     values = [settled(codec, n) for n in range(CALLS)]
     records = [Record("usage", PARTITION, n, FIRST_MS + n * DAY_MS // 4, TENANT.encode(), v, {}) for n, v in enumerate(values)]
     reader: Any = None
-    sink = UsageSink(clickhouse, UsageSchemas(reader, codec.schemas), lambda partition, fence: 0, lambda letters: None, lambda: None)
+    sink = UsageSink(clickhouse, InsertPlans(reader, codec.schemas), lambda partition, fence: 0, lambda letters: None, lambda: None)
     sink.write(sink.prepare([Chunk("usage", PARTITION, records)]))
     cutoff, book = Cutoff({PARTITION: CALLS}, 1 << 60), PriceBook()
     builder = StatementBuilder(cutoff, book, frozenset())
     for r in records:
         record = Record("usage", PARTITION, r.offset, r.timestamp, r.key, r.value, {})
-        builder.take(usage_record(record, *codec.decode(r.value)))
-    monkeypatch.setattr(bill_table, "FEW_PAGE", page)
+        builder.add(usage_record(record, *codec.decode(r.value)))
+    monkeypatch.setattr(bill_from_tables, "SHARED_KEYS_PAGE", page)
     statement = UsageTable(clickhouse, TENANT).statement(cutoff, book)
     assert statement == builder.statement()
     assert statement.counts.claimed + statement.counts.duplicate == CALLS and statement.counts.duplicate > 10

@@ -18,7 +18,7 @@ from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHous
 from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import dense_end
 from projections.tables import usage_statements
-from projections.usage.insert_plans import UsageSchemas
+from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import SHARED_ROWS_MIN, UsageSink
 from projections.usage.table import alter_settings
 from tests.support.clickhouse_process import ClickHouseProcess
@@ -75,11 +75,13 @@ class Unlucky(ClickHouse):
         raise ClickHouseUnavailable("the connection broke")
 
 
-def sink(clickhouse: ClickHouse, table: str, schemas: SchemaSet, say_dead: Callable[[Any], None] = lambda letters: None) -> UsageSink:
+def sink(
+    clickhouse: ClickHouse, table: str, schemas: SchemaSet, publish_dead_letters: Callable[[Any], None] = lambda letters: None
+) -> UsageSink:
     def resume_at(partition: int, fence: str) -> int:
         return dense_end(clickhouse, table, partition, fence=fence)
 
-    return UsageSink(clickhouse, UsageSchemas(cast(Reader, None), schemas), resume_at, say_dead, lambda: None, table=table)
+    return UsageSink(clickhouse, InsertPlans(cast(Reader, None), schemas), resume_at, publish_dead_letters, lambda: None, table=table)
 
 
 def chunk(partition: int, first: int, values: Sequence[bytes]) -> Chunk:
@@ -152,7 +154,7 @@ def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
     at_once, most, said = 0, 0, Said()
     lock = threading.Lock()
 
-    def say_dead(letters: Sequence[tuple[LogRecord, str, str]]) -> None:
+    def publish_dead_letters(letters: Sequence[tuple[LogRecord, str, str]]) -> None:
         nonlocal at_once, most
         with lock:
             at_once += 1
@@ -164,7 +166,7 @@ def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
 
     values = [frame] * EACH
     values[77] = frame[:-1]
-    halves = sink(ClickHouse(engine.settings), table, schemas, say_dead)
+    halves = sink(ClickHouse(engine.settings), table, schemas, publish_dead_letters)
     halves.write(halves.prepare([chunk(p, 0, values) for p in (0, 1)]))
     assert most == 1, "whoever is told of dead letters is told by one thread at a time"
     assert sorted(said) == [(0, 77), (1, 77)]

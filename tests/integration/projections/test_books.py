@@ -17,7 +17,7 @@ import pytest
 from events.facts.meters import METERS
 from events.process.clock import now_us
 from projections.bills.bill_from_tables import UsageTable
-from projections.bills.issue import Posted, Waiting, pending
+from projections.bills.issue import Deferred, Issued, cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify
 from projections.catalog.queries import Catalog, Wanted
@@ -233,22 +233,22 @@ def test_two_billers_issue_one_bill(market: Market) -> None:
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     issuers = [market.issuer(), market.issuer()]
-    market.fold_until(lambda: (tenant, 1) in pending(market.clickhouse), "the cut")
-    market.fold_until(lambda: isinstance(issuers[0].issue(tenant, 1), Posted), "the relay's heartbeat")
+    market.fold_until(lambda: (tenant, 1) in cuts_without_bill(market.clickhouse), "the cut")
+    market.fold_until(lambda: isinstance(issuers[0].issue(tenant, 1), Issued), "the relay's heartbeat")
     again = issuers[1].issue(tenant, 1)
-    assert isinstance(again, Posted)
-    market.fold_until(lambda: (tenant, 1) not in pending(market.clickhouse), "the bill")
+    assert isinstance(again, Issued)
+    market.fold_until(lambda: (tenant, 1) not in cuts_without_bill(market.clickhouse), "the bill")
     assert market.clickhouse.value("SELECT count() FROM bills WHERE status = 'issued' AND tenant = {t:String}", {"t": tenant}) == 1
 
 
 def test_a_wrong_cut_in_the_table_is_no_bill(market: Market) -> None:
-    """The log has the cuts too: a row that says another one would else make both suppliers agree on a wrong bill."""
+    """The log has the cuts too: a row that says another one would else make both sources agree on a wrong bill."""
     tenant, _ = market.tenant(market.prices(PRICED))
     market.append(tenant, [market.settled(tenant) for _ in range(3)])
     first = market.issue(tenant, month())
     market.append(tenant, [market.settled(tenant) for _ in range(4)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
-    market.fold_until(lambda: (tenant, 2) in pending(market.clickhouse), "the cut")
+    market.fold_until(lambda: (tenant, 2) in cuts_without_bill(market.clickhouse), "the cut")
     market.fold_until(lambda: getattr(market.issuer().issue(tenant, 2), "reason", "") != "prices_behind", "the relay's heartbeat")
     for number in (1, 2):
         right = row_of_cut(market, tenant, number)
@@ -257,10 +257,10 @@ def test_a_wrong_cut_in_the_table_is_no_bill(market: Market) -> None:
         for wrong in ({"cuts": less}, {"until": cut["until"] - 1}, {"number": 7}):
             put_row(market, {**right, "body": json.dumps({**cut, **wrong})})
             outcome = market.issuer().issue(tenant, 2)
-            assert isinstance(outcome, Waiting)
-            assert (outcome.reason, f"cut {number} of {tenant}" in outcome.message) == ("suppliers_differ", True), (wrong, outcome)
+            assert isinstance(outcome, Deferred)
+            assert (outcome.reason, f"cut {number} of {tenant}" in outcome.message) == ("sources_disagree", True), (wrong, outcome)
             put_row(market, right)
-    assert (first["facts_claimed"], isinstance(market.issuer().issue(tenant, 2), Posted)) == (3, True)
+    assert (first["facts_claimed"], isinstance(market.issuer().issue(tenant, 2), Issued)) == (3, True)
 
 
 def put_row(market: Market, row: dict[str, Any]) -> None:
@@ -334,7 +334,7 @@ def test_the_catalog_is_searched_filtered_and_paged(market: Market) -> None:
         market.command(
             "POST",
             "/v1/models",
-            {**body, "compliance": compliance(), "tags": [f"tag{i}"], "tenant": tenant, "description": f"Reads Letter {i}"},
+            {**body, "compliance": compliance(), "tags": [f"tag{i}"], "tenant": tenant, "description": f"Reads DeadLetterStatus {i}"},
         )
     catalog = Catalog(market.clickhouse)
     market.fold_until(lambda: len(catalog.page(Wanted(tenant=tenant))[0]) == 5, "all five")

@@ -26,10 +26,10 @@ from events.schema.codec import Codec, Schema
 from events.schema.registry import SchemaRegistry
 from projections.bills.bill_from_log import UsageLog, bills_from_log, epochs_ended, tenant_bills
 from projections.bills.bill_from_tables import cuts_of, unreadable_below
-from projections.bills.issue import Outcome, Posted, Waiting, pending
+from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.verify import verify
-from projections.dead_letters.queries import STATES, letters
+from projections.dead_letters.queries import STATES, find_dead_letters
 from projections.dead_letters.redrive import Redrive
 from projections.ingest.table_offsets import dense_end
 from projections.usage.producer_epochs import epochs
@@ -105,7 +105,7 @@ def issued(market: Market, tenant: str, number: int) -> dict[str, Any]:
 
     def done() -> bool:
         biller.issue()
-        return (tenant, number) not in pending(market.clickhouse)
+        return (tenant, number) not in cuts_without_bill(market.clickhouse)
 
     market.fold_until(done, f"bill {number} of {tenant}: {biller.waiting}")
     (said,) = [
@@ -142,7 +142,7 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     waits(market, tenant, 1, "dead_letters")
-    assert {(letter.at, letter.state) for letter in letters(market.clickhouse)} >= {(at, "open") for at in places}
+    assert {(letter.at, letter.state) for letter in find_dead_letters(market.clickhouse)} >= {(at, "open") for at in places}
 
     path = f"/v1/write-offs/records/{places[0]}"
     right, wrong = hashlib.sha256(b"garbage").hexdigest(), hashlib.sha256(b"other").hexdigest()
@@ -168,7 +168,9 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
         assert post(market, path, {"sha256": sha256, "reason": "nobody of ours wrote it"}).status_code == 201
         same = post(market, f"{path}/approve", {"sha256": sha256})
         assert (same.status_code, same.json()["code"]) == (403, "same_person")
-    market.fold_until(lambda: {letter.at: letter.state for letter in letters(market.clickhouse)}.get(places[0]) == "requested", "requested")
+    market.fold_until(
+        lambda: {letter.at: letter.state for letter in find_dead_letters(market.clickhouse)}.get(places[0]) == "requested", "requested"
+    )
     waits(market, tenant, 1, "dead_letters")
 
     for at, value in zip(places, garbage, strict=True):
@@ -177,10 +179,10 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
     bill = issued(market, tenant, 1)
     assert (bill["records_written_off"], bill["facts_claimed"], bill["total_micros"]) == (3, 2, 2_000_000)
     assert claimed(market, tenant) == {1: (2, 0, 3)}
-    assert not [letter for letter in letters(market.clickhouse) if letter.at in places]
-    assert {letter.state for letter in letters(market.clickhouse, STATES) if letter.at in places} == {"written_off"}
+    assert not [letter for letter in find_dead_letters(market.clickhouse) if letter.at in places]
+    assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in places} == {"written_off"}
 
-    # Both suppliers by themselves, and the next bill of the partition.
+    # Both sources by themselves, and the next bill of the partition.
     cut = cuts_of(market.clickhouse, tenant, [1])[0]
     (from_log,) = bills_from_log(market.reader, market.codec, tenant_bills(market.reader, market.codec, tenant), [1])
     below = next(c["offset"] for c in cut["cuts"] if c["partition"] == 0)
@@ -218,7 +220,7 @@ def test_a_write_off_of_other_bytes_is_ignored_and_said(market: Market, second: 
     usage = UsageLog(market.reader, market.codec, tenant)
     monkeypatch.setattr(usage, "_given_up", {at.offset: frozenset({hashlib.sha256(b"other bytes").digest()})})
     list(usage.records(at.offset + 1))
-    assert (usage.unreadable, usage.written_off) == ({at.offset}, set())
+    assert (usage.unreadable, usage.excluded) == ({at.offset}, set())
     give_up(market, second, at, b"garbage")
     assert issued(market, tenant, 1)["records_written_off"] == 1
 
@@ -269,7 +271,7 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     redrive = Redrive(market.settings, market.clickhouse)
     assert [redrive.retry(at).kind for at in (*places, places[0])] == ["redriven", "redriven", "readable"]
     redrive.close()
-    assert {letter.state for letter in letters(market.clickhouse, STATES) if letter.at in places} == {"redriven"}
+    assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in places} == {"redriven"}
     bill = issued(market, tenant, 1)
     assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
     market.codec = Codec(read_schemas(market.reader)[0])
@@ -326,7 +328,7 @@ def test_what_was_given_up_and_can_be_read_says_so_until_it_is_read_again(market
     for whose, number in ((neighbour, 1), (tenant, 2)):
         waits(market, whose, number, "dead_letters")
         outcome = market.issuer().issue(whose, number)
-        assert isinstance(outcome, Waiting) and outcome.alarming
+        assert isinstance(outcome, Deferred) and outcome.alarming
         assert f"{at}: written off, and can be read now: `modelmarket dead-letters retry {at}`" in outcome.message
         assert str(rubbish) not in outcome.message
 
@@ -355,14 +357,14 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
     assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     outcomes: list[Outcome] = []
-    market.fold_until(lambda: (tenant, 1) in pending(market.clickhouse), "the cut is in the history")
+    market.fold_until(lambda: (tenant, 1) in cuts_without_bill(market.clickhouse), "the cut is in the history")
 
     def posted() -> bool:
         outcomes.append(old.issue(tenant, 1))
-        return isinstance(outcomes[-1], Posted)
+        return isinstance(outcomes[-1], Issued)
 
     market.fold_until(posted, "the bill is posted")
-    assert isinstance(outcomes[-1], Posted) and outcomes[-1].bill.producers_open == 0
+    assert isinstance(outcomes[-1], Issued) and outcomes[-1].bill.producers_open == 0
     market.codec = Codec(read_schemas(market.reader)[0])
     assert claimed(market, tenant)[1][1] == 0
 
@@ -422,7 +424,7 @@ def test_the_commands_of_operations_lead_through_it(market: Market, second: str,
     assert "requested by admin" in run("dead-letters", "write-off", str(at), "--reason", "typed by hand")
     assert "same_person" in run("dead-letters", "approve", str(at), "--yes", code=1)
     assert "approved by second" in run("dead-letters", "approve", str(at), "--yes", "--key-file", str(key_file))
-    market.fold_until(lambda: not {at, alert} & {letter.at for letter in letters(market.clickhouse)}, "closed")
+    market.fold_until(lambda: not {at, alert} & {letter.at for letter in find_dead_letters(market.clickhouse)}, "closed")
     assert str(at) not in run("dead-letters", "list")
     assert "written off by admin and second" in " ".join(run("dead-letters", "list", "--all").split())
     assert "is written off" in run("dead-letters", "retry", str(at), code=1), "it asks first, and nobody answered"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cli import dead_letters, producers
 from events.log.record import Coordinate
-from projections.dead_letters.queries import Letter
+from projections.dead_letters.queries import DeadLetterStatus
 from projections.usage.producer_epochs import Epoch
 
 HOSTILE = "refused_by_table: [/bold] at [red]row[/x] 1"
@@ -17,12 +17,12 @@ HOSTILE = "refused_by_table: [/bold] at [red]row[/x] 1"
 
 def test_a_dead_letter_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_letters.console, "width", 200)
-    letter = Letter(Coordinate("usage", 2, 7), "requested", "code", HOSTILE, "00", 3, 1, "an[/]admin", "", "", mistaken=False)
+    letter = DeadLetterStatus(Coordinate("usage", 2, 7), "requested", "code", HOSTILE, "00", 3, 1, "an[/]admin", "", "", mistaken=False)
 
-    def found(*_: Any) -> list[Letter]:
+    def found(*_: Any) -> list[DeadLetterStatus]:
         return [letter]
 
-    monkeypatch.setattr(dead_letters, "letters", found)
+    monkeypatch.setattr(dead_letters, "find_dead_letters", found)
     said = CliRunner().invoke(dead_letters.app, ["list"])
     assert said.exit_code == 0 and HOSTILE in said.output and "an[/]admin" in said.output, said.output
 

@@ -232,7 +232,7 @@ def test_an_opening_that_nobody_can_read_opens_nothing_and_ends_nothing(codec: C
     assert (fold_runner.unreadable, fold_runner.lag) == (1, 0)
     assert len(alarms) == 1 and "models/1/900" in alarms[0]
 
-    # The same record before the other readers of the chain: the log's supplier of bills, and whoever makes a store again.
+    # The same record before the other readers of the chain: the log's source of bills, and whoever makes a store again.
     topics = {("models", 1): [*records[:1], stray, *records[1:]]}
     assert [f.position for f in decided_facts(_Reading(topics), codec, "models")] == [  # type: ignore[arg-type]
         p.position for r in records if (p := chain_position_of(r.headers))

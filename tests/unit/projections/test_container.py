@@ -17,7 +17,7 @@ from events.log.record import Record
 from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
 from projections.ingest import avro_container as container
 from projections.usage.table import COLUMNS, LOG_COLUMNS, create_table, insert_for
-from projections.usage.validator import judge
+from projections.usage.validator import validate
 
 USAGE = [e for e in entries() if e.topic == "usage"]
 
@@ -109,10 +109,10 @@ def test_the_judge_takes_every_fact_and_no_stump_of_one(seed: int) -> None:
     body["event_id"] = "01234567-89ab-cdef-0123-456789abcdef"
     frame = CODEC.encode_dict("InvocationRefused", body)
     schema = CODEC.schema_for("InvocationRefused")
-    judge(schema, frame)
+    validate(schema, frame)
     for damaged in (frame[:-1], frame + b"\x00", frame[: 5 + seed % (len(frame) - 5)]):
         try:
-            judge(schema, damaged)
+            validate(schema, damaged)
         except Undecodable:
             continue
         raise AssertionError(f"{damaged!r} was taken")
