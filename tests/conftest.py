@@ -1,20 +1,37 @@
-"""Running stacks for the tests that need real parts: each on its own ports, in its own folder, ended by process id."""
+"""Stacks that tests share, and where a test of its own stack gets its settings."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from events.process.settings import Settings
+from events.schema.codec import Codec
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
+from tests.support.stacks import running_stack
+from tests.support.todays_codec import todays_codec
+
+if TYPE_CHECKING:
+    from tests.support.gateway_stack import GatewayStack
 
 # A busy machine must not fail a property: pytest's own time-out bounds each test.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the shared gateway come last, together: Ray takes memory and time from whatever runs beside it."""
+    items.sort(key=lambda item: "gateway" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def codec() -> Codec:
+    """Of today's schemas."""
+    return todays_codec()
 
 
 @pytest.fixture
@@ -26,14 +43,15 @@ def stack_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting
 
 @pytest.fixture(scope="session")
 def log_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Kafka, the registry and ClickHouse, shared by a whole test run: use your own topics, subjects and tables in it."""
-    parts = {"kafka", "registry"}
-    if importlib.util.find_spec("infra.clickhouse_local.engine"):
-        parts.add("clickhouse")
-    with free_block() as base_port:
-        stack = Stack(Settings(stack="test", base_port=base_port, data=tmp_path_factory.mktemp("log-stack")))
-        try:
-            stack.up(parts)
-            yield stack
-        finally:
-            stack.down()
+    """Kafka and the registry, shared by a whole test run: use your own topics and subjects in it."""
+    with running_stack(tmp_path_factory.mktemp("log"), {"kafka", "registry"}) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
+    """A gateway with one model, shared by a whole test run: tests that change a model bring their own, or put it back."""
+    from tests.support.gateway_stack import STALENESS_S_MAX, running_gateway  # imports onnx: most test runs need none
+
+    with running_gateway(tmp_path_factory.mktemp("gateway"), region="hefei", staleness_s_max=STALENESS_S_MAX) as gateway:
+        yield gateway

@@ -9,11 +9,8 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from events.process.settings import Settings
-from infra.launcher.ports import free_block
-from tests.support.gateway_stack import SECRET, GatewayStack, M, check_answers, running_gateway
+from tests.support.gateway_stack import SECRET, GatewayStack, M, check_answers
 
-pytestmark = pytest.mark.timeout(240)
 PIXELS = np.arange(128, dtype=np.float32).reshape(2, 64)
 
 
@@ -22,16 +19,9 @@ def key() -> dict[str, str]:
     return {"Authorization": f"Bearer {SECRET}"}
 
 
-@pytest.fixture(scope="module")
-def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
-    folder = tmp_path_factory.mktemp("edge")
-    with free_block() as base_port, running_gateway(Settings(stack="edge", base_port=base_port, data=folder), folder) as running:
-        yield running
-
-
 @pytest.fixture
-def client(edge: GatewayStack) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(f"{edge.settings.host}:{edge.settings.gateway_port}") as found:
+def client(gateway: GatewayStack) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(f"{gateway.settings.host}:{gateway.settings.gateway_port}") as found:
         yield found
 
 
@@ -55,7 +45,7 @@ def test_the_server_and_the_model_are_live_ready_and_described(client: triton.In
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
 def test_inference_is_the_same_in_binary_and_json(
-    edge: GatewayStack, client: triton.InferenceServerClient, binary_in: bool, binary_out: bool
+    gateway: GatewayStack, client: triton.InferenceServerClient, binary_in: bool, binary_out: bool
 ) -> None:
     wanted = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("scores", "label")]
     answer = client.infer(M, [pixels(binary=binary_in)], outputs=wanted, request_id="7", headers=key())
@@ -82,8 +72,8 @@ def test_the_client_reads_our_refusals(client: triton.InferenceServerClient) -> 
     assert no_key.value.status() == "401"
 
 
-def test_bad_bodies_get_problem_documents_and_never_a_server_error(edge: GatewayStack) -> None:
-    url = f"{edge.settings.gateway}/v2/models/{M}/infer"
+def test_bad_bodies_get_problem_documents_and_never_a_server_error(gateway: GatewayStack) -> None:
+    url = f"{gateway.settings.gateway}/v2/models/{M}/infer"
     bodies = {
         b"{": 400,
         b"\xff": 400,
@@ -92,10 +82,10 @@ def test_bad_bodies_get_problem_documents_and_never_a_server_error(edge: Gateway
         b'{"inputs":' + b" " * (10 << 20) + b"[]}": 413,
     }
     for body, status in bodies.items():
-        answer = edge.client.post(url, content=body, headers=key(), timeout=30)
+        answer = gateway.client.post(url, content=body, headers=key(), timeout=30)
         problem = answer.json()
         assert answer.status_code == status and answer.headers["content-type"] == "application/problem+json"
         assert problem["code"] and problem["remedy"] and problem["status"] == status
-    good = edge.infer()
+    good = gateway.infer()
     assert good.status_code == 200
-    check_answers(edge, [good])
+    check_answers(gateway, [good])

@@ -6,19 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from events.log.client import Reader, Writer
-from events.log.schemas import publish
-from events.log.topic_admin import apply_topics
 from events.process.settings import Settings
-from infra.launcher import Stack
 
 ADMIN = "mm_" + "a" * 43
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,22 +57,6 @@ class Process:
     def stop(self) -> None:
         if self.running is not None and self.running.poll() is None:
             self.kill(signal.SIGTERM)
-
-
-@contextmanager
-def prepared_log(settings: Settings) -> Iterator[Stack]:
-    """A broker and a registry with topics and schemas."""
-    stack = Stack(settings)
-    try:
-        stack.up({"kafka", "registry"})
-        apply_topics(settings)
-        writer, reader = Writer(settings, "test"), Reader(settings, "test")
-        publish(settings, writer, reader)
-        writer.close()
-        reader.close()
-        yield stack
-    finally:
-        stack.down()
 
 
 class CommandClient:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +15,7 @@ from typing import Any
 
 import httpx
 
-from events.log.client import Reader, Writer
-from events.log.schemas import publish
-from events.log.topic_admin import apply_topics
+from cli.prepare import prepare_log
 from events.process.settings import Settings
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
@@ -25,11 +23,14 @@ from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
 from serving.control.serve_rest import ServeRest
 from tests.support.polling import eventually
+from tests.support.stacks import running_stack
 from tests.support.usage_oracle import Schemas, decoded, read_topic
 
 M = "model-vision-core-digits"
 V1 = f"{M}-v1.0.0"
 SECRET = "mm_a-callers-key"
+STALENESS_S_MAX = 12.0
+"""Short, so that a test sees the bound."""
 PIXELS = [float(n) for n in range(64)]
 
 
@@ -88,9 +89,9 @@ def check_chains(records: list[tuple[str, dict[str, Any], bytes]]) -> None:
         last[chain] = (body["sequence"], hashlib.sha256(value).digest())
 
 
-def check_answers(running: GatewayStack, answers: list[httpx.Response]) -> None:
+def check_answers(gateway: GatewayStack, answers: list[httpx.Response]) -> None:
     """Each completed answer has exactly one settled fact, where its receipt says, with the bytes it says."""
-    records = running.usage()
+    records = gateway.usage()
     check_chains(records)
     by_receipt = {receipt: (body, value) for receipt, body, value in records}
     seen: set[str] = set()
@@ -103,42 +104,39 @@ def check_answers(running: GatewayStack, answers: list[httpx.Response]) -> None:
     assert len(seen) == len(answers)
 
 
-def rest_of(edge: GatewayStack) -> ServeRest:
-    token = edge.stack.places.ray_token.read_text().strip()
-    return ServeRest(edge.settings.model_copy(update={"ray_auth_token": type(edge.settings.ray_auth_token)(token)}))
+def rest_of(gateway: GatewayStack) -> ServeRest:
+    token = gateway.stack.places.ray_token.read_text().strip()
+    return ServeRest(gateway.settings.model_copy(update={"ray_auth_token": type(gateway.settings.ray_auth_token)(token)}))
 
 
-def apps(edge: GatewayStack) -> set[str]:
-    rest = rest_of(edge)
+def apps(gateway: GatewayStack) -> set[str]:
+    rest = rest_of(gateway)
     try:
         return set(rest.status().applied.apps)
     finally:
         rest.close()
 
 
-def beside(edge: GatewayStack, other: Settings, folder: Path) -> Settings:
-    """Settings of a controller that would write to the edge's Ray, but reads another log."""
-    token = edge.stack.places.ray_token.read_text().strip()
+def beside(gateway: GatewayStack, other: Settings, folder: Path) -> Settings:
+    """Settings of a controller that would write to the gateway's Ray, but reads another log."""
+    token = gateway.stack.places.ray_token.read_text().strip()
     change = {
         "kafka_bootstrap": other.kafka,
         "registry_url": other.registry,
         "data": folder,
-        "ray_dashboard_url": edge.settings.ray_dashboard,
+        "ray_dashboard_url": gateway.settings.ray_dashboard,
     }
-    return Settings(**change | {"ray_auth_token": token, "base_port": edge.settings.base_port, "artifacts_url": edge.settings.artifacts})
+    return Settings(
+        **change | {"ray_auth_token": token, "base_port": gateway.settings.base_port, "artifacts_url": gateway.settings.artifacts}
+    )
 
 
 @contextmanager
-def running_gateway(settings: Settings, folder: Path) -> Iterator[GatewayStack]:
-    stack = Stack(settings)
-    try:
-        stack.up({"kafka", "registry", "ray"})
-        apply_topics(settings)
-        writer, reader = Writer(settings, "prepare"), Reader(settings, "prepare")
-        publish(settings, writer, reader)
-        writer.close()
-        reader.close()
-        facts = DecidedFactWriter(settings)
+def running_gateway(folder: Path, **settings: Any) -> Generator[GatewayStack]:
+    """One model with two versions, the first of them deployed, and a key that may call it."""
+    with running_stack(folder, {"kafka", "registry", "ray"}, name="gateway", **settings) as stack:
+        prepare_log(stack.settings)
+        facts = DecidedFactWriter(stack.settings)
         for tenant in ("acme", "caller"):
             facts.tenant(tenant)
         dimensions = {"sub_account": "lab-7", "department": "research", "team": "vision", "project": "digits"}
@@ -151,9 +149,7 @@ def running_gateway(settings: Settings, folder: Path) -> Iterator[GatewayStack]:
         facts.deploy(M, "acme", "1.0.0", digests["1.0.0"])
         stack.up({"controller", "gateway"})
         with httpx.Client(limits=httpx.Limits(max_connections=100)) as client:
-            running = GatewayStack(stack, facts, digests, client)
-            eventually(lambda: running.infer().status_code == 200, "the first model answers", 60)
-            yield running
+            gateway = GatewayStack(stack, facts, digests, client)
+            eventually(lambda: gateway.infer().status_code == 200, "the first model answers", 180)
+            yield gateway
         facts.close()
-    finally:
-        stack.down()

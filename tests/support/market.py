@@ -20,8 +20,6 @@ from events.log.record import Record
 from events.log.schemas import open_codec
 from events.process.clock import now_us
 from events.process.settings import Settings
-from infra.launcher import Stack
-from infra.launcher.ports import free_block
 from projections.bills.biller import Biller, admin_key
 from projections.bills.issue import Issuer, cuts_without_bill
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
@@ -32,6 +30,7 @@ from projections.ingest.table_offsets import first_missing
 from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 from tests.support.polling import eventually
+from tests.support.stacks import running_stack
 
 MODEL = "model-vision-acme-digits"
 METERED = {"calls": 1, "bytes_in": 100, "bytes_out": 50, "cpu_us": 777}
@@ -196,14 +195,9 @@ def key_of(text: str) -> bytes:
 
 
 @contextmanager
-def running_market(name: str, folder: Path) -> Generator[Market]:
-    """Everything that books need, on a stack of its own."""
-    with free_block() as base_port:
-        stack = Stack(Settings(stack=name, base_port=base_port, data=folder))
-        try:
-            stack.up({"kafka", "registry", "clickhouse", "prepare", "commands", "relay", "queries"})
-            market = Market(stack.settings)
-            yield market
-            market.close()
-        finally:
-            stack.down()
+def running_market(folder: Path) -> Generator[Market]:
+    """Everything that bills need, on a stack of its own."""
+    with running_stack(folder, {"kafka", "registry", "clickhouse", "prepare", "commands", "relay", "queries"}) as stack:
+        market = Market(stack.settings)
+        yield market
+        market.close()

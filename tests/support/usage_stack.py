@@ -14,15 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cli.prepare import prepare_log
 from events.facts import usage
 from events.log.client import LogFull, Reader, Writer
 from events.log.schemas import open_codec
 from events.process.settings import Settings
 from infra.launcher import Stack
+from infra.launcher.ports import free_block
 from projections.ingest.clickhouse import ClickHouse
 from projections.tables import apply_tables
 from tests.support.clickhouse_process import ClickHouseProcess
-from tests.support.polling import WITHIN_S, eventually
+from tests.support.polling import WITHIN_S, eventually, is_ready
+from tests.support.stacks import kill_stack
 
 _DEFAULTS = {
     name: {k: f.default for k, f in cls.model_fields.items() if not f.is_required()}
@@ -41,11 +44,11 @@ class Worker:
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
 
     def ready(self) -> None:
-        def is_ready() -> bool:
+        def runs_and_is_ready() -> bool:
             assert self.process.poll() is None, f"the worker ended:\n{self.tail()}"
             return is_ready(self._settings.worker_health_port(self.index))
 
-        eventually(is_ready, "the worker is ready")
+        eventually(runs_and_is_ready, "the worker is ready")
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -82,8 +85,6 @@ class UsageStack:
         self.workers: list[Worker] = []
 
     def start(self) -> None:
-        from cli.prepare import prepare_log
-
         self.stack.up({"kafka", "registry"})
         prepare_log(self.settings)
         self.engine.start()
@@ -97,7 +98,7 @@ class UsageStack:
                 worker.process.send_signal(signal.SIGCONT)
                 worker.kill()
         self.engine.end()
-        self.stack.down()
+        kill_stack(self.stack)
 
     def worker(self, index: int = 0, *, ready: bool = True) -> Worker:
         worker = Worker(self.environment, self.settings, index, self.settings.folder / f"worker-{index}.log")
@@ -192,6 +193,10 @@ class UsageStack:
 
     # --- waiting
 
+    def rows(self) -> int:
+        """Of the raw table, copies included."""
+        return int(self.clickhouse.value("SELECT toInt64(count()) AS n FROM usage"))
+
     def ends(self) -> dict[int, int]:
         reader = Reader(self.settings, "ends")
         try:
@@ -210,6 +215,17 @@ class UsageStack:
             return all(have.get(p, 0) >= end for p, end in ends.items())
 
         eventually(is_there, f"the table has {ends}", within_s)
+
+
+@contextmanager
+def running_usage_stack(folder: Path, **settings: Any) -> Generator[UsageStack]:
+    with free_block() as base_port:
+        stack = UsageStack(Settings(stack="test", base_port=base_port, data=folder, **settings))
+        try:
+            stack.start()
+            yield stack
+        finally:
+            stack.stop()
 
 
 def _metered(tenant: str, n: int) -> dict[str, Any]:

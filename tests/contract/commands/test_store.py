@@ -31,9 +31,9 @@ from events.facts.fact import ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, Technical, TensorSpec
 from events.log.chain import Chain, ChainCheck, ChainPosition
 from events.process.settings import Settings
-from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from infra.install import find_postgres
 from tests.support.postgres_server import running_postgres
+from tests.support.todays_codec import todays_codec
 
 Opener = Callable[[], Store]
 
@@ -165,14 +165,7 @@ def test_sqlite_flushes_every_commit_to_disk(tmp_path: Path) -> None:
 # --- the processor over the store
 
 
-def codec() -> Codec:
-    schemas = SchemaSet()
-    for schema_id, (subject, definition) in enumerate(todays_schemas().items(), start=1):
-        schemas.add(Schema.of(schema_id, subject, definition))
-    return Codec(schemas)
-
-
-CODEC = codec()
+CODEC = todays_codec()
 X = TensorSpec(name="x", datatype="FP32", shape=(-1,))
 TECHNICAL = Technical(format="onnx", framework="sklearn", precision="FP32", inputs=(X,), outputs=(X,))
 COMPLIANCE = Compliance(licence="MIT", data_sources=("uci",), data_level="public")

@@ -12,7 +12,7 @@ import pytest
 from events.facts.usage import InvocationSettled
 from events.log.partitioner import partition_of
 from events.log.record import Record
-from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
+from events.schema.codec import Codec
 from projections.bills import bill_from_tables
 from projections.bills.bill_from_log import usage_record
 from projections.bills.bill_from_tables import UsageTable
@@ -28,14 +28,6 @@ from tests.support.clickhouse_process import ClickHouseProcess
 TENANT, DAY_MS, FIRST_MS = "repeats", 86_400_000, 1_700_000_000_000
 PARTITION = partition_of(TENANT.encode(), 4)
 CALLS = 40
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    book = SchemaSet()
-    for number, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=1):
-        book.add(Schema.of(number, subject, definition))
-    return Codec(book)
 
 
 @pytest.fixture(scope="module")

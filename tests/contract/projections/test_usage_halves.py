@@ -13,7 +13,7 @@ import pytest
 from events.facts.usage import InvocationRefused
 from events.log.client import Reader
 from events.log.record import LogRecord, Record
-from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
+from events.schema.codec import Codec, SchemaSet
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import dense_end
@@ -22,6 +22,7 @@ from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import SHARED_ROWS_MIN, UsageSink
 from projections.usage.table import alter_settings
 from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.todays_codec import todays_schema_set
 
 EACH = SHARED_ROWS_MIN // 2 + 500
 """Records of each of two partitions: together more than one insert takes."""
@@ -46,10 +47,7 @@ def table(engine: ClickHouseProcess) -> str:
 
 @pytest.fixture(scope="module")
 def schemas() -> SchemaSet:
-    schemas = SchemaSet()
-    for number, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=1):
-        schemas.add(Schema.of(number, subject, definition))
-    return schemas
+    return todays_schema_set()
 
 
 @pytest.fixture(scope="module")

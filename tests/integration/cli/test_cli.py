@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,11 +15,10 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from events.process.settings import Settings
-from infra.launcher import Stack
-from infra.launcher.ports import free_block
 from tests.support.polling import eventually
+from tests.support.stacks import LOG, running_stack
 from tests.support.usage_oracle import Schemas, decoded, read_topic
-from tests.support.usage_stack import UsageStack
+from tests.support.usage_stack import UsageStack, running_usage_stack
 
 COMMAND_S_MAX = 120
 PARTITIONS = {
@@ -44,24 +43,15 @@ def run(settings: Settings, *words: str, code: int = 0) -> str:
 # --- topics and schemas, on an empty log
 
 
-@pytest.fixture
-def parts(stack_settings: Settings) -> Iterator[Callable[..., Settings]]:
-    """`parts("kafka", …)` starts them, empty."""
-    stack = Stack(stack_settings)
-
-    def start(*names: str) -> Settings:
-        stack.up(set(names))
-        return stack_settings
-
-    try:
-        yield start
-    finally:
-        stack.down()
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A broker and a registry, empty for the first test."""
+    with running_stack(tmp_path_factory.mktemp("log"), LOG) as stack:
+        yield stack.settings
 
 
-def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(parts: Callable[..., Settings]) -> None:
-    settings = parts("kafka")
-    admin = AdminClient({"bootstrap.servers": settings.kafka})
+def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(log: Settings) -> None:
+    admin = AdminClient({"bootstrap.servers": log.kafka})
 
     def there() -> dict[str, int]:
         return {name: len(t.partitions) for name, t in admin.list_topics(timeout=10).topics.items() if not name.startswith("__")}
@@ -73,7 +63,7 @@ def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(parts: Cal
     (made,) = admin.create_topics([NewTopic("alerts", 3)]).values()
     made.result(10)
     eventually(lambda: there() == {"alerts": 3}, "the topic is there")
-    first = run(settings, "topics", "apply", code=1)
+    first = run(log, "topics", "apply", code=1)
     assert set(re.findall(r"^created (\S+)$", first, re.MULTILINE)) == PARTITIONS.keys() - {"alerts"}
     assert there() == {**PARTITIONS, "alerts": 3}
     assert {topic: retention(topic) for topic in ("usage", "bills", "heartbeats")} == {
@@ -86,42 +76,45 @@ def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(parts: Cal
     for future in admin.delete_topics(["alerts"]).values():
         future.result(10)
     eventually(lambda: "alerts" not in there(), "the topic is gone")
-    assert re.findall(r"^created (\S+)$", run(settings, "topics", "apply"), re.MULTILINE) == ["alerts"]
+    assert re.findall(r"^created (\S+)$", run(log, "topics", "apply"), re.MULTILINE) == ["alerts"]
     assert there() == PARTITIONS
-    assert run(settings, "topics", "apply") == "11 topics as the topic table says\n"
+    assert run(log, "topics", "apply") == "11 topics as the topic table says\n"
 
-    entry = ConfigEntry("retention.ms", "60000", incremental_operation=AlterConfigOpType.SET)
-    (changed,) = admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])]).values()
-    changed.result(10)
-    eventually(lambda: retention("models") == "60000", "the broker has learned of it")
-    assert run(settings, "topics", "apply", code=1) == "drift models: retention.ms=60000, the topic table says -1\n"
+    def keep_models(retention_ms: str) -> None:
+        entry = ConfigEntry("retention.ms", retention_ms, incremental_operation=AlterConfigOpType.SET)
+        (changed,) = admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])]).values()
+        changed.result(10)
+        eventually(lambda: retention("models") == retention_ms, "the broker has learned of it")
+
+    keep_models("60000")
+    assert run(log, "topics", "apply", code=1) == "drift models: retention.ms=60000, the topic table says -1\n"
     assert retention("models") == "60000", "what is there belongs to whoever changed it"
+    keep_models("-1")
 
 
-def test_schemas_agree_until_the_registry_has_more_or_less_than_the_log(parts: Callable[..., Settings]) -> None:
-    settings = parts("kafka", "registry")
-    run(settings, "topics", "apply")
-    with httpx.Client(base_url=settings.registry, timeout=20) as registry:
-        published = re.findall(r"^published (\S+)$", run(settings, "schemas", "publish"), re.MULTILINE)
+def test_schemas_agree_until_the_registry_has_more_or_less_than_the_log(log: Settings) -> None:
+    run(log, "topics", "apply")
+    with httpx.Client(base_url=log.registry, timeout=20) as registry:
+        published = re.findall(r"^published (\S+)$", run(log, "schemas", "publish"), re.MULTILINE)
         assert sorted(published) == sorted(registry.get("/subjects").json())
         assert SETTLED in published
-        assert f"{len(published)} schemas agree" in run(settings, "schemas", "check")
+        assert f"{len(published)} schemas agree" in run(log, "schemas", "check")
 
         # Somebody's program registered a version of its own and did not record it on the log.
         versions = f"/subjects/{SETTLED}/versions"
         schema = json.loads(registry.get(f"{versions}/latest").json()["schema"])
         schema["fields"].append({"name": "colour", "type": "string", "default": ""})
         stranger = registry.post(versions, json={"schema": json.dumps(schema)}).raise_for_status().json()["id"]
-        more = run(settings, "schemas", "check", code=1)
+        more = run(log, "schemas", "check", code=1)
         assert more.count("drift ") == 1
         assert f"drift {SETTLED}: the registry has id {stranger}" in more
         _delete(registry, f"{versions}/2")
-        run(settings, "schemas", "check")
+        run(log, "schemas", "check")
 
         # A subject of several that share a text, and so an id.
         _delete(registry, "/subjects/prices-StoreOpened")
         _delete(registry, "/subjects/models-ModelRetired")
-        fewer = run(settings, "schemas", "check", code=1)
+        fewer = run(log, "schemas", "check", code=1)
     missing = re.findall(r"^drift (\S+): the log has id \d+, the registry does not", fewer, re.MULTILINE)
     assert sorted(missing) == ["models-ModelRetired", "prices-StoreOpened"]
 
@@ -137,15 +130,10 @@ def _delete(registry: httpx.Client, path: str) -> None:
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UsageStack]:
-    with free_block() as base_port:
-        stack = UsageStack(Settings(stack="test", base_port=base_port, data=tmp_path_factory.mktemp("cli")))
-        try:
-            stack.start()
-            stack.write(*stack.mixed(400))
-            with stack.working():
-                yield stack
-        finally:
-            stack.stop()
+    with running_usage_stack(tmp_path_factory.mktemp("cli")) as stack:
+        stack.write(*stack.mixed(400))
+        with stack.working():
+            yield stack
 
 
 def test_the_tail_of_the_log_is_its_newest_facts_in_words(market: UsageStack) -> None:

@@ -21,11 +21,11 @@ from commands.store.event_store import open_store
 from events.log.client import Reader
 from events.log.schemas import open_codec
 from events.process.settings import Settings
-from infra.launcher.ports import free_block
 from rating.bill import Bill
-from tests.support.command_processes import ADMIN, CommandClient, Process, prepared_log
+from tests.support.command_processes import ADMIN, CommandClient, Process
 from tests.support.decided_log import check_complete, read_log
 from tests.support.polling import eventually, health, is_ready
+from tests.support.stacks import prepared_log
 
 ARTIFACT_MAX = 300_000
 
@@ -46,17 +46,16 @@ class Side:
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    with free_block() as base_port:
-        settings = Settings(stack="test", base_port=base_port, data=tmp_path_factory.mktemp("commands"))
-        with prepared_log(settings):
-            api = Process("commands.api", settings, {"ARTIFACT_BYTES_MAX": str(ARTIFACT_MAX)}).start()
-            relay = Process("commands.relay.relay", settings).start()
-            try:
-                eventually(lambda: is_ready(settings.command_port) and is_ready(settings.relay_health_port), "command side")
-                yield Side(settings, CommandClient(settings), api)
-            finally:
-                api.stop()
-                relay.stop()
+    with prepared_log(tmp_path_factory.mktemp("commands")) as stack:
+        settings = stack.settings
+        api = Process("commands.api", settings, {"ARTIFACT_BYTES_MAX": str(ARTIFACT_MAX)}).start()
+        relay = Process("commands.relay.relay", settings).start()
+        try:
+            eventually(lambda: is_ready(settings.command_port) and is_ready(settings.relay_health_port), "command side")
+            yield Side(settings, CommandClient(settings), api)
+        finally:
+            api.stop()
+            relay.stop()
 
 
 def model_file(bias: float = 0.0, width: int = 4) -> bytes:
@@ -570,7 +569,6 @@ def test_a_bill_is_fixed_and_issued_once(side: Side) -> None:
     assert http.ok("POST", f"{path}/{period}/cut")["number"] == 2
 
 
-@pytest.mark.timeout(240)
 def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: Company) -> None:
     for _ in range(3):
         keys = [uuid.uuid4().hex for _ in range(200)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import confluent_kafka as ck
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
@@ -30,21 +30,26 @@ from events.log.topic_admin import apply_topics, check_partitions, topic_drift
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.process.settings import Settings
-from events.schema.codec import Schema, Undecodable, todays_schemas
+from events.schema.codec import Codec, Schema, Undecodable, todays_schemas
 from events.schema.examples import example_of
 from events.schema.registry import IncompatibleSchema, SchemaRegistry
 from infra.launcher import Stack
+from tests.support.polling import eventually
+from tests.support.stacks import LOG, running_stack
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A broker and a registry that the tests of this module share; what one of them changes it puts back."""
+    with running_stack(tmp_path_factory.mktemp("log"), LOG) as stack:
+        yield stack
 
 
 @pytest.fixture
-def log(stack_settings: Settings) -> Iterator[Stack]:
-    """A broker and a registry of the test's own, empty."""
-    stack = Stack(stack_settings)
-    try:
-        stack.up({"kafka", "registry"})
+def kafka(tmp_path: Path) -> Iterator[Stack]:
+    """An empty broker."""
+    with running_stack(tmp_path, {"kafka"}) as stack:
         yield stack
-    finally:
-        stack.down()
 
 
 def _prepare(settings: Settings) -> tuple[Writer, Reader]:
@@ -63,11 +68,11 @@ def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_topic_table(log
     codec, log_id = open_codec(settings, reader)
     fact = example_of(FACTS["InvocationSettled"])
     at = writer.append("usage", b"acme", codec.encode(fact)).result(10)
-    assert at == Coordinate("usage", partition_of(b"acme", TOPICS["usage"].partitions), 0)
+    assert (at.topic, at.partition) == ("usage", partition_of(b"acme", TOPICS["usage"].partitions))
 
     # confluent_kafka's Avro deserializer, against the registry
-    consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "stranger", "auto.offset.reset": "earliest"})
-    consumer.subscribe(["usage"])
+    consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "stranger"})
+    consumer.assign([ck.TopicPartition(at.topic, at.partition, at.offset)])
     message = _first(consumer)
     deserialize = AvroDeserializer(SchemaRegistryClient({"url": settings.registry, "timeout": 10}))
     body: Any = deserialize(message.value(), SerializationContext("usage", MessageField.VALUE))
@@ -75,27 +80,38 @@ def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_topic_table(log
     consumer.close()
 
     # Kafka's own console consumer
-    printed = _console_consumer(settings, "schemas")
+    printed = _console_consumer(settings, "schemas", sum(reader.end_offsets("schemas").values()))
     assert log_id in printed
     assert "usage-InvocationSettled" in printed
     writer.close()
 
 
 def _first(consumer: ck.Consumer) -> ck.Message:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
+    def polled() -> ck.Message | None:
         message = consumer.poll(0.5)
-        if message is not None and message.error() is None:
-            return message
-    raise AssertionError("nothing came within 20 s")
+        return message if message is not None and message.error() is None else None
+
+    message = eventually(polled, "a record comes")
+    assert message is not None
+    return message
 
 
-def _console_consumer(settings: Settings, topic: str) -> str:
+def _console_consumer(settings: Settings, topic: str, messages: int) -> str:
     from infra.launcher.jvm import java, kafka_classpath
 
     command = [java(), "-Xmx128m", "-cp", kafka_classpath(), "org.apache.kafka.tools.consumer.ConsoleConsumer"]
-    command += ["--bootstrap-server", settings.kafka, "--topic", topic, "--from-beginning", "--timeout-ms", "4000"]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    command += [
+        "--bootstrap-server",
+        settings.kafka,
+        "--topic",
+        topic,
+        "--from-beginning",
+        "--max-messages",
+        str(messages),
+        "--timeout-ms",
+        "30000",
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -114,28 +130,31 @@ def test_another_partitioner_or_a_transaction_is_refused(log: Stack) -> None:
             Writer(log.settings, "test", extra=extra)
 
 
-def test_a_log_with_another_number_of_partitions_is_refused(log: Stack) -> None:
-    admin = AdminClient({"bootstrap.servers": log.settings.kafka})
+def test_a_log_with_another_number_of_partitions_is_refused(kafka: Stack) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka.settings.kafka})
     for future in admin.create_topics([NewTopic("usage", 3)]).values():
         future.result(10)
-    apply_topics(log.settings)
+    apply_topics(kafka.settings)
     with pytest.raises(LogMismatch, match="usage has 3 partitions, not 4"):
-        check_partitions(log.settings)
-    assert any("usage: 3 partitions" in line for line in topic_drift(log.settings))
+        check_partitions(kafka.settings)
+    assert any("usage: 3 partitions" in line for line in topic_drift(kafka.settings))
 
 
 def test_a_changed_topic_setting_is_reported(log: Stack) -> None:
     apply_topics(log.settings)
     admin = AdminClient({"bootstrap.servers": log.settings.kafka})
-    from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-    entry = ConfigEntry("retention.ms", "60000", incremental_operation=AlterConfigOpType.SET)
-    for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])]).values():
-        future.result(10)
-    end = time.monotonic() + 10
-    while not topic_drift(log.settings) and time.monotonic() < end:
-        time.sleep(0.05)  # the broker learns of it from the controller a moment later
+    def keep_models(retention_ms: int) -> None:
+        entry = ConfigEntry("retention.ms", str(retention_ms), incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])
+        for future in admin.incremental_alter_configs([resource]).values():
+            future.result(10)
+
+    keep_models(60_000)
+    eventually(lambda: topic_drift(log.settings), "the broker learns of it from the controller")
     assert topic_drift(log.settings) == ["models: retention.ms=60000, the topic table says -1"]
+    keep_models(-1)
+    eventually(lambda: not topic_drift(log.settings), "the broker learns of it from the controller")
 
 
 def test_a_schema_that_could_not_read_old_records_is_refused_by_the_registry(log: Stack) -> None:
@@ -148,39 +167,6 @@ def test_a_schema_that_could_not_read_old_records_is_refused_by_the_registry(log
         registry.register("usage-InvocationSettled", json.dumps(before))
     before["fields"][-1]["default"] = ""
     registry.register("usage-InvocationSettled", json.dumps(before))  # with a default it may evolve
-
-
-def test_a_wiped_registry_is_refused_and_the_log_still_decodes(log: Stack) -> None:
-    settings = log.settings
-    writer, reader = _prepare(settings)
-    codec, log_id = open_codec(settings, reader)
-    fact = example_of(FACTS["TenantCreated"])
-    at = writer.append("accounts", b"acme", codec.encode(fact)).result(10)
-
-    log.down()
-    for folder in settings.folder.iterdir():
-        if folder.name == "registry":
-            shutil.rmtree(folder)
-    log.up({"kafka", "registry"})
-    registry = SchemaRegistry(settings)
-    for subject, definition in reversed(list(_definitions().items())):  # registered in another order: other ids
-        registry.register(subject, definition)
-
-    reader = Reader(settings, "test")
-    with pytest.raises(LogMismatch, match="not this log's registry"):
-        open_codec(settings, reader)
-    schemas, same_log = read_schemas(reader)
-    assert same_log == log_id
-    from events.schema.codec import Codec
-
-    record = reader.record_at(at.topic, at.partition, at.offset)
-    assert Codec(schemas).fact(record.value or b"") == fact
-
-
-def _definitions() -> dict[str, str]:
-    from events.schema.codec import todays_schemas
-
-    return todays_schemas()
 
 
 class _Tenants:
@@ -198,55 +184,6 @@ class _Tenants:
 
     def load(self, state: bytes) -> None:
         self.tenants = json.loads(state)
-
-
-def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: Stack) -> None:
-    settings = log.settings
-    writer, reader = _prepare(settings)
-    with pytest.raises(LogMismatch, match="is not empty"):
-        restore(settings, reader)
-    # A second version of one subject: ids with holes between a subject's versions.
-    known = schemas_on_log(reader)
-    settled = next(s for s in known if s.name == "InvocationSettled")
-    newer = json.loads(settled.definition)
-    newer["fields"].append({"name": "later", "type": "long", "default": 0})
-    later = Schema.of(SchemaRegistry(settings).register(settled.subject, json.dumps(newer)), settled.subject, json.dumps(newer))
-    codec, log_id = open_codec(settings, reader)
-    fact = SchemaRegistered(
-        event_id=new_id(),
-        occurred_at=now_us(),
-        producer="test",
-        log_id=log_id,
-        schema_id=later.schema_id,
-        subject=later.subject,
-        sha256=later.sha256,
-        definition=later.definition,
-    )
-    writer.append("schemas", b"x", codec.encode(fact), {"ce_type": b"SchemaRegistered"}).result(10)
-    newest = b"\x00" + later.schema_id.to_bytes(4, "big") + codec.encode(example_of(FACTS["InvocationSettled"]))[5:] + b"\x00"
-    assert codec.decode(newest)[1]["later"] == 0  # recorded since this codec was made
-    with pytest.raises(Undecodable, match="unknown_schema"):
-        codec.decode(b"\x00" + (later.schema_id + 1000).to_bytes(4, "big"))
-
-    log.down()
-    shutil.rmtree(settings.folder / "registry")
-    log.up({"kafka", "registry"})
-    with pytest.raises(LogMismatch):
-        open_codec(settings, reader)
-    restored = restore(settings, reader)
-    assert {(s.schema_id, s.subject) for s in restored} == {(s.schema_id, s.subject) for s in known} | {(later.schema_id, later.subject)}
-    assert open_codec(settings, reader)[1] == log_id
-    assert publish(settings, writer, reader) == []  # the registry finds every text of today under its old id …
-    registry, again = SchemaRegistry(settings), {s.subject: s.schema_id for s in known}
-    assert {subject: registry.register(subject, text) for subject, text in todays_schemas().items()} == again
-    other = json.dumps({"type": "record", "name": "Other", "fields": []})
-    assert registry.register("schemas-Other", other) > later.schema_id  # … and gives no old id away
-    with pytest.raises(IncompatibleSchema):
-        registry.register(settled.subject, json.dumps({**newer, "fields": [*newer["fields"], {"name": "no_default", "type": "long"}]}))
-    with pytest.raises(LogMismatch, match="is not empty"):
-        restore(settings, reader)
-    writer.close()
-    reader.close()
 
 
 def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: Stack, tmp_path: Path) -> None:
@@ -281,14 +218,11 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     assert fold.tenants == []
     assert not fold_runner.ready
     heartbeat()
-    assert fold_runner.wait_caught_up(10)
+    assert fold_runner.wait_caught_up(60)
     assert fold.tenants == [f"t{n}" for n in range(100)]
     assert fold_runner.ready
     assert fold_runner.age_s() < 5
-    deadline = time.monotonic() + 10
-    while fold_runner.ready and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not fold_runner.ready  # no heartbeat for five seconds: stale, and it says so
+    eventually(lambda: not fold_runner.ready, "no heartbeat for five seconds: stale, and it says so")
     fold_runner.stop()
     fold_runner.save()
 
@@ -297,7 +231,7 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     again = _Tenants()
     resumed = FoldRunner(settings, codec, log_id, ("accounts",), again, name="test", snapshot=snapshot)
     resumed.start()
-    assert resumed.wait_caught_up(10)
+    assert resumed.wait_caught_up(60)
     assert again.tenants == [*fold.tenants, "late"]
     resumed.stop()
     writer.close()
@@ -308,8 +242,84 @@ def test_a_reader_finds_the_ends_again_after_the_broker_was_killed(log: Stack) -
     reader = Reader(log.settings, "test")
     before = reader.bounds("models", "usage")  # from now on it knows the leaders, and their epoch
     log.kill9("kafka")
-    log.wait_healthy("kafka", 30)
+    log.wait_healthy("kafka", 120)
     assert reader.bounds("models", "usage") == before
-    at = writer.append("usage", b"acme", b"x").result(20)
+    at = writer.append("usage", b"acme", b"x").result(60)
     assert reader.end_offsets("usage")["usage", at.partition] == at.offset + 1
     writer.close()
+
+
+def _wipe_registry(log: Stack) -> None:
+    log.supervisor.stop("registry")
+    eventually(lambda: log.pid("registry") is None, "the registry has ended")
+    shutil.rmtree(log.settings.folder / "registry")
+    log.up({"registry"})
+
+
+def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: Stack) -> None:
+    settings = log.settings
+    writer, reader = _prepare(settings)
+    with pytest.raises(LogMismatch, match="is not empty"):
+        restore(settings, reader)
+    # A second version of one subject: ids with holes between a subject's versions.
+    known = schemas_on_log(reader)
+    settled = next(s for s in known if s.name == "InvocationSettled")
+    newer = json.loads(settled.definition)
+    newer["fields"].append({"name": "later", "type": "long", "default": 0})
+    later = Schema.of(SchemaRegistry(settings).register(settled.subject, json.dumps(newer)), settled.subject, json.dumps(newer))
+    codec, log_id = open_codec(settings, reader)
+    fact = SchemaRegistered(
+        event_id=new_id(),
+        occurred_at=now_us(),
+        producer="test",
+        log_id=log_id,
+        schema_id=later.schema_id,
+        subject=later.subject,
+        sha256=later.sha256,
+        definition=later.definition,
+    )
+    writer.append("schemas", b"x", codec.encode(fact), {"ce_type": b"SchemaRegistered"}).result(10)
+    newest = b"\x00" + later.schema_id.to_bytes(4, "big") + codec.encode(example_of(FACTS["InvocationSettled"]))[5:] + b"\x00"
+    assert codec.decode(newest)[1]["later"] == 0  # recorded since this codec was made
+    with pytest.raises(Undecodable, match="unknown_schema"):
+        codec.decode(b"\x00" + (later.schema_id + 1000).to_bytes(4, "big"))
+
+    _wipe_registry(log)
+    with pytest.raises(LogMismatch):
+        open_codec(settings, reader)
+    restored = restore(settings, reader)
+    assert {(s.schema_id, s.subject) for s in restored} == {(s.schema_id, s.subject) for s in known} | {(later.schema_id, later.subject)}
+    assert open_codec(settings, reader)[1] == log_id
+    assert publish(settings, writer, reader) == []  # the registry finds every text of today under its old id …
+    registry, again = SchemaRegistry(settings), {s.subject: s.schema_id for s in known}
+    assert {subject: registry.register(subject, text) for subject, text in todays_schemas().items()} == again
+    other = json.dumps({"type": "record", "name": "Other", "fields": []})
+    assert registry.register("schemas-Other", other) > later.schema_id  # … and gives no old id away
+    with pytest.raises(IncompatibleSchema):
+        registry.register(settled.subject, json.dumps({**newer, "fields": [*newer["fields"], {"name": "no_default", "type": "long"}]}))
+    with pytest.raises(LogMismatch, match="is not empty"):
+        restore(settings, reader)
+    writer.close()
+    reader.close()
+
+
+def test_a_wiped_registry_is_refused_and_the_log_still_decodes(log: Stack) -> None:
+    """The last test here: afterwards registry and log do not belong together."""
+    settings = log.settings
+    writer, reader = _prepare(settings)
+    codec, log_id = open_codec(settings, reader)
+    fact = example_of(FACTS["TenantCreated"])
+    at = writer.append("accounts", b"acme", codec.encode(fact)).result(10)
+
+    _wipe_registry(log)
+    registry = SchemaRegistry(settings)
+    for subject, definition in reversed(list(todays_schemas().items())):  # registered in another order: other ids
+        registry.register(subject, definition)
+
+    reader = Reader(settings, "test")
+    with pytest.raises(LogMismatch, match="not this log's registry"):
+        open_codec(settings, reader)
+    schemas, same_log = read_schemas(reader)
+    assert same_log == log_id
+    record = reader.record_at(at.topic, at.partition, at.offset)
+    assert Codec(schemas).fact(record.value or b"") == fact

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,12 @@ import pytest
 from events.process.settings import Settings
 from infra.launcher import LaunchFailed, Stack, processes
 from infra.launcher.paths import MARK_VARIABLE
-from infra.launcher.ports import free_block
 from infra.launcher.supervision import settings_environment
+from tests.support.polling import eventually
+from tests.support.stacks import kill_stack, running_stack
 
 ROOT = Path(__file__).resolve().parents[3]
 LOG = {"kafka", "registry"}
-
-pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -35,14 +33,7 @@ def stack(stack_settings: Settings) -> Iterator[Stack]:
     try:
         yield stack
     finally:
-        stack.down()
-
-
-def eventually(what: Callable[[], bool], within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while not (true := what()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return true
+        kill_stack(stack)
 
 
 def command_line(stack: Stack, *arguments: str) -> subprocess.Popen[str]:
@@ -125,34 +116,35 @@ def test_what_was_written_is_there_after_down_and_up(stack: Stack) -> None:
     assert httpx.get(f"{subject}/1", trust_env=False).json()["id"] == written
 
 
-def test_a_killed_kafka_comes_back_by_itself(stack: Stack) -> None:
-    stack.up({"kafka"})
-    killed = stack.kill9("kafka")
-    assert eventually(lambda: stack.pid("kafka") not in (None, killed), within_s=20)
-    stack.wait_healthy("kafka", 20)
+def test_a_killed_kafka_comes_back_by_itself(log_stack: Stack) -> None:
+    killed = log_stack.kill9("kafka")
+    eventually(lambda: log_stack.pid("kafka") not in (None, killed), "the supervisor starts it again")
+    log_stack.wait_healthy("kafka", 60)
 
 
-def test_one_part_is_started_again_while_the_others_go_on(stack: Stack) -> None:
-    asked = command_line(stack, "restart", "kafka")
-    assert "the stack does not run" in asked.communicate(timeout=60)[0]
-    assert asked.returncode == 1
-    stack.up(LOG)
-    before = {name: stack.pid(name) for name in LOG}
-    asked = command_line(stack, "restart", "kafka")
-    said = asked.communicate(timeout=120)[0]
-    assert asked.returncode == 0, said
-    after = {name: stack.pid(name) for name in LOG}
+def test_a_part_of_a_stack_that_does_not_run_cannot_be_restarted(stack: Stack) -> None:
+    restart = command_line(stack, "restart", "kafka")
+    assert "the stack does not run" in restart.communicate(timeout=120)[0]
+    assert restart.returncode == 1
+
+
+def test_one_part_is_started_again_while_the_others_go_on(log_stack: Stack) -> None:
+    before = {name: log_stack.pid(name) for name in LOG}
+    restart = command_line(log_stack, "restart", "kafka")
+    output = restart.communicate(timeout=240)[0]
+    assert restart.returncode == 0, output
+    after = {name: log_stack.pid(name) for name in LOG}
     assert after["kafka"] not in (None, before["kafka"])
     assert after["registry"] == before["registry"]
     for part, reason in (("gateway", "runs inside Ray"), ("kafak", "there is no part kafak")):
-        asked = command_line(stack, "restart", part)
-        assert reason in asked.communicate(timeout=60)[0]
-        assert asked.returncode == 1
+        restart = command_line(log_stack, "restart", part)
+        assert reason in restart.communicate(timeout=120)[0]
+        assert restart.returncode == 1
 
 
 def test_a_killed_up_does_not_block_the_next(stack: Stack) -> None:
     killed = command_line(stack, "up", "kafka", "registry")
-    assert eventually(lambda: stack.supervisor.pid() is not None, within_s=20)
+    eventually(lambda: stack.supervisor.pid() is not None, "the supervisor is there")
     killed.kill()
     killed.wait(10)
     stack.up(LOG)
@@ -161,7 +153,7 @@ def test_a_killed_up_does_not_block_the_next(stack: Stack) -> None:
 
 def test_an_up_killed_while_it_formats_the_brokers_storage_does_not_block_the_next(stack: Stack) -> None:
     killed = command_line(stack, "up", "kafka")
-    assert eventually(lambda: any((stack.settings.folder / "kafka").glob("format-*/server.properties")), within_s=20)
+    eventually(lambda: any((stack.settings.folder / "kafka").glob("format-*/server.properties")), "the storage is being formatted")
     killed.kill()
     killed.wait(10)
     stack.up({"kafka"})
@@ -175,7 +167,7 @@ def test_a_killed_supervisor_does_not_block_the_next_up(stack: Stack) -> None:
     supervisor = stack.supervisor.pid()
     assert supervisor
     os.kill(supervisor, signal.SIGKILL)
-    assert eventually(lambda: not processes.alive(supervisor), within_s=5)
+    eventually(lambda: not processes.alive(supervisor), "the supervisor is gone")
     assert orphans <= processes.marked(stack.places.mark)
     assert stack.up(LOG) is True
     assert not any(pid and processes.alive(pid) for pid in orphans)
@@ -212,40 +204,38 @@ def test_a_part_that_cannot_start_fails_with_the_end_of_its_log(stack: Stack) ->
     assert "the event store is not where it should be" in refusal.value.log_tail
 
 
-def test_two_stacks_with_their_own_ray_run_side_by_side(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with free_block() as base_port:
-        other = Stack(Settings(stack="other", base_port=base_port, data=tmp_path_factory.mktemp("other")))
-        try:
-            stack.up({"kafka", "ray"})
-            other.up({"kafka", "ray"})
-            for one in (stack, other):
-                assert {part.name for part in one.status() if part.healthy} == {"kafka", "ray"}
-            assert not processes.marked(stack.places.mark) & processes.marked(other.places.mark)
-            other.down()
-            assert_nothing_is_left(other)
-            assert {part.name for part in stack.status() if part.healthy} == {"kafka", "ray"}
-        finally:
-            other.down()
+@pytest.fixture(scope="module")
+def ray_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("ray"), {"kafka", "ray"}) as stack:
+        yield stack
 
 
-def test_a_killed_ray_comes_back_without_what_it_left(stack: Stack) -> None:
-    stack.up({"ray"})
-    before = processes.tree(stack.pid("ray") or 0)
-    killed = stack.kill9("ray")
-    assert eventually(lambda: stack.pid("ray") not in (None, killed), within_s=20)
-    stack.wait_healthy("ray")
-    assert not any(processes.alive(pid) for pid in before)
-    stack.restart("ray")  # by itself: no controller that was not there
-    assert {part.name for part in stack.status() if part.healthy} == {"ray"}
-    assert stack.pid("controller") is None
-
-
-def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(stack: Stack) -> None:
-    stack.up({"ray"})
-    members = processes.tree(stack.pid("ray") or 0)
-    mark = f"{MARK_VARIABLE}={stack.places.mark}".encode()
+def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(ray_stack: Stack) -> None:
+    members = processes.tree(ray_stack.pid("ray") or 0)
+    mark = f"{MARK_VARIABLE}={ray_stack.places.mark}".encode()
     assert [processes.command_of(pid) for pid in members if mark not in processes.environment_of(pid)] == []
     listening = {(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.pid in members and c.status == "LISTEN"}
     assert {ip for ip, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
-    block = range(stack.settings.base_port, stack.settings.base_port + 200)
+    block = range(ray_stack.settings.base_port, ray_stack.settings.base_port + 200)
     assert [port for _, port in listening if port not in block] == []
+
+
+def test_two_stacks_with_their_own_ray_run_side_by_side(ray_stack: Stack, stack: Stack) -> None:
+    stack.up({"kafka", "ray"})
+    for one in (stack, ray_stack):
+        assert {part.name for part in one.status() if part.healthy} == {"kafka", "ray"}
+    assert not processes.marked(stack.places.mark) & processes.marked(ray_stack.places.mark)
+    stack.down()
+    assert_nothing_is_left(stack)
+    assert {part.name for part in ray_stack.status() if part.healthy} == {"kafka", "ray"}
+
+
+def test_a_killed_ray_comes_back_without_what_it_left(ray_stack: Stack) -> None:
+    before = processes.tree(ray_stack.pid("ray") or 0)
+    killed = ray_stack.kill9("ray")
+    eventually(lambda: ray_stack.pid("ray") not in (None, killed), "the supervisor starts it again")
+    ray_stack.wait_healthy("ray", 180)
+    assert not any(processes.alive(pid) for pid in before)
+    ray_stack.restart("ray")  # by itself: no controller that was not there
+    assert {part.name for part in ray_stack.status() if part.healthy} == {"kafka", "ray"}
+    assert ray_stack.pid("controller") is None

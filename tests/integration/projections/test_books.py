@@ -32,7 +32,7 @@ PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
-    with running_market("books", tmp_path_factory.mktemp("books")) as market:
+    with running_market(tmp_path_factory.mktemp("books")) as market:
         yield market
 
 

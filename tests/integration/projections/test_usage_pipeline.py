@@ -16,13 +16,11 @@ import pytest
 from events.log.client import Reader
 from events.log.record import Coordinate
 from events.log.schemas import read_schemas
-from events.process.settings import Settings
-from infra.launcher.ports import free_block
 from projections.ingest.avro_container import TAIL, zigzag
 from projections.usage.rebuild import Rebuild
 from tests.support.polling import eventually
 from tests.support.usage_oracle import Schemas, compare, daily, decoded, read_topic, table_rows
-from tests.support.usage_stack import UsageStack
+from tests.support.usage_stack import UsageStack, running_usage_stack
 
 MUTANTS = 10_000
 SESSION_S = 3.0
@@ -31,14 +29,8 @@ PREVIOUS = bytes(range(100, 132))
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UsageStack]:
-    with free_block() as base_port:
-        settings = Settings(stack="test", base_port=base_port, data=tmp_path_factory.mktemp("usage"), worker_session_s=SESSION_S)
-        stack = UsageStack(settings)
-        try:
-            stack.start()
-            yield stack
-        finally:
-            stack.stop()
+    with running_usage_stack(tmp_path_factory.mktemp("usage"), worker_session_s=SESSION_S) as stack:
+        yield stack
 
 
 def test_every_record_becomes_exactly_its_row(market: UsageStack) -> None:
@@ -228,7 +220,8 @@ def test_killed_workers_and_a_killed_engine_lose_nothing_and_double_nothing(mark
         market.engine.start()
         second.stop()
         second = market.worker(1)
-        time.sleep(1)
+        rows = market.rows()
+        eventually(lambda: market.rows() > rows, "they work")
         third.kill()
     finally:
         stop.set()
@@ -257,17 +250,19 @@ def test_a_paused_worker_that_wakes_after_a_take_over_changes_no_figure(market: 
 
     thread = threading.Thread(target=produce)
     thread.start()
-    time.sleep(0.7)
+    rows = market.rows()
+    eventually(lambda: market.rows() > rows, "the worker is in the middle of its work")
     paused.signal(signal.SIGSTOP)
-    successor = market.worker(1, ready=False)
-    time.sleep(SESSION_S + 1.5)
+    successor = market.worker(1)
+    rows = market.rows()
+    eventually(lambda: market.rows() > rows, "its successor has taken over")
     stop.set()
     thread.join()
     market.caught_up()
     figures = "SELECT * FROM metering_daily ORDER BY ALL"
     before = table_rows(market.settings, figures)
     paused.signal(signal.SIGCONT)
-    time.sleep(2)
+    time.sleep(2)  # that nothing happens can only be watched for a while
     assert table_rows(market.settings, figures) == before
     market.write(*market.mixed(400))
     market.caught_up()

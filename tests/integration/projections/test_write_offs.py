@@ -42,7 +42,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
-    with running_market("writeoffs", tmp_path_factory.mktemp("writeoffs")) as market:
+    with running_market(tmp_path_factory.mktemp("writeoffs")) as market:
         yield market
 
 

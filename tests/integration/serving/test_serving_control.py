@@ -1,4 +1,4 @@
-"""How the edge begins and ends: what Ray gave up on is tried again, epochs are closed, callers who left pay nothing (K12, K13, K18)."""
+"""How the gateway begins and ends: what Ray gave up on is tried again, epochs are closed, callers who left pay nothing (K12, K13, K18)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from events.facts import deployments
@@ -25,12 +26,10 @@ from events.facts.fact import TenantId
 from events.facts.topics import FACTS
 from events.log.client import Reader, Writer
 from events.process.artifacts import Artifacts
-from events.process.settings import Settings
 from events.schema.examples import example_of
 from examples.digits_model import TECHNICAL, write_digits, write_slow_digits
 from infra.launcher import raynode
 from infra.launcher.jvm import java, kafka_classpath
-from infra.launcher.ports import free_block
 from infra.launcher.supervision import settings_environment
 from projections.bills.bill_from_log import epochs_ended
 from serving.control.controller import DRAIN_S, Controller
@@ -45,59 +44,54 @@ from tests.support.gateway_stack import (
     check_answers,
     check_chains,
     rest_of,
-    running_gateway,
 )
 from tests.support.polling import eventually
 from tests.support.usage_oracle import read_topic
 
 ROOT = Path(__file__).resolve().parents[3]
 
-pytestmark = pytest.mark.timeout(240)
+
+def facts(gateway: GatewayStack, topic: str) -> list[tuple[str, dict[str, Any]]]:
+    return [gateway.facts.codec.decode(record.value) for record in read_topic(gateway.settings, topic)]
 
 
-@pytest.fixture(scope="module")
-def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
-    folder = tmp_path_factory.mktemp("control")
-    with free_block() as base_port, running_gateway(Settings(stack="control", base_port=base_port, data=folder), folder) as running:
-        yield running
-
-
-def facts(edge: GatewayStack, topic: str) -> list[tuple[str, dict[str, Any]]]:
-    return [edge.facts.codec.decode(record.value) for record in read_topic(edge.settings, topic)]
-
-
-def closed(edge: GatewayStack) -> dict[str, dict[str, int]]:
+def closed(gateway: GatewayStack) -> dict[str, dict[str, int]]:
     """Epoch → the last sequence of each tenant, as its producer said at the end."""
-    return {body["epoch"]: body["last"] for name, body in facts(edge, "producers") if name == "ProducerClosed"}
+    return {body["epoch"]: body["last"] for name, body in facts(gateway, "producers") if name == "ProducerClosed"}
 
 
-def written(edge: GatewayStack) -> dict[str, dict[str, int]]:
+def written(gateway: GatewayStack) -> dict[str, dict[str, int]]:
     """Epoch → the last sequence of each tenant that is on the log."""
     last: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for _, body, _ in edge.usage():
+    for _, body, _ in gateway.usage():
         last[body["epoch"]][body["tenant"]] = max(body["sequence"], last[body["epoch"]].get(body["tenant"], 0))
     return dict(last)
 
 
-def opened(edge: GatewayStack) -> list[str]:
-    return [body["epoch"] for name, body in facts(edge, "producers") if name == "ProducerOpened"]
+def opened(gateway: GatewayStack) -> list[str]:
+    return [body["epoch"] for name, body in facts(gateway, "producers") if name == "ProducerOpened"]
 
 
-def newest_epoch(edge: GatewayStack) -> str:
-    return opened(edge)[-1]
+def newest_epoch(gateway: GatewayStack) -> str:
+    return opened(gateway)[-1]
 
 
-POINTS = 20
 KILLED: set[str] = set()
 """Epochs that ended by kill -9: nobody closes them."""
 
 
-def disconnect(edge: GatewayStack, port: int, after_s: float) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def before(gateway: GatewayStack) -> set[str]:
+    """Epochs of the tests before these: they, too, killed gateways."""
+    return set(opened(gateway))
+
+
+def disconnect(gateway: GatewayStack, port: int, after_s: float) -> None:
     """Sends a whole call and goes away before its answer."""
     body = httpx.Request("POST", "http://x", json={"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]})
     content = body.read()
     head = f"POST /v2/models/{M}/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\r\nContent-Length: {len(content)}\r\n\r\n"
-    with socket.create_connection((edge.settings.host, port)) as connection:
+    with socket.create_connection((gateway.settings.host, port)) as connection:
         connection.sendall(head.encode() + content)
         time.sleep(after_s)
         connection.setblocking(False)
@@ -106,47 +100,49 @@ def disconnect(edge: GatewayStack, port: int, after_s: float) -> None:
 
 
 @pytest.mark.parametrize("door", [raynode.FALLBACK_HTTP, 0], ids=["through-the-proxy-of-serve", "straight"])
-def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_billed_for(edge: GatewayStack, door: int) -> None:
+def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_billed_for(gateway: GatewayStack, door: int) -> None:
     """Before HAProxy knows the gateway, calls come through Serve's own proxy, which cancels them when their caller leaves."""
 
     def aborted() -> list[dict[str, Any]]:
-        return [body for _, body, _ in edge.usage() if body.get("outcome") == "aborted"]
+        return [body for _, body, _ in gateway.usage() if body.get("outcome") == "aborted"]
 
     before = len(aborted())
-    (replica,) = edge.pids("ServeReplica:model-vision-core-digits-v1.0.0")
+    (replica,) = gateway.pids("ServeReplica:model-vision-core-digits-v1.0.0")
     os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
     try:
-        disconnect(edge, edge.settings.port(door), 0.5)
+        disconnect(gateway, gateway.settings.port(door), 0.5)
         time.sleep(1.5)  # nobody outside sees when the news of it has come to the gateway
     finally:
         os.kill(replica, signal.SIGCONT)
-    eventually(lambda: len(aborted()) > before, "the execution is on the log", 20)
-    assert edge.infer().status_code == 200
+    eventually(lambda: len(aborted()) > before, "the execution is on the log", 180)
+    assert gateway.infer().status_code == 200
     (fact,) = aborted()[before:]
     assert (fact["status"], fact["error_code"], fact["calls"], fact["bytes_out"]) == (499, "caller_disconnected", 1, 0)
     assert fact["cpu_us"] > 0 and fact["replica"] and fact["latency_us"] > 500_000
-    assert not any(body.get("error_code") == "caller_disconnected" for _, body, _ in edge.usage() if body["_name"] == "InvocationRefused")
-    check_chains(edge.usage())
+    assert not any(
+        body.get("error_code") == "caller_disconnected" for _, body, _ in gateway.usage() if body["_name"] == "InvocationRefused"
+    )
+    check_chains(gateway.usage())
 
 
-def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_help(edge: GatewayStack) -> None:
+def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_help(gateway: GatewayStack) -> None:
     other = "model-vision-core-late"
-    edge.facts.model(other, "acme")
-    digest = edge.facts.version(other, "acme", "1.0.0", write_digits(edge.settings.folder / "late.onnx", 3.0), TECHNICAL)
-    file = next(path for path in (edge.settings.folder / "artifacts").rglob("*") if path.is_file() and digest.split(":")[1] in str(path))
+    gateway.facts.model(other, "acme")
+    digest = gateway.facts.version(other, "acme", "1.0.0", write_digits(gateway.settings.folder / "late.onnx", 3.0), TECHNICAL)
+    file = next(path for path in (gateway.settings.folder / "artifacts").rglob("*") if path.is_file() and digest.split(":")[1] in str(path))
     away = file.with_name("away")
     file.rename(away)
-    edge.facts.deploy(other, "acme", "1.0.0", digest)
+    gateway.facts.deploy(other, "acme", "1.0.0", digest)
 
     def failed() -> bool:
-        said = [body for name, body in facts(edge, "deployments") if name == "VersionFailed" and body["model"] == other]
+        said = [body for name, body in facts(gateway, "deployments") if name == "VersionFailed" and body["model"] == other]
         return bool(said) and said[-1]["error_code"] == "artifact_missing"
 
-    eventually(failed, "the failure is told", 90)
+    eventually(failed, "the failure is told", 180)
     away.rename(file)
-    assert Artifacts(edge.settings).read(TenantId("acme"), digest)
-    eventually(lambda: edge.infer(other).status_code == 200, "it is tried again and answers", 60)
-    rest = rest_of(edge)
+    assert Artifacts(gateway.settings).read(TenantId("acme"), digest)
+    eventually(lambda: gateway.infer(other).status_code == 200, "it is tried again and answers", 180)
+    rest = rest_of(gateway)
     try:
         args = rest.status().applied.apps[f"{other}-v1.0.0"]["args"]
     finally:
@@ -154,114 +150,125 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
     assert args["attempt"] == 2
 
 
-def test_a_call_that_takes_longer_than_its_version_stays_is_answered(edge: GatewayStack) -> None:
+def used_cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def test_a_call_that_takes_longer_than_its_version_stays_is_answered(gateway: GatewayStack) -> None:
     """A replica that is taken away finishes what it has, as long as its version's calls may take (K17)."""
-    slow, url = "model-vision-core-slow", f"{edge.settings.gateway}/v2/models/model-vision-core-slow/infer"
-    edge.facts.model(slow, "acme")
-    digest = edge.facts.version(slow, "acme", "1.0.0", write_slow_digits(edge.settings.folder / "slow.onnx"), TECHNICAL)
-    edge.facts.deploy(slow, "acme", "1.0.0", digest, timeout_us=90_000_000)
-    eventually(lambda: edge.infer(slow).status_code == 200, "it is loaded", 60)
+    slow, url = "model-vision-core-slow", f"{gateway.settings.gateway}/v2/models/model-vision-core-slow/infer"
+    gateway.facts.model(slow, "acme")
+    digest = gateway.facts.version(slow, "acme", "1.0.0", write_slow_digits(gateway.settings.folder / "slow.onnx"), TECHNICAL)
+    gateway.facts.deploy(slow, "acme", "1.0.0", digest, timeout_us=90_000_000)
+    eventually(lambda: gateway.infer(slow).status_code == 200, "it is loaded", 180)
 
     def call(work: float) -> httpx.Response:
         pixels = [work] + [0.0] * 63
         body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": pixels}]}
-        return edge.client.post(url, json=body, headers={"Authorization": f"Bearer {SECRET}"}, timeout=100)
+        return gateway.client.post(url, json=body, headers={"Authorization": f"Bearer {SECRET}"}, timeout=280)
 
     began = time.monotonic()
     assert call(500).status_code == 200
+    (replica,) = gateway.pids(f"ServeReplica:{slow}-v1.0.0")
+    idle_s = used_cpu_s(replica)
     with ThreadPoolExecutor(1) as caller:
         calling = caller.submit(call, 500 * (DRAIN_S + 20) / (time.monotonic() - began))  # a brief drain is over by then
-        time.sleep(0.5)
-        edge.facts.write(deployments.VersionUndeployed, model=slow, model_version="1.0.0", reason="test", by="owner")
-        eventually(lambda: edge.infer(slow).status_code == 404, "others are turned away", 20)
-        answer = calling.result(100)
+        eventually(lambda: used_cpu_s(replica) > idle_s + 0.5, "the replica is at work on it")
+        gateway.facts.write(deployments.VersionUndeployed, model=slow, model_version="1.0.0", reason="test", by="owner")
+        eventually(lambda: gateway.infer(slow).status_code == 404, "others are turned away", 180)
+        answer = calling.result(300)
     assert answer.status_code == 200
-    check_answers(edge, [answer])
-    eventually(lambda: f"{slow}-v1.0.0" not in apps(edge), "and then it leaves", 60)
+    check_answers(gateway, [answer])
+    eventually(lambda: f"{slow}-v1.0.0" not in apps(gateway), "and then it leaves", 180)
 
 
-def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(edge: GatewayStack) -> None:
-    edge.infer_many(40)
-    old = newest_epoch(edge)
-    rest = rest_of(edge)
+def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(gateway: GatewayStack) -> None:
+    gateway.infer_many(40)
+    old = newest_epoch(gateway)
+    rest = rest_of(gateway)
     try:
         apps = dict(rest.status().applied.apps)
-        gateway = apps.pop("gateway")
-        again = gateway | {"args": gateway["args"] | {"attempt": 2}}  # what the controller does with one that failed
-        options = {"host": edge.settings.host, "port": edge.settings.gateway_port}
+        running = apps.pop("gateway")
+        again = running | {"args": running["args"] | {"attempt": 2}}  # what the controller does with one that failed
+        options = {"host": gateway.settings.host, "port": gateway.settings.gateway_port}
         rest.apply({"proxy_location": "EveryNode", "http_options": options, "applications": [again, *apps.values()]})
     finally:
         rest.close()
-    eventually(lambda: old in closed(edge), "the old gateway closes its epoch", 60)
-    assert closed(edge)[old] == written(edge)[old]
-    eventually(lambda: newest_epoch(edge) != old and edge.infer().status_code == 200, "the new one answers", 30)
+    eventually(lambda: old in closed(gateway), "the old gateway closes its epoch", 180)
+    assert closed(gateway)[old] == written(gateway)[old]
+    eventually(lambda: newest_epoch(gateway) != old and gateway.infer().status_code == 200, "the new one answers", 180)
 
 
 @contextmanager
-def standalone_gateway(edge: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
+def standalone_gateway(gateway: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
     """A gateway process of its own, ready, and one call to it."""
-    settings = edge.settings.model_copy(update={"ray_address": f"{edge.settings.host}:{edge.settings.port(raynode.GCS)}"})
-    environment = os.environ | raynode.environment(settings, edge.stack.places) | settings_environment(settings)
+    settings = gateway.settings.model_copy(update={"ray_address": f"{gateway.settings.host}:{gateway.settings.port(raynode.GCS)}"})
+    environment = os.environ | raynode.environment(settings, gateway.stack.places) | settings_environment(settings)
     url = f"http://{settings.host}:{settings.standalone_gateway_port}"
     body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]}
 
     def call() -> httpx.Response:
-        return edge.client.post(f"{url}/v2/models/{M}/infer", json=body, headers={"Authorization": f"Bearer {SECRET}"}, timeout=20)
+        return gateway.client.post(f"{url}/v2/models/{M}/infer", json=body, headers={"Authorization": f"Bearer {SECRET}"}, timeout=20)
 
-    with (edge.settings.folder / "standalone.log").open("ab") as log:
-        gateway = subprocess.Popen(
+    with (gateway.settings.folder / "standalone.log").open("ab") as log:
+        standalone = subprocess.Popen(
             [sys.executable, "-m", "serving.hosting.gateway_standalone"], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
         try:
-            eventually(lambda: edge.client.get(f"{url}/v2/health/ready").status_code == 200, "it is ready", 60)
-            yield gateway, call
+            eventually(lambda: gateway.client.get(f"{url}/v2/health/ready").status_code == 200, "it is ready", 180)
+            yield standalone, call
         finally:
             gateway.kill()
             gateway.wait(10)
 
 
-def test_a_standalone_gateway_answers_with_a_receipt_and_closes_its_epoch(edge: GatewayStack) -> None:
-    with standalone_gateway(edge) as (gateway, call):
+def test_a_standalone_gateway_answers_with_a_receipt_and_closes_its_epoch(gateway: GatewayStack) -> None:
+    with standalone_gateway(gateway) as (standalone, call):
         answers = [call() for _ in range(10)]
         assert [a.status_code for a in answers] == [200] * 10
         epoch = answers[0].headers["modelmarket-epoch"]
-        assert epoch not in closed(edge)
-        gateway.send_signal(signal.SIGTERM)
-        assert gateway.wait(30) == 0
-    assert closed(edge)[epoch] == written(edge)[epoch] == {"caller": 10}
+        assert epoch not in closed(gateway)
+        standalone.send_signal(signal.SIGTERM)
+        assert standalone.wait(30) == 0
+    assert closed(gateway)[epoch] == written(gateway)[epoch] == {"caller": 10}
 
 
-@pytest.mark.timeout(600)
-def test_killed_at_twenty_points_of_its_calls_a_gateway_leaves_no_answer_without_its_fact(edge: GatewayStack) -> None:
-    chance, answers, before = random.Random(12), list[httpx.Response](), set(opened(edge))
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("points", [4, pytest.param(20, marks=pytest.mark.soak)])
+def test_killed_in_the_middle_of_its_calls_a_gateway_leaves_no_answer_without_its_fact(gateway: GatewayStack, points: int) -> None:
+    chance, answers, before = random.Random(12), list[httpx.Response](), set(opened(gateway))
 
-    def until_it_dies(call: Callable[[], httpx.Response]) -> list[httpx.Response]:
-        heard = list[httpx.Response]()
+    def until_it_dies(call: Callable[[], httpx.Response], heard: list[httpx.Response]) -> None:
         while True:
             try:
                 heard.append(call())
             except httpx.TransportError:  # what came only in part is no answer
-                return heard
+                return
 
-    for _ in range(POINTS):
-        with standalone_gateway(edge) as (gateway, call), ThreadPoolExecutor(8) as callers:
-            calling = [callers.submit(until_it_dies, call) for _ in range(8)]
-            time.sleep(chance.uniform(0.02, 0.5))
-            gateway.kill()
-            answers += [answer for one in calling for answer in one.result(30) if answer.status_code == 200]
-    KILLED.update(set(opened(edge)) - before)
+    for _ in range(points):
+        with standalone_gateway(gateway) as (standalone, call), ThreadPoolExecutor(8) as callers:
+            heard = list[httpx.Response]()
+            calling = [callers.submit(until_it_dies, call, heard) for _ in range(8)]
+            enough = chance.randint(8, 100)
+            eventually(lambda heard=heard, enough=enough: len(heard) >= enough, "calls are answered")
+            standalone.kill()
+            for one in calling:
+                one.result(60)
+            answers += [answer for answer in heard if answer.status_code == 200]
+    KILLED.update(set(opened(gateway)) - before)
     epochs = {answer.headers["modelmarket-epoch"] for answer in answers}
-    assert len(answers) > 100 and len(epochs) > 10
-    check_answers(edge, answers)
-    assert not epochs & closed(edge).keys()
+    assert len(answers) >= 8 * points and len(epochs) == points
+    check_answers(gateway, answers)
+    assert not epochs & closed(gateway).keys()
 
 
 @contextmanager
-def throttled(edge: GatewayStack, client_id: str, bytes_per_s: int) -> Generator[None]:
+def throttled(gateway: GatewayStack, client_id: str, bytes_per_s: int) -> Generator[None]:
     """A quota of Kafka's own on what a client may read."""
 
     def configure(*what: str) -> None:
-        tool = [java(), "-Xmx128m", "-cp", kafka_classpath(), "kafka.admin.ConfigCommand", "--bootstrap-server", edge.settings.kafka]
+        tool = [java(), "-Xmx128m", "-cp", kafka_classpath(), "kafka.admin.ConfigCommand", "--bootstrap-server", gateway.settings.kafka]
         entity = ["--alter", *what, "--entity-type", "clients", "--entity-name", client_id]
         subprocess.run([*tool, *entity], check=True, capture_output=True, timeout=60)
 
@@ -273,23 +280,25 @@ def throttled(edge: GatewayStack, client_id: str, bytes_per_s: int) -> Generator
 
 
 def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_that_was_there(
-    edge: GatewayStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: GatewayStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = "model-vision-core-new"
-    edge.stack.supervisor.stop("controller")
-    eventually(lambda: not edge.pids("serving.control.controller"), "the stack's own controller is gone", 20)
-    before = apps(edge)
-    edge.facts.model(new, "acme")
-    edge.facts.deploy(new, "acme", "1.0.0", edge.facts.version(new, "acme", "1.0.0", write_digits(tmp_path / "new.onnx", 4.0), TECHNICAL))
-    writer, frame = Writer(edge.settings, "test"), edge.facts.codec.encode(example_of(FACTS["RouteApplied"]))
+    gateway.stack.supervisor.stop("controller")
+    eventually(lambda: not gateway.pids("serving.control.controller"), "the stack's own controller is gone", 180)
+    before = apps(gateway)
+    gateway.facts.model(new, "acme")
+    gateway.facts.deploy(
+        new, "acme", "1.0.0", gateway.facts.version(new, "acme", "1.0.0", write_digits(tmp_path / "new.onnx", 4.0), TECHNICAL)
+    )
+    writer, frame = Writer(gateway.settings, "test"), gateway.facts.codec.encode(example_of(FACTS["RouteApplied"]))
     for n in range(12_000):  # three megabytes behind the facts that matter
         writer.append("deployments", b"m", frame, {"ce_type": b"RouteApplied", "ce_id": bytes(100)}, n % 4)
     assert writer.flush(30)
-    reader = Reader(edge.settings, "test")
+    reader = Reader(gateway.settings, "test")
     ends = reader.end_offsets("models", "deployments")
     reader.close()
 
-    controller = Controller(beside(edge, edge.settings, tmp_path))
+    controller = Controller(beside(gateway, gateway.settings, tmp_path))
     applied: list[bool] = []
     send = ServeRest.apply
 
@@ -300,45 +309,47 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
 
     monkeypatch.setattr(ServeRest, "apply", watched)
     thread = threading.Thread(target=controller.run)
-    with throttled(edge, "follow-controller", 100_000):
-        thread.start()
-        try:
-            eventually(lambda: controller.health()["detail"] == "folding the log", "it folds", 20)
-            slow_until = time.monotonic() + 8
+    try:
+        with throttled(gateway, "follow-controller", 100_000):
+            thread.start()
+            eventually(lambda: controller.health()["detail"] == "folding the log", "it folds", 180)
+            slow_until = time.monotonic() + 4
             while time.monotonic() < slow_until:
                 assert (controller.health()["detail"], controller.health()["position"], applied) == ("folding the log", 0, [])
-                assert apps(edge) == before and edge.infer().status_code == 200
+                assert apps(gateway) == before and gateway.infer().status_code == 200
                 time.sleep(0.2)
-            eventually(lambda: f"{new}-v1.0.0" in apps(edge), "then it applies what is new", 120)
-            assert apps(edge) == before | {f"{new}-v1.0.0"} and all(applied)
-        finally:
-            controller.stop()
-            thread.join(20)
-            writer.close()
+        eventually(lambda: f"{new}-v1.0.0" in apps(gateway), "then it applies what is new", 180)
+        assert apps(gateway) == before | {f"{new}-v1.0.0"} and all(applied)
+    finally:
+        controller.stop()
+        thread.join(60)
+        writer.close()
     assert not thread.is_alive()
-    edge.stack.supervisor.start("controller")
-    eventually(lambda: edge.infer(new).status_code == 200, "the stack's own controller goes on with it", 60)
+    gateway.stack.supervisor.start("controller")
+    eventually(lambda: gateway.infer(new).status_code == 200, "the stack's own controller goes on with it", 180)
 
 
-def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loaded(edge: GatewayStack) -> None:
-    last = edge.infer_many(20)[0].headers["modelmarket-epoch"]
-    edge.stack.restart("ray")
-    assert closed(edge)[last] == written(edge)[last]
-    assert {part.name for part in edge.stack.status() if part.healthy} >= {"ray", "controller", "gateway"}
-    eventually(lambda: edge.infer().status_code == 200, "the model is loaded again", 30)
+def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loaded(gateway: GatewayStack) -> None:
+    last = gateway.infer_many(20)[0].headers["modelmarket-epoch"]
+    gateway.stack.restart("ray")
+    assert closed(gateway)[last] == written(gateway)[last]
+    assert {part.name for part in gateway.stack.status() if part.healthy} >= {"ray", "controller", "gateway"}
+    eventually(lambda: gateway.infer().status_code == 200, "the model is loaded again", 180)
 
 
-def test_when_the_stack_goes_down_every_epoch_is_closed_and_a_bill_says_so(edge: GatewayStack) -> None:
+def test_when_the_stack_goes_down_every_epoch_is_closed_and_a_bill_says_so(gateway: GatewayStack, before: set[str]) -> None:
     """The last test here: afterwards only the log is there."""
-    last = edge.infer_many(20)[0].headers["modelmarket-epoch"]
-    edge.facts.close()
-    edge.stack.down()
-    edge.stack.up({"kafka", "registry"})
-    assert closed(edge)[last] == written(edge)[last]
-    reader = Reader(edge.settings, "test")
+    last = gateway.infer_many(20)[0].headers["modelmarket-epoch"]
+    gateway.facts.close()
+    gateway.stack.down()
+    gateway.stack.up({"kafka", "registry"})
+    assert closed(gateway)[last] == written(gateway)[last]
+    reader = Reader(gateway.settings, "test")
     try:
         (end,) = reader.end_offsets("producers").values()
-        ended = epochs_ended(reader, edge.facts.codec, end)
+        ended = epochs_ended(reader, gateway.facts.codec, end)
     finally:
         reader.close()
-    assert set(written(edge)) - KILLED <= ended, "a bill over all of it has no open producer but those that were killed"
+    assert set(written(gateway)) - KILLED - before <= ended - before, (
+        "a bill over all of it has no open producer but those that were killed"
+    )

@@ -18,9 +18,10 @@ from events.facts.accounts import KeyDimensions
 from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
-from events.schema.codec import FRAME_BYTES_MAX, Codec, Schema, SchemaSet, todays_schemas
+from events.schema.codec import FRAME_BYTES_MAX
 from rating.bill import Bill
 from rating.statement import Line, LineKey
+from tests.support.todays_codec import todays_codec
 
 NOW = 1_800_000_000_000_000
 DAY = 86_400_000_000
@@ -223,11 +224,9 @@ def test_a_bill_that_does_not_fit_into_one_record_is_listed_before_it_is_issued(
     assert (*(line for part in listed for line in part.lines), *last.lines) == lines
     assert (last.lines_before, last.version) == (5000 - len(last.lines), CUT.version + len(listed) + 1)
     state = CUT
-    book = SchemaSet()
-    for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
-        book.add(Schema.of(i, subject, definition))
+    codec = todays_codec()
     for fact in (*listed, last):
-        assert len(Codec(book).encode(fact, "bills")) <= FRAME_BYTES_MAX
+        assert len(codec.encode(fact, "bills")) <= FRAME_BYTES_MAX
         state = bill.evolve(state, fact)
     assert isinstance(state, bill.Issued)
 

@@ -22,7 +22,7 @@ from events.facts.topics import key_of
 from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
 from events.log.chain import Chain, ChainPosition
 from events.log.record import Coordinate, Record
-from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
+from tests.support.todays_codec import todays_codec
 
 NOW = 1_800_000_000_000_000
 THESE, OTHERS = b"\x01" * 32, b"\x02" * 32
@@ -144,10 +144,7 @@ def test_an_epoch_that_is_over_or_was_never_there_is_not_given_up() -> None:
 
 
 def test_a_store_made_again_knows_what_was_given_up() -> None:
-    schemas = SchemaSet()
-    for schema_id, (subject, definition) in enumerate(todays_schemas().items(), start=1):
-        schemas.add(Schema.of(schema_id, subject, definition))
-    codec = Codec(schemas)
+    codec = todays_codec()
     (record,) = write_off_record.decide(Untouched(), REQUEST, by("ann"))  # type: ignore[misc]
     (epoch,) = write_off_producer.decide(ProducerState(), EPOCH, by("ann"))  # type: ignore[misc]
     originators: list[str] = []

@@ -16,8 +16,9 @@ from events.log.chain import Chain, ChainCheck, ChainPosition, Heartbeat, chain_
 from events.log.fold_runner import FoldRunner
 from events.log.record import Coordinate, Record
 from events.process.settings import Settings
-from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
+from events.schema.codec import Codec, Undecodable
 from projections.bills.bill_from_log import decided_facts
+from tests.support.todays_codec import SCHEMA_ID_MIN
 
 OPENINGS = 8
 
@@ -36,14 +37,6 @@ class Seen:
 
     def load(self, state: bytes) -> None:
         self.names = state.decode().split("\n")
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    schemas = SchemaSet()
-    for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
-        schemas.add(Schema.of(schema_id, subject, definition))
-    return Codec(schemas)
 
 
 def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, int], list[Record]], Record]:
@@ -211,7 +204,7 @@ def test_garbage_without_a_place_is_skipped_and_counted(codec: Codec) -> None:
 FAKES = {
     "garbage": b"garbage",
     "no_value": None,
-    "torn": b"\x00\x00\x00\x00\x64\xff\xff",
+    "torn": b"\x00" + SCHEMA_ID_MIN.to_bytes(4, "big") + b"\xff\xff",
     "another_fact": b"retired",
 }
 

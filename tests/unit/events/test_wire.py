@@ -17,14 +17,6 @@ from events.schema.codec import FRAME_BYTES_MAX, Codec, FrameTooLarge, Schema, S
 from events.schema.examples import example_of
 
 
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    schemas = SchemaSet()
-    for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
-        schemas.add(Schema.of(schema_id, subject, definition))
-    return Codec(schemas)
-
-
 @pytest.mark.parametrize("entry", list(entries()), ids=lambda e: e.subject)
 def test_every_fact_comes_back_as_it_went(codec: Codec, entry: FactEntry) -> None:
     fact = example_of(entry)

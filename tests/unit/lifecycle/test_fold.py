@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from events.facts.deployments import ServiceSpec
 from events.facts.topics import FACTS, entries
-from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 from events.schema.trusted import trusted
 from lifecycle import model as models
 from lifecycle import status as statuses
@@ -22,6 +21,7 @@ from lifecycle.misfit import Misfit
 from lifecycle.model import ActiveModel, Draft, InReview, Model, NoModel, RetiredModel
 from lifecycle.route import NOWHERE, in_service, route_of, unloaded_at
 from lifecycle.status import GATEWAYS_KEPT, Degraded, DeploymentStatus, Failed, Loading, Ready
+from tests.support.todays_codec import todays_codec
 
 M = "model-vision-lab-digits"
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0")
@@ -282,20 +282,13 @@ def test_whatever_comes_a_route_names_only_ready_versions_and_adds_up(facts: lis
 # --- facts without validation
 
 
-def codec() -> Codec:
-    book = SchemaSet()
-    for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
-        book.add(Schema.of(i, subject, definition))
-    return Codec(book)
-
-
 @pytest.mark.parametrize("cls", get_args(LifecycleFact))
 def test_a_trusted_fact_equals_the_validated_one(cls: type[LifecycleFact]) -> None:
     made = fact(cls.__name__)
     validated = cls.model_validate_json(json.dumps(made.model_dump(mode="json")))
     assert made == validated and made.model_dump() == validated.model_dump() and made.model_fields_set
-    frame = codec().encode(validated)
-    name, body = codec().decode(frame)
+    frame = todays_codec().encode(validated)
+    name, body = todays_codec().decode(frame)
     assert fact_of(name, {**body, "position": 5} if "position" not in body else body) == validated
 
 

@@ -14,7 +14,7 @@ from events.log.chain import ChainPosition
 from events.log.chain_check import UNREADABLE_OPENING
 from events.log.headers import CE_TYPE
 from events.log.record import Record
-from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
+from events.schema.codec import Undecodable
 from lifecycle.facts import LifecycleFact
 from lifecycle.status import GATEWAYS_KEPT
 from projections.catalog.documents import STEPS, evolve
@@ -23,18 +23,12 @@ from projections.catalog.rows import PartitionFold
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.catalog.tables import HISTORY_ROWS
 from projections.query_api.access import Caller
+from tests.support.todays_codec import todays_codec
 
 MODEL = "model-vision-demo-digits"
 
 
-def codec() -> Codec:
-    book = SchemaSet()
-    for i, (subject, definition) in enumerate(todays_schemas().items(), 1):
-        book.add(Schema.of(i, subject, definition))
-    return Codec(book)
-
-
-CODEC = codec()
+CODEC = todays_codec()
 
 
 def base(number: int) -> dict[str, Any]:

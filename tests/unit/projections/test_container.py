@@ -14,22 +14,16 @@ from hypothesis import strategies as st
 
 from events.facts.topics import entries
 from events.log.record import Record
-from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
+from events.schema.codec import Undecodable, todays_schemas
 from projections.ingest import avro_container as container
 from projections.usage.table import COLUMNS, LOG_COLUMNS, create_table, insert_for
 from projections.usage.validator import validate
+from tests.support.todays_codec import todays_codec
 
 USAGE = [e for e in entries() if e.topic == "usage"]
 
 
-def schemas() -> SchemaSet:
-    made = SchemaSet()
-    for i, (subject, definition) in enumerate(sorted(todays_schemas().items())):
-        made.add(Schema.of(i + 1, subject, definition))
-    return made
-
-
-CODEC = Codec(schemas())
+CODEC = todays_codec()
 
 
 def refusal(seed: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from events.facts.alerts import AlertRaised, AlertResolved
-from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
+from events.schema.codec import Codec
 from serving.control.alerts import Alerts
 from serving.control.fact_publisher import FactPublisher
 from serving.control.serve_rest import AppStatus
@@ -36,11 +36,8 @@ class RecordedLog:
 
 
 @pytest.fixture
-def log() -> RecordedLog:
-    schemas = SchemaSet()
-    for schema_id, (subject, definition) in enumerate(sorted(todays_schemas().items()), start=100):
-        schemas.add(Schema.of(schema_id, subject, definition))
-    return RecordedLog(Codec(schemas))
+def log(codec: Codec) -> RecordedLog:
+    return RecordedLog(codec)
 
 
 @pytest.fixture
