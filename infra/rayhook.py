@@ -1,4 +1,4 @@
-"""Two functions that Ray calls in its own processes, to keep the local stack off the network.
+"""Two functions that Ray calls in its own processes: they keep the local stack small and off the network.
 
 They live outside the launcher's package, so that no Ray worker loads the launcher.
 """
@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 
 class StartParameters(Protocol):
     ray_client_server_port: int | None
 
 
-def no_remote_drivers(parameters: StartParameters, head: bool) -> None:
-    """RAY_START_HOOK: do not start the server for drivers on other machines: 60 MB, a port, and no switch on the command line."""
-    parameters.ray_client_server_port = None
+def small_head(parameters: StartParameters, head: bool) -> None:
+    """RAY_START_HOOK, called in `ray start` before it starts anything. What it changes has no switch on the command line."""
+    parameters.ray_client_server_port = None  # the server for drivers on other machines: 60 MB and a port
+    from ray._private import services
+
+    start = cast("Callable[..., object]", services.start_ray_process)
+
+    @functools.wraps(start)
+    def start_small(command: list[str], process_type: str, *arguments: object, **named: object) -> object:
+        if process_type == "dashboard":  # of its modules, each a process, only the applications and the nodes are asked for
+            command = [*command, "--modules-to-load=ServeHead,NodeHead"]
+        return start(command, process_type, *arguments, **named)
+
+    setattr(services, "start_ray_process", start_small)  # noqa: B010, it has a type of its own
 
 
 def replicas_on_loopback() -> None:

@@ -8,10 +8,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from confluent_kafka.schema_registry import Schema as RegistrySchema
-from confluent_kafka.schema_registry import SchemaRegistryClient
-from confluent_kafka.schema_registry.error import SchemaRegistryError
-
 from events.process.settings import Settings
 
 COMPATIBILITY = "BACKWARD_TRANSITIVE"
@@ -29,6 +25,9 @@ class SchemaRegistry:
     """The Confluent API of a schema registry, in the calls we need."""
 
     def __init__(self, settings: Settings) -> None:
+        # Here and not above: the client loads 0.4 s of libraries, and most processes only name this module's exceptions.
+        from confluent_kafka.schema_registry import SchemaRegistryClient
+
         config: dict[str, Any] = {"url": settings.registry, "timeout": 10}
         if settings.registry_user:
             config["basic.auth.user.info"] = f"{settings.registry_user}:{settings.registry_password.get_secret_value()}"
@@ -39,7 +38,9 @@ class SchemaRegistry:
 
     def register(self, subject: str, definition: str) -> int:
         """The schema's id; the same text always gets the same id. Raises IncompatibleSchema."""
-        return int(self._call(lambda: self._client.register_schema(subject, RegistrySchema(definition, "AVRO"))))
+        from confluent_kafka.schema_registry import Schema
+
+        return int(self._call(lambda: self._client.register_schema(subject, Schema(definition, "AVRO"))))
 
     def schema(self, subject: str, schema_id: int) -> str | None:
         """The text under an id, None when the registry does not know it."""
@@ -61,6 +62,8 @@ class SchemaRegistry:
         return list(self._call(self._client.get_subjects))
 
     def _call(self, call: Any) -> Any:
+        from confluent_kafka.schema_registry.error import SchemaRegistryError
+
         try:
             return call()
         except SchemaRegistryError as e:

@@ -56,7 +56,7 @@ def command(settings: Settings, places: Places, python: str) -> tuple[str, ...]:
         "max-worker-port": WORKERS.stop - 1,
     }
     return (
-        *(python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(python, "-m", "infra.ray_start", "start", "--head", "--block", "--disable-usage-stats"),
         f"--node-ip-address={settings.host}",
         f"--dashboard-host={settings.host}",
         "--include-dashboard=true",
@@ -82,7 +82,7 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Off, Ray takes loopback for the node's own address, as it does on a Mac; on, it replaces it by the machine's public one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_START_HOOK": "infra.rayhook.no_remote_drivers",
+        "RAY_START_HOOK": "infra.rayhook.small_head",
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "infra.rayhook.replicas_on_loopback",
         "AUTOSCALER_METRIC_PORT": str(settings.port(MONITOR_METRICS)),
         "DASHBOARD_METRIC_PORT": str(settings.port(DASHBOARD_METRICS)),

@@ -199,7 +199,7 @@ class Stack:
         """Asks the part only while its process runs, so that nobody else's answer on its port counts."""
         if not part.command:
             return ask(part.probe)
-        process = self.supervised(part.name)
+        process = self.supervisor.recent(part.name)
         if process.started:
             starts.add(process.started)
         if part.once:

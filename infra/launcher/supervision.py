@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import xmlrpc.client
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,8 @@ START_S_MAX = 15.0
 LOG_BYTES_MAX = 16 << 20
 LOG_BACKUPS = 2
 """A part keeps at most 48 MiB of log."""
+RECENT_S_MAX = 0.15
+"""A start asks about each part several times a second; one answer of the supervisor serves all parts for this long."""
 RESTARTS_MAX = 200
 """Pauses grow by a second each time: a part that never starts is tried for hours, and rarely in the end."""
 
@@ -157,6 +160,9 @@ class UnixTransport(xmlrpc.client.Transport):
 class Supervisor:
     def __init__(self, places: Places) -> None:
         self.places = places
+        self._recent_lock = threading.Lock()
+        self._recent: dict[str, Supervised] = {}
+        self._recent_until = 0.0
 
     def call(self, method: str, *arguments: object) -> object:
         proxy = xmlrpc.client.ServerProxy("http://localhost", transport=UnixTransport(str(self.places.supervisor_socket)))
@@ -199,6 +205,8 @@ class Supervisor:
         except xmlrpc.client.Fault as fault:
             if "ALREADY_STARTED" not in fault.faultString:
                 raise
+        finally:
+            self._forget_recent()
 
     def stop(self, name: str) -> None:
         try:
@@ -206,14 +214,30 @@ class Supervisor:
         except xmlrpc.client.Fault as fault:
             if "NOT_RUNNING" not in fault.faultString:
                 raise
+        finally:
+            self._forget_recent()
 
     def shutdown(self) -> None:
         self.call("shutdown")
 
     def one(self, name: str) -> Supervised:
+        """A part as it is now."""
         return supervised(cast("dict[str, object]", self.call("getProcessInfo", name)))
 
+    def recent(self, name: str) -> Supervised:
+        """A part as it was at most RECENT_S_MAX ago, and not before the last start or stop asked for here."""
+        with self._recent_lock:
+            if time.monotonic() > self._recent_until:
+                self._recent = self.known()
+                self._recent_until = time.monotonic() + RECENT_S_MAX
+            return self._recent[name]
+
+    def _forget_recent(self) -> None:
+        with self._recent_lock:
+            self._recent_until = 0.0
+
     def known(self) -> dict[str, Supervised]:
+        """All parts as they are now."""
         rows = cast("list[dict[str, object]]", self.call("getAllProcessInfo"))
         return {row.name: row for row in map(supervised, rows)}
 
