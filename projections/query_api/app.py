@@ -9,18 +9,21 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from access.bearer import first_admin_digest
+from access.codes import MODEL_FOREIGN, PREFIX, keys_stale
+from access.principal import Principal
 from events.log.client import Reader
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
@@ -33,10 +36,12 @@ from projections.catalog.queries import END_OF_TIME, PAGE_MAX, Catalog, Wanted, 
 from projections.dead_letters.queries import OPEN, STATES, find_dead_letters
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.query_api import usage as api_usage
-from projections.query_api.access import AccountKeys, Caller, Refusal
 from projections.query_api.answers import Bill, BillPage, CatalogPage, DeadLetterPage, EpochPage, Health, Model, ModelHistory, UsagePage
 from projections.query_api.bills import bill_of, bills_of
+from projections.query_api.callers import identify, require, tenant_asked
 from projections.query_api.instants import NotAnInstant, instant_of
+from projections.query_api.keys_from_log import KeysFromLog
+from projections.query_api.problems import Problem, access_problem, invalid
 from projections.usage.producer_epochs import epochs
 from rating.period import InvalidPeriod, period_bounds
 
@@ -50,79 +55,58 @@ WATCH_S, GRACE_S = 0.5, 10
 DEFAULT_DIMENSIONS = ("day", "model", "model_version")
 
 
-class Problem(Exception):
-    """An answer that is a refusal."""
-
-    def __init__(self, status: int, code: str, message: str, field: str = "", remedy: str = "") -> None:
-        super().__init__(message)
-        self.status, self.violations = status, (Violation(code, message, field, remedy),)
-
-
 class Queries:
     """What the endpoints need; made once by `main`, or by a test with its own parts."""
 
     def __init__(
-        self, clickhouse: ClickHouse, keys: AccountKeys, age_s: Callable[[], float], caught_up: Callable[[], bool], staleness_s_max: float
+        self,
+        clickhouse: ClickHouse,
+        accounts: KeysFromLog,
+        age_s: Callable[[], float],
+        caught_up: Callable[[], bool],
+        staleness_s_max: float,
     ) -> None:
-        self.clickhouse, self.keys, self.age_s, self.caught_up, self.staleness_s_max = clickhouse, keys, age_s, caught_up, staleness_s_max
+        self.clickhouse, self.accounts = clickhouse, accounts
+        self.age_s, self.caught_up, self.staleness_s_max = age_s, caught_up, staleness_s_max
         self.catalog = Catalog(clickhouse)
 
-    def caller(self, secret: str) -> Caller:
+    def caller(self, authorization: str) -> Principal:
         """K5: who cannot know whether a key was revoked lets nobody in."""
         if not self.caught_up() or self.age_s() > self.staleness_s_max:
-            raise Problem(503, "keys_stale", "the keys known here may be out of date", "", "try again; if it lasts, look at the relay")
-        match self.keys.recognise(secret, now_us()):
-            case Refusal() as refusal:
-                raise Problem(
-                    401, refusal.code, refusal.message, "Authorization", "send `Authorization: Bearer mm_…` with a key that is valid"
-                )
-            case Caller() as caller:
-                return caller
+            raise access_problem(keys_stale(self.staleness_s_max))
+        return identify(self.accounts.keys, authorization, now_us())
 
 
-_bearer = HTTPBearer(auto_error=False, description="An API key: `mm_…`")
+_bearer = HTTPBearer(auto_error=False, description=f"An API key: `{PREFIX}…`")
 
 
 def _queries(request: Request) -> Queries:
     return request.app.state.queries
 
 
-def _caller(request: Request, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
-    return _queries(request).caller(bearer.credentials if bearer else "")
+def _caller(request: Request, _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> Principal:
+    return _queries(request).caller(request.headers.get("authorization", ""))
 
 
-def _reader(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-    if not caller.may("read"):
-        raise Problem(403, "scope_missing", "this key may not read usage and bills", "Authorization", "use a key with the scope `read`")
-    return caller
+def _reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    return require(caller, "read")
 
 
-def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-    if not caller.admin:
-        raise Problem(403, "scope_missing", "this is for admins", "Authorization", "use a key with the scope `admin`")
-    return caller
+def _admin(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+    return require(caller, "admin")
 
 
 Parts = Annotated[Queries, Depends(_queries)]
-Known = Annotated[Caller, Depends(_caller)]
-MayRead = Annotated[Caller, Depends(_reader)]
-Admin = Annotated[Caller, Depends(_admin)]
-
-
-def _own(caller: Caller, tenant: str) -> str:
-    """The tenant asked about. Who asks about another learns nothing of it, not even whether it exists."""
-    if tenant and tenant != caller.tenant and not caller.admin:
-        raise Problem(403, "tenant_foreign", "this key sees its own tenant only", "tenant", "leave `tenant` out, or use an admin's key")
-    return tenant or ("" if caller.admin else caller.tenant)
+Known = Annotated[Principal, Depends(_caller)]
+MayRead = Annotated[Principal, Depends(_reader)]
+Admin = Annotated[Principal, Depends(_admin)]
 
 
 def _instant(text: str, field: str, default: int) -> int:
     try:
         return instant_of(text) if text else default
     except NotAnInstant as e:
-        raise Problem(
-            422, "instant_malformed", str(e), field, "write ISO 8601 such as 2026-11-20T09:00:00Z, or microseconds since 1970"
-        ) from e
+        raise invalid("instant_malformed", str(e), field, "write ISO 8601 such as 2026-11-20T09:00:00Z, or microseconds since 1970") from e
 
 
 def make_app(queries: Queries | None = None) -> FastAPI:
@@ -164,22 +148,20 @@ def _add_catalog(app: FastAPI) -> None:
         """One model with its versions, reviews and deployment as they were at an instant."""
         found = parts.catalog.model(model, _instant(as_of, "as_of", END_OF_TIME))
         if found is None:
-            raise Problem(404, "model_unknown", "there was no model of this name then", "model", "look it up in /v1/catalog")
+            raise Problem(404, Violation("model_unknown", "there was no model of this name then", "model", "look it up in /v1/catalog"))
         return _shown(caller, found)
 
     @app.get("/v1/catalog/{model}/history", response_model=ModelHistory, tags=["catalog"])
     def history(parts: Parts, caller: Known, model: str, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Any:  # pyright: ignore[reportUnusedFunction]
         """What happened to a model, newest first, each fact with its place on the log. For its owner and reviewers."""
         found = parts.catalog.model(model)
-        if found is not None and not caller.sees_all_of(found["tenant"]):
-            raise Problem(
-                403, "model_foreign", "how this model came about is its owner's", "model", "GET /v1/catalog/{model} shows what is public"
-            )
+        if found is not None and not caller.sees(found["tenant"]):
+            raise access_problem(MODEL_FOREIGN)
         return {"model": model, "facts": parts.catalog.history(model, limit)}
 
 
-def _shown(caller: Caller, model: dict[str, Any]) -> dict[str, Any]:
-    return model if caller.sees_all_of(model["tenant"]) else public(model)
+def _shown(caller: Principal, model: dict[str, Any]) -> dict[str, Any]:
+    return model if caller.sees(model["tenant"]) else public(model)
 
 
 def _add_usage(app: FastAPI) -> None:
@@ -196,21 +178,21 @@ def _add_usage(app: FastAPI) -> None:
         limit: Annotated[int, Query(ge=1, le=api_usage.ROWS_MAX)] = 1000,
     ) -> Any:
         """Executions, meters, outcomes and latency by the dimensions asked for. Owners of models see callers only in sum."""
-        whose = _own(caller, tenant)
+        whose = tenant_asked(caller, tenant)
         owner = view == "owner"
         allowed = api_usage.OWNER_DIMENSIONS if owner else api_usage.ADMIN_DIMENSIONS if caller.admin else api_usage.CALLER_DIMENSIONS
         dimensions = tuple(dict.fromkeys(d for part in group_by for d in part.split(",") if d))
         unknown = [d for d in dimensions if d not in allowed]
         if unknown:
-            raise Problem(
-                422, "dimension_unknown", f"cannot group by {unknown[0][:50]!r}", "group_by", f"use some of: {', '.join(sorted(allowed))}"
+            raise invalid(
+                "dimension_unknown", f"cannot group by {unknown[0][:50]!r}", "group_by", f"use some of: {', '.join(sorted(allowed))}"
             )
         end = _instant(until, "to", now_us())
         start = _instant(since, "from", end - 31 * 86_400_000_000)
         if start < 0 or not 0 <= end - start <= api_usage.SPAN_US_MAX:
-            raise Problem(422, "span_too_long", "`from` lies after `to`, or more than 400 days before it", "from", "ask for a shorter span")
+            raise invalid("span_too_long", "`from` lies after `to`, or more than 400 days before it", "from", "ask for a shorter span")
         question = api_usage.Question(
-            start, end, dimensions, parts.keys.zone(whose), "" if owner else whose, whose if owner else "", model, limit
+            start, end, dimensions, parts.accounts.zone(whose), "" if owner else whose, whose if owner else "", model, limit
         )
         rows, truncated = api_usage.usage(parts.clickhouse, question)
         return {"rows": rows, "truncated": truncated, "group_by": list(dimensions), "from": start, "to": end, "view": view}
@@ -220,18 +202,18 @@ def _add_bills(app: FastAPI) -> None:
     @app.get("/v1/bills", response_model=BillPage, tags=["bills"])
     def bills(parts: Parts, caller: MayRead, tenant: TenantFilter = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Any:  # pyright: ignore[reportUnusedFunction]
         """Bills, newest first: the issued ones, and the running one that nobody owes yet."""
-        return {"bills": bills_of(parts.clickhouse, _own(caller, tenant), limit)}
+        return {"bills": bills_of(parts.clickhouse, tenant_asked(caller, tenant), limit)}
 
     @app.get("/v1/bills/{period}", response_model=Bill, tags=["bills"])
     def bill(parts: Parts, caller: MayRead, period: str, tenant: TenantFilter = "", lines_from: LinesFrom = 0) -> Any:  # pyright: ignore[reportUnusedFunction]
         """A period's bills with their lines, page by page: `YYYY-MM` or `YYYY-MM-DD` in the tenant's zone."""
-        whose = _own(caller, tenant)
+        whose = tenant_asked(caller, tenant)
         if not whose:
-            raise Problem(422, "tenant_missing", "an admin has no bills of its own", "tenant", "name the tenant: ?tenant=…")
+            raise invalid("tenant_missing", "an admin has no bills of its own", "tenant", "name the tenant: ?tenant=…")
         try:
-            period_bounds(period, parts.keys.zone(whose))
+            period_bounds(period, parts.accounts.zone(whose))
         except InvalidPeriod as e:
-            raise Problem(422, "period_malformed", "this is no period", "period", "write YYYY-MM or YYYY-MM-DD") from e
+            raise invalid("period_malformed", "this is no period", "period", "write YYYY-MM or YYYY-MM-DD") from e
         return bill_of(parts.clickhouse, whose, period, lines_from)
 
 
@@ -266,8 +248,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Problem)
     def refused(request: Request, e: Problem) -> Response:  # pyright: ignore[reportUnusedFunction]
-        headers = {"WWW-Authenticate": "Bearer"} if e.status == 401 else {"Retry-After": "1"} if e.status == 503 else {}
-        return _answer(e.status, *e.violations, headers=headers)
+        return _answer(e.status, e.violation, headers=e.headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, e: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -302,8 +283,8 @@ def _add_handlers(app: FastAPI) -> None:
         return _answer(500, Violation("internal", "the question could not be answered", "", "report it"))
 
 
-def _answer(status: int, *violations: Violation, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse(problem(status, violations), status, headers=headers or {}, media_type=PROBLEM_JSON)
+def _answer(status: int, *violations: Violation, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse(problem(status, violations), status, headers=dict(headers or {}), media_type=PROBLEM_JSON)
 
 
 def _end_with(fold_runner: FoldRunner, server: uvicorn.Server) -> None:
@@ -319,12 +300,14 @@ def main() -> int:
     reader = Reader(settings, "queries")
     codec, log_id = open_codec(settings, reader)
     reader.close()
-    keys = AccountKeys(admin_key(settings))
+    accounts = KeysFromLog(first_admin_digest(admin_key(settings)))
     fold_runner = FoldRunner(
-        settings, codec, log_id, ["accounts"], keys, name="queries", snapshot=settings.folder / "queries" / "accounts.snapshot"
+        settings, codec, log_id, ["accounts"], accounts, name="queries", snapshot=settings.folder / "queries" / "accounts.snapshot"
     )
     fold_runner.start()
-    queries = Queries(ClickHouse(settings, patience_s=5), keys, fold_runner.age_s, lambda: fold_runner.caught_up, settings.staleness_s_max)
+    queries = Queries(
+        ClickHouse(settings, patience_s=5), accounts, fold_runner.age_s, lambda: fold_runner.caught_up, settings.staleness_s_max
+    )
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(queries),

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
+from access.codes import KEY_MALFORMED, KEY_MISSING, KEY_UNKNOWN, Refusal
 from events.facts.meters import METERS
 from events.process.clock import now_us
 from projections.bills.bill_from_tables import UsageTable
@@ -451,10 +452,16 @@ def test_bad_questions_are_refused_with_the_field_that_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "header", [{}, {"Authorization": "Bearer mm_wrong"}, {"Authorization": "Basic x"}, {"Authorization": "Bearer " + "x" * 5000}]
+    ("header", "refusal"),
+    [
+        ({}, KEY_MISSING),
+        ({"Authorization": "Bearer mm_wrong"}, KEY_UNKNOWN),
+        ({"Authorization": "Basic x"}, KEY_MALFORMED),
+        ({"Authorization": "Bearer " + "x" * 5000}, KEY_MALFORMED),
+    ],
 )
-def test_without_a_good_key_nothing_is_answered(market: Market, header: dict[str, str]) -> None:
+def test_without_a_good_key_nothing_is_answered(market: Market, header: dict[str, str], refusal: Refusal) -> None:
     query(market, market.admin, "/v1/catalog")
     answer = httpx.get(f"{market.settings.queries}/v1/catalog", headers=header, timeout=10)
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
+    assert (answer.status_code, answer.json()["code"]) == (401, refusal.code)
+    assert answer.headers["www-authenticate"] == refusal.challenge

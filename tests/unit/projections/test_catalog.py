@@ -22,7 +22,6 @@ from projections.catalog.queries import _model, public  # pyright: ignore[report
 from projections.catalog.rows import PartitionFold
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.catalog.tables import HISTORY_ROWS
-from projections.query_api.access import Caller
 from tests.support.todays_codec import todays_codec
 
 MODEL = "model-vision-demo-digits"
@@ -381,16 +380,6 @@ def test_strangers_see_what_was_approved_and_nothing_of_how() -> None:
     )
     assert not [word for word in ("u-1", "u-2", "customer", "secret") if word in json.dumps(shown)]
     assert model["versions"] == {"1.0.0": approved, "2.0.0": draft}
-
-
-def test_owners_reviewers_and_admins_see_drafts() -> None:
-    def sees(tenant: str, *scopes: str) -> bool:
-        return Caller(tenant, "k", frozenset(scopes)).sees_all_of("acme")
-
-    assert sees("acme", "read")
-    assert sees("platform", "admin")
-    assert sees("platform", "review:security")
-    assert not sees("globex", "read", "models", "deploy", "invoke")
 
 
 def test_gateways_that_come_and_go_do_not_make_a_document_grow() -> None:

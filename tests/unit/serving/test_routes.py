@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from access.bearer import digest_of
 from access.codes import KEY_EXPIRED, KEY_REVOKED
 from access.principal import Principal
+from events.facts.accounts import KEY_DIMENSIONS
 from events.log.record import Coordinate
 from serving.gateway.routes import NOWHERE, Routes, pick
 from serving.gateway.routing import choose_version
@@ -158,7 +159,7 @@ def test_names_are_full_ids_or_addresses_that_pin_a_version() -> None:
 
 
 def issued(**more: Any) -> dict[str, Any]:
-    words = dict.fromkeys(("sub_account", "department", "team", "project"), "")
+    words = dict.fromkeys(KEY_DIMENSIONS, "")
     who = {"tenant": "acme", "key_id": "k1", "key_sha256": digest_of(b"mm_secret").hex(), "user": "u", "scopes": ["invoke", "read"]}
     return who | words | {"labels": {"a": "b"}, "expires_at": None} | more
 

@@ -1,0 +1,36 @@
+"""Who asks, and for whom. The refusals are those of every listener (`access`)."""
+
+from __future__ import annotations
+
+from access.codes import Refusal
+from access.keys import Keys
+from access.principal import Principal, require_scope, require_tenant
+from events.facts.accounts import Scope
+from projections.query_api.problems import access_problem
+
+
+def identify(keys: Keys, authorization: str, now_us: int) -> Principal:
+    """The holder of the key in an Authorization header. Raises Problem (401)."""
+    found = keys.authenticate(authorization.encode("latin-1"), now_us)
+    if isinstance(found, Refusal):
+        raise access_problem(found)
+    return found
+
+
+def require(caller: Principal, scope: Scope) -> Principal:
+    """The caller. Raises Problem (403) without the scope."""
+    lacking = require_scope(caller, scope)
+    if lacking is not None:
+        raise access_problem(lacking)
+    return caller
+
+
+def tenant_asked(caller: Principal, tenant: str) -> str:
+    """The tenant a question is about: the one it names, else the caller's own, else all (empty) for an admin. Raises Problem (403):
+    who asks about a foreign tenant does not even learn whether it exists."""
+    if not tenant:
+        return "" if caller.admin else caller.tenant
+    foreign = require_tenant(caller, tenant)
+    if foreign is not None:
+        raise access_problem(foreign)
+    return tenant

@@ -1,0 +1,111 @@
+"""Every listener says the same about a key: code, status, message, field, remedy and challenge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+import pytest
+from starlette.testclient import TestClient
+
+from access.bearer import digest_of
+from access.codes import KEY_EXPIRED, KEY_MALFORMED, KEY_MISSING, KEY_REVOKED, KEY_UNKNOWN, TENANT_FOREIGN, Refusal, scope_missing
+from access.keys import Keys
+from events.facts.accounts import KEY_DIMENSIONS
+from events.log.record import Coordinate
+from events.process.clock import now_us
+from events.process.settings import Settings
+from projections.ingest.clickhouse import ClickHouse
+from projections.query_api.app import Queries, make_app
+from projections.query_api.keys_from_log import KeysFromLog
+from serving.gateway.identify import identify, require
+from serving.http import refusal_answer
+from serving.refused import Refused
+
+AT = Coordinate("accounts", 0, 0)
+WORDS = dict.fromkeys(KEY_DIMENSIONS, "")
+
+
+def issued(name: str, *scopes: str, expires_at: int | None = None) -> dict[str, Any]:
+    who = {"tenant": "acme", "key_id": name, "user": "u", "scopes": list(scopes), "labels": {}, "expires_at": expires_at}
+    return who | WORDS | {"key_sha256": digest_of(f"mm_{name}".encode()).hex()}
+
+
+FACTS: list[tuple[str, dict[str, Any]]] = [
+    ("ApiKeyIssued", issued("good", "read", "invoke", "models")),
+    ("ApiKeyIssued", issued("weak", "review:business")),
+    ("ApiKeyIssued", issued("old", "read", expires_at=now_us() - 1)),
+    ("ApiKeyIssued", issued("gone", "read")),
+    ("ApiKeyRevoked", {"tenant": "acme", "key_id": "gone"}),
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a caller gets to see of a refusal."""
+
+    status: int
+    violations: list[dict[str, str]]
+    challenge: str
+
+
+def expected(refusal: Refusal) -> Answer:
+    return Answer(refusal.status, [asdict(refusal.violation)], refusal.challenge)
+
+
+def query_api(authorization: str | None, tenant: str) -> Answer:
+    accounts = KeysFromLog()
+    for name, body in FACTS:
+        accounts.apply(name, body, AT)
+    client = TestClient(make_app(Queries(ClickHouse(Settings()), accounts, lambda: 0.0, lambda: True, 60)))
+    headers = {} if authorization is None else {"Authorization": authorization}
+    answer = client.get("/v1/bills", params={"tenant": tenant} if tenant else {}, headers=headers)
+    return Answer(answer.status_code, answer.json()["violations"], answer.headers.get("WWW-Authenticate", ""))
+
+
+def gateway(authorization: str | None, tenant: str) -> Answer:
+    assert not tenant, "a call names no tenant: it is always the key's own"
+    keys = Keys()
+    for name, body in FACTS:
+        keys.apply(name, body)
+    with pytest.raises(Refused) as refused:
+        require(identify(keys, None if authorization is None else authorization.encode(), now_us()), "invoke")
+    answer = refusal_answer(refused.value)
+    return Answer(answer.status, orjson.loads(answer.body)["violations"], dict(answer.headers).get(b"www-authenticate", b"").decode())
+
+
+Listener = Callable[[str | None, str], Answer]
+LISTENERS: dict[Listener, str] = {query_api: "read", gateway: "invoke"}
+"""Each listener, and the scope that its question here needs."""
+
+REFUSALS: list[tuple[str | None, Refusal]] = [
+    (None, KEY_MISSING),
+    ("", KEY_MISSING),
+    ("Basic YTpi", KEY_MALFORMED),
+    ("Bearer", KEY_MALFORMED),
+    ("Bearer two words", KEY_MALFORMED),
+    ("Bearer " + "x" * 5000, KEY_MALFORMED),
+    ("Bearer mm_unknown", KEY_UNKNOWN),
+    ("Bearer mm_old", KEY_EXPIRED),
+    ("Bearer mm_gone", KEY_REVOKED),
+]
+
+
+@pytest.mark.parametrize("listener", LISTENERS)
+@pytest.mark.parametrize(("authorization", "refusal"), REFUSALS, ids=lambda x: x.code if isinstance(x, Refusal) else None)
+def test_a_key_that_opens_nothing_is_refused_in_the_same_words_everywhere(
+    listener: Listener, authorization: str | None, refusal: Refusal
+) -> None:
+    assert listener(authorization, "") == expected(refusal)
+
+
+@pytest.mark.parametrize("listener", LISTENERS)
+def test_a_key_without_the_scope_is_refused_in_the_same_words_everywhere(listener: Listener) -> None:
+    assert listener("Bearer mm_weak", "") == expected(scope_missing(LISTENERS[listener]))
+
+
+@pytest.mark.parametrize("listener", [name for name in LISTENERS if name is not gateway])
+def test_a_foreign_tenant_is_refused_in_the_same_words_wherever_one_can_be_named(listener: Listener) -> None:
+    assert listener("Bearer mm_good", "globex") == expected(TENANT_FOREIGN)
