@@ -1,6 +1,7 @@
 """`make bench`: runs the named benchmarks on a stack of its own, prints their table, writes JSON with the facts of the machine.
 
-python -m bench [--quick] [NAME …]. Absolute figures mean little on a shared machine; the ratio to the baseline of the same run does.
+python -m bench [--quick] [--runs N] [NAME …]. With --runs each figure is the median of N runs, each on a new stack.
+Absolute figures mean little on a shared machine; the ratio to the baseline of the same run does.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +31,9 @@ console = Console()
 
 
 class Row(TypedDict, total=False):
-    """One figure. `baseline` is what it is compared with in the same run, `ratio` the figure against it, `target` what was promised."""
+    """One figure. `baseline` is what it is compared with in the same run, `ratio` the figure against it, `target` what was promised.
+
+    Of several runs: `value` and `ratio` are medians, `values` and `ratios` hold those of each run, the texts are those of the first."""
 
     metric: str
     value: float
@@ -37,6 +41,8 @@ class Row(TypedDict, total=False):
     baseline: str
     ratio: float
     target: str
+    values: list[float]
+    ratios: list[float]
 
 
 class Benchmark(Protocol):
@@ -66,32 +72,57 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks on the real parts.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, not how fast is it")
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="run each N times and show medians")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
     unknown = set(args.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if args.runs < 1:
+        parser.error("--runs is at least 1")
     facts, results, failed = machine(), dict[str, list[Row]](), False
     for name in args.names or NAMES:
-        benchmark: Any = importlib.import_module(f"bench.{name}")
-        folder = Path(tempfile.mkdtemp(prefix="mm-bench-"))
-        with free_block() as base_port:
-            stack = Stack(Settings(stack="bench", base_port=base_port, data=folder))
+        runs: list[list[Row]] = []
+        for number in range(args.runs):
+            console.rule(name if args.runs == 1 else f"{name}, run {number + 1} of {args.runs}")
             try:
-                console.rule(name)
-                results[name] = benchmark.run(stack, args.quick)
+                runs.append(run_once(name, args.quick))
             except Exception:
                 failed = True
                 console.print_exception()
-            finally:
-                stack.down()
-                shutil.rmtree(folder, ignore_errors=True)
-        _show(name, results.get(name, []))
+        results[name] = medians(runs)
+        _show(name, results[name])
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps({"machine": facts, "quick": args.quick, "results": results}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": facts, "quick": args.quick, "runs": args.runs, "results": results}, indent=1) + "\n")
     console.print(f"{facts['cores']} cores, {facts['memory_gib']} GiB, {facts['cpu']}; written to {path}")
     return int(failed)
+
+
+def run_once(name: str, quick: bool) -> list[Row]:
+    """One run of a benchmark on a stack of its own, which is gone afterwards."""
+    benchmark: Benchmark = cast("Any", importlib.import_module(f"bench.{name}"))
+    folder = Path(tempfile.mkdtemp(prefix="mm-bench-"))
+    with free_block() as base_port:
+        stack = Stack(Settings(stack="bench", base_port=base_port, data=folder))
+        try:
+            return benchmark.run(stack, quick)
+        finally:
+            stack.down()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def medians(runs: list[list[Row]]) -> list[Row]:
+    """One row per figure: every run of a benchmark has the same figures in the same order."""
+    return runs[0] if len(runs) == 1 else [median(list(rows)) for rows in zip(*runs, strict=True)]
+
+
+def median(rows: list[Row]) -> Row:
+    values, ratios = [row["value"] for row in rows], [row["ratio"] for row in rows if row.get("ratio") is not None]
+    merged: Row = {**rows[0], "value": statistics.median(values), "values": values}
+    if ratios:
+        merged |= {"ratio": statistics.median(ratios), "ratios": ratios}
+    return merged
 
 
 def _show(name: str, rows: list[Row]) -> None:

@@ -64,7 +64,7 @@ def run(stack: Stack, quick: bool) -> list[dict[str, Any]]:
 
 
 class _Relay:
-    """Writes what the relay would: chained key facts, and a heartbeat whenever it is asked to."""
+    """Writes what the relay would: chained key facts, and heartbeats on demand."""
 
     def __init__(self, settings: Settings) -> None:
         self.writer, reader = Writer(settings, "bench", linger_ms=20), Reader(settings, "bench")

@@ -102,7 +102,7 @@ def answering(plan: Plan) -> None:
 
 def serve_plainly(stack: Stack, artifact: str) -> None:
     """Adds the plain application beside the set the controller applied; a controller leaves alone what no fact took away."""
-    token = stack.places.ray_token.read_text().strip()
+    token = stack.paths.ray_token.read_text().strip()
     url = f"{stack.settings.ray_dashboard}/api/serve/applications/"
     headers = {"Authorization": f"Bearer {token}"}
     there = httpx.get(url, headers=headers, timeout=15).json()
@@ -143,7 +143,7 @@ def processes(stack: Stack) -> dict[str, list[psutil.Process]]:
         "kafka": lambda c: "kafka.Kafka" in c,
     }
     found: dict[str, list[psutil.Process]] = {}
-    for pid in marked(stack.places.mark):
+    for pid in marked(stack.paths.mark):
         command = command_of(pid)
         for name, is_one in kinds.items():
             if is_one(command):

@@ -1,4 +1,4 @@
-"""Sends one HTTP request over and over on N kept-alive connections and tells how long each answer took.
+"""Sends one HTTP request repeatedly on N kept-alive connections and measures how long each answer took.
 
 A program of its own, so that its work is not counted as the gateway's: python -m bench.load PLAN, where PLAN is JSON on standard
 input; the result is JSON on standard output. Closed loop: a connection sends when its last answer is complete.

@@ -1,4 +1,4 @@
-"""Usage facts per second from Kafka through one worker into ClickHouse, guard and hash included, and how soon a fact can be asked for.
+"""Usage facts per second from Kafka through one worker into ClickHouse, guard and hash included, and how soon a fact can be queried.
 
 Baseline: the stock Faust agent of `bench/stock_faust.py` on the same log, broker and engine in the same run.
 """
@@ -156,12 +156,12 @@ def _drain(stack: Stack, clickhouse: ClickHouse, facts: int) -> tuple[float, dic
 def _stock(stack: Stack, clickhouse: ClickHouse, seconds: float) -> float:
     # The same columns; hashes as the hex that JSON can carry, and no collapsing, since the agent has no offsets to offer.
     clickhouse.command(create_table(STOCK_TABLE).replace("FixedString(32)", "String").replace("ReplacingMergeTree(readable)", "MergeTree"))
-    with (stack.places.logs / "stock-faust.log").open("wb") as log:
+    with (stack.paths.logs / "stock-faust.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "bench.stock_faust"], env=stack.environment(), stdout=log, stderr=log)
     try:
         end, first, at_first, seen = time.monotonic() + WAIT_S_MAX, 0.0, 0, 0
         while time.monotonic() < end and (not first or time.monotonic() - first < seconds):
-            assert process.poll() is None, (stack.places.logs / "stock-faust.log").read_text(errors="replace")[-2000:]
+            assert process.poll() is None, (stack.paths.logs / "stock-faust.log").read_text(errors="replace")[-2000:]
             seen = int(clickhouse.value(f"SELECT toInt64(count()) AS n FROM {STOCK_TABLE}"))
             if seen and not first:
                 first, at_first = time.monotonic(), seen
@@ -185,7 +185,7 @@ def _cpu_s(stack: Stack, part: str) -> float:
 
 
 def _settled(clickhouse: ClickHouse) -> None:
-    """Until the engine has merged what the drain left: freshness is asked of a market at work, not of one that has just caught up."""
+    """Until the engine has merged what the drain left: freshness is measured under steady load, not right after a backlog."""
     end = time.monotonic() + SETTLED_S_MAX
     while time.monotonic() < end and clickhouse.value("SELECT toInt64(count()) AS n FROM system.merges"):
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""What the subjects of operations share: asking the command API as an admin, coordinates as people write them, failures in words."""
+"""What the commands for operators share: calls of the command API as an admin, coordinates, instants, failures as sentences."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 
 
 @contextmanager
-def in_words() -> Generator[None]:
-    """What is away, as a sentence and what to do; exit code 2."""
+def explained_failures() -> Generator[None]:
+    """Turns a failure of a part into a sentence and what to do. Exit code 2: not available; 1: the log does not have it."""
     try:
         yield
     except (LogUnavailable, ClickHouseUnavailable, httpx.TransportError) as e:
@@ -51,8 +51,10 @@ def coordinate(text: str) -> Coordinate:
     return Coordinate(parts[0], int(parts[1]), int(parts[2]))
 
 
-def ask(settings: Settings, key_file: Path | None, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The answer of the command API; a refusal is told as it was said, with exit code 1."""
+def call_command_api(
+    settings: Settings, key_file: Path | None, method: str, path: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The answer of the command API. A refusal is printed with its code and remedy, and ends the program with exit code 1."""
     try:
         key = key_file.read_text().strip() if key_file else admin_key(settings)
     except OSError as e:
@@ -61,14 +63,14 @@ def ask(settings: Settings, key_file: Path | None, method: str, path: str, body:
     if answer.is_success:
         return answer.json()
     try:
-        said = answer.json()
-        console.print(f"[red]refused ({said['code']}):[/] {escape(said['detail'])}", highlight=False)
-        console.print(f"what to do: {said['remedy'] or 'see docs/operations.md'}", highlight=False, markup=False)
+        problem = answer.json()
+        console.print(f"[red]refused ({problem['code']}):[/] {escape(problem['detail'])}", highlight=False)
+        console.print(f"what to do: {problem['remedy'] or 'see docs/operations.md'}", highlight=False, markup=False)
     except (ValueError, KeyError):
         console.print(f"[red]refused:[/] {answer.status_code} {escape(answer.text[:300])}")
     raise typer.Exit(1)
 
 
 def when(micros: int) -> str:
-    """An instant for the eye, UTC."""
+    """An instant as text, UTC; `never` for 0."""
     return datetime.fromtimestamp(micros / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S") if micros else "never"

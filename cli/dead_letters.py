@@ -1,4 +1,4 @@
-"""`modelmarket dead-letters`: records nobody could read, tried again or given up, so that bills can go on."""
+"""`modelmarket dead-letters`: records that could not be read: list them, read them again, write them off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.admin_client import AsJson, KeyFile, Yes, ask, console, coordinate, in_words, when
+from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, coordinate, explained_failures, when
 from events.log.client import Reader
 from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas
@@ -22,17 +22,17 @@ from projections.dead_letters.redrive import Redrive, Tried
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.validator import why_unreadable
 
-app = typer.Typer(help="Records nobody could read: try again, or give up.", no_args_is_help=True)
+app = typer.Typer(help="Records that could not be read: retry or write off.", no_args_is_help=True)
 SHOWN_BYTES = 256
 Where = Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET, for example usage/2/1041.")]
 
 
 @app.command("list")
 def list_(
-    everything: Annotated[bool, typer.Option("--all", help="Also those written off or read in the end.")] = False, as_json: AsJson = False
+    everything: Annotated[bool, typer.Option("--all", help="Also those written off or read later.")] = False, as_json: AsJson = False
 ) -> None:
-    """Open dead letters: where, why, since when, and whether somebody asked to write them off."""
-    with in_words():
+    """Open dead letters: where, why, since when, and whether somebody request to write them off."""
+    with explained_failures():
         found = find_dead_letters(ClickHouse(Settings()), STATES if everything else OPEN)
     if as_json:
         console.print_json(json.dumps([letter.to_json() for letter in found]))
@@ -52,14 +52,14 @@ def list_(
 
 @app.command("show")
 def show(where: Where) -> None:
-    """One record: what is known of it, its bytes, and what today's schemas say to it."""
+    """One record: its state, its bytes, and whether today's schemas can read it."""
     at, settings = coordinate(where), Settings()
-    with in_words():
+    with explained_failures():
         known = find_dead_letters(ClickHouse(settings), STATES, str(at))
-        record, why = _look(settings, at)
+        record, why = _read_record(settings, at)
     for letter in known:
-        said = escape(f"{_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}")
-        console.print(f"[bold]{at}[/] {said}", highlight=False)
+        line = escape(f"{_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}")
+        console.print(f"[bold]{at}[/] {line}", highlight=False)
     if not known:
         console.print(f"[bold]{at}[/]: no dead letter is known of this record")
     value = record.value or b""
@@ -84,14 +84,14 @@ def retry(
     if bool(where) == everything:
         raise typer.BadParameter("name one record, or give --all")
     settings = Settings()
-    with in_words():
+    with explained_failures():
         clickhouse = ClickHouse(settings)
         if where and not yes and find_dead_letters(clickhouse, ("written_off",), where):
             console.print(f"{where} is written off. Bills issued over it left it out and stay as they are. If it can be read now,")
             typer.confirm("the next bill of its tenant counts it. Read it again?", abort=True)
         redrive = Redrive(settings, clickhouse)
         try:
-            tried = [_tell(redrive.retry(coordinate(where)))] if where else list(_every(clickhouse, redrive))
+            tried = [_print_result(redrive.retry(coordinate(where)))] if where else list(_retry_all(clickhouse, redrive))
         finally:
             redrive.close()
     if not tried:
@@ -102,13 +102,13 @@ def retry(
 @app.command("write-off")
 def write_off(
     where: Where,
-    reason: Annotated[str, typer.Option("--reason", help="Why nobody will ever read it.", prompt=True)],
+    reason: Annotated[str, typer.Option("--reason", help="Why it will never be readable.", prompt=True)],
     key_file: KeyFile = None,
 ) -> None:
-    """Asks that a record be given up; another admin approves. A record that can be read is refused here: it is counted, not given up."""
+    """Requests to write off a record; another admin approves. A record that can be read is counted, and refused here."""
     at, settings = coordinate(where), Settings()
-    with in_words():
-        record, why = _look(settings, at)
+    with explained_failures():
+        record, why = _read_record(settings, at)
         if not why:
             console.print(f"{at} can be read and is counted, whatever is written off: `modelmarket dead-letters retry {at}`")
             raise typer.Exit(1)
@@ -116,27 +116,27 @@ def write_off(
             console.print(
                 "[yellow]its schema is not on the log: if the program that wrote it is known, publish its schemas and retry first[/]"
             )
-        said = ask(settings, key_file, "POST", f"/v1/write-offs/records/{at}", {"sha256": _hash(record), "reason": reason})
-    console.print(f"requested by {said['requested_by']}: {at}, sha256 {said['sha256']}", highlight=False)
+        answer = call_command_api(settings, key_file, "POST", f"/v1/write-offs/records/{at}", {"sha256": _hash(record), "reason": reason})
+    console.print(f"requested by {answer['requested_by']}: {at}, sha256 {answer['sha256']}", highlight=False)
     console.print(f"another admin: modelmarket dead-letters approve {at} --key-file FILE", highlight=False)
 
 
 @app.command("approve")
 def approve(where: Where, yes: Yes = False, key_file: KeyFile = None) -> None:
-    """Approves what another admin asked for, after a look at the bytes on the log. From then on bills are cut over the record."""
+    """Approves what another admin request for, after a look at the bytes on the log. From then on bills are cut over the record."""
     at, settings = coordinate(where), Settings()
-    with in_words():
-        asked = ask(settings, key_file, "GET", f"/v1/write-offs/records/{at}")
-        record, why = _look(settings, at)
-        console.print(f"{at}: {asked['requested_by']} asks to give it up: {asked['reason']}", highlight=False, markup=False)
+    with explained_failures():
+        request = call_command_api(settings, key_file, "GET", f"/v1/write-offs/records/{at}")
+        record, why = _read_record(settings, at)
+        console.print(f"{at}: {request['requested_by']} requests to write it off: {request['reason']}", highlight=False, markup=False)
         console.print(f"today: {why}" if why else "today: it can be read, so it stays counted", highlight=False, markup=False)
         if not yes:
-            typer.confirm("give it up?", abort=True)
-        said = ask(settings, key_file, "POST", f"/v1/write-offs/records/{at}/approve", {"sha256": _hash(record)})
-    console.print(f"written off: {at}, requested by {said['requested_by']}, approved by {said['approver']}", highlight=False)
+            typer.confirm("write it off?", abort=True)
+        answer = call_command_api(settings, key_file, "POST", f"/v1/write-offs/records/{at}/approve", {"sha256": _hash(record)})
+    console.print(f"written off: {at}, requested by {answer['requested_by']}, approved by {answer['approver']}", highlight=False)
 
 
-def _look(settings: Settings, at: Coordinate) -> tuple[Record, str]:
+def _read_record(settings: Settings, at: Coordinate) -> tuple[Record, str]:
     """The record, and why it cannot be read; empty when it can."""
     reader = Reader(settings, "dead-letters")
     try:
@@ -153,19 +153,19 @@ def _look(settings: Settings, at: Coordinate) -> tuple[Record, str]:
     return record, f"it reads as {name}, and has no place there" if find_dead_letters(ClickHouse(settings), STATES, str(at)) else ""
 
 
-def _every(clickhouse: ClickHouse, redrive: Redrive) -> Iterator[Tried]:
-    """What was given up and cannot be read is as it should be: nothing is said of it."""
+def _retry_all(clickhouse: ClickHouse, redrive: Redrive) -> Iterator[Tried]:
+    """A record that is written off and still cannot be read is not printed."""
     for letter in all_dead_letters(clickhouse, "usage", TRIED):
         tried = redrive.retry(letter.at)
         if letter.state != "written_off" or tried.kind != "unreadable":
-            yield _tell(tried)
+            yield _print_result(tried)
 
 
 def _hash(record: Record) -> str:
     return hashlib.sha256(record.value or b"").hexdigest()
 
 
-def _tell(tried: Tried) -> Tried:
+def _print_result(tried: Tried) -> Tried:
     style = "green" if tried.kind in ("redriven", "readable") else "red"
     console.print(f"{tried.at} [{style}]{tried.kind}[/]: ", end="", highlight=False)
     console.print(tried.message, highlight=False, markup=False)
@@ -181,4 +181,4 @@ def _state(letter: DeadLetterStatus) -> str:
         case "written_off":
             return f"written off by {letter.requested_by} and {letter.approver}"
         case "redriven":
-            return "read in the end"
+            return "read later"

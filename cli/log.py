@@ -34,8 +34,8 @@ QUIET_S = 0.5
 
 
 @contextmanager
-def in_words() -> Generator[None]:
-    """What is away or does not fit, as a sentence and what to do; exit code 2."""
+def explained_failures() -> Generator[None]:
+    """Turns a part that is not available, or does not fit, into a sentence and what to do; exit code 2."""
     try:
         yield
     except (LogUnavailable, RegistryUnavailable) as e:
@@ -56,21 +56,21 @@ def tail(
     """Prints decoded facts with their coordinate, oldest first."""
     if topic not in TOPICS:
         raise typer.BadParameter(f"{topic!r} is no topic; there are {', '.join(TOPICS)}")
-    with in_words():
+    with explained_failures():
         reader = Reader(Settings(), "tail")
         schemas, _ = read_schemas(reader)
         codec = Codec(schemas)
-        newest = sorted(_newest(reader, topic, count), key=lambda r: (r.timestamp, r.partition, r.offset))
-        for record in itertools.chain(newest, _coming(reader, topic) if follow else ()):
+        newest = sorted(_newest_records(reader, topic, count), key=lambda r: (r.timestamp, r.partition, r.offset))
+        for record in itertools.chain(newest, _new_records(reader, topic) if follow else ()):
             _show(record, codec, as_json)
 
 
-def _newest(reader: Reader, topic: str, count: int) -> Iterator[Record]:
+def _newest_records(reader: Reader, topic: str, count: int) -> Iterator[Record]:
     start = {p: max(low, high - count) for (_, p), (low, high) in reader.bounds(topic).items()}
     yield from reader.read(topic, start)
 
 
-def _coming(reader: Reader, topic: str) -> Iterator[Record]:
+def _new_records(reader: Reader, topic: str) -> Iterator[Record]:
     reader.assign(reader.end_offsets(topic))
     while True:
         yield from reader.poll(timeout_s=QUIET_S)
@@ -80,8 +80,8 @@ def decoded(record: Record, codec: Codec) -> tuple[str, dict[str, Any]]:
     """(name, body) of a record, or what is wrong with it."""
     try:
         if record.topic == "heartbeats":
-            said = json.loads(record.value or b"{}")
-            return "Heartbeat", said if isinstance(said, dict) else {"not_an_object": said}
+            document = json.loads(record.value or b"{}")
+            return "Heartbeat", document if isinstance(document, dict) else {"not_an_object": document}
         return codec.decode(record.value)
     except ValueError as e:
         return "unreadable", {"code": "not_json", "reason": str(e), "bytes": len(record.value or b"")}
@@ -115,7 +115,7 @@ def _hex(value: object) -> str:
 def topics_apply() -> None:
     """Creates missing topics and reports every difference from the topic table; exit 1 when there is one."""
     settings = Settings()
-    with in_words():
+    with explained_failures():
         for name in apply_topics(settings):
             console.print(f"created {name}")
         drift = topic_drift(settings)
@@ -149,7 +149,7 @@ def schemas_publish() -> None:
     """Registers today's schemas and records new ids on the log."""
     settings = Settings()
     writer, reader = Writer(settings, "schemas"), Reader(settings, "schemas")
-    with in_words():
+    with explained_failures():
         for subject in publish(settings, writer, reader):
             console.print(f"published {subject}")
     writer.close()
@@ -160,7 +160,7 @@ def schemas_restore() -> None:
     """Fills an EMPTY registry with the log's schemas under their own ids; for when the registry's data was lost."""
     settings = Settings()
     reader = Reader(settings, "schemas-restore")
-    with in_words():
+    with explained_failures():
         restored = restore(settings, reader)
     reader.close()
     console.print(f"restored {len(restored)} schemas under the ids of the log")
@@ -173,7 +173,7 @@ def schemas_check(
     """Fails when class, file, registry and log differ, or an old example does not decode."""
     drift = folder_drift() + undecodable_examples()
     if not offline:
-        with in_words():
+        with explained_failures():
             drift += _online_drift()
     for line in drift:
         console.print(f"[red]drift[/] {line}")

@@ -1,4 +1,4 @@
-"""`modelmarket producers`: the epochs that write usage; one that died without a word is given up by two people (K13)."""
+"""`modelmarket producers`: the epochs that write usage; a dead one is written off by two admins (K13)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.admin_client import AsJson, KeyFile, Yes, ask, console, in_words, when
+from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, explained_failures, when
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.producer_epochs import Epoch, epochs
 
-app = typer.Typer(help="Epochs of producers: list them, give up dead ones.", no_args_is_help=True)
+app = typer.Typer(help="Epochs of producers: list them, write off dead ones.", no_args_is_help=True)
 QUIET_S_MIN = 600
-"""An epoch heard or opened within this time may well be alive: its write-off has to be forced."""
-Force = Annotated[bool, typer.Option("--force", help="Although it was heard a moment ago.")]
+"""A younger epoch, or one with a younger fact, may be alive: its write-off needs --force."""
+Force = Annotated[bool, typer.Option("--force", help="Even if its last fact is younger than ten minutes.")]
 Which = Annotated[str, typer.Argument(help="The epoch, as `producers list` shows it.")]
 
 
 @app.command("list")
 def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs that ended.")] = False, as_json: AsJson = False) -> None:
     """Epochs that are open, newest first, and when the last fact of each came."""
-    with in_words():
+    with explained_failures():
         found = epochs(ClickHouse(Settings()), only_open=not everything)
     if as_json:
         console.print_json(json.dumps([asdict(e) for e in found]))
@@ -44,12 +44,12 @@ def write_off(
     force: Force = False,
     key_file: KeyFile = None,
 ) -> None:
-    """Asks that a dead epoch be given up; another admin approves. What it had not written is lost; what it wrote stays counted."""
+    """Requests to write off a dead epoch; another admin approves. Facts it wrote stay counted."""
     settings = Settings()
-    with in_words():
+    with explained_failures():
         found = _find(settings, epoch, force)
-        said = ask(settings, key_file, "POST", f"/v1/write-offs/producers/{found.producer}/{epoch}", {"reason": reason})
-    console.print(f"requested by {said['requested_by']}: epoch {epoch} of {found.producer}", highlight=False)
+        answer = call_command_api(settings, key_file, "POST", f"/v1/write-offs/producers/{found.producer}/{epoch}", {"reason": reason})
+    console.print(f"requested by {answer['requested_by']}: epoch {epoch} of {found.producer}", highlight=False)
     console.print(f"another admin: modelmarket producers approve {epoch} --key-file FILE", highlight=False)
 
 
@@ -60,29 +60,29 @@ def approve(
     force: Force = False,
     key_file: KeyFile = None,
 ) -> None:
-    """Approves what another admin asked for. Bills cut from then on call the epoch open no more."""
+    """Approves what another admin request for. Bills cut from then on call the epoch open no more."""
     settings = Settings()
-    with in_words():
+    with explained_failures():
         found = _find(settings, epoch, force)
-        asked = ask(settings, key_file, "GET", f"/v1/write-offs/producers/{found.producer}/{epoch}")
-        console.print(f"{asked['requested_by']} asks to give it up: {asked['reason']}", highlight=False, markup=False)
+        request = call_command_api(settings, key_file, "GET", f"/v1/write-offs/producers/{found.producer}/{epoch}")
+        console.print(f"{request['requested_by']} requests to write it off: {request['reason']}", highlight=False, markup=False)
         if not yes:
-            typer.confirm("give it up?", abort=True)
-        said = ask(settings, key_file, "POST", f"/v1/write-offs/producers/{found.producer}/{epoch}/approve")
-    console.print(f"written off: epoch {epoch}, requested by {said['requested_by']}, approved by {said['approver']}", highlight=False)
+            typer.confirm("write it off?", abort=True)
+        answer = call_command_api(settings, key_file, "POST", f"/v1/write-offs/producers/{found.producer}/{epoch}/approve")
+    console.print(f"written off: epoch {epoch}, requested by {answer['requested_by']}, approved by {answer['approver']}", highlight=False)
 
 
 def _find(settings: Settings, epoch: str, force: bool) -> Epoch:
-    """The epoch, after saying when it was heard last; one that seems alive ends the command."""
+    """The epoch, after printing when its last fact came. One that may be alive ends the command."""
     found = next(iter(epochs(ClickHouse(settings), only_open=False, epoch=epoch)), None)
     if found is None:
         console.print(f"no epoch {epoch} is in the table: `modelmarket producers list --all`", highlight=False)
         raise typer.Exit(1)
-    said = f"epoch {epoch} of {found.producer} on {found.host}: {_status(found)}, opened {when(found.opened_at)} UTC"
-    console.print(f"{said}, last fact {when(found.last_fact_us)} UTC", highlight=False, markup=False)
+    line = f"epoch {epoch} of {found.producer} on {found.host}: {_status(found)}, opened {when(found.opened_at)} UTC"
+    console.print(f"{line}, last fact {when(found.last_fact_us)} UTC", highlight=False, markup=False)
     quiet_s = time.time() - max(found.opened_at, found.last_fact_us) / 1e6
     if quiet_s < QUIET_S_MIN and not force:
-        console.print(f"[red]it was heard {quiet_s:.0f} s ago and may be alive:[/] make sure that its process is gone, then --force")
+        console.print(f"[red]its last fact is {quiet_s:.0f} s old, it may be alive:[/] make sure that its process is gone, then --force")
         raise typer.Exit(1)
     return found
 

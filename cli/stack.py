@@ -31,11 +31,11 @@ COLOURS = {"healthy": "green", "done": "green", "starting": "yellow", "restartin
 @app.command()
 def up(parts: Annotated[list[str] | None, typer.Argument(help="Only these parts; all when none is named.")] = None) -> None:
     """Start the stack, each part when what it needs is healthy; return when all are."""
-    stack, began = here(), time.monotonic()
+    stack, began = local_stack(), time.monotonic()
     try:
-        started = stack.up(parts or None, progress=tell)
+        started = stack.up(parts or None, progress=print_progress)
     except LaunchFailed as failure:
-        stop_with(failure)
+        exit_with(failure)
     if not started:
         console.print(f"already up: {stack.settings.gateway}")
         return
@@ -43,38 +43,38 @@ def up(parts: Annotated[list[str] | None, typer.Argument(help="Only these parts;
     console.print(f"  gateway   {stack.settings.gateway}")
     console.print(f"  commands  {stack.settings.commands}/docs")
     console.print(f"  queries   {stack.settings.queries}/docs")
-    console.print(f"  admin key {stack.places.admin_key}")
+    console.print(f"  admin key {stack.paths.admin_key}")
 
 
 @app.command()
 def down() -> None:
-    """Stop every part, in reverse order, and leave no process behind. The data stays."""
-    stack, began = here(), time.monotonic()
+    """Stop every part, in reverse order, and end every process. The data stays."""
+    stack, began = local_stack(), time.monotonic()
     try:
-        ended = stack.down(progress=tell)
+        ended = stack.down(progress=print_progress)
     except LaunchFailed as failure:
-        stop_with(failure)
+        exit_with(failure)
     console.print(f"down after {time.monotonic() - began:.1f} s; the data stays in {stack.settings.folder}" if ended else "already down")
 
 
 @app.command()
 def restart(part: Annotated[str, typer.Argument(help="A part, as `status` names it.")]) -> None:
     """End one part and start it again; return when it is healthy. The others go on meanwhile."""
-    stack = here()
+    stack = local_stack()
     try:
-        stack.restart(part, progress=tell)
+        stack.restart(part, progress=print_progress)
     except LaunchFailed as failure:
-        stop_with(failure)
+        exit_with(failure)
 
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False) -> None:
-    """Show how every part is. Ends with 1 when one is not healthy."""
-    stack = here()
+    """Show the state of every part. Exit code 1 when one is not healthy."""
+    stack = local_stack()
     try:
         parts = stack.status()
     except LaunchFailed as failure:
-        stop_with(failure)
+        exit_with(failure)
     if as_json:
         console.print_json(json.dumps([{**asdict(part), "healthy": part.healthy} for part in parts]))
     else:
@@ -89,17 +89,17 @@ def logs(
     count: Annotated[int, typer.Option("-n", help="Lines of the past, per part.", min=0, max=LINE_TAIL_MAX)] = 20,
 ) -> None:
     """Print the newest log lines of a part, or of all."""
-    stack = here()
+    stack = local_stack()
     try:
         names = list(stack.wanted(None if part is None else [part]))
     except LaunchFailed as failure:
-        stop_with(failure)
-    files = {name: stack.places.log(name) for name in names if stack.places.log(name).exists()}
+        exit_with(failure)
+    files = {name: stack.paths.log(name) for name in names if stack.paths.log(name).exists()}
     if part is not None and not stack.parts[part].command:  # another part starts it
-        errors.print(f"{part} runs inside Ray; what it says is in {stack.places.ray / 'session_latest' / 'logs'}", soft_wrap=True)
+        errors.print(f"{part} runs inside Ray; its logs are in {stack.paths.ray / 'session_latest' / 'logs'}", soft_wrap=True)
         raise typer.Exit(1)
     if not files:
-        errors.print(f"no log yet in {stack.places.logs}")
+        errors.print(f"no log yet in {stack.paths.logs}")
         raise typer.Exit(1)
     followed = {name: Followed(path) for name, path in files.items()}
     for name in files:
@@ -142,19 +142,19 @@ def show(part: str, line: str, *, several: bool) -> None:
     console.print(f"{prefix}{escape(line)}", soft_wrap=True, highlight=False)
 
 
-def here() -> Stack:
-    """The stack of these settings; the command ends here where this machine has not what a stack needs."""
+def local_stack() -> Stack:
+    """The stack of these settings; ends the program where set-up is not complete."""
     try:
         return Stack(Settings())
     except LaunchFailed as failure:
-        stop_with(failure)
+        exit_with(failure)
 
 
-def tell(part: str, what: str) -> None:
+def print_progress(part: str, what: str) -> None:
     console.print(f"  {part:<12} {escape(what)}", highlight=False)
 
 
-def stop_with(failure: LaunchFailed) -> NoReturn:
+def exit_with(failure: LaunchFailed) -> NoReturn:
     errors.print(f"[red]{escape(str(failure))}[/]", soft_wrap=True, highlight=False)
     raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""A small classifier made on the spot: 64 numbers in, ten scores out; `bias` tells two versions apart."""
+"""A small classifier, trained when it is needed: 64 numbers in, ten scores out; two versions differ by `bias`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Container health: does the process on a port of this machine say that it is ready? `python -m infra.healthcheck PORT`"""
+"""Health of a container: is the process on a port of this machine ready? `python -m infra.healthcheck PORT`"""
 
 from __future__ import annotations
 

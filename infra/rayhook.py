@@ -23,7 +23,7 @@ def small_head(parameters: StartParameters, head: bool) -> None:
 
     @functools.wraps(start)
     def start_small(command: list[str], process_type: str, *arguments: object, **named: object) -> object:
-        if process_type == "dashboard":  # of its modules, each a process, only the applications and the nodes are asked for
+        if process_type == "dashboard":  # of its modules, each a process, only these two are used
             command = [*command, "--modules-to-load=ServeHead,NodeHead"]
         return start(command, process_type, *arguments, **named)
 

@@ -1,4 +1,4 @@
-"""`make demo`: runs the whole market once on this machine and tells what happens; ends with `demo ok: …` or non-zero.
+"""`make demo`: runs the whole market once on this machine and prints what happens; ends with `demo ok: …` or non-zero.
 
 The stack it started stays up for a look (`make down` ends it); `--stop` ends it right away, as tests do.
 """
@@ -36,7 +36,7 @@ def main() -> int:
         return 1
     try:
         story = Story(stack, console, chaos=args.chaos)
-        story.tell()
+        story.run()
         ok = True
         if not args.stop:
             console.print(what_next(settings))

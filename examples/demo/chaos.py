@@ -16,7 +16,7 @@ class Chaos:
 
     stack: Stack
     calls: int
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     answered: int = 0
     killed: list[str] = field(default_factory=list[str])
 
@@ -27,4 +27,4 @@ class Chaos:
             victim = VICTIMS[len(self.killed)]
             pid = self.stack.kill9(victim)
             self.killed.append(victim)
-            self.tell(f"call {self.answered}: kill -9 {victim} (process {pid})")
+            self.report(f"call {self.answered}: kill -9 {victim} (process {pid})")

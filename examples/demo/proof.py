@@ -27,7 +27,7 @@ def analyst(settings: Settings) -> Any:
 
 
 class Witness:
-    """Reads the log beside everybody else, and tells what came since it was last asked. A record says in its headers what it is."""
+    """Reads the log with a consumer of its own, and returns what came since the last call. A record's headers name its fact."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._next = settings, dict[tuple[str, int], int]()

@@ -38,7 +38,7 @@ PRICES = [
 
 
 class Story:
-    """Each chapter does one thing, checks that it is true, and tells which facts it wrote."""
+    """Each chapter does one thing, checks that it is true, and prints which facts it wrote."""
 
     def __init__(self, stack: Stack, console: Console, *, chaos: bool) -> None:
         self.stack, self.settings, self.console, self.chaos = stack, stack.settings, console, chaos
@@ -50,7 +50,7 @@ class Story:
         self.witness = Witness(self.settings)
         self.began = time.monotonic()
 
-    def tell(self) -> None:
+    def run(self) -> None:
         self.start()
         self.open_accounts()
         first, second = self.train()
@@ -68,7 +68,7 @@ class Story:
         billed = f"{sum(self.billed_micros.values()) / 1_000_000:.6f}CNY"
         return f"demo ok: calls={sum(self.calls.values())} facts={self.witness.seen()} billed={billed} difference={self.difference}"
 
-    # --- telling
+    # --- printing
 
     def chapter(self, title: str) -> None:
         self.console.rule(f"[bold]{title}[/]  [dim]{time.monotonic() - self.began:.0f} s[/]", align="left")
@@ -108,7 +108,7 @@ class Story:
         began = time.monotonic()
         self.stack.up(progress=lambda part, what: self.say(f"[dim]{part}: {what}[/]") if what.startswith("healthy") else None)
         self.say(f"all healthy after {time.monotonic() - began:.1f} s")
-        self.market = Market(self.settings, self.stack.places.admin_key.read_text().strip())
+        self.market = Market(self.settings, self.stack.paths.admin_key.read_text().strip())
         self.written()
 
     def open_accounts(self) -> None:
@@ -188,7 +188,7 @@ class Story:
         self.carol.command("POST", path, {"review": "security", "verdict": "approved", "comment": "no external data"})
 
     def deploy_first(self, model: Trained) -> None:
-        self.chapter("Deploy: the controller hears of it on Kafka and tells Ray Serve")
+        self.chapter("Deploy: the controller reads it from Kafka and configures Ray Serve")
         self.alice.command("POST", f"/v1/models/{MODEL}/deployments", {"version": model.version})
         seconds = until(f"{MODEL} {model.version} ready", lambda: self.globex.ready(MODEL, model.version), 90)
         self.say(f"ready at the gateway after {seconds:.1f} s")
@@ -214,7 +214,7 @@ class Story:
         latencies = sorted(total.latencies_ms)
         self.say(
             f"{right} of {len(total.labels)} right ({right / len(total.labels):.3f}); {len(total.labels) / total.seconds:.0f} calls/s, "
-            f"p50 {latencies[len(latencies) // 2]:.0f} ms; asked again: {total.retries}"
+            f"p50 {latencies[len(latencies) // 2]:.0f} ms; retried: {total.retries}"
         )
         self.say(f"each answer names its usage fact, for example {total.receipts[0]}")
         self.written()
@@ -265,7 +265,7 @@ class Story:
         answers = self._call(CALLER, self.globex, [i % 1797 for i in range(AFTER_ROLLBACK_CALLS)], "after")
         self._split(answers)
         self.must(answers.versions[second.version] == 0, f"{second.version} still answers after the rollback")
-        self.say(f"seen at the gateway within {seconds:.1f} s; asked again: {answers.retries}")
+        self.say(f"seen at the gateway within {seconds:.1f} s; retried: {answers.retries}")
         self.written()
 
     def look_at_catalog(self) -> None:
@@ -273,12 +273,12 @@ class Story:
         table = Table("as of", "version", "review", "share of calls")
         for when, at in (("during the canary", self.during_canary.isoformat()), ("now", "")):
             found = self.globex.query(f"/v1/catalog/{MODEL}", **({"as_of": at} if at else {}))
-            for version, said in found["versions"].items():
-                table.add_row(when, version, said["status"], f"{found['weights'].get(version, 0)} %")
+            for version, state in found["versions"].items():
+                table.add_row(when, version, state["status"], f"{found['weights'].get(version, 0)} %")
         self.console.print(table)
 
     def look_at_metering(self) -> None:
-        self.chapter("Metering in ClickHouse, asked with its official client")
+        self.chapter("Metering in ClickHouse, queried with its official client")
         client = analyst(self.settings)
         query = "SELECT tenant, model_version, sum(calls) AS calls, sum(bytes_in) AS bytes_in FROM metering_daily AS m WHERE m.calls > 0 GROUP BY ALL ORDER BY ALL"
 

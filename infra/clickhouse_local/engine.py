@@ -21,20 +21,20 @@ import uvicorn
 from events.process.file_lock import FileLock
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
-from infra.clickhouse_local import statements as engine_sql
+from infra.clickhouse_local import statements
 from infra.clickhouse_local.fences import Fences
 from infra.clickhouse_local.http_protocol import Application, EngineError, Job, Result
 from infra.clickhouse_local.request_bodies import decoded, in_memory
 
 logger = logging.getLogger(__name__)
 READERS, WRITERS = 4, 2
-"""Threads, a connection each. Inserts have their own: a slow question never keeps facts from the table."""
+"""Threads, a connection each. Inserts have their own: a slow query never delays facts."""
 DEFAULTS = {
     "max_execution_time": "60",
     "max_memory_usage": str(6 << 30),
     "max_result_bytes": str(512 << 20),
     "result_overflow_mode": "throw",
-    "max_threads": str(max(1, (os.cpu_count() or 2) // 2)),  # a question leaves cores to the inserts
+    "max_threads": str(max(1, (os.cpu_count() or 2) // 2)),  # a query leaves cores to the inserts
 }
 """Bounds of one statement where the client names none."""
 CONNECTIONS_MAX, KEEP_ALIVE_S, GRACE_S = 512, 75, 10
@@ -55,7 +55,7 @@ class ChdbEngine:
         self._writers = ThreadPoolExecutor(WRITERS, "write", initializer=self._open)
 
     async def run(self, job: Job) -> Result:
-        reads = isinstance(job.statement, engine_sql.Other) and job.statement.reads_only
+        reads = isinstance(job.statement, statements.Other) and job.statement.reads_only
         return await asyncio.get_running_loop().run_in_executor(self._readers if reads else self._writers, self._run, job)
 
     def close(self) -> None:
@@ -72,27 +72,27 @@ class ChdbEngine:
         with self._fences.held(job.fence):
             self._use(job.database or "default")
             match job.statement:
-                case engine_sql.Insert():
+                case statements.Insert():
                     done, size = self._insert(job, job.statement)
-                case engine_sql.Other():
+                case statements.Other():
                     settings = {**DEFAULTS, **job.settings} if job.statement.reads_only else job.settings
-                    sql = engine_sql.with_settings(job.statement, job.format, settings)
+                    sql = statements.with_settings(job.statement, job.format, settings)
                     done, size = self._query(sql, job.format, job.params), 0
         body = bytes(done.bytes() or b"")
         return Result(body, int(done.rows_read()), int(done.rows_written()), size, time.monotonic_ns() - began)
 
-    def _insert(self, job: Job, statement: engine_sql.Insert) -> tuple[Any, int]:
+    def _insert(self, job: Job, statement: statements.Insert) -> tuple[Any, int]:
         fd, size = in_memory(decoded(job.body, job.encoding))
         try:
             # The structure of `input(…)` is the statement's own: the table's must not be mixed in.
             settings = {"use_structure_from_insertion_table_in_table_functions": "0", **job.settings}
-            return self._query(engine_sql.insert_from(statement, f"/proc/self/fd/{fd}", settings), "TabSeparated", job.params), size
+            return self._query(statements.insert_from(statement, f"/proc/self/fd/{fd}", settings), "TabSeparated", job.params), size
         finally:
             os.close(fd)
 
     def _use(self, database: str) -> None:
         if self._local.database != database:
-            self._query(f"USE {engine_sql.identifier(database)}", "Null", {})
+            self._query(f"USE {statements.identifier(database)}", "Null", {})
             self._local.database = database
 
     def _query(self, sql: str, form: str, params: dict[str, str]) -> Any:
@@ -100,7 +100,7 @@ class ChdbEngine:
             return self._local.connection.query(sql, form, params=params or None)
         except UnicodeDecodeError as e:  # the message quotes data that is no text
             raise EngineError(e.object.decode("utf-8", "replace")) from e
-        except Exception as e:  # chdb.ChdbError, which is imported only here; whatever it is, the client hears of it
+        except Exception as e:  # chdb.ChdbError, which is imported only here; whatever it is, the client gets it as an answer
             raise EngineError(str(e)) from e
 
 
@@ -112,7 +112,7 @@ def _own(path: Path) -> FileLock:
 
 
 def _ignored(number: int, frame: object) -> None:
-    """Said twice."""
+    """The signal that uvicorn raises once more."""
 
 
 def main() -> None:

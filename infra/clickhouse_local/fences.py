@@ -1,7 +1,7 @@
-"""Shuts out a writer that was taken over: each key remembers the newest token, and an older one is refused (K8).
+"""Refuses the inserts of a writer that was taken over: each key remembers the newest token, and an older one is refused (K8).
 
-A worker that was paused past its session may wake with an insert in hand. Its successor asked with a newer token, which waited
-for the insert under way and from then on bars the old one. Kept in a file, so that a restarted engine remembers.
+A worker that was paused past its session may wake up in the middle of an insert. Its successor came with a newer token, which waited
+for the running insert and from then on refuses the old one. Kept in a file, so that a restarted engine remembers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEYS_MAX = 10_000
 
 
 class Fenced(Exception):
-    """Somebody newer owns this key."""
+    """A newer writer owns this key."""
 
     code = 10001
 
@@ -40,7 +40,7 @@ class Fences:
         """Runs the body while nobody else may use these keys. `wanted`: `key:token,…`. Raises Fenced, BadFence."""
         tokens = _parsed(wanted)
         with contextlib.ExitStack() as stack:
-            for key in sorted(tokens):  # one order for everybody: no deadlock
+            for key in sorted(tokens):  # the same order for all: no deadlock
                 stack.enter_context(self._lock(key))
             for key, token in tokens.items():
                 newest = self._newest.get(key, 0)

@@ -1,4 +1,4 @@
-"""The ClickHouse HTTP protocol as an ASGI application: what the official clients say, bounded, and errors the way they expect them.
+"""The ClickHouse HTTP protocol as an ASGI application: what the official clients send, with bounds, and errors in the form they expect.
 
 Source: ClickHouse HTTP interface documentation; seen from clickhouse-connect 1.12. Beyond it: `fence=key:token` (K8).
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from infra.clickhouse_local import statements as engine_sql
+from infra.clickhouse_local import statements
 from infra.clickhouse_local.fences import BadFence, Fenced
 from infra.clickhouse_local.request_bodies import DECODED_BYTES_MAX, BadBody, BodyTooLarge, decoded
 from infra.clickhouse_local.statements import BadStatement
@@ -24,11 +24,11 @@ from infra.clickhouse_local.statements import BadStatement
 BODY_BYTES_MAX = 256 << 20
 """Largest body as sent."""
 BODIES_MAX = 16
-"""Requests that may hold a body at once; others wait before theirs is read, the sender feels it as back-pressure."""
+"""Requests that may hold a body at once; others wait before theirs is read: back-pressure on the sender."""
 ADMISSION_S_MAX, PIECE_S_MAX = 30.0, 30.0
-"""Longest a request waits for its turn, and a sender may be silent in the middle of a body."""
+"""Longest wait of a request for its turn, and of the server for the next piece of a body."""
 URL_PAIRS_MAX = 512
-# Spoken by clients, meaning nothing here.
+# Arguments that clients send and that are no settings of the engine.
 _TRANSPORT = frozenset(
     [
         "query",
@@ -72,7 +72,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Job:
     """One statement, ready for the engine. `insert` with `body`, or `other`."""
 
-    statement: engine_sql.Insert | engine_sql.Other
+    statement: statements.Insert | statements.Other
     body: list[bytes] = field(default_factory=list[bytes])
     encoding: str = ""
     format: str = "TabSeparated"
@@ -102,7 +102,7 @@ class _Refused(Exception):
 
 
 class Application:
-    """`user`/`password`: asked for when a password is set."""
+    """`user` and `password` are required of a request when a password is set."""
 
     def __init__(self, engine: Engine, user: str = "default", password: str = "") -> None:
         self._engine, self._user, self._password = engine, user, password
@@ -175,7 +175,7 @@ class Application:
 
 
 class EngineError(Exception):
-    """What ClickHouse said. `code` is its number."""
+    """An error of ClickHouse, with its `code`."""
 
     def __init__(self, text: str) -> None:
         found = _CODE.search(text)
@@ -220,9 +220,9 @@ async def _body(receive: Receive, headers: dict[str, str]) -> list[bytes]:
 
 
 def _job(body: list[bytes], headers: dict[str, str], query: dict[str, str], method: str) -> Job | bytes:
-    """What is asked, or the answer to nothing being asked."""
+    """The statement as a job; or the answer itself, for a request without a statement."""
     if query.get("decompress", "0") not in ("", "0"):
-        raise BadBody("ClickHouse's native compression is not spoken here; use Content-Encoding")
+        raise BadBody("ClickHouse's native compression is not supported here; use Content-Encoding")
     encoding, sql = headers.get("content-encoding", "").strip().lower(), query.get("query", "")
     reading = method in ("GET", "HEAD")
     if not sql and not body:
@@ -230,12 +230,12 @@ def _job(body: list[bytes], headers: dict[str, str], query: dict[str, str], meth
             return b"Ok.\n"
         raise BadStatement(62, "SYNTAX_ERROR", "Empty query")
     statement, body, encoding = _in_body(body, encoding) if not sql else _in_url(sql, body, encoding)
-    if reading and not (isinstance(statement, engine_sql.Other) and statement.reads_only):
+    if reading and not (isinstance(statement, statements.Other) and statement.reads_only):
         raise BadStatement(164, "READONLY", "GET only reads; use POST")
     settings = {k: v for k, v in query.items() if k not in _TRANSPORT and not k.startswith("param_")}
-    engine_sql.check_settings(settings)
-    asked = statement.format if isinstance(statement, engine_sql.Other) else None
-    form = asked or query.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
+    statements.check_settings(settings)
+    chosen = statement.format if isinstance(statement, statements.Other) else None
+    form = chosen or query.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
     if not re.fullmatch(r"\w{1,64}", form):
         raise BadStatement(73, "UNKNOWN_FORMAT", f"Unknown format {form[:64]!r}")
     return Job(
@@ -250,24 +250,24 @@ def _job(body: list[bytes], headers: dict[str, str], query: dict[str, str], meth
     )
 
 
-_Asked = tuple[engine_sql.Insert | engine_sql.Other, list[bytes], str]
+_Parsed = tuple[statements.Insert | statements.Other, list[bytes], str]
 """The statement, the rows that come with it, and their encoding."""
 
 
-def _in_body(body: list[bytes], encoding: str) -> _Asked:
+def _in_body(body: list[bytes], encoding: str) -> _Parsed:
     text = b"".join(_bounded(decoded(body, encoding)))
-    sql = text[: engine_sql.HEAD_BYTES_MAX].decode("utf-8", "replace")
-    statement = engine_sql.parse(sql)
-    if isinstance(statement, engine_sql.Insert):
+    sql = text[: statements.HEAD_BYTES_MAX].decode("utf-8", "replace")
+    statement = statements.parse(sql)
+    if isinstance(statement, statements.Insert):
         return statement, [text[len(sql[: statement.data_at].encode()) :]], ""
     _check_length(len(text))
     return statement, [], ""
 
 
-def _in_url(sql: str, body: list[bytes], encoding: str) -> _Asked:
+def _in_url(sql: str, body: list[bytes], encoding: str) -> _Parsed:
     """The body holds the rows of an INSERT … FORMAT, or goes on where the URL ends."""
-    statement = engine_sql.parse(sql)
-    if isinstance(statement, engine_sql.Insert):
+    statement = statements.parse(sql)
+    if isinstance(statement, statements.Insert):
         inline = sql[statement.data_at :]
         if not inline.strip():
             return statement, body, encoding
@@ -276,12 +276,12 @@ def _in_url(sql: str, body: list[bytes], encoding: str) -> _Asked:
     if not rest:
         return statement, [], ""
     _check_length(len(rest))
-    return engine_sql.parse(f"{sql}\n{rest.decode('utf-8', 'replace')}"), [], ""
+    return statements.parse(f"{sql}\n{rest.decode('utf-8', 'replace')}"), [], ""
 
 
 def _check_length(size: int) -> None:
-    if size > engine_sql.HEAD_BYTES_MAX:
-        raise BadStatement(62, "SYNTAX_ERROR", f"The statement is longer than {engine_sql.HEAD_BYTES_MAX} bytes")
+    if size > statements.HEAD_BYTES_MAX:
+        raise BadStatement(62, "SYNTAX_ERROR", f"The statement is longer than {statements.HEAD_BYTES_MAX} bytes")
 
 
 def _bounded(pieces: Any) -> list[bytes]:
@@ -306,7 +306,7 @@ def _success(job: Job, result: Result, query_id: str) -> dict[str, str]:
         "elapsed_ns": str(result.elapsed_ns),
     }
     headers = {"x-clickhouse-summary": json.dumps(summary), "x-clickhouse-query-id": query_id[:128]}
-    if result.body or (isinstance(job.statement, engine_sql.Other) and job.statement.reads_only):
+    if result.body or (isinstance(job.statement, statements.Other) and job.statement.reads_only):
         headers["x-clickhouse-format"] = job.format
     return headers
 

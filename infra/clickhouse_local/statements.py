@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _INTEGER = re.compile(r"-?\d{1,20}")
 _READS = frozenset({"SELECT", "WITH", "SHOW", "DESC", "DESCRIBE", "EXISTS", "EXPLAIN"})
 _TAKES_SETTINGS = _READS | {"CREATE", "ALTER", "DROP", "OPTIMIZE", "RENAME", "TRUNCATE", "EXCHANGE"}
-# Functions that reach outside the tables: a database that anybody on the host may ask must not read files, call out or run programs.
+# Functions that reach outside the tables: any user of this host can reach the database, so it must not read files, open connections or run programs.
 _OUTSIDE = re.compile(
     r"\b(file|fileCluster|url|urlCluster|s3|s3Cluster|gcs|hdfs|hdfsCluster|azureBlobStorage|azureBlobStorageCluster|executable|python|remote|remoteSecure"
     r"|mysql|postgresql|sqlite|mongodb|redis|odbc|jdbc|iceberg\w*|deltaLake\w*|hudi|arrowFlight|cluster|clusterAllReplicas|chdb)\s*\(|\bINTO\s+OUTFILE\b|\bFROM\s+INFILE\b",

@@ -1,4 +1,4 @@
-"""What the launcher says when it cannot do what was asked: what happened, and what to do about it."""
+"""The launcher's one exception: what failed, the end of the part's log, and what to do."""
 
 from __future__ import annotations
 

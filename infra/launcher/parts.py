@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from events.process.settings import Settings
 from infra.launcher import jvm, raynode
-from infra.launcher.paths import ROOT, Places
+from infra.launcher.paths import ROOT, StackPaths
 from infra.launcher.probes import ExitProbe, HttpProbe, KafkaProbe, Probe
 
 
@@ -29,19 +29,19 @@ class Part:
     """How long a start may take on a slow, busy machine; a healthy one needs a tenth."""
     stop_s_max: int = 10
     stops_its_own: bool = False
-    """Asked to end, it ends its children itself and in order; the others' children are asked together with them."""
+    """On SIGTERM it ends its children itself, in order. Of other parts the whole process group gets the signal."""
     crashed_within_s: int = 5
     """A part that ends sooner than this after its start is restarted with growing pauses, later ones at once."""
 
     @property
-    def once(self) -> bool:
+    def runs_once(self) -> bool:
         return isinstance(self.probe, ExitProbe)
 
 
-def parts_of(settings: Settings, places: Places) -> dict[str, Part]:
+def parts_of(settings: Settings, paths: StackPaths) -> dict[str, Part]:
     """All parts of this stack by name, in an order in which each comes after what it needs."""
     own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings)]
-    return {part.name: part for part in [kafka(settings, places), registry(settings, places), ray(settings, places), *own]}
+    return {part.name: part for part in [kafka(settings, paths), registry(settings, paths), ray(settings, paths), *own]}
 
 
 def module(name: str, *arguments: str) -> tuple[str, ...]:
@@ -52,36 +52,36 @@ def healthz(settings: Settings, port: int) -> HttpProbe:
     return HttpProbe(f"http://{settings.host}:{port}/healthz")
 
 
-def kafka(settings: Settings, places: Places) -> Part:
+def kafka(settings: Settings, paths: StackPaths) -> Part:
     return Part(
         name="kafka",
-        command=jvm.kafka_command(places),
+        command=jvm.kafka_command(paths),
         probe=KafkaProbe(settings.host, settings.kafka_port),
         ports=(settings.kafka_port, settings.kafka_controller_port),
-        before=lambda: jvm.prepare_kafka(settings, places),
+        before=lambda: jvm.prepare_kafka(settings, paths),
         stop_s_max=20,
     )
 
 
-def registry(settings: Settings, places: Places) -> Part:
+def registry(settings: Settings, paths: StackPaths) -> Part:
     return Part(
         name="registry",
         command=jvm.registry_command(),
         probe=HttpProbe(f"http://{settings.host}:{settings.registry_port}/apis/ccompat/v7/subjects"),
         ports=(settings.registry_port, settings.registry_management_port),
-        environment=jvm.registry_environment(settings, places),
-        before=lambda: jvm.prepare_registry(places),
+        environment=jvm.registry_environment(settings, paths),
+        before=lambda: jvm.prepare_registry(paths),
     )
 
 
-def ray(settings: Settings, places: Places) -> Part:
+def ray(settings: Settings, paths: StackPaths) -> Part:
     return Part(
         name="ray",
         command=module("infra.launcher.rayhead"),
         probe=HttpProbe(raynode.health_url(settings)),
         ports=raynode.fixed_ports(settings),
-        environment=raynode.environment(settings, places),
-        before=lambda: raynode.write_haproxy(places),
+        environment=raynode.environment(settings, paths),
+        before=lambda: raynode.write_haproxy(paths),
         healthy_s_max=180.0,
         stop_s_max=15,
         stops_its_own=True,

@@ -1,4 +1,4 @@
-"""Where a stack keeps its things, and the mark by which its processes are known."""
+"""The files and folders of a stack, and the mark in the environment of its processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT = Path("/tmp")
 
 
 @dataclass(frozen=True)
-class Places:
+class StackPaths:
     folder: Path
     """Everything this stack writes and keeps."""
     mark: str
@@ -60,6 +60,6 @@ class Places:
         return self.logs / f"{part}.log"
 
 
-def places_of(settings: Settings) -> Places:
+def paths_of(settings: Settings) -> StackPaths:
     mark = hashlib.sha256(str(settings.folder).encode()).hexdigest()[:16]
-    return Places(folder=settings.folder, mark=mark, short=SHORT / f"mm-{os.getuid()}-{mark[:8]}")
+    return StackPaths(folder=settings.folder, mark=mark, short=SHORT / f"mm-{os.getuid()}-{mark[:8]}")

@@ -1,4 +1,4 @@
-"""Whether a part does its work: one question over the network, answered within a second or taken as no."""
+"""Health of a part: one request over the network, with a short time-out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCUMENT_BYTES_MAX = 64 << 10
 
 @dataclass(frozen=True)
 class HttpProbe:
-    """Healthy when GET answers 200; a JSON body may tell the lag and a reason."""
+    """Healthy when GET answers 200; a JSON body may carry the lag and a reason."""
 
     url: str
 
@@ -47,38 +47,38 @@ class Health:
     lag: int | None = None
 
 
-def ask(probe: Probe) -> Health:
+def check(probe: Probe) -> Health:
     match probe:
         case HttpProbe():
-            return ask_http(probe)
+            return check_http(probe)
         case KafkaProbe():
-            return ask_kafka(probe)
+            return check_kafka(probe)
         case ExitProbe():
             return Health(ok=True)
         case _:
             assert_never(probe)
 
 
-def ask_http(probe: HttpProbe) -> Health:
+def check_http(probe: HttpProbe) -> Health:
     """With the plain client of the standard library: a start asks a few hundred times, on processors that are busy starting."""
     address = urlsplit(probe.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=ANSWER_S_MAX)
     try:
         connection.request("GET", address.path)
         answer = connection.getresponse()
-        said = document_of(answer.read(DOCUMENT_BYTES_MAX))
+        document = health_document(answer.read(DOCUMENT_BYTES_MAX))
     except (OSError, http.client.HTTPException) as failure:
         return Health(ok=False, detail=f"no answer: {failure or type(failure).__name__}")
     finally:
         connection.close()
-    lag = said.get("lag")
+    lag = document.get("lag")
     ok = answer.status == 200
-    reason = str(said.get("detail") or said.get("message") or "")
-    detail = reason if ok else f"HTTP {answer.status} {reason or said.get('status') or ''}".strip()
+    reason = str(document.get("detail") or document.get("message") or "")
+    detail = reason if ok else f"HTTP {answer.status} {reason or document.get('status') or ''}".strip()
     return Health(ok=ok, detail=detail, lag=lag if isinstance(lag, int) else None)
 
 
-def document_of(body: bytes) -> dict[str, object]:
+def health_document(body: bytes) -> dict[str, object]:
     """The health document of one of our parts; other parts answer what they like."""
     try:
         document = orjson.loads(body)
@@ -87,7 +87,7 @@ def document_of(body: bytes) -> dict[str, object]:
     return cast("dict[str, object]", document) if isinstance(document, dict) else {}
 
 
-def ask_kafka(probe: KafkaProbe) -> Health:
+def check_kafka(probe: KafkaProbe) -> Health:
     client = b"modelmarket"
     request = struct.pack(">hhih", 18, 0, 1, len(client)) + client  # ApiVersions v0, correlation id 1
     try:

@@ -117,14 +117,14 @@ def uptime_s(pid: int) -> int:
 
 
 def end_all(mark: str, *also: str, gently_s: float) -> set[int]:
-    """End what carries the mark: ask first, then kill. Repeats, since a dying parent may still start a child. Returns survivors."""
-    asked: set[int] = set()
+    """End all marked processes: SIGTERM, after `gently_s` SIGKILL. Repeats, since a dying parent may still start a child. Returns survivors."""
+    signalled: set[int] = set()
     gently_until = time.monotonic() + gently_s
     give_up = gently_until + KILL_S_MAX
     while (left := {pid for pid in marked(mark, *also) if alive(pid)}) and time.monotonic() < give_up:
         if time.monotonic() < gently_until:
-            send(left - asked, signal.SIGTERM)
-            asked |= left
+            send(left - signalled, signal.SIGTERM)
+            signalled |= left
         else:
             send(left, signal.SIGKILL)
         time.sleep(0.05)

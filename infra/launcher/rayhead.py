@@ -8,16 +8,16 @@ import sys
 
 from events.process.settings import Settings
 from infra.launcher import raynode
-from infra.launcher.paths import places_of
+from infra.launcher.paths import paths_of
 from infra.launcher.processes import end_all
 
 
 def main() -> None:
     settings = Settings()
-    places = places_of(settings)
-    end_all(places.mark, f"{raynode.PART_VARIABLE}=ray", gently_s=0)
-    shutil.rmtree(places.ray, ignore_errors=True)
-    os.execv(sys.executable, raynode.command(settings, places, sys.executable))
+    paths = paths_of(settings)
+    end_all(paths.mark, f"{raynode.PART_VARIABLE}=ray", gently_s=0)
+    shutil.rmtree(paths.ray, ignore_errors=True)
+    os.execv(sys.executable, raynode.command(settings, paths, sys.executable))
 
 
 if __name__ == "__main__":

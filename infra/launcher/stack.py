@@ -1,4 +1,4 @@
-"""One local stack: bring its parts up in order, say how they are, take them down without a trace."""
+"""One local stack: bring its parts up in order, report their state, end every process of it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from events.process.file_lock import FileLock
 from events.process.settings import PORTS_PER_STACK, Settings
 from infra.launcher import processes, raynode
 from infra.launcher.failure import LaunchFailed
-from infra.launcher.keys import minted_secret, write_secret
+from infra.launcher.keys import read_or_create_secret, write_secret
 from infra.launcher.parts import Part, parts_of
-from infra.launcher.paths import places_of
+from infra.launcher.paths import paths_of
 from infra.launcher.ports import is_free
-from infra.launcher.probes import Health, ask
+from infra.launcher.probes import Health, check
 from infra.launcher.status import PartStatus, state_of
 from infra.launcher.supervision import Supervised, Supervisor, fingerprint, stack_environment
 
@@ -34,19 +34,19 @@ LEFT_OVER_S_MAX = 3.0
 LOG_TAIL_LINES = 15
 
 Progress = Callable[[str, str], None]
-"""Told (part, what happened) as it happens, from several threads."""
+"""Called with (part, what happened), from several threads."""
 
 
 def silent(part: str, what: str) -> None:
-    """Nobody watches."""
+    """Reports nothing."""
 
 
 class Stack:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.places = places_of(settings)
-        self.parts = parts_of(settings, self.places)
-        self.supervisor = Supervisor(self.places)
+        self.paths = paths_of(settings)
+        self.parts = parts_of(settings, self.paths)
+        self.supervisor = Supervisor(self.paths)
 
     # --- up
 
@@ -57,7 +57,7 @@ class Stack:
         `down` ends it.
         """
         wanted = self.wanted(parts)
-        with self.alone(progress):
+        with self.exclusive(progress):
             if self.supervisor.pid() is None:
                 self.launch_supervisor(progress)
             else:
@@ -78,9 +78,9 @@ class Stack:
         return {name: part for name, part in self.parts.items() if name in names}
 
     @contextmanager
-    def alone(self, progress: Progress) -> Generator[None]:
+    def exclusive(self, progress: Progress) -> Generator[None]:
         """One `up` or `down` of a stack at a time; the lock goes with the process that holds it."""
-        with FileLock(self.places.folder / "launcher.lock") as lock:
+        with FileLock(self.paths.folder / "launcher.lock") as lock:
             if not lock.acquire():
                 progress("launcher", "waiting: another `up` or `down` of this stack is at work")
                 lock.acquire(wait=True)
@@ -88,21 +88,21 @@ class Stack:
 
     def launch_supervisor(self, progress: Progress) -> None:
         """A fresh supervisor, after what a killed one may have left is gone."""
-        left = processes.end_all(self.places.mark, gently_s=LEFT_OVER_S_MAX)
+        left = processes.end_all(self.paths.mark, gently_s=LEFT_OVER_S_MAX)
         if left:
             raise LaunchFailed("left-over", f"processes of an earlier start do not end: {sorted(left)}", remedy="end them by their ids")
-        for folder in (self.places.logs, self.places.run):
+        for folder in (self.paths.logs, self.paths.run):
             folder.mkdir(parents=True, exist_ok=True)
         self.make_short_folder()
         environment = self.environment()
         # First, so that a supervisor is never there without it, however early this `up` is killed.
-        self.fingerprint_file.write_text(fingerprint(self.parts.values(), environment, self.places))
+        self.fingerprint_file.write_text(fingerprint(self.parts.values(), environment, self.paths))
         self.supervisor.launch(self.parts.values(), environment)
         progress("supervisor", "started")
 
     def make_short_folder(self) -> None:
         """Sockets live in a folder below /tmp that nobody else may have made for us."""
-        short = self.places.short
+        short = self.paths.short
         shutil.rmtree(short, ignore_errors=True)
         try:
             short.mkdir(mode=0o700)
@@ -113,10 +113,10 @@ class Stack:
 
     @property
     def fingerprint_file(self) -> Path:
-        return self.places.run / "fingerprint"
+        return self.paths.run / "fingerprint"
 
     def check_same_settings(self) -> None:
-        now = fingerprint(self.parts.values(), self.environment(), self.places)
+        now = fingerprint(self.parts.values(), self.environment(), self.paths)
         if not self.fingerprint_file.exists() or self.fingerprint_file.read_text() != now:
             raise LaunchFailed("settings-changed", "the stack runs with other settings than these", remedy="run `modelmarket down` first")
 
@@ -124,12 +124,12 @@ class Stack:
         given_token = self.settings.ray_auth_token.get_secret_value()
         given_key = self.settings.admin_key.get_secret_value()
         if given_token:
-            write_secret(self.places.ray_token, given_token)
+            write_secret(self.paths.ray_token, given_token)
         minted = {
-            "MODELMARKET_RAY_AUTH_TOKEN": given_token or minted_secret(self.places.ray_token, secrets.token_hex(32)),
-            "MODELMARKET_ADMIN_KEY": given_key or minted_secret(self.places.admin_key, api_key(secrets.token_bytes(ENTROPY_BYTES))),
+            "MODELMARKET_RAY_AUTH_TOKEN": given_token or read_or_create_secret(self.paths.ray_token, secrets.token_hex(32)),
+            "MODELMARKET_ADMIN_KEY": given_key or read_or_create_secret(self.paths.admin_key, api_key(secrets.token_bytes(ENTROPY_BYTES))),
         }
-        return stack_environment(self.settings, self.places, minted)
+        return stack_environment(self.settings, self.paths, minted)
 
     def start_in_order(self, wanted: dict[str, Part], progress: Progress) -> None:
         """Each part starts when what it comes after is healthy; those that need nothing of each other start together."""
@@ -161,7 +161,7 @@ class Stack:
             self.supervisor.start(part.name)
         progress(part.name, "starting")
         self.wait_until_healthy(part, part.healthy_s_max, cancelled)
-        progress(part.name, f"{'done' if part.once else 'healthy'} after {time.monotonic() - began:.1f} s")
+        progress(part.name, f"{'done' if part.runs_once else 'healthy'} after {time.monotonic() - began:.1f} s")
 
     def check_ports(self, part: Part) -> None:
         for port in part.ports:
@@ -198,25 +198,25 @@ class Stack:
     def health(self, part: Part, starts: set[int]) -> Health:
         """Asks the part only while its process runs, so that nobody else's answer on its port counts."""
         if not part.command:
-            return ask(part.probe)
+            return check(part.probe)
         process = self.supervisor.recent(part.name)
         if process.started:
             starts.add(process.started)
-        if part.once:
+        if part.runs_once:
             if process.state == "EXITED" and process.exit_status != 0:
                 raise self.failed(part, "part-failed", f"{part.name} ended with {process.exit_status}")
             return Health(ok=process.state == "EXITED", detail=process.state.lower())
         if process.state == "FATAL":
             raise self.failed(part, "part-failed", f"{part.name} could not be started")
-        return ask(part.probe) if process.pid else Health(ok=False, detail=process.state.lower())
+        return check(part.probe) if process.pid else Health(ok=False, detail=process.state.lower())
 
     def failed(self, part: Part, code: str, message: str) -> LaunchFailed:
         tail = "\n".join(self.tail(part.name, LOG_TAIL_LINES))
-        return LaunchFailed(code, message, part=part.name, remedy=f"read its log: {self.places.log(part.name)}", log_tail=tail)
+        return LaunchFailed(code, message, part=part.name, remedy=f"read its log: {self.paths.log(part.name)}", log_tail=tail)
 
     def tail(self, part: str, lines: int) -> list[str]:
         try:
-            with self.places.log(part).open("rb") as file:
+            with self.paths.log(part).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
                 return file.read().decode(errors="replace").splitlines()[-lines:]
         except FileNotFoundError:
@@ -239,7 +239,7 @@ class Stack:
         """Processes of a part that another one starts."""
         title = self.parts[part].title
         assert title, f"{part} has neither a command nor a title"
-        return {pid for pid in processes.marked(self.places.mark) if processes.command_of(pid).startswith(title)}
+        return {pid for pid in processes.marked(self.paths.mark) if processes.command_of(pid).startswith(title)}
 
     def kill9(self, part: str) -> int:
         """Kill the main process of a part as a crash would, and say which it was."""
@@ -260,13 +260,13 @@ class Stack:
         if not part.command:
             return self.titled_status(part)
         process = self.supervised(name)
-        health = ask(part.probe) if process.pid and not part.once else Health(ok=False)
+        health = check(part.probe) if process.pid and not part.runs_once else Health(ok=False)
         memory = processes.pss_bytes(processes.tree(process.pid)) if process.pid else 0
         return PartStatus(name, state_of(part, process, health), health.detail, process.pid, memory, process.uptime_s, health.lag)
 
     def titled_status(self, part: Part) -> PartStatus:
         """Its memory counts with the part that starts it, too."""
-        members, health = self.titled(part.name), ask(part.probe)
+        members, health = self.titled(part.name), check(part.probe)
         expected = any(self.supervised(need).pid for need in part.after)
         state = "healthy" if health.ok else "unhealthy" if members else "starting" if expected else "stopped"
         main = oldest(members) or 0
@@ -277,16 +277,16 @@ class Stack:
 
     def down(self, *, progress: Progress = silent) -> bool:
         """End every process of this stack; False when there was none. The data stays."""
-        with self.alone(progress):
-            found = processes.marked(self.places.mark)
+        with self.exclusive(progress):
+            found = processes.marked(self.paths.mark)
             if self.supervisor.pid() is not None:
                 self.stop_in_order(progress)
-            left = processes.end_all(self.places.mark, gently_s=LEFT_OVER_S_MAX)
+            left = processes.end_all(self.paths.mark, gently_s=LEFT_OVER_S_MAX)
             if left:
                 raise LaunchFailed(
                     "will-not-end", f"these processes of the stack do not end: {sorted(left)}", remedy="end them by their ids"
                 )
-            shutil.rmtree(self.places.short, ignore_errors=True)
+            shutil.rmtree(self.paths.short, ignore_errors=True)
         return bool(found)
 
     def restart(self, name: str, *, progress: Progress = silent) -> None:
@@ -294,7 +294,7 @@ class Stack:
         (part,) = self.wanted([name]).values()
         if not part.command:
             raise LaunchFailed("not-ours", f"{name} runs inside Ray", part=name, remedy="restart ray; the controller sets it up again")
-        with self.alone(progress):
+        with self.exclusive(progress):
             if self.supervisor.pid() is None:
                 raise LaunchFailed("not-running", "the stack does not run", remedy="start it with `modelmarket up`")
             self.check_same_settings()
@@ -303,7 +303,7 @@ class Stack:
                 if self.supervised("controller").pid:
                     again |= {part: self.parts[part] for part in ("controller", "gateway")}
                     self.stop_parts([self.parts["controller"]], progress)
-                raynode.end_serve(self.settings, self.places)
+                raynode.end_serve(self.settings, self.paths)
             self.stop_parts([part], progress)
             self.start_in_order(again, progress)
 
@@ -312,7 +312,7 @@ class Stack:
         remaining = {name: part for name, part in self.parts.items() if part.command}
         if (ray := self.supervisor.known().get("ray")) is not None and ray.pid:
             self.stop_parts([remaining.pop("controller")], progress)  # else it would set up again what is ended here
-            raynode.end_serve(self.settings, self.places)
+            raynode.end_serve(self.settings, self.paths)
         while remaining:
             needed = {need for part in remaining.values() for need in part.after}
             last = [part for part in remaining.values() if part.name not in needed]

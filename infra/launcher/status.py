@@ -1,4 +1,4 @@
-"""How a part is, in one word and a few numbers, from what the supervisor and the part itself say."""
+"""The state of a part, in one word and a few numbers, from the supervisor and the part's own health."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class PartStatus:
 
 def state_of(part: Part, process: Supervised, health: Health) -> str:
     match process.state:
-        case "EXITED" if part.once:
+        case "EXITED" if part.runs_once:
             return "done" if process.exit_status == 0 else "failed"
-        case "RUNNING" | "STARTING" if part.once:
+        case "RUNNING" | "STARTING" if part.runs_once:
             return "starting"
         case "RUNNING" | "STARTING" if health.ok:
             return "healthy"

@@ -18,7 +18,7 @@ from typing import cast
 from events.process.settings import Settings
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.parts import Part
-from infra.launcher.paths import MARK_VARIABLE, ROOT, Places
+from infra.launcher.paths import MARK_VARIABLE, ROOT, StackPaths
 
 ANSWER_S_MAX = 10.0
 START_S_MAX = 15.0
@@ -50,21 +50,21 @@ class Supervised:
 # --- configuration
 
 
-def configuration(parts: Iterable[Part], places: Places) -> str:
+def configuration(parts: Iterable[Part], paths: StackPaths) -> str:
     head = f"""\
 [supervisord]
 nodaemon=true
-logfile={places.log("supervisor")}
+logfile={paths.log("supervisor")}
 logfile_maxbytes=4MB
 logfile_backups=1
-pidfile={places.run / "supervisord.pid"}
-childlogdir={places.logs}
+pidfile={paths.run / "supervisord.pid"}
+childlogdir={paths.logs}
 directory={ROOT}
 minfds=4096
 user=root
 
 [unix_http_server]
-file={places.supervisor_socket}
+file={paths.supervisor_socket}
 chmod=0700
 
 [rpcinterface:supervisor]
@@ -72,24 +72,24 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
     if os.getuid() != 0:
         head = head.replace("user=root\n", "")
-    return "\n".join([head, *(section(part, places) for part in parts if part.command)])
+    return "\n".join([head, *(section(part, paths) for part in parts if part.command)])
 
 
-def section(part: Part, places: Places) -> str:
+def section(part: Part, paths: StackPaths) -> str:
     environment = ",".join(f'{name}="{escaped(value)}"' for name, value in part.environment.items())
     return f"""\
 [program:{part.name}]
 command={" ".join(quoted(word) for word in part.command)}
 environment={environment}
 autostart=false
-autorestart={"false" if part.once else "true"}
-startsecs={0 if part.once else part.crashed_within_s}
-startretries={0 if part.once else RESTARTS_MAX}
+autorestart={"false" if part.runs_once else "true"}
+startsecs={0 if part.runs_once else part.crashed_within_s}
+startretries={0 if part.runs_once else RESTARTS_MAX}
 stopwaitsecs={part.stop_s_max}
 stopasgroup={"false" if part.stops_its_own else "true"}
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={places.log(part.name)}
+stdout_logfile={paths.log(part.name)}
 stdout_logfile_maxbytes={LOG_BYTES_MAX}
 stdout_logfile_backups={LOG_BACKUPS}
 """
@@ -105,7 +105,7 @@ def quoted(word: str) -> str:
     return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def stack_environment(settings: Settings, places: Places, secrets: Mapping[str, str]) -> dict[str, str]:
+def stack_environment(settings: Settings, paths: StackPaths, secrets: Mapping[str, str]) -> dict[str, str]:
     """What every process of the stack inherits: this stack's settings and mark, and of the caller's environment nothing that means us."""
     # Not a setting that is read, but what children get from their parent (PATH, HOME, locale).
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MODELMARKET_", "RAY_", "SUPERVISOR_"))}
@@ -114,8 +114,8 @@ def stack_environment(settings: Settings, places: Places, secrets: Mapping[str, 
         **inherited,
         **settings_environment(settings),
         **secrets,
-        "MODELMARKET_DATA": str(places.folder),
-        MARK_VARIABLE: places.mark,
+        "MODELMARKET_DATA": str(paths.folder),
+        MARK_VARIABLE: paths.mark,
         "NO_PROXY": direct,
         "no_proxy": direct,
         "TZ": "UTC",
@@ -158,14 +158,14 @@ class UnixTransport(xmlrpc.client.Transport):
 
 
 class Supervisor:
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, paths: StackPaths) -> None:
+        self.paths = paths
         self._recent_lock = threading.Lock()
         self._recent: dict[str, Supervised] = {}
         self._recent_until = 0.0
 
     def call(self, method: str, *arguments: object) -> object:
-        proxy = xmlrpc.client.ServerProxy("http://localhost", transport=UnixTransport(str(self.places.supervisor_socket)))
+        proxy = xmlrpc.client.ServerProxy("http://localhost", transport=UnixTransport(str(self.paths.supervisor_socket)))
         with proxy:
             return getattr(proxy.supervisor, method)(*arguments)
 
@@ -178,10 +178,10 @@ class Supervisor:
 
     def launch(self, parts: Iterable[Part], environment: Mapping[str, str]) -> None:
         """Start the supervisor itself, with every part known and none started. It outlives this process and its terminal."""
-        self.places.supervisor_config.write_text(configuration(parts, self.places))
-        self.places.supervisor_socket.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self.places.supervisor_config)]
-        errors = self.places.log("supervisor-errors")
+        self.paths.supervisor_config.write_text(configuration(parts, self.paths))
+        self.paths.supervisor_socket.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self.paths.supervisor_config)]
+        errors = self.paths.log("supervisor-errors")
         with errors.open("wb") as output:
             process = subprocess.Popen(
                 command,
@@ -225,7 +225,7 @@ class Supervisor:
         return supervised(cast("dict[str, object]", self.call("getProcessInfo", name)))
 
     def recent(self, name: str) -> Supervised:
-        """A part as it was at most RECENT_S_MAX ago, and not before the last start or stop asked for here."""
+        """A part as it was at most RECENT_S_MAX ago, and not older than the last start or stop from here."""
         with self._recent_lock:
             if time.monotonic() > self._recent_until:
                 self._recent = self.known()
@@ -247,7 +247,7 @@ def supervised(row: Mapping[str, object]) -> Supervised:
     return Supervised(str(row["name"]), str(row["statename"]), number["pid"], number["start"], number["now"], number["exitstatus"])
 
 
-def fingerprint(parts: Iterable[Part], environment: Mapping[str, str], places: Places) -> str:
-    """Changes when a running stack was started with other settings, other parts or other code paths than are asked for now."""
+def fingerprint(parts: Iterable[Part], environment: Mapping[str, str], paths: StackPaths) -> str:
+    """Changes when a running stack was started with other settings, other parts or other code paths than now."""
     ours = sorted((name, value) for name, value in environment.items() if name.startswith("MODELMARKET_"))
-    return hashlib.sha256(repr((ours, configuration(parts, places))).encode()).hexdigest()
+    return hashlib.sha256(repr((ours, configuration(parts, paths))).encode()).hexdigest()

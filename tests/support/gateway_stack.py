@@ -55,7 +55,7 @@ class GatewayStack:
             return list(pool.map(lambda _: self.infer(), range(calls)))
 
     def pids(self, title: str) -> list[int]:
-        return [pid for pid in marked(self.stack.places.mark) if title in command_of(pid)]
+        return [pid for pid in marked(self.stack.paths.mark) if title in command_of(pid)]
 
     def kill(self, title: str) -> int:
         """kill -9 of the one process with this in its command line."""
@@ -105,7 +105,7 @@ def check_answers(gateway: GatewayStack, answers: list[httpx.Response]) -> None:
 
 
 def rest_of(gateway: GatewayStack) -> ServeRest:
-    token = gateway.stack.places.ray_token.read_text().strip()
+    token = gateway.stack.paths.ray_token.read_text().strip()
     return ServeRest(gateway.settings.model_copy(update={"ray_auth_token": type(gateway.settings.ray_auth_token)(token)}))
 
 
@@ -119,7 +119,7 @@ def apps(gateway: GatewayStack) -> set[str]:
 
 def beside(gateway: GatewayStack, other: Settings, folder: Path) -> Settings:
     """Settings of a controller that would write to the gateway's Ray, but reads another log."""
-    token = gateway.stack.places.ray_token.read_text().strip()
+    token = gateway.stack.paths.ray_token.read_text().strip()
     change = {
         "kafka_bootstrap": other.kafka,
         "registry_url": other.registry,

@@ -35,7 +35,7 @@ def kill_stack(stack: Stack) -> None:
     supervisor = stack.supervisor.pid()
     if supervisor is not None:
         os.kill(supervisor, signal.SIGKILL)  # first, so that it starts nothing again
-    assert not processes.end_all(stack.places.mark, gently_s=0)
+    assert not processes.end_all(stack.paths.mark, gently_s=0)
     stack.down()
 
 

@@ -50,15 +50,15 @@ def command_line(stack: Stack, *arguments: str) -> subprocess.Popen[str]:
 
 def mentions(stack: Stack) -> set[int]:
     """Processes of this stack by what they were started with: found without the mark, as a second opinion."""
-    signs = (str(stack.places.folder), str(stack.places.short))
+    signs = (str(stack.paths.folder), str(stack.paths.short))
     own = processes.ancestry(os.getpid())
     return {pid for pid in processes.pids() if pid not in own and any(sign in processes.command_of(pid) for sign in signs)}
 
 
 def assert_nothing_is_left(stack: Stack) -> None:
-    assert processes.marked(stack.places.mark) == set()
+    assert processes.marked(stack.paths.mark) == set()
     assert mentions(stack) == set()
-    assert not stack.places.short.exists()
+    assert not stack.paths.short.exists()
     for part in stack.parts.values():
         for port in part.ports:
             with socket.socket() as probe:
@@ -99,7 +99,7 @@ def test_an_unknown_part_is_named_with_those_there_are(log_stack: Stack) -> None
 
 def test_down_leaves_no_process_no_socket_and_no_port(stack: Stack) -> None:
     stack.up(LOG)
-    assert processes.marked(stack.places.mark)
+    assert processes.marked(stack.paths.mark)
     assert mentions(stack)
     assert stack.down() is True
     assert_nothing_is_left(stack)
@@ -168,7 +168,7 @@ def test_a_killed_supervisor_does_not_block_the_next_up(stack: Stack) -> None:
     assert supervisor
     os.kill(supervisor, signal.SIGKILL)
     eventually(lambda: not processes.alive(supervisor), "the supervisor is gone")
-    assert orphans <= processes.marked(stack.places.mark)
+    assert orphans <= processes.marked(stack.paths.mark)
     assert stack.up(LOG) is True
     assert not any(pid and processes.alive(pid) for pid in orphans)
 
@@ -212,7 +212,7 @@ def ray_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(ray_stack: Stack) -> None:
     members = processes.tree(ray_stack.pid("ray") or 0)
-    mark = f"{MARK_VARIABLE}={ray_stack.places.mark}".encode()
+    mark = f"{MARK_VARIABLE}={ray_stack.paths.mark}".encode()
     assert [processes.command_of(pid) for pid in members if mark not in processes.environment_of(pid)] == []
     listening = {(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.pid in members and c.status == "LISTEN"}
     assert {ip for ip, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
@@ -224,7 +224,7 @@ def test_two_stacks_with_their_own_ray_run_side_by_side(ray_stack: Stack, stack:
     stack.up({"kafka", "ray"})
     for one in (stack, ray_stack):
         assert {part.name for part in one.status() if part.healthy} == {"kafka", "ray"}
-    assert not processes.marked(stack.places.mark) & processes.marked(ray_stack.places.mark)
+    assert not processes.marked(stack.paths.mark) & processes.marked(ray_stack.paths.mark)
     stack.down()
     assert_nothing_is_left(stack)
     assert {part.name for part in ray_stack.status() if part.healthy} == {"kafka", "ray"}

@@ -204,7 +204,7 @@ def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(gateway: Gatew
 def standalone_gateway(gateway: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
     """A gateway process of its own, ready, and one call to it."""
     settings = gateway.settings.model_copy(update={"ray_address": f"{gateway.settings.host}:{gateway.settings.port(raynode.GCS)}"})
-    environment = os.environ | raynode.environment(settings, gateway.stack.places) | settings_environment(settings)
+    environment = os.environ | raynode.environment(settings, gateway.stack.paths) | settings_environment(settings)
     url = f"http://{settings.host}:{settings.standalone_gateway_port}"
     body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]}
 

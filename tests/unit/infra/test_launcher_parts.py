@@ -19,9 +19,9 @@ from pydantic import SecretStr
 from events.process.settings import PORTS_PER_STACK, Settings
 from infra.launcher import Stack, processes, raynode
 from infra.launcher.parts import Part, parts_of
-from infra.launcher.paths import MARK_VARIABLE, places_of
+from infra.launcher.paths import MARK_VARIABLE, paths_of
 from infra.launcher.ports import free_block
-from infra.launcher.probes import ExitProbe, Health, HttpProbe, KafkaProbe, ask
+from infra.launcher.probes import ExitProbe, Health, HttpProbe, KafkaProbe, check
 from infra.launcher.status import state_of
 from infra.launcher.supervision import Supervised, configuration, settings_environment, stack_environment
 
@@ -33,7 +33,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def parts(settings: Settings) -> dict[str, Part]:
-    return parts_of(settings, places_of(settings))
+    return parts_of(settings, paths_of(settings))
 
 
 def test_each_part_comes_after_what_it_needs(parts: dict[str, Part]) -> None:
@@ -57,20 +57,20 @@ def test_no_two_parts_share_a_port_and_all_are_in_the_block(settings: Settings, 
 
 def test_sockets_stay_below_the_length_that_the_kernel_and_haproxy_take(tmp_path: Path) -> None:
     deep = tmp_path / ("folder-" * 30)
-    places = places_of(Settings(data=deep))
-    ray_socket = places.ray / "session_2026-11-20_16-52-54_256430_1155800" / "sockets" / "plasma_store"
+    paths = paths_of(Settings(data=deep))
+    ray_socket = paths.ray / "session_2026-11-20_16-52-54_256430_1155800" / "sockets" / "plasma_store"
     assert len(str(ray_socket)) <= 107
-    assert len(str(places.supervisor_socket)) <= 107
+    assert len(str(paths.supervisor_socket)) <= 107
     per_node = "0" * 56
     for name in ("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", "RAY_SERVE_HAPROXY_SOCKET_PATH"):
-        socket = Path(raynode.environment(Settings(data=deep), places)[name])
+        socket = Path(raynode.environment(Settings(data=deep), paths)[name])
         assert len(str(socket.parent / per_node / socket.name)) <= 97
 
 
 def test_the_supervisor_reads_back_exactly_the_command_and_the_environment(settings: Settings) -> None:
     part = Part("odd", ("/bin/echo", 'a "quoted" word', "100%", "back\\slash"), ExitProbe(), environment={"VALUE": '50% of "it"'})
     parsed = configparser.RawConfigParser()
-    parsed.read_string(configuration([part], places_of(settings)))
+    parsed.read_string(configuration([part], paths_of(settings)))
     section = parsed["program:odd"]
     assert tuple(shlex.split(section["command"].replace("%%", "%"))) == part.command
     assert section["environment"] == 'VALUE="50%% of \\"it\\""'
@@ -80,7 +80,7 @@ def test_processes_get_the_settings_that_were_chosen_and_none_of_the_callers(set
     monkeypatch.setenv("MODELMARKET_REGION", "somewhere")
     monkeypatch.setenv("RAY_ADDRESS", "another:6379")
     chosen = settings.model_copy(update={"store_password": SecretStr("quiet"), "workers": 2})
-    environment = stack_environment(chosen, places_of(chosen), {})
+    environment = stack_environment(chosen, paths_of(chosen), {})
     assert environment["MODELMARKET_STORE_PASSWORD"] == "quiet"
     assert environment["MODELMARKET_WORKERS"] == "2"
     assert "RAY_ADDRESS" not in environment
@@ -151,18 +151,18 @@ def answering(status: int, body: bytes) -> Iterator[int]:
 )
 def test_health_is_what_the_part_says(status: int, body: bytes, health: Health) -> None:
     with answering(status, body) as port:
-        assert ask(HttpProbe(f"http://127.0.0.1:{port}/healthz")) == health
+        assert check(HttpProbe(f"http://127.0.0.1:{port}/healthz")) == health
 
 
 def test_a_web_server_on_kafkas_port_is_not_taken_for_kafka() -> None:
     with answering(200, b"hello") as port:
-        assert not ask(KafkaProbe("127.0.0.1", port)).ok
+        assert not check(KafkaProbe("127.0.0.1", port)).ok
 
 
 def test_nobody_there_is_not_healthy() -> None:
     with free_block() as port:
-        assert ask(HttpProbe(f"http://127.0.0.1:{port}/healthz")).detail.startswith("no answer")
-        assert not ask(KafkaProbe("127.0.0.1", port)).ok
+        assert check(HttpProbe(f"http://127.0.0.1:{port}/healthz")).detail.startswith("no answer")
+        assert not check(KafkaProbe("127.0.0.1", port)).ok
 
 
 OK, NOT_OK = Health(ok=True), Health(ok=False)
