@@ -23,7 +23,7 @@ from projections.ingest.clickhouse import ClickHouseUnavailable
 console = Console()
 KeyFile = Annotated[
     Path | None,
-    typer.Option("--key-file", help="File with the API key of the admin who acts; else MODELMARKET_ADMIN_KEY, else this stack's first."),
+    typer.Option("--key-file", help="File with the admin's API key. Default: MODELMARKET_ADMIN_KEY, then this stack's first admin."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")]

@@ -31,7 +31,7 @@ def bill(
     check: Annotated[bool, typer.Option("--verify", help="Recompute from Kafka alone and compare; exit code 1 on any difference.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
-    """Shows the bills of a period, issued and running; with --verify recomputes each of them from the log."""
+    """Show the bills of a period, issued and running; with --verify, recompute each from the log."""
     settings = Settings()
     try:
         period_bounds(period, "UTC")

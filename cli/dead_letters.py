@@ -31,7 +31,7 @@ Where = Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET, for example 
 def list_(
     everything: Annotated[bool, typer.Option("--all", help="Also those written off or read later.")] = False, as_json: AsJson = False
 ) -> None:
-    """Open dead letters: where, why, since when, and whether somebody request to write them off."""
+    """Open dead letters: where, why, since when, and whether a write-off is requested."""
     with explained_failures():
         found = find_dead_letters(ClickHouse(Settings()), STATES if everything else OPEN)
     if as_json:
@@ -80,7 +80,7 @@ def retry(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again about one that is written off.")] = False,
 ) -> None:
-    """Reads records again with today's schemas; what can be read now takes its place in the table. Exit code 1 when one cannot."""
+    """Read records again with today's schemas; what can be read now takes its place in the table. Exit code 1 when one cannot."""
     if bool(where) == everything:
         raise typer.BadParameter("name one record, or give --all")
     settings = Settings()
@@ -105,7 +105,7 @@ def write_off(
     reason: Annotated[str, typer.Option("--reason", help="Why it will never be readable.", prompt=True)],
     key_file: KeyFile = None,
 ) -> None:
-    """Requests to write off a record; another admin approves. A record that can be read is counted, and refused here."""
+    """Request to write off a record; another admin approves. A record that can be read is counted, and refused here."""
     at, settings = coordinate(where), Settings()
     with explained_failures():
         record, why = _read_record(settings, at)
@@ -123,7 +123,7 @@ def write_off(
 
 @app.command("approve")
 def approve(where: Where, yes: Yes = False, key_file: KeyFile = None) -> None:
-    """Approves what another admin request for, after a look at the bytes on the log. From then on bills are cut over the record."""
+    """Approve another admin's request, after a look at the bytes on the log. Bills then no longer wait for the record."""
     at, settings = coordinate(where), Settings()
     with explained_failures():
         request = call_command_api(settings, key_file, "GET", f"/v1/write-offs/records/{at}")

@@ -50,10 +50,10 @@ def explained_failures() -> Generator[None]:
 def tail(
     topic: Annotated[str, typer.Argument(help="One of: " + ", ".join(TOPICS))],
     count: Annotated[int, typer.Option("-n", help="How many of the newest records to begin with, per partition.", min=0)] = 10,
-    follow: Annotated[bool, typer.Option("-f", help="Go on as records come, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    follow: Annotated[bool, typer.Option("-f", help="Follow: print new records until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
-    """Prints decoded facts with their coordinate, oldest first."""
+    """Print decoded facts with their coordinate, oldest first."""
     if topic not in TOPICS:
         raise typer.BadParameter(f"{topic!r} is no topic; there are {', '.join(TOPICS)}")
     with explained_failures():
@@ -113,7 +113,7 @@ def _hex(value: object) -> str:
 
 @topics.command("apply")
 def topics_apply() -> None:
-    """Creates missing topics and reports every difference from the topic table; exit 1 when there is one."""
+    """Create missing topics and report every difference from the topic table; exit 1 when there is one."""
     settings = Settings()
     with explained_failures():
         for name in apply_topics(settings):
@@ -139,14 +139,14 @@ def topics_list() -> None:
 
 @schemas.command("generate")
 def schemas_generate() -> None:
-    """Writes schemas/<topic>/<fact>.avsc from the classes, and keeps an example of each new one."""
+    """Write schemas/<topic>/<fact>.avsc from the classes, and keep an example of each new one."""
     for path in write_folder() + add_examples():
         console.print(f"wrote {path.parent.name}/{path.name}")
 
 
 @schemas.command("publish")
 def schemas_publish() -> None:
-    """Registers today's schemas and records new ids on the log."""
+    """Register today's schemas and record new ids on the log."""
     settings = Settings()
     writer, reader = Writer(settings, "schemas"), Reader(settings, "schemas")
     with explained_failures():
@@ -157,7 +157,7 @@ def schemas_publish() -> None:
 
 @schemas.command("restore")
 def schemas_restore() -> None:
-    """Fills an EMPTY registry with the log's schemas under their own ids; for when the registry's data was lost."""
+    """Fill an EMPTY registry with the log's schemas under their own ids, after the registry's data was lost."""
     settings = Settings()
     reader = Reader(settings, "schemas-restore")
     with explained_failures():
@@ -170,7 +170,7 @@ def schemas_restore() -> None:
 def schemas_check(
     offline: Annotated[bool, typer.Option(help="Only class, file and examples; no registry, no log.")] = False,
 ) -> None:
-    """Fails when class, file, registry and log differ, or an old example does not decode."""
+    """Fail when class, file, registry and log differ, or an old example does not decode."""
     drift = folder_drift() + undecodable_examples()
     if not offline:
         with explained_failures():

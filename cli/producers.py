@@ -44,7 +44,7 @@ def write_off(
     force: Force = False,
     key_file: KeyFile = None,
 ) -> None:
-    """Requests to write off a dead epoch; another admin approves. Facts it wrote stay counted."""
+    """Request to write off a dead epoch; another admin approves. Facts it wrote stay counted."""
     settings = Settings()
     with explained_failures():
         found = _find(settings, epoch, force)
@@ -60,7 +60,7 @@ def approve(
     force: Force = False,
     key_file: KeyFile = None,
 ) -> None:
-    """Approves what another admin request for. Bills cut from then on call the epoch open no more."""
+    """Approve another admin's request. Bills cut later do not wait for the epoch."""
     settings = Settings()
     with explained_failures():
         found = _find(settings, epoch, force)

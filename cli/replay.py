@@ -28,7 +28,7 @@ def usage(
     switch: Annotated[bool, typer.Option("--switch", help="Put the rebuilt table in place of the live one; the old one is kept.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help=f"Leave the rebuilt table and its views as {BESIDE}.")] = False,
 ) -> None:
-    """Rebuilds usage beside the live tables and compares them row by row; exit code 1 when a row differs. Workers may go on."""
+    """Rebuild usage beside the live tables and compare them row by row; exit code 1 when a row differs. Workers may go on."""
     rebuild = Rebuild(Settings())
     try:
         report = _run(rebuild)

@@ -85,7 +85,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="One JSON docume
 @app.command()
 def logs(
     part: Annotated[str | None, typer.Argument(help="One part; all when none is named.")] = None,
-    follow: Annotated[bool, typer.Option("-f", help="Go on as lines come, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("-f", help="Follow: print new lines until Ctrl-C.")] = False,
     count: Annotated[int, typer.Option("-n", help="Lines of the past, per part.", min=0, max=LINE_TAIL_MAX)] = 20,
 ) -> None:
     """Print the newest log lines of a part, or of all."""

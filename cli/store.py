@@ -19,7 +19,7 @@ def store() -> None:
 
 @app.command()
 def rebuild() -> None:
-    """Fills an empty store from the log; for when it was lost. End the command API and the relay first, and move the old store away."""
+    """Fill an empty store from the log, after the store was lost. End the command API and the relay first, and move the old store away."""
     try:
         count = rebuild_store(Settings())
     except NotRebuilt as e:
