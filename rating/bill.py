@@ -73,17 +73,7 @@ def make_bill(cut: Mapping[str, Any], now: Statement, before: Statement, epochs_
         cut=cut,
         lines=lines,
         total_micros=sum(line.amount_micros for line in lines),
-        facts={
-            "claimed": counts.claimed - before.counts.claimed,
-            "carried": counts.carried,
-            "copied": counts.copied,
-            "conflicting": counts.conflicting,
-            "duplicate": counts.duplicate,
-            "voided": counts.voided,
-            "unbilled": counts.unbilled,
-            "retimed": counts.retimed,
-            "missing": counts.missing,
-        },
+        facts={**counts.model_dump(), "claimed": counts.claimed - before.counts.claimed},
         producers_open=len(now.epochs - epochs_ended),
         excluded=tuple(sorted(excluded)),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from events.facts.bills import BILL_COUNTERS, BillCounts
 from events.facts.meters import METERS, Meter
 from rating.book import BookVersion, Price, PriceBook, cost_micros
 from rating.rules import RATING_VERSION, BillingClassifier, CopyDetector, UsageRecord, effective_us
@@ -35,38 +36,11 @@ class LineKey(NamedTuple):
 
 
 @dataclass(slots=True)
-class Counts:
-    """What became of every record of the tenant below the cut; the first seven add up to all of them."""
-
-    claimed: int = 0
-    """Billed, and their time is before `until`."""
-    carried: int = 0
-    """Billed on a later bill: their time is not before `until`."""
-    copied: int = 0
-    conflicting: int = 0
-    duplicate: int = 0
-    voided: int = 0
-    unbilled: int = 0
-    retimed: int = 0
-    """Of claimed and carried: those whose own time was impossible, so that their append time held."""
-    missing: int = 0
-    """Sequence numbers below an epoch's newest that are not below the cut: holes a producer still owes (K13)."""
-
-    @property
-    def records(self) -> int:
-        return self.claimed + self.carried + self.copied + self.conflicting + self.duplicate + self.voided + self.unbilled
-
-    def add(self, other: Counts) -> None:
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
-
-
-@dataclass(slots=True)
 class Statement:
     """Quantities per line. Amounts are derived, so that they are rounded in one place only."""
 
     quantities: dict[LineKey, int] = field(default_factory=dict[LineKey, int])
-    counts: Counts = field(default_factory=Counts)
+    counts: BillCounts = field(default_factory=BillCounts)
     epochs: frozenset[str] = frozenset()
     """The producer epochs that wrote the tenant's counted records below the cut."""
 
@@ -150,7 +124,7 @@ class StatementBuilder:
     def __init__(self, cutoff: Cutoff, book: PriceBook, voided: frozenset[str]) -> None:
         self._cutoff, self._book = cutoff, book
         self._classifier, self._copies = BillingClassifier(voided), CopyDetector()
-        self._counts = Counts()
+        self._counts = dict.fromkeys(BILL_COUNTERS, 0)
         self._usage: dict[Bucket, list[int]] = {}
         self._epochs: dict[str, list[int]] = {}  # epoch -> [records counted, newest sequence]
 
@@ -159,7 +133,7 @@ class StatementBuilder:
             return
         repeated = self._copies.copy_kind(record.event_id, record.sha256)
         if repeated:
-            self._count(repeated)
+            self._counts[repeated] += 1
             return
         chain = self._epochs.setdefault(record.epoch, [0, 0])
         chain[0], chain[1] = chain[0] + 1, max(chain[1], record.sequence)
@@ -167,30 +141,27 @@ class StatementBuilder:
         if billing_class == "billed":
             self.bill(record)
         else:
-            self._count(billing_class)
+            self._counts[billing_class] += 1
 
     def bill(self, record: UsageRecord) -> None:
         """Claims a billed record, or carries it to a later bill."""
         effective = effective_us(record.occurred_at, record.append_us)
-        self._counts.retimed += effective != record.occurred_at
+        self._counts["retimed"] += effective != record.occurred_at
         if effective >= self._cutoff.until:
-            self._counts.carried += 1
+            self._counts["carried"] += 1
             return
-        self._counts.claimed += 1
+        self._counts["claimed"] += 1
         passed = sum(bound <= effective for bound in self._book.bounds)
         bucket = Bucket(record.model, record.model_version, record.provider, passed)
         sums = self._usage.setdefault(bucket, [0] * len(METERS))
         for i, quantity in enumerate(record.quantities):
             sums[i] += quantity
 
-    def _count(self, billing_class: str) -> None:
-        setattr(self._counts, billing_class, getattr(self._counts, billing_class) + 1)
-
     def statement(self) -> Statement:
         # Numbers used twice are no holes; nor may one forged number make a count that no bill can say.
-        self._counts.missing = sum(max(0, newest - counted) for counted, newest in self._epochs.values())
+        self._counts["missing"] = sum(max(0, newest - counted) for counted, newest in self._epochs.values())
         usage = {bucket: tuple(sums) for bucket, sums in self._usage.items()}
-        return Statement(rate(usage, self._book), self._counts, frozenset(self._epochs))
+        return Statement(rate(usage, self._book), BillCounts(**self._counts), frozenset(self._epochs))
 
 
 def statement_of(records: Iterable[UsageRecord], cutoff: Cutoff, book: PriceBook) -> Statement:

@@ -7,13 +7,13 @@ There is no grace after a period's end: what arrives late is late, and the next 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, assert_never
+from typing import Literal, assert_never
 
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, missing
-from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
+from events.facts.bills import BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, TenantId, Timestamp
 from events.process.problem import Violation
 from rating.bill import Bill
@@ -82,8 +82,7 @@ class CompleteBill:
     digest: bytes
     lines: tuple[BillLine, ...]
     total_micros: int
-    facts: Mapping[str, int]
-    """The counts of `rating.bill.Bill.facts`, by their names."""
+    facts: BillCounts
     producers_open: int
     excluded: tuple[int, ...] = ()
 
@@ -190,7 +189,6 @@ def _complete(state: BillState, c: CompleteBill, o: CommandContext) -> Decision:
             assert_never(state)
     if wrong:
         return Rejected("invalid", wrong)
-    counts: dict[str, Any] = {f"facts_{name}": count for name, count in c.facts.items()}
     *parts, last = parts_of(c.lines)
     listed = [
         BillLinesListed(**o.head(state.version + i), tenant=cut.tenant, period=cut.period, number=cut.number, lines=part)
@@ -207,7 +205,7 @@ def _complete(state: BillState, c: CompleteBill, o: CommandContext) -> Decision:
         total_micros=c.total_micros,
         lines=last,
         lines_before=len(c.lines) - len(last),
-        **counts,
+        facts=c.facts,
         producers_open=c.producers_open,
         records_written_off=len(c.excluded),
         excluded=c.excluded,
@@ -241,7 +239,7 @@ def _wrong(cut: BillCutFixed, c: CompleteBill) -> tuple[Violation, ...]:
     lines = tuple(Line(key, line.quantity, line.amount_micros) for key, line in zip(keys, c.lines, strict=True))
     if list(c.excluded) != sorted(set(c.excluded)):
         found.append(Violation("not_in_order", "offsets grow, and none comes twice", "excluded", "sort them"))
-    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts, c.producers_open, c.excluded).digest()
+    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts.model_dump(), c.producers_open, c.excluded).digest()
     if digest != c.digest:
         remedy = "hash the canonical bytes of this cut and these lines (rating/bill.py)"
         found.append(Violation("digest_wrong", f"the bill hashes to {digest.hex()}", "digest", remedy))

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from commands.models.semver import TEXT_MAX, parse
 from events.facts.accounts import KEY_DIMENSIONS, KeyDimensions, Scope
-from events.facts.bills import BillLine
+from events.facts.bills import BillCounts, BillLine
 from events.facts.deployments import ServiceSpec
 from events.facts.fact import DEFAULT_CURRENCY, Digest
 from events.facts.meters import READINGS, Meter
@@ -264,20 +264,9 @@ class CompleteBody(Body):
     digest: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the canonical bill, in hex.")]
     lines: Annotated[tuple[BillLineBody, ...], Field(max_length=100_000)]
     total_micros: Signed
-    facts_claimed: Signed
-    facts_carried: Whole
-    facts_copied: Whole
-    facts_duplicate: Whole
-    facts_voided: Whole
-    facts_unbilled: Whole = 0
-    facts_conflicting: Whole = 0
-    facts_retimed: Whole = 0
-    facts_missing: Whole = 0
+    facts: BillCounts
     producers_open: Whole
     excluded: Annotated[tuple[Whole, ...], Field(max_length=10_000, description="Offsets that two people gave up, in order.")] = ()
-
-    def counts(self) -> dict[str, int]:
-        return {name.removeprefix("facts_"): value for name, value in self.model_dump().items() if name.startswith("facts_")}
 
 
 class RecordWriteOffBody(Body):

@@ -249,7 +249,7 @@ class Bills:
             bytes.fromhex(body.digest),
             tuple(line.fact() for line in body.lines),
             body.total_micros,
-            body.counts(),
+            body.facts,
             body.producers_open,
             body.excluded,
         )

@@ -34,6 +34,35 @@ class BillLine(NestedRecord):
     held: bool = False
 
 
+Counter = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
+
+
+class BillCounts(NestedRecord):
+    """What became of the tenant's records of `usage` below a cut; all but `retimed` and `missing` add up to the records. The one list of
+    these counters: statements, bills, request body, table and command line are made from it."""
+
+    claimed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] = 0
+    """Billed, and their time is before `until`. In a bill: more than in the bill before."""
+    carried: Counter = 0
+    """Billed on a later bill: their time is not before `until`."""
+    copied: Counter = 0
+    conflicting: Counter = 0
+    duplicate: Counter = 0
+    voided: Counter = 0
+    unbilled: Counter = 0
+    retimed: Counter = 0
+    """Of claimed and carried: those whose own time was out of bounds, so that their append time holds."""
+    missing: Counter = 0
+    """Sequence numbers below the newest of their epoch whose records are not below the cut (K13)."""
+
+    @property
+    def records(self) -> int:
+        return self.claimed + self.carried + self.copied + self.conflicting + self.duplicate + self.voided + self.unbilled
+
+
+BILL_COUNTERS: tuple[str, ...] = tuple(BillCounts.model_fields)
+
+
 class BillCutFixed(DecidedFact):
     """Bill `number` of a tenant is fixed in advance: any biller computes the same bytes from it (K21)."""
 
@@ -64,7 +93,7 @@ class BillLinesListed(DecidedFact):
 
 
 class BillIssued(DecidedFact):
-    """The bill is out: these lines are owed, and nothing of it changes. `facts_claimed` is the difference to the bill before;
+    """The bill is out: these lines are owed, and nothing of it changes. `facts.claimed` is the difference to the bill before;
     the other counts are of all the tenant's records below the cut, so that the claims of bills 1 to n and the counts of bill n
     add up to every record. `digest` is of the canonical bytes in `rating/bill.py`.
 
@@ -81,15 +110,7 @@ class BillIssued(DecidedFact):
     lines: tuple[BillLine, ...]
     lines_before: Count = 0
     """So many of its lines stand in the `BillLinesListed` of its number, and come before `lines`."""
-    facts_claimed: int
-    facts_carried: Count
-    facts_copied: Count
-    facts_duplicate: Count
-    facts_voided: Count
-    facts_unbilled: Count = 0
-    facts_conflicting: Count = 0
-    facts_retimed: Count = 0
-    facts_missing: Count = 0
+    facts: BillCounts
     producers_open: Count
     records_written_off: Count = 0
     """Records of the tenant's usage partition below the cut that nobody can read and two people wrote off: anybody's, billed to nobody."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from events.facts.bills import BILL_COUNTERS, BillCounts
 from events.facts.meters import METERS
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
@@ -18,7 +19,7 @@ from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill, make_bill
 from rating.book import PriceBook, book_version
 from rating.rules import BILLABLE_SQL, EFFECTIVE_US_SQL, VOIDED, KeyWindows, effective_us
-from rating.statement import Bucket, Counts, Cutoff, Statement, rate
+from rating.statement import Bucket, Cutoff, Statement, rate
 
 Body = Mapping[str, Any]
 EXCLUDED_MAX = 10_000
@@ -67,9 +68,9 @@ class UsageTable:
         usage = self._many(params, counts)
         self._few(params, cutoff, book, usage, counts)
         epochs = self._epochs(params, counts)
-        return Statement(rate({bucket: tuple(sums) for bucket, sums in usage.items()}, book), counts, epochs)
+        return Statement(rate({bucket: tuple(sums) for bucket, sums in usage.items()}, book), BillCounts(**counts), epochs)
 
-    def _classes(self, params: Mapping[str, object]) -> Counts:
+    def _classes(self, params: Mapping[str, object]) -> dict[str, int]:
         """Copies, conflicts, unbilled and voided: classes that ask for no order among executions."""
         (repeats,) = self._clickhouse.rows(
             f"""
@@ -85,14 +86,9 @@ class UsageTable:
             FROM counted""",
             params,
         )
-        return Counts(
-            copied=int(repeats["copied"]),
-            conflicting=int(repeats["conflicting"]),
-            unbilled=int(kinds["unbilled"]),
-            voided=int(kinds["voided"]),
-        )
+        return dict.fromkeys(BILL_COUNTERS, 0) | {name: int(count) for name, count in (*repeats.items(), *kinds.items())}
 
-    def _many(self, params: Mapping[str, object], counts: Counts) -> dict[Bucket, list[int]]:
+    def _many(self, params: Mapping[str, object], counts: dict[str, int]) -> dict[Bucket, list[int]]:
         """Executions whose key nobody shares are billed: the engine sums them by what prices them."""
         rows = self._clickhouse.rows(
             f"""{_WITH}
@@ -104,28 +100,30 @@ class UsageTable:
         )
         usage: dict[Bucket, list[int]] = {}
         for row in rows:
-            counts.retimed += int(row["retimed"])
+            counts["retimed"] += int(row["retimed"])
             if row["carried"]:
-                counts.carried += int(row["facts"])
+                counts["carried"] += int(row["facts"])
                 continue
-            counts.claimed += int(row["facts"])
+            counts["claimed"] += int(row["facts"])
             bucket = Bucket(row["model"], row["model_version"], row["provider"], int(row["passed"]))
             usage[bucket] = [int(row[f"sum_{m}"]) for m in METERS]
         return usage
 
-    def _few(self, params: Mapping[str, object], cutoff: Cutoff, book: PriceBook, usage: dict[Bucket, list[int]], counts: Counts) -> None:
+    def _few(
+        self, params: Mapping[str, object], cutoff: Cutoff, book: PriceBook, usage: dict[Bucket, list[int]], counts: dict[str, int]
+    ) -> None:
         """Executions that share a key: in log order, the first bills and the others within a day repeat it (K11)."""
         windows = KeyWindows()
         for row in self._shared(params):
             effective = effective_us(int(row["occurred_at"]), int(row["append_us"]))
             if windows.repeats(row["key_hex"].encode(), effective):
-                counts.duplicate += 1
+                counts["duplicate"] += 1
                 continue
-            counts.retimed += effective != int(row["occurred_at"])
+            counts["retimed"] += effective != int(row["occurred_at"])
             if effective >= cutoff.until:
-                counts.carried += 1
+                counts["carried"] += 1
                 continue
-            counts.claimed += 1
+            counts["claimed"] += 1
             passed = sum(bound <= effective for bound in book.bounds)
             sums = usage.setdefault(Bucket(row["model"], row["model_version"], row["provider"], passed), [0] * len(METERS))
             for i, meter in enumerate(METERS):
@@ -147,11 +145,11 @@ class UsageTable:
                 return
             after = int(rows[-1]["at"])
 
-    def _epochs(self, params: Mapping[str, object], counts: Counts) -> frozenset[str]:
+    def _epochs(self, params: Mapping[str, object], counts: dict[str, int]) -> frozenset[str]:
         rows = self._clickhouse.rows(
             f"{_WITH} SELECT epoch, greatest(0, toInt64(max(sequence)) - toInt64(count())) AS missing FROM counted GROUP BY epoch", params
         )
-        counts.missing = sum(int(row["missing"]) for row in rows)
+        counts["missing"] = sum(int(row["missing"]) for row in rows)
         return frozenset(str(row["epoch"]) for row in rows)
 
 

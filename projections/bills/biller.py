@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, assert_never
 
 from events.facts.topics import TOPICS
@@ -49,8 +50,8 @@ NOBODY = "-"
 class Biller:
     """One round at a time; every round begins from what the tables say."""
 
-    def __init__(self, clickhouse: ClickHouse, issuer: Issuer) -> None:
-        self._clickhouse, self._issuer = clickhouse, issuer
+    def __init__(self, clickhouse: ClickHouse, issuer: Issuer, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clickhouse, self._issuer, self._clock = clickhouse, issuer, clock
         self._running = RunningBills(clickhouse)
         self._taken = dict.fromkeys(range(TOPICS["usage"].partitions), 0)
         self._positions: dict[str, int] = {}
@@ -73,14 +74,14 @@ class Biller:
     def issue(self) -> None:
         for tenant, number in self._page():
             at, pause = self._retries.get((tenant, number), (0.0, 0.5))
-            if time.monotonic() < at:
+            if self._clock() < at:
                 continue
             outcome = self._issue(tenant, number)
             match outcome:
                 case Issued():
                     self.issued += 1
                     # The fact comes back on the log; until then the cut still looks open.
-                    self._retries[tenant, number] = (time.monotonic() + 2.0, 0.5)
+                    self._retries[tenant, number] = (self._clock() + 2.0, 0.5)
                     self.waiting.pop(f"{tenant}#{number}", None)
                     logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
                 case Deferred():
@@ -88,7 +89,7 @@ class Biller:
                     if self._stays_behind(tenant, number, outcome):
                         alarming, message = True, f"{message}, for {BEHIND_S_MAX / 60:.0f} minutes and more: {BEHIND_REMEDY}"
                     pause = min(pause * 2, RETRY_S_MAX) if alarming else ROUND_S / 2
-                    self._retries[tenant, number] = (time.monotonic() + pause, pause)
+                    self._retries[tenant, number] = (self._clock() + pause, pause)
                     self.waiting[f"{tenant}#{number}"] = outcome.reason
                     logger.log(logging.ERROR if alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, message)
                 case _:
@@ -99,7 +100,7 @@ class Biller:
         if outcome.reason != "table_behind":
             self._behind.pop((tenant, number), None)
             return False
-        return time.monotonic() - self._behind.setdefault((tenant, number), time.monotonic()) > BEHIND_S_MAX
+        return self._clock() - self._behind.setdefault((tenant, number), self._clock()) > BEHIND_S_MAX
 
     def _page(self) -> list[tuple[str, int]]:
         """The open cuts whose turn it is: as many as wait, every tenant comes round. What was noted of others between them is forgotten."""
@@ -140,18 +141,18 @@ class Biller:
             rows = self._clickhouse.rows("SELECT tenant, max(usage_partition) AS usage_partition FROM bills_running_rows GROUP BY tenant")
             self._due |= {(str(r["tenant"]), int(r["usage_partition"])) for r in rows}
         for tenant, partition in sorted(self._due):
-            if time.monotonic() >= self._rests.get(tenant, 0.0):
+            if self._clock() >= self._rests.get(tenant, 0.0):
                 self._recompute(tenant, ends[partition])
                 self._due.discard((tenant, partition))
 
     def _recompute(self, tenant: str, end: int) -> None:
-        began = time.monotonic()
+        began = self._clock()
         try:
             self._running.store(self._running.compute(tenant, end, now_us()), now_us())
         except (InvalidPeriod, ClickHouseError, Undecodable) as e:
             # One tenant's trouble is not the others': it is said, and tried again with its next usage.
             logger.error("no running bill for %s: %s", tenant, e)
-        self._rests[tenant] = time.monotonic() + min(REST_S_MAX, REST_FACTOR * (time.monotonic() - began))
+        self._rests[tenant] = self._clock() + min(REST_S_MAX, REST_FACTOR * (self._clock() - began))
 
     def _tenants(self, partition: int, start: int, end: int) -> set[str]:
         """Tenants with usage in [start, end) that no running bill has yet: after a restart that is nobody."""

@@ -115,7 +115,7 @@ class Issuer:
             "digest": bill.digest().hex(),
             "lines": bill.line_bodies(),
             "total_micros": bill.total_micros,
-            **{f"facts_{name}": value for name, value in bill.facts.items()},
+            "facts": bill.facts,
             "producers_open": bill.producers_open,
             "excluded": bill.excluded,
         }

@@ -60,10 +60,6 @@ class RunningBills:
         cutoff = Cutoff({table.partition: offset}, until, RATING_VERSION)
         now = table.statement(cutoff, price_book_of(self._clickhouse, account["price_book"], position))
         counts = now.counts
-        facts = {
-            name: getattr(counts, name)
-            for name in ("carried", "copied", "conflicting", "duplicate", "voided", "unbilled", "retimed", "missing")
-        }
         return RunningBill(
             tenant=tenant,
             period=period,
@@ -75,7 +71,7 @@ class RunningBills:
             offset=offset,
             until=until,
             lines=difference(now, before),
-            facts={"claimed": counts.claimed - before.counts.claimed, **facts},
+            facts={**counts.model_dump(), "claimed": counts.claimed - before.counts.claimed},
         )
 
     def store(self, bill: RunningBill, generation: int) -> None:

@@ -56,8 +56,7 @@ SELECT 'issued' AS status, key AS tenant,
     JSONExtractInt(body, 'total_micros') AS total_micros,
     JSONExtractString(body, 'digest') AS digest,
     valid_from AS at,
-    mapFromArrays(arrayMap(x -> substring(x.1, 7), arrayFilter(x -> startsWith(x.1, 'facts_'), JSONExtractKeysAndValuesRaw(body) AS pairs)),
-        arrayMap(x -> toInt64OrZero(x.2), arrayFilter(x -> startsWith(x.1, 'facts_'), pairs))) AS facts,
+    JSONExtract(body, 'facts', 'Map(String, Int64)') AS facts,
     JSONExtractInt(body, 'producers_open') AS producers_open,
     JSONExtractInt(body, 'records_written_off') AS records_written_off
 FROM history WHERE topic = 'bills' AND fact = 'BillIssued'

@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from commands.store.event_store import open_store
+from events.facts.bills import BILL_COUNTERS
 from events.log.client import Reader
 from events.log.schemas import open_codec
 from events.process.settings import Settings
@@ -555,10 +556,10 @@ def test_a_bill_is_fixed_and_issued_once(side: Side) -> None:
     fixed = next(
         body for r in read_log(side.settings, "bills") for _, body in [codec.decode(r.value)] if body.get("event_id") == cut["cut_event_id"]
     )
-    counts = dict.fromkeys(("claimed", "carried", "copied", "conflicting", "duplicate", "voided", "unbilled", "retimed", "missing"), 0)
+    counts = dict.fromkeys(BILL_COUNTERS, 0)
     digest = Bill(fixed, (), 0, counts, 0).digest().hex()
     complete = {"number": 1, "cut_event_id": cut["cut_event_id"], "digest": digest, "lines": [], "total_micros": 0, "producers_open": 0}
-    complete |= {f"facts_{name}": 0 for name in counts}
+    complete["facts"] = counts
     problem(http("POST", f"{path}/{period}/complete", json={**complete, "digest": "0" * 64}), 422, "digest_wrong")
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: http("POST", f"{path}/{period}/complete", json=complete), range(12)))

@@ -144,7 +144,7 @@ def test_issued_bills_add_up_and_late_usage_falls_into_the_next_one(market: Mark
     before_the_cut = now_us()
     market.append(tenant, [market.settled(tenant) for _ in range(7)])
     first = market.issue(tenant, month())
-    assert (first["number"], calls(first), first["facts_claimed"]) == (1, 7, 7)
+    assert (first["number"], calls(first), first["facts"]["claimed"]) == (1, 7, 7)
     assert first["total_micros"] == half_up(7, 1_000_003, 7) + half_up(700, 3, 1000)
     assert first["producers_open"] == 1
 
@@ -152,11 +152,11 @@ def test_issued_bills_add_up_and_late_usage_falls_into_the_next_one(market: Mark
     late = [market.settled(tenant, occurred_at=before_the_cut) for _ in range(4)]
     market.append(tenant, [*late, *late])
     second = market.issue(tenant, month())
-    assert (second["number"], calls(second), second["facts_claimed"], second["facts_copied"]) == (2, 4, 4, 4)
+    assert (second["number"], calls(second), second["facts"]["claimed"], second["facts"]["copied"]) == (2, 4, 4, 4)
     assert first["total_micros"] + second["total_micros"] == half_up(11, 1_000_003, 7) + half_up(1100, 3, 1000)
 
     third = market.issue(tenant, month())
-    assert (third["lines"], third["total_micros"], third["facts_claimed"]) == ([], 0, 0)
+    assert (third["lines"], third["total_micros"], third["facts"]["claimed"]) == ([], 0, 0)
     run_bill(market, tenant)
     assert difference(market, tenant) == 0
 
@@ -261,7 +261,7 @@ def test_a_wrong_cut_in_the_table_is_no_bill(market: Market) -> None:
             assert isinstance(outcome, Deferred)
             assert (outcome.reason, f"cut {number} of {tenant}" in outcome.message) == ("sources_disagree", True), (wrong, outcome)
             put_row(market, right)
-    assert (first["facts_claimed"], isinstance(market.issuer().issue(tenant, 2), Issued)) == (3, True)
+    assert (first["facts"]["claimed"], isinstance(market.issuer().issue(tenant, 2), Issued)) == (3, True)
 
 
 def put_row(market: Market, row: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
         approved = post(market, f"/v1/write-offs/records/{at}/approve", {"sha256": hashlib.sha256(value or b"").hexdigest()}, second)
         assert (approved.status_code, approved.json()["state"], approved.json()["approver"]) == (200, "written_off", "second")
     bill = issued(market, tenant, 1)
-    assert (bill["records_written_off"], bill["facts_claimed"], bill["total_micros"]) == (3, 2, 2_000_000)
+    assert (bill["records_written_off"], bill["facts"]["claimed"], bill["total_micros"]) == (3, 2, 2_000_000)
     assert claimed(market, tenant) == {1: (2, 0, 3)}
     assert not [letter for letter in find_dead_letters(market.clickhouse) if letter.at in places]
     assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in places} == {"written_off"}
@@ -202,7 +202,7 @@ def test_what_can_be_read_is_billed_whoever_writes_it_off(market: Market, second
     assert (answer.status_code, "counted all the same" in answer.json()["note"]) == (201, True)
     assert post(market, f"/v1/write-offs/records/{at}/approve", {"sha256": hashlib.sha256(value).hexdigest()}, second).is_success
     bill = market.issue(tenant, month())
-    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (1, 0, 1_000_000)
+    assert (bill["facts"]["claimed"], bill["records_written_off"], bill["total_micros"]) == (1, 0, 1_000_000)
     assert claimed(market, tenant) == {1: (1, 0, 0)}
 
 
@@ -273,7 +273,7 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     redrive.close()
     assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in places} == {"redriven"}
     bill = issued(market, tenant, 1)
-    assert (bill["facts_claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
+    assert (bill["facts"]["claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
     market.codec = Codec(read_schemas(market.reader)[0])
     assert claimed(market, tenant) == {1: (3, 0, lost)}
 
@@ -289,7 +289,7 @@ def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_o
     give_up(market, second, at, value)
     first = issued(market, tenant, 1)
     lost = first["records_written_off"]
-    assert (first["facts_claimed"], at.offset in first["excluded"], len(first["excluded"])) == (1, True, lost)
+    assert (first["facts"]["claimed"], at.offset in first["excluded"], len(first["excluded"])) == (1, True, lost)
     assert claimed(market, tenant) == {1: (1, 0, lost)}
 
     publish(market, late)
@@ -303,7 +303,7 @@ def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_o
     running = RunningBills(market.clickhouse).compute(tenant, dense_end(market.clickhouse, "usage", 2), now_us())
     assert running.facts["claimed"] == 2
     then = market.issue(tenant, month())
-    assert (then["facts_claimed"], then["total_micros"], at.offset in then["excluded"]) == (2, 2_000_000, False)
+    assert (then["facts"]["claimed"], then["total_micros"], at.offset in then["excluded"]) == (2, 2_000_000, False)
     assert claimed(market, tenant) == {1: (1, 0, lost), 2: (2, 0, lost - 1)}
 
 
@@ -318,7 +318,7 @@ def test_what_was_given_up_and_can_be_read_says_so_until_it_is_read_again(market
     give_up(market, second, at, value)
     give_up(market, second, rubbish, b"rubbish")
     first = market.issue(tenant, month())
-    assert (first["facts_claimed"], at.offset in first["excluded"]) == (1, True)
+    assert (first["facts"]["claimed"], at.offset in first["excluded"]) == (1, True)
 
     publish(market, late)
     market.codec = Codec(read_schemas(market.reader)[0])
@@ -336,8 +336,8 @@ def test_what_was_given_up_and_can_be_read_says_so_until_it_is_read_again(market
     assert f"{at} redriven" in said
     assert str(rubbish) not in said, "what was given up for good is tried, and no more is said of it"
     then, theirs = issued(market, tenant, 2), issued(market, neighbour, 1)
-    assert (then["facts_claimed"], at.offset in then["excluded"], rubbish.offset in then["excluded"]) == (2, False, True)
-    assert (theirs["facts_claimed"], theirs["excluded"] == then["excluded"]) == (1, True)
+    assert (then["facts"]["claimed"], at.offset in then["excluded"], rubbish.offset in then["excluded"]) == (2, False, True)
+    assert (theirs["facts"]["claimed"], theirs["excluded"] == then["excluded"]) == (1, True)
     assert [c[:2] for c in claimed(market, tenant).values()] == [(1, 0), (2, 0)]
 
 

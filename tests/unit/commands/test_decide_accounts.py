@@ -15,7 +15,7 @@ from commands.processor.rejection import Rejected
 from commands.tenants import decide as tenant
 from commands.tenants.decide import CreateTenant, IssueApiKey, NoTenant, RevokeApiKey, TenantState
 from events.facts.accounts import KeyDimensions
-from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
+from events.facts.bills import BILL_COUNTERS, BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
 from events.schema.codec import FRAME_BYTES_MAX
@@ -148,7 +148,7 @@ LINE = BillLine(
     quantity=2,
     amount_micros=2000,
 )
-COUNTS = dict.fromkeys(("claimed", "carried", "copied", "conflicting", "duplicate", "voided", "unbilled", "retimed", "missing"), 0)
+COUNTS = dict.fromkeys(BILL_COUNTERS, 0)
 
 
 def fix(period: str = "2027-01", start: int = NOW - DAY, end: int = NOW + DAY, ends: int = 10, log: str = "log") -> FixCut:
@@ -159,7 +159,7 @@ def fix(period: str = "2027-01", start: int = NOW - DAY, end: int = NOW + DAY, e
 def completion(cut: BillCutFixed, **changes: Any) -> CompleteBill:
     line = Line(LineKey("m", "1.0.0", "acme", "calls", 1, 1000, 1, False), 2, 2000)
     digest = Bill(cut.model_dump(), (line,), 2000, {**COUNTS, "claimed": 2}, 0).digest()
-    command = CompleteBill(cut.period, cut.number, cut.event_id, digest, (LINE,), 2000, {**COUNTS, "claimed": 2}, 0)
+    command = CompleteBill(cut.period, cut.number, cut.event_id, digest, (LINE,), 2000, BillCounts(claimed=2), 0)
     return replace(command, **changes)
 
 
@@ -208,7 +208,7 @@ def test_cuts_and_instants_only_grow() -> None:
 def test_a_bill_is_issued_as_it_was_computed() -> None:
     (fact,) = bill.decide(CUT, completion(fixed(CUT)), at())  # type: ignore[misc]
     assert isinstance(fact, BillIssued)
-    assert (fact.number, fact.total_micros, fact.facts_claimed, fact.lines) == (1, 2000, 2, (LINE,))
+    assert (fact.number, fact.total_micros, fact.facts.claimed, fact.lines) == (1, 2000, 2, (LINE,))
 
 
 def test_a_bill_that_does_not_fit_into_one_record_is_listed_before_it_is_issued() -> None:
