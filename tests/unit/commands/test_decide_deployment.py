@@ -30,6 +30,7 @@ from events.facts.models import Compliance, Lineage, ModelRetired, Technical, Te
 from lifecycle.deployment import NotDeployed, Serving, Shifting, Unloading, loaded
 from lifecycle.model import ActiveModel
 from lifecycle.state import Lifecycle, evolve
+from tests.support.decisions import given
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0", "1.5.0")
 X = TensorSpec(name="x", datatype="FP32", shape=(-1,))
@@ -42,31 +43,26 @@ def digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def by(user: str) -> CommandContext:
-    return CommandContext("00000000-0000-4000-8000-000000000000", 1, UserId(user), "", "")
+class LIFECYCLE:
+    """The commands of a model and of its deployment decide on one state."""
 
+    @staticmethod
+    def decide(state: Lifecycle, command: Any, context: CommandContext) -> Any:
+        of_model = isinstance(command, RegisterModel | AddVersion | SubmitVersion | ReviewVersion | RetireModel)
+        return (model_decide if of_model else deployment_decide).decide(state, command, context)
 
-def decide(state: Lifecycle, command: Any, user: str = "ops") -> Any:
-    lifecycle = isinstance(command, RegisterModel | AddVersion | SubmitVersion | ReviewVersion | RetireModel)
-    return (model_decide if lifecycle else deployment_decide).decide(state, command, by(user))
-
-
-def after(state: Lifecycle, *commands: Any, user: str = "ops") -> Lifecycle:
-    for command in commands:
-        facts = decide(state, command, user)
-        assert not isinstance(facts, Rejected), (command, facts)
-        for fact in facts:
-            state = evolve(state, fact)
-    return state
+    evolve = staticmethod(evolve)
 
 
 def approved(*versions: str) -> Lifecycle:
     model = ModelId("model-vision-lab-digits")
-    state = after(Lifecycle(), RegisterModel(model, TenantId("acme"), "vision", "lab", "digits", "s", "t", UserId("o"), "", (), COMPLIANCE))
+    state = given(
+        LIFECYCLE, Lifecycle(), RegisterModel(model, TenantId("acme"), "vision", "lab", "digits", "s", "t", UserId("o"), "", (), COMPLIANCE)
+    ).state
     for v in versions:
-        state = after(state, AddVersion(v, TECHNICAL, digest(v), 1, "", Lineage()), SubmitVersion(v), user="owner")
-        state = after(state, ReviewVersion(v, "business", "approved"), user="bea")
-        state = after(state, ReviewVersion(v, "security", "approved"), user="sam")
+        state = given(LIFECYCLE, state, ("owner", AddVersion(v, TECHNICAL, digest(v), 1, "", Lineage())), ("owner", SubmitVersion(v))).state
+        state = given(LIFECYCLE, state, ("bea", ReviewVersion(v, "business", "approved"))).state
+        state = given(LIFECYCLE, state, ("sam", ReviewVersion(v, "security", "approved"))).state
     return state
 
 
@@ -75,112 +71,107 @@ def deployment(state: Lifecycle) -> Any:
     return state.deployment
 
 
-def refused(decision: object) -> str:
-    assert isinstance(decision, Rejected), decision
-    assert all(v.remedy for v in decision.violations)
-    return decision.code
-
-
 ALL = approved(*VERSIONS)
-LIVE = after(ALL, DeployVersion("1.0.0", BIG))
-CANARY = after(LIVE, StartRollout("1.1.0", 20))
-PROMOTED = after(CANARY, PromoteRollout())
+LIVE = given(LIFECYCLE, ALL, DeployVersion("1.0.0", BIG)).state
+CANARY = given(LIFECYCLE, LIVE, StartRollout("1.1.0", 20)).state
+PROMOTED = given(LIFECYCLE, CANARY, PromoteRollout()).state
 
 
 def test_only_an_approved_version_takes_calls() -> None:
-    draft = after(approved(), AddVersion("1.0.0", TECHNICAL, digest("x"), 1, "", Lineage()))
-    assert refused(decide(draft, DeployVersion("1.0.0", BIG))) == "not_approved"
-    assert (
-        refused(decide(after(LIVE, AddVersion("2.0.0", TECHNICAL, digest("x"), 1, "", Lineage())), StartRollout("2.0.0", 5)))
-        == "not_approved"
-    )
-    assert refused(decide(LIVE, RollBack("bad", "9.9.9"))) == "version_unknown"
+    draft = given(LIFECYCLE, approved(), AddVersion("1.0.0", TECHNICAL, digest("x"), 1, "", Lineage()))
+    draft.when(DeployVersion("1.0.0", BIG)).then_rejected("not_approved")
+    added = given(LIFECYCLE, LIVE, AddVersion("2.0.0", TECHNICAL, digest("x"), 1, "", Lineage()))
+    added.when(StartRollout("2.0.0", 5)).then_rejected("not_approved")
+    given(LIFECYCLE, LIVE).when(RollBack("bad", "9.9.9")).then_rejected("version_unknown")
 
 
 def test_the_first_version_is_deployed_and_later_ones_are_rolled_out() -> None:
-    (fact,) = decide(ALL, DeployVersion("1.0.0", BIG))
+    (fact,) = given(LIFECYCLE, ALL).when(DeployVersion("1.0.0", BIG)).facts
     assert isinstance(fact, VersionDeployed)
     assert (fact.tenant, fact.artifact, fact.spec) == ("acme", digest("1.0.0"), BIG)
-    assert refused(decide(LIVE, DeployVersion("1.1.0", BIG))) == "already_deployed"
-    assert refused(decide(ALL, StartRollout("1.0.0", 20))) == "not_deployed"
+    given(LIFECYCLE, LIVE).when(DeployVersion("1.1.0", BIG)).then_rejected("already_deployed")
+    given(LIFECYCLE, ALL).when(StartRollout("1.0.0", 20)).then_rejected("not_deployed")
 
 
 def test_a_rollout_without_a_spec_runs_like_the_live_version() -> None:
-    (fact,) = decide(LIVE, StartRollout("1.1.0", 20))
+    (fact,) = given(LIFECYCLE, LIVE).when(StartRollout("1.1.0", 20)).facts
     assert isinstance(fact, RolloutStarted)
     assert (fact.from_version, fact.to_version, fact.weight_percent, fact.spec) == ("1.0.0", "1.1.0", 20, BIG)
 
 
 @pytest.mark.parametrize("weight", [0, 100, -1, 101])
 def test_a_share_is_between_1_and_99_percent(weight: int) -> None:
-    assert refused(decide(LIVE, StartRollout("1.1.0", weight))) == "weight_out_of_range"
-    assert refused(decide(CANARY, AdvanceRollout(weight))) == "weight_out_of_range"
+    given(LIFECYCLE, LIVE).when(StartRollout("1.1.0", weight)).then_rejected("weight_out_of_range")
+    given(LIFECYCLE, CANARY).when(AdvanceRollout(weight)).then_rejected("weight_out_of_range")
 
 
 def test_one_rollout_at_a_time() -> None:
-    assert refused(decide(CANARY, StartRollout("1.2.0", 20))) == "rollout_under_way"
-    assert refused(decide(LIVE, StartRollout("1.0.0", 20))) == "already_live"
+    given(LIFECYCLE, CANARY).when(StartRollout("1.2.0", 20)).then_rejected("rollout_under_way")
+    given(LIFECYCLE, LIVE).when(StartRollout("1.0.0", 20)).then_rejected("already_live")
     for command in (AdvanceRollout(30), PromoteRollout()):
-        assert refused(decide(LIVE, command)) == "no_rollout"
+        given(LIFECYCLE, LIVE).when(command).then_rejected("no_rollout")
 
 
 def test_a_share_advances_and_is_promoted_and_the_old_version_stays_loaded() -> None:
-    assert deployment(after(CANARY, AdvanceRollout(60))).weight_percent == 60
-    assert refused(decide(CANARY, AdvanceRollout(20))) == "weight_unchanged"
+    assert deployment(given(LIFECYCLE, CANARY, AdvanceRollout(60)).state).weight_percent == 60
+    given(LIFECYCLE, CANARY).when(AdvanceRollout(20)).then_rejected("weight_unchanged")
     assert deployment(PROMOTED) == Serving("1.1.0", {"1.0.0": BIG}, BIG, before="1.0.0")
 
 
 def test_rolling_back_a_canary_gives_all_calls_to_the_live_version() -> None:
-    (fact,) = decide(CANARY, RollBack("slow"))
+    (fact,) = given(LIFECYCLE, CANARY).when(RollBack("slow")).facts
     assert isinstance(fact, RolledBack)
     assert (fact.from_version, fact.to_version, fact.reason) == ("1.1.0", "1.0.0", "slow")
-    assert deployment(after(CANARY, RollBack("slow"))) == Serving("1.0.0", {"1.1.0": BIG}, BIG)
+    assert deployment(given(LIFECYCLE, CANARY, RollBack("slow")).state) == Serving("1.0.0", {"1.1.0": BIG}, BIG)
 
 
 def test_one_step_goes_back_to_any_approved_version() -> None:
-    assert deployment(after(PROMOTED, RollBack("wrong"))).live == "1.0.0"
-    assert deployment(after(PROMOTED, RollBack("wrong", "1.4.0"))).live == "1.4.0"
-    assert set(loaded(deployment(after(CANARY, RollBack("wrong", "1.4.0"))))) == {"1.4.0", "1.0.0", "1.1.0"}
-    assert refused(decide(PROMOTED, RollBack("wrong", "1.1.0"))) == "already_live"
-    assert refused(decide(LIVE, RollBack("wrong"))) == "nothing_to_go_back_to"
-    assert refused(decide(ALL, RollBack("wrong"))) == "not_deployed"
+    assert deployment(given(LIFECYCLE, PROMOTED, RollBack("wrong")).state).live == "1.0.0"
+    assert deployment(given(LIFECYCLE, PROMOTED, RollBack("wrong", "1.4.0")).state).live == "1.4.0"
+    assert set(loaded(deployment(given(LIFECYCLE, CANARY, RollBack("wrong", "1.4.0")).state))) == {"1.4.0", "1.0.0", "1.1.0"}
+    given(LIFECYCLE, PROMOTED).when(RollBack("wrong", "1.1.0")).then_rejected("already_live")
+    given(LIFECYCLE, LIVE).when(RollBack("wrong")).then_rejected("nothing_to_go_back_to")
+    given(LIFECYCLE, ALL).when(RollBack("wrong")).then_rejected("not_deployed")
 
 
 def test_going_back_twice_never_goes_forward_to_what_was_left() -> None:
-    for state, live in ((after(CANARY, RollBack("slow")), "1.0.0"), (after(PROMOTED, RollBack("wrong")), "1.0.0")):
+    for state, live in (
+        (given(LIFECYCLE, CANARY, RollBack("slow")).state, "1.0.0"),
+        (given(LIFECYCLE, PROMOTED, RollBack("wrong")).state, "1.0.0"),
+    ):
         assert deployment(state).live == live
-        assert refused(decide(state, RollBack("slow"))) == "nothing_to_go_back_to"
-        assert deployment(after(state, RollBack("I mean it", "1.1.0"))).live == "1.1.0"
-    unloaded = after(PROMOTED, UndeployVersion("1.0.0", "done"))
-    assert refused(decide(unloaded, RollBack("wrong"))) == "nothing_to_go_back_to"
+        given(LIFECYCLE, state).when(RollBack("slow")).then_rejected("nothing_to_go_back_to")
+        assert deployment(given(LIFECYCLE, state, RollBack("I mean it", "1.1.0")).state).live == "1.1.0"
+    unloaded = given(LIFECYCLE, PROMOTED, UndeployVersion("1.0.0", "done")).state
+    given(LIFECYCLE, unloaded).when(RollBack("wrong")).then_rejected("nothing_to_go_back_to")
 
 
 def test_only_a_standby_version_is_unloaded() -> None:
-    assert deployment(after(PROMOTED, UndeployVersion("1.0.0", "done"))) == Serving("1.1.0", {}, BIG)
+    assert deployment(given(LIFECYCLE, PROMOTED, UndeployVersion("1.0.0", "done")).state) == Serving("1.1.0", {}, BIG)
     for version in ("1.0.0", "1.1.0"):
-        assert refused(decide(CANARY, UndeployVersion(version, "x"))) == "takes_calls"
-    assert refused(decide(PROMOTED, UndeployVersion("1.5.0", "x"))) == "not_loaded"
-    assert refused(decide(ALL, UndeployVersion("1.0.0", "x"))) == "not_loaded"
+        given(LIFECYCLE, CANARY).when(UndeployVersion(version, "x")).then_rejected("takes_calls")
+    given(LIFECYCLE, PROMOTED).when(UndeployVersion("1.5.0", "x")).then_rejected("not_loaded")
+    given(LIFECYCLE, ALL).when(UndeployVersion("1.0.0", "x")).then_rejected("not_loaded")
 
 
 def test_not_every_version_stays_in_memory() -> None:
     state = PROMOTED
     for version in VERSIONS[2:LOADED_MAX]:
-        state = after(state, StartRollout(version, 50), PromoteRollout())
+        state = given(LIFECYCLE, state, StartRollout(version, 50), PromoteRollout()).state
     assert len(loaded(deployment(state))) == LOADED_MAX
-    assert refused(decide(state, StartRollout("1.4.0", 50))) == "too_many_loaded"
-    assert not isinstance(decide(state, StartRollout("1.0.0", 50)), Rejected)  # loaded already
-    assert not isinstance(decide(state, RollBack("wrong", "1.4.0")), Rejected)  # going back never fails for want of room
+    given(LIFECYCLE, state).when(StartRollout("1.4.0", 50)).then_rejected("too_many_loaded")
+    given(LIFECYCLE, state).when(StartRollout("1.0.0", 50)).then_accepted()  # loaded already
+    given(LIFECYCLE, state).when(RollBack("wrong", "1.4.0")).then_accepted()  # going back never fails for want of room
 
 
 def test_retiring_unloads_everything_that_is_loaded() -> None:
-    state = after(PROMOTED, StartRollout("1.2.0", 5))
-    first, *unloads = decide(state, RetireModel("old"))
+    state = given(LIFECYCLE, PROMOTED, StartRollout("1.2.0", 5)).state
+    first, *unloads = given(LIFECYCLE, state).when(RetireModel("old")).facts
     assert isinstance(first, ModelRetired)
     assert all(isinstance(f, VersionUndeployed) for f in unloads)
     assert {f.model_version for f in unloads} == {"1.0.0", "1.1.0", "1.2.0"}
-    gone = after(state, RetireModel("old"))
-    assert refused(decide(gone, DeployVersion("1.0.0", BIG))) == "model_retired"
+    gone = given(LIFECYCLE, state, RetireModel("old")).state
+    given(LIFECYCLE, gone).when(DeployVersion("1.0.0", BIG)).then_rejected("model_retired")
     assert gone.version == state.version + 4
 
 
@@ -198,7 +189,7 @@ COMMANDS = st.one_of(
 def test_whatever_is_asked_a_loaded_version_stays_loaded_until_it_is_undeployed_and_one_is_live(commands: list[Any]) -> None:
     state: Lifecycle = ALL
     for command in commands:
-        facts = decide(state, command)
+        facts = given(LIFECYCLE, state).when(command).outcome
         if isinstance(facts, Rejected):
             continue
         before = set(loaded(deployment(state)))
