@@ -1,4 +1,4 @@
-"""Many calls in one blob come back each with its own result, whatever the others did (K16)."""
+"""Calls of one batch get each its own prediction, whatever happens to the others (K16)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_calls_of_different_shapes_and_sizes_each_get_their_own_rows(gather: Onn
     assert got == [[[10.0]], [[11.0, 12.0], [13.0, 14.0]], [[14.0]], [[12.0, 12.0]]]
 
 
-def test_a_call_that_fails_alone_takes_nobody_with_it(gather: OnnxRuntime) -> None:
+def test_a_call_that_fails_fails_no_other_call_of_its_batch(gather: OnnxRuntime) -> None:
     got = answers(gather, [call([0]), call([99]), call([4])])
     assert got[0] == [[10.0]] and got[2] == [[14.0]]
     assert isinstance(got[1], str) and "indices" in got[1]

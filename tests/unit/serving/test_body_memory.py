@@ -1,4 +1,4 @@
-"""Nobody fills the room for bodies that others need."""
+"""No tenant takes the memory for bodies that others need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller is told that a model costs: the version of his tenant's book that is in force now, else nothing, and never that it is free."""
+"""The prices that a caller sees: those of the version of the tenant's book in force now, else none, and never that a model is free."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_all_models_cost_is_written_out_once() -> None:
     assert prices is not None and prices.pricing("one") is prices.pricing("another") is not prices.pricing(DIGITS)
 
 
-def test_a_price_of_nothing_is_told_and_no_price_is_not_nothing() -> None:
+def test_a_price_of_zero_is_shown_and_no_price_is_not_zero() -> None:
     assert calls(told(tenant("acme"), published(1, NOW, (DIGITS, "calls", 0, 1)))) == 0
     assert pricing(told(tenant("acme"), published(1, NOW, (DIGITS, "calls", 0, 1))), OTHER) is None
     assert pricing(told(tenant("acme"), published(1, NOW))) is None

@@ -1,4 +1,4 @@
-"""What waits for a version is bounded, in calls and in bytes, and whoever is too many is told at once."""
+"""The queue of a version is bounded, in calls and in bytes; a batch shares no fate (K16)."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def test_large_calls_that_wait_are_refused_before_they_fill_the_memory(monkeypat
 
 
 def test_a_batch_does_not_run_in_the_context_of_one_of_its_calls() -> None:
-    """Serve finds the calls of a request by its context, and cancels them with it: also those that carry others."""
-    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+    """Serve finds the Ray calls of a request by its context, and cancels them with it: also a batch with other requests in it."""
+    request: ContextVar[str] = ContextVar("request", default="none")
     seen: list[str] = []
 
     class Seeing:
         async def call(self, address: str, blob: bytes) -> bytes:
-            seen.append(whose.get())
+            seen.append(request.get())
             raise ReplicaLost(address)
 
     async def run() -> None:
-        whose.set("a caller's")
+        request.set("a caller's")
         queue = VersionQueue("model-a-b-c-v1.0.0", Seeing(), batch_max=1, batches_max=1, timeout_s=1.0)
         calls = [queue.enqueue(sized(1)) for _ in range(3)]
         await asyncio.gather(*calls, return_exceptions=True)
 
     asyncio.run(run())
-    assert seen == ["nobody's"] * 3
+    assert seen == ["none"] * 3
 
 
 def test_a_cancelled_batch_leaves_no_caller_waiting() -> None:
@@ -76,7 +76,7 @@ def test_a_cancelled_batch_leaves_no_caller_waiting() -> None:
 
 
 class PoisonedReplica:
-    """A replica that is lost with every blob that has the poison; notes how many batches were under way together."""
+    """A replica that is lost with every batch that contains the poison; notes how many batches were under way together."""
 
     def __init__(self, poison: bytes) -> None:
         self.poison, self.under_way, self.together = poison, 0, list[int]()
