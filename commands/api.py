@@ -23,15 +23,19 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from commands.artifacts.intake import ArtifactIntake
-from commands.artifacts.routes import artifact_routes
-from commands.http.bodies import Problem
-from commands.http.command_app import CommandApp, Refused, open_command_app, unavailable
-from commands.http.problems import problem_response, violations_of
-from commands.models.routes import Models, Traffic
+from commands.artifacts.routes import Artifacts
+from commands.bills.routes import Bills
+from commands.deployments.routes import Deployments
+from commands.http.answers import JSON, Problem
+from commands.http.command_app import CommandApp, open_command_app
+from commands.http.problem_answers import HttpProblem, problem_answer, unavailable_answer, violations_of
+from commands.models.routes import Models
+from commands.prices.routes import PriceBooks
 from commands.relay.resume import StoreMismatch
 from commands.store.event_store import StoreUnavailable
-from commands.tenants.routes import Bills, PriceBooks, Tenants
-from commands.write_offs.routes import ProducerWriteOffs, RecordWriteOffs
+from commands.tenants.routes import Tenants
+from commands.write_offs.producer_routes import ProducerWriteOffs
+from commands.write_offs.record_routes import RecordWriteOffs
 from events.log.client import LogMismatch
 from events.process.json_logging import start_logging
 from events.process.problem import Violation
@@ -39,12 +43,12 @@ from events.process.settings import Settings
 
 logger = logging.getLogger(__name__)
 BODY_BYTES_MAX = 1 << 20
-"""A JSON body; a command whose fact fits into 512 KiB fits into this. Bills of many lines may take more."""
+"""A JSON body; a command whose fact fits into 512 KiB fits into this. A bill may have many lines, and takes more."""
 BILL_BYTES_MAX = 32 << 20
 """100 000 lines of a bill, with names of usual length."""
 CONNECTIONS_MAX = 1000
 GRACE_S = 10
-"""Requests under way at the end; a caller who sends slowly must not keep a process whose processor has failed."""
+"""Requests under way at the end; a caller who sends slowly must not keep alive a process whose command processor has failed."""
 
 
 def build(commands: CommandApp) -> FastAPI:
@@ -54,7 +58,7 @@ def build(commands: CommandApp) -> FastAPI:
         await asyncio.to_thread(commands.close)
 
     bearer = HTTPBearer(auto_error=False, description="An API key: mm_…")
-    api = FastAPIOffline(  # its pages bring their scripts along: a closed network has no content delivery network
+    api = FastAPIOffline(  # its pages contain their scripts: a closed network reaches no content delivery network
         title="modelmarket commands",
         version="1",
         description=(__doc__ or ""),
@@ -63,54 +67,62 @@ def build(commands: CommandApp) -> FastAPI:
         responses={code: {"model": Problem} for code in ("4XX", "503")},
     )
     intake = ArtifactIntake(commands.artifacts, commands.settings.folder / "uploads")
-    api.include_router(artifact_routes(commands, intake))
-    market = (Models(commands, intake), Traffic(commands), Tenants(commands), PriceBooks(commands), Bills(commands))
-    for resource in (*market, RecordWriteOffs(commands), ProducerWriteOffs(commands)):
-        api.include_router(resource.router())
+    features = (
+        Artifacts(commands, intake),
+        Models(commands, intake),
+        Deployments(commands),
+        Tenants(commands),
+        PriceBooks(commands),
+        Bills(commands),
+        RecordWriteOffs(commands),
+        ProducerWriteOffs(commands),
+    )
+    for feature in features:
+        api.include_router(feature.router())
     _answer_errors(api)
 
     @api.get("/healthz", include_in_schema=False)
-    def health() -> Response:
+    def healthz() -> Response:
         failed = commands.processor.failed
-        said: dict[str, Any] = {"status": "failed" if failed else "ready", "waiting": commands.processor.waiting, "lag": None}
+        health: dict[str, Any] = {"status": "failed" if failed else "ready", "waiting": commands.processor.waiting, "lag": None}
         try:
-            said["position"] = commands.store.last_position()
+            health["position"] = commands.store.last_position()
         except StoreUnavailable as e:
-            said |= {"status": "failed", "message": str(e)[:300]}
-        return Response(orjson.dumps(said), 200 if said["status"] == "ready" else 503, media_type="application/json")
+            health |= {"status": "failed", "message": str(e)[:300]}
+        return Response(orjson.dumps(health), 200 if health["status"] == "ready" else 503, media_type=JSON)
 
     api.add_middleware(BodyBound)
     return api
 
 
 def _answer_errors(api: FastAPI) -> None:
-    @api.exception_handler(Refused)
-    async def refused(_: Request, e: Refused) -> Response:
-        return e.response
+    @api.exception_handler(HttpProblem)
+    async def problem(_: Request, e: HttpProblem) -> Response:
+        return e.answer
 
     @api.exception_handler(RequestValidationError)
     async def malformed(_: Request, e: RequestValidationError) -> Response:
-        return problem_response(422, violations_of(e.errors()))
+        return problem_answer(422, violations_of(e.errors()))
 
     @api.exception_handler(ValidationError)
-    async def unfit(_: Request, e: ValidationError) -> Response:
-        return problem_response(422, violations_of(e.errors(include_input=False, include_context=False, include_url=False)))
+    async def invalid(_: Request, e: ValidationError) -> Response:
+        return problem_answer(422, violations_of(e.errors(include_input=False, include_context=False, include_url=False)))
 
     @api.exception_handler(StoreUnavailable)
-    async def store_away(_: Request, e: StoreUnavailable) -> Response:
-        return unavailable("store_unavailable", "the event store does not answer", "try again with the same Idempotency-Key")
+    async def store_unavailable(_: Request, e: StoreUnavailable) -> Response:
+        return unavailable_answer("store_unavailable", "the event store does not answer", "try again with the same Idempotency-Key")
 
     @api.exception_handler(StarletteHTTPException)
     async def http_error(_: Request, e: StarletteHTTPException) -> Response:
         codes = {400: "body_unreadable", 404: "no_such_resource", 405: "method_not_allowed", 413: "body_too_large"}
         violation = Violation(codes.get(e.status_code, "refused"), str(e.detail), "", "see /docs")
-        return problem_response(e.status_code, [violation], e.headers)
+        return problem_answer(e.status_code, [violation], e.headers)
 
     @api.exception_handler(Exception)
-    async def broken(request: Request, e: Exception) -> Response:
+    async def internal_error(request: Request, e: Exception) -> Response:
         logger.error("unexpected failure in %s", request.scope.get("route"), exc_info=e)
         violation = Violation("internal_error", "this is our mistake; it was logged", "", "report it with the X-Correlation-Id")
-        return problem_response(500, [violation])
+        return problem_answer(500, [violation])
 
 
 class BodyBound:
@@ -158,10 +170,10 @@ def main() -> int:
         )
     )
 
-    def end() -> None:
+    def stop() -> None:
         server.should_exit = True
 
-    commands.processor.when_failed(end)  # no processor, no decisions: the supervisor starts a process that has one
+    commands.processor.when_failed(stop)  # the supervisor starts a new process, which has a working processor
     server.run()
     return 1 if commands.processor.failed is not None else 0
 

@@ -1,7 +1,7 @@
 """Is this file the model it claims to be? Run as a process of its own, so that a crafted file takes nothing down with it.
 
 `python -m commands.artifacts.inspection FILE` prints one JSON object: the model's inputs and outputs, or what is wrong. Allowed: ONNX without
-external data, of operator sets this build knows. Pickles and other code on load never get this far: they are not ONNX.
+external data, of operator sets this build knows. Pickles and other files that run code when loaded are rejected: they are not ONNX.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REMEDY = "export the model to ONNX again, as one file, and check it with onnx.c
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a file really eats and gives. A datatype of "" is no tensor (a sequence or map)."""
+    """The inputs and outputs that a file really has. A datatype of "" is no tensor (a sequence or map)."""
 
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -48,38 +48,38 @@ def inspect(file: Path) -> Signature | Rejected:
     except subprocess.TimeoutExpired:
         return invalid("artifact_unreadable", f"the file could not be checked within {CHECK_S_MAX} s", "artifact", _REMEDY)
     try:
-        said = json.loads(done.stdout)
+        report = json.loads(done.stdout)
     except ValueError:
-        return invalid("artifact_unreadable", "the file ended the check itself", "artifact", _REMEDY)
-    if "code" in said:
-        return invalid(said["code"], said["message"], "artifact", _REMEDY)
-    return Signature(*(tuple((n, d, tuple(s)) for n, d, s in said[part]) for part in ("inputs", "outputs")))
+        return invalid("artifact_unreadable", "the inspection of the file crashed", "artifact", _REMEDY)
+    if "code" in report:
+        return invalid(report["code"], report["message"], "artifact", _REMEDY)
+    return Signature(*(tuple((n, d, tuple(s)) for n, d, s in report[part]) for part in ("inputs", "outputs")))
 
 
 def contradictions(signature: Signature, technical: Technical) -> tuple[str, ...]:
     """Each way in which the description differs from the file."""
     found: list[str] = []
-    for what, there, said in (("input", signature.inputs, technical.inputs), ("output", signature.outputs, technical.outputs)):
-        real = {name: (datatype, shape) for name, datatype, shape in there}
-        for tensor in said:
+    for what, in_file, described in (("input", signature.inputs, technical.inputs), ("output", signature.outputs, technical.outputs)):
+        real = {name: (datatype, shape) for name, datatype, shape in in_file}
+        for tensor in described:
             if tensor.name not in real:
                 found.append(f"the file has no {what} '{tensor.name}', it has {', '.join(real)}")
             else:
                 found += _tensor(what, tensor, *real[tensor.name])
-    described = {t.name for t in technical.inputs}
-    found += [f"the file needs input '{name}', which is not described" for name, _, _ in signature.inputs if name not in described]
+    inputs = {t.name for t in technical.inputs}
+    found += [f"the file needs input '{name}', which is not described" for name, _, _ in signature.inputs if name not in inputs]
     return tuple(found)
 
 
-def _tensor(what: str, said: TensorSpec, datatype: str, shape: tuple[int, ...]) -> list[str]:
-    if datatype != said.datatype:
-        return [f"{what} '{said.name}' is {datatype or 'no tensor'} in the file, {said.datatype} in the description"]
-    if len(shape) != len(said.shape) or any(-1 not in (a, b) and a != b for a, b in zip(shape, said.shape, strict=True)):
-        return [f"{what} '{said.name}' has shape {list(shape)} in the file, {list(said.shape)} in the description"]
+def _tensor(what: str, described: TensorSpec, datatype: str, shape: tuple[int, ...]) -> list[str]:
+    if datatype != described.datatype:
+        return [f"{what} '{described.name}' is {datatype or 'no tensor'} in the file, {described.datatype} in the description"]
+    if len(shape) != len(described.shape) or any(-1 not in (a, b) and a != b for a, b in zip(shape, described.shape, strict=True)):
+        return [f"{what} '{described.name}' has shape {list(shape)} in the file, {list(described.shape)} in the description"]
     return []
 
 
-# --- inside the process of its own
+# --- what runs in the process of its own
 
 
 def _main(file: str) -> dict[str, Any]:
@@ -90,17 +90,17 @@ def _main(file: str) -> dict[str, Any]:
     try:
         model = onnx.load(file, load_external_data=False)
         if not model.graph.node:
-            return _no("artifact_not_onnx", "the file is no ONNX model, or an empty one")
+            return _problem("artifact_not_onnx", "the file is no ONNX model, or an empty one")
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in _tensors(model)):
-            return _no("external_data", "the model refers to data outside its file")
-        wrong = [f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import if not _known(o.domain, o.version)]
-        if wrong:
-            return _no("opset_unknown", f"operator sets not allowed here: {', '.join(wrong)}")
+            return _problem("external_data", "the model refers to data outside its file")
+        unknown = [f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import if not _known(o.domain, o.version)]
+        if unknown:
+            return _problem("opset_unknown", f"operator sets not allowed here: {', '.join(unknown)}")
         check_model(model)
     except ValidationError as e:
-        return _no("artifact_invalid", f"onnx.checker: {str(e)[:300]}")
-    except Exception as e:  # the protobuf parser has its own zoo
-        return _no("artifact_not_onnx", f"the file is no ONNX model: {type(e).__name__}")
+        return _problem("artifact_invalid", f"onnx.checker: {str(e)[:300]}")
+    except Exception as e:  # the protobuf parser raises many kinds
+        return _problem("artifact_not_onnx", f"the file is no ONNX model: {type(e).__name__}")
     weights = {t.name for t in model.graph.initializer}
     return {
         "inputs": [_value(v) for v in model.graph.input if v.name not in weights],
@@ -142,7 +142,7 @@ def _value(value: Any) -> tuple[str, str, list[int]]:
     return value.name, names.get(dtype, dtype.upper()), shape
 
 
-def _no(code: str, message: str) -> dict[str, Any]:
+def _problem(code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message}
 
 

@@ -1,4 +1,4 @@
-"""Takes a file from a stranger: streamed to disk, counted, hashed, inspected, and only then put beside the others."""
+"""Takes in uploaded model files: a file is inspected in a process of its own, and only then stored; what is known of a digest is kept."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ INSPECTIONS_MAX = 2
 UPLOADED_S_MAX = 300.0
 """Longest an uploaded file waits for its inspection."""
 CHECKS_WAITING_MAX, CHECK_S_MAX = 4, 5.0
-"""Commands that may wait for a file's inspection, and how long: each holds a thread that others need."""
-SIGNATURES_KEPT = 10_000
+"""Commands that may wait for the inspection of a file, and how long: each of them holds a thread that others need."""
+SIGNATURES_KEPT_MAX = 10_000
 
 
-class IntakeBusy(Exception):
+class InspectionBusy(Exception):
     """Too many files are being inspected; later there is room."""
 
 
 class ArtifactIntake:
-    """Thread-safe. What a digest's file eats and gives is remembered, for it can never change."""
+    """Thread-safe. The inputs and outputs of a digest's file are remembered: they can never change."""
 
     def __init__(self, artifacts: Artifacts, folder: Path) -> None:
         self._artifacts, self.folder = artifacts, folder
@@ -39,8 +39,8 @@ class ArtifactIntake:
         self._signatures: OrderedDict[str, Signature] = OrderedDict()
 
     def take(self, tenant: TenantId, digest: str, file: Path) -> Signature | Rejected:
-        """Stores a file whose hash the caller has compared, if it is a model we allow. Raises IntakeBusy."""
-        with _within(self._slots, UPLOADED_S_MAX):
+        """Stores a file whose hash the caller has compared, if it is a model we allow. Raises InspectionBusy."""
+        with _slot(self._slots, UPLOADED_S_MAX):
             found = inspect(file)
         if isinstance(found, Rejected):
             return found
@@ -49,20 +49,22 @@ class ArtifactIntake:
         return found
 
     def check(self, tenant: TenantId, digest: str, technical: Technical) -> tuple[int, Rejected | None]:
-        """(size, a refusal when the description is not the file's). Raises ArtifactMissing, IntakeBusy."""
+        """(size, a rejection when the description is not the file's). Raises ArtifactMissing, InspectionBusy."""
         size = self._artifacts.size(tenant, digest)
         signature = self._signatures.get(digest) or self._read(tenant, digest)
         if isinstance(signature, Rejected):
             return size, signature
-        wrong = contradictions(signature, technical)
-        if not wrong:
+        differences = contradictions(signature, technical)
+        if not differences:
             return size, None
-        return size, invalid("description_differs", "; ".join(wrong), "technical", "describe the file as it is, or upload the right one")
+        return size, invalid(
+            "description_differs", "; ".join(differences), "technical", "describe the file as it is, or upload the right one"
+        )
 
     def _read(self, tenant: TenantId, digest: str) -> Signature | Rejected:
         with (
-            _within(self._checks, 0),
-            _within(self._slots, CHECK_S_MAX),
+            _slot(self._checks, 0),
+            _slot(self._slots, CHECK_S_MAX),
             tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file,
         ):
             if known := self._signatures.get(digest):  # somebody else asked for the same file
@@ -77,14 +79,14 @@ class ArtifactIntake:
 
     def _remember(self, digest: str, signature: Signature) -> None:
         self._signatures[digest] = signature
-        while len(self._signatures) > SIGNATURES_KEPT:
+        while len(self._signatures) > SIGNATURES_KEPT_MAX:
             self._signatures.popitem(last=False)
 
 
 @contextmanager
-def _within(slots: threading.Semaphore, wait_s: float) -> Generator[None]:
+def _slot(slots: threading.Semaphore, wait_s: float) -> Generator[None]:
     if not slots.acquire(blocking=wait_s > 0, timeout=wait_s or None):
-        raise IntakeBusy("too many files are being inspected")
+        raise InspectionBusy("too many files are being inspected")
     try:
         yield
     finally:

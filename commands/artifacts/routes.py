@@ -8,96 +8,101 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import IO, Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from commands.artifacts.intake import ArtifactIntake, IntakeBusy
-from commands.http.command_app import Call, CommandApp, Refused
-from commands.http.problems import busy_response, problem_response, rejected_response
-from commands.processor.rejection import Rejected, forbidden, invalid
-from commands.tenants.routes import existing_tenant
+from commands.artifacts.inspection import Signature
+from commands.artifacts.intake import ArtifactIntake, InspectionBusy
+from commands.http.answers import JSON
+from commands.http.command_app import AuthorizedCall, CommandApp
+from commands.http.problem_answers import HttpProblem, problem_answer, rejected_answer, unavailable_answer
+from commands.processor.rejection import Rejected, invalid
+from commands.tenants.lookup import acting_tenant
 from events.facts.fact import TenantId
 from events.process.problem import Violation
 
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 UPLOADS_MAX = 8
-"""Uploads under way at once: bounds the disk they take before they are judged."""
+"""Uploads under way at once: bounds the disk they take before they are inspected."""
 UPLOAD_S_MAX = 900.0
-"""Longest an upload may take: else eight callers who send nothing keep everybody else from uploading."""
+"""Longest an upload may take: else eight callers who send nothing would keep everybody else from uploading."""
 
 
-def artifact_routes(app: CommandApp, intake: ArtifactIntake) -> APIRouter:
-    routes = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
-    slots = asyncio.Semaphore(UPLOADS_MAX)
+class Artifacts:
+    """Model files, by their digest."""
 
-    @routes.put("/{digest}", status_code=201)
-    async def upload(digest: str, request: Request, tenant: str | None = None) -> Response:
+    def __init__(self, app: CommandApp, intake: ArtifactIntake) -> None:
+        self._app, self._intake = app, intake
+        self._slots = asyncio.Semaphore(UPLOADS_MAX)
+
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+        routes.put("/{digest}", status_code=201)(self.upload)
+        return routes
+
+    async def upload(self, digest: str, request: Request, tenant: str | None = None) -> Response:
         """The raw file as body. 201 with its inputs and outputs; the same file again changes nothing."""
-        call = await run_in_threadpool(app.enter, request, "models")
-        owner = await run_in_threadpool(_owner, app, call, tenant)
+        call = await run_in_threadpool(self._app.authorize, request, "models")
+        owner = await run_in_threadpool(acting_tenant, self._app, call, tenant)
         if not _DIGEST.match(digest):
-            wrong = invalid("digest_malformed", "the path names no digest", "digest", "PUT /v1/artifacts/sha256:<64 hexadecimal digits>")
-            return rejected_response(wrong, call.headers)
-        async with slots:
-            return await _take(app, intake, call, owner, digest, request)
-
-    return routes
-
-
-async def _take(app: CommandApp, intake: ArtifactIntake, call: Call, tenant: TenantId, digest: str, request: Request) -> Response:
-    limit = app.settings.artifact_bytes_max
-    handle, name = tempfile.mkstemp(dir=intake.folder, suffix=".onnx")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            size, found = 0, hashlib.sha256()
+            remedy = "PUT /v1/artifacts/sha256:<64 hexadecimal digits>"
+            return rejected_answer(invalid("digest_malformed", "the path names no digest", "digest", remedy), call.headers)
+        async with self._slots:
+            handle, name = tempfile.mkstemp(dir=self._intake.folder, suffix=".onnx")
             try:
-                async with asyncio.timeout(UPLOAD_S_MAX):
-                    async for chunk in request.stream():
-                        size += len(chunk)
-                        if size > limit:
-                            remedy = "make the model smaller, or raise artifact_bytes_max"
-                            violation = Violation("artifact_too_large", f"more than {limit} bytes", "", remedy)
-                            return problem_response(413, [violation], {**call.headers, "Connection": "close"})
-                        found.update(chunk)
-                        file.write(chunk)
-            except TimeoutError:
-                violation = Violation("upload_slow", f"the file did not come within {UPLOAD_S_MAX:.0f} s", "", "send it faster")
-                return problem_response(408, [violation], {**call.headers, "Connection": "close"})
-        if f"sha256:{found.hexdigest()}" != digest:
-            message = f"the {size} bytes that came hash to sha256:{found.hexdigest()}"
-            return rejected_response(
-                invalid("digest_mismatch", message, "digest", "send the file whole, under its own digest"), call.headers
-            )
+                with os.fdopen(handle, "wb") as file:
+                    size = await _receive(request, call, file, digest, self._app.settings.artifact_bytes_max)
+                return await self._take(call, owner, digest, size, Path(name))
+            finally:
+                os.unlink(name)
+
+    async def _take(self, call: AuthorizedCall, tenant: TenantId, digest: str, size: int, file: Path) -> Response:
         try:
-            signature = await run_in_threadpool(intake.take, tenant, digest, Path(name))
-        except IntakeBusy as e:
-            return busy_response("inspection_busy", str(e), call.headers)
+            signature = await run_in_threadpool(self._intake.take, tenant, digest, file)
+        except InspectionBusy as e:
+            return unavailable_answer("inspection_busy", str(e), "try again in a moment", 2, call.headers)
         if isinstance(signature, Rejected):
-            return rejected_response(signature, call.headers)
-        said = {
-            "artifact": digest,
-            "bytes": size,
-            "tenant": tenant,
-            "inputs": _tensors(signature.inputs),
-            "outputs": _tensors(signature.outputs),
-        }
-        return Response(orjson.dumps(said), 201, call.headers, "application/json")
+            return rejected_answer(signature, call.headers)
+        content = {"artifact": digest, "bytes": size, "tenant": tenant, **_tensors(signature)}
+        return Response(orjson.dumps(content), 201, call.headers, JSON)
+
+
+async def _receive(request: Request, call: AuthorizedCall, file: IO[bytes], digest: str, bytes_max: int) -> int:
+    """Writes the body to the file; its size. Raises HttpProblem unless it is the file of that digest, whole, small enough and in time."""
+    size, found = 0, hashlib.sha256()
+    try:
+        async with asyncio.timeout(UPLOAD_S_MAX):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > bytes_max:
+                    remedy = "make the model smaller, or raise artifact_bytes_max"
+                    raise _failed(413, call, Violation("artifact_too_large", f"more than {bytes_max} bytes", "", remedy))
+                found.update(chunk)
+                file.write(chunk)
+    except TimeoutError:
+        message = f"the file did not come within {UPLOAD_S_MAX:.0f} s"
+        raise _failed(408, call, Violation("upload_slow", message, "", "send it faster")) from None
     except ClientDisconnect:
-        return problem_response(400, [Violation("upload_broken", "the upload ended early", "", "send it again")], call.headers)
-    finally:
-        os.unlink(name)
+        violation = Violation("upload_broken", "the upload ended early", "", "send it again")
+        raise HttpProblem(problem_answer(400, [violation], call.headers)) from None
+    if f"sha256:{found.hexdigest()}" != digest:
+        message = f"the {size} bytes that came hash to sha256:{found.hexdigest()}"
+        mismatch = invalid("digest_mismatch", message, "digest", "send the file whole, under its own digest")
+        raise HttpProblem(rejected_answer(mismatch, call.headers))
+    return size
 
 
-def _tensors(found: tuple[tuple[str, str, tuple[int, ...]], ...]) -> list[dict[str, object]]:
-    return [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in found]
+def _failed(status: int, call: AuthorizedCall, violation: Violation) -> HttpProblem:
+    """The rest of the body is not read, so the connection ends."""
+    return HttpProblem(problem_answer(status, [violation], {**call.headers, "Connection": "close"}))
 
 
-def _owner(app: CommandApp, call: Call, asked: str | None) -> TenantId:
-    tenant = TenantId(asked or call.principal.tenant)
-    if not call.principal.acts_for(tenant):
-        raise Refused(rejected_response(forbidden("foreign_tenant", "this key acts for its own tenant only", "tenant", "leave it out")))
-    existing_tenant(app, tenant)
-    return tenant
+def _tensors(signature: Signature) -> dict[str, list[dict[str, Any]]]:
+    return {
+        part: [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in tensors]
+        for part, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs))
+    }

@@ -8,9 +8,10 @@ There is no grace after a period's end: what arrives late is late, and the next 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from dataclasses import dataclass
+from typing import assert_never
 
+from commands.bills.state import BillFact, BillState, CutOpen, Issued, NoBills
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, missing
 from events.facts.bills import BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
@@ -23,36 +24,6 @@ LINES_BYTES_MAX = 400 * 1024
 """Lines of one record, by an upper bound of their encoding: with everything else of a bill that is below K3's 512 KiB."""
 NUMBERS_BYTES_MAX = 80
 """The numbers of a line, and the lengths of its texts: at most ten bytes each in Avro."""
-
-BillFact = BillCutFixed | BillLinesListed | BillIssued
-
-
-@dataclass(frozen=True, slots=True)
-class NoBills:
-    version: int = 0
-    kind: Literal["none"] = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class CutOpen:
-    """Bill `cut.number` is fixed and waits for a biller."""
-
-    version: int
-    cut: BillCutFixed
-    kind: Literal["cut_fixed"] = "cut_fixed"
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """Bill `cut.number` is out, and none is under way."""
-
-    version: int
-    cut: BillCutFixed
-    digest: bytes
-    kind: Literal["issued"] = "issued"
-
-
-BillState = NoBills | CutOpen | Issued
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +61,16 @@ class CompleteBill:
 BillCommand = FixCut | CompleteBill
 
 
-@dataclass(frozen=True, slots=True)
-class AlreadyIssued:
-    """Another biller was first with the same bill: nothing to write, and all is well."""
-
-    number: int
+Decision = tuple[BillFact, ...] | Rejected
+"""No facts: this very bill is issued already. Another biller was first, nothing is to be written, and all is well."""
 
 
-Decision = tuple[BillFact, ...] | AlreadyIssued | Rejected
-
-
-def evolve(state: BillState, fact: BillFact) -> BillState:
-    assert fact.version == state.version + 1, f"fact {fact.version} after state {state.version}"
-    match fact:
-        case BillCutFixed():
-            return CutOpen(fact.version, fact)
-        case BillLinesListed():
-            assert isinstance(state, CutOpen)
-            return replace(state, version=fact.version)
-        case BillIssued():
-            assert isinstance(state, CutOpen)
-            return Issued(fact.version, state.cut, fact.digest)
-        case _:
-            assert_never(fact)
-
-
-def decide(state: BillState, command: BillCommand, origin: CommandContext) -> Decision:
+def decide(state: BillState, command: BillCommand, context: CommandContext) -> Decision:
     match command:
         case FixCut():
-            return _fix(state, command, origin)
+            return _fix(state, command, context)
         case CompleteBill():
-            return _complete(state, command, origin)
+            return _complete(state, command, context)
         case _:
             assert_never(command)
 
@@ -181,8 +131,7 @@ def _complete(state: BillState, c: CompleteBill, o: CommandContext) -> Decision:
         return conflict("no_such_cut", message, "number", "compute the bill of that cut")
     match state:
         case Issued():
-            same = c.digest == state.digest
-            return AlreadyIssued(cut.number) if same else _other_digest(cut.number)
+            return () if c.digest == state.digest else _other_digest(cut.number)
         case CutOpen():
             wrong = _wrong(cut, c)
         case _:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from commands.models.decide import Decision, no_model, no_version, retired
+from commands.models.decide import Decision
+from commands.models.guards import active_model, no_version
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid
 from events.facts.deployments import (
@@ -19,7 +20,7 @@ from events.facts.deployments import (
 )
 from events.facts.fact import ModelVersion
 from lifecycle.deployment import NotDeployed, Serving, Shifting, Unloading, loaded
-from lifecycle.model import ActiveModel, Approved, NoModel, RetiredModel
+from lifecycle.model import ActiveModel, Approved
 from lifecycle.state import Lifecycle
 
 LOADED_MAX = 4
@@ -68,31 +69,24 @@ class UndeployVersion:
 DeploymentCommand = DeployVersion | StartRollout | AdvanceRollout | PromoteRollout | RollBack | UndeployVersion
 
 
-def decide(state: Lifecycle, command: DeploymentCommand, origin: CommandContext) -> Decision:
+def decide(state: Lifecycle, command: DeploymentCommand, context: CommandContext) -> Decision:
     """The facts that follow from a command, or why not."""
-    model = state.model
-    match model:
-        case NoModel():
-            return no_model()
-        case RetiredModel():
-            return retired(model)
-        case ActiveModel():
-            pass
-        case _:
-            assert_never(model)
+    model = active_model(state.model)
+    if isinstance(model, Rejected):
+        return model
     match command:
         case DeployVersion():
-            return _deploy(state, model, command, origin)
+            return _deploy(state, model, command, context)
         case StartRollout():
-            return _start(state, model, command, origin)
+            return _start(state, model, command, context)
         case AdvanceRollout():
-            return _advance(state, model, command, origin)
+            return _advance(state, model, command, context)
         case PromoteRollout():
-            return _promote(state, model, origin)
+            return _promote(state, model, context)
         case RollBack():
-            return _roll_back(state, model, command, origin)
+            return _roll_back(state, model, command, context)
         case UndeployVersion():
-            return _undeploy(state, model, command, origin)
+            return _undeploy(state, model, command, context)
         case _:
             assert_never(command)
 

@@ -1,1 +1,1 @@
-"""HTTP in front of the commands: the application, request bodies, problem documents."""
+"""What every feature needs of HTTP: the application, headers, bounds, answers, problem documents."""

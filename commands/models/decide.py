@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from commands.models.compatibility import differences, neighbours
+from commands.models.guards import active_model, no_version
 from commands.models.semver import parse
 from commands.processor.context import CommandContext
-from commands.processor.rejection import Rejected, conflict, forbidden, invalid, missing
+from commands.processor.rejection import Rejected, conflict, forbidden, invalid
 from events.facts.deployments import VersionUndeployed
 from events.facts.fact import ModelId, ModelVersion, TenantId, UserId
 from events.facts.models import (
@@ -23,7 +24,7 @@ from events.facts.models import (
     Technical,
 )
 from lifecycle.deployment import loaded
-from lifecycle.model import ActiveModel, Approved, Draft, InReview, NoModel, RetiredModel
+from lifecycle.model import ActiveModel, Approved, Draft, InReview, NoModel
 from lifecycle.state import AggregateFact, Lifecycle
 
 VERSIONS_MAX = 1000
@@ -77,51 +78,28 @@ class RetireModel:
     successor: str = ""
 
 
-LifecycleCommand = RegisterModel | AddVersion | SubmitVersion | ReviewVersion | RetireModel
+ModelCommand = RegisterModel | AddVersion | SubmitVersion | ReviewVersion | RetireModel
 Decision = tuple[AggregateFact, ...] | Rejected
 
 
-def decide(state: Lifecycle, command: LifecycleCommand, origin: CommandContext) -> Decision:
+def decide(state: Lifecycle, command: ModelCommand, context: CommandContext) -> Decision:
     """The facts that follow from a command, or why not."""
     if isinstance(command, RegisterModel):
-        return _register(state, command, origin)
-    model = state.model
-    match model:
-        case NoModel():
-            return no_model()
-        case RetiredModel():
-            return retired(model)
-        case ActiveModel():
-            pass
-        case _:
-            assert_never(model)
+        return _register(state, command, context)
+    model = active_model(state.model)
+    if isinstance(model, Rejected):
+        return model
     match command:
         case AddVersion():
-            return _add_version(state, model, command, origin)
+            return _add_version(state, model, command, context)
         case SubmitVersion():
-            return _submit(state, model, command, origin)
+            return _submit(state, model, command, context)
         case ReviewVersion():
-            return _review(state, model, command, origin)
+            return _review(state, model, command, context)
         case RetireModel():
-            return _retire(state, model, command, origin)
+            return _retire(state, model, command, context)
         case _:
             assert_never(command)
-
-
-def no_model() -> Rejected:
-    return missing("model_unknown", "there is no such model, or it is not yours", "model", "register it first, or check the id")
-
-
-def no_version(version: str) -> Rejected:
-    return missing("version_unknown", f"the model has no version {version}", "version", "list the model's versions, or add this one")
-
-
-def retired(model: RetiredModel) -> Rejected:
-    successor = f"; its successor is {model.successor}" if model.successor else ""
-    return Rejected(
-        "gone",
-        conflict("model_retired", f"{model.model} is retired{successor}", "model", "use the successor, or register a new name").violations,
-    )
 
 
 def _register(state: Lifecycle, c: RegisterModel, o: CommandContext) -> Decision:

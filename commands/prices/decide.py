@@ -1,10 +1,10 @@
-"""A price book and its versions: prices change from an instant on, never backwards."""
+"""Which prices may be published: they change from an instant on, never backwards."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from commands.prices.state import BookState, NoBook, OpenBook
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict
 from events.facts.fact import BookId, Timestamp
@@ -19,25 +19,6 @@ FUTURE_US_MAX = 10 * 366 * 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class NoBook:
-    version: int = 0
-    kind: Literal["unknown"] = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBook:
-    version: int
-    book: BookId
-    book_version: int
-    currency: str
-    effective_from: Timestamp
-    kind: Literal["open"] = "open"
-
-
-BookState = NoBook | OpenBook
-
-
-@dataclass(frozen=True, slots=True)
 class PublishPriceBook:
     """`effective_from` None, or a little in the past: from now on."""
 
@@ -47,17 +28,12 @@ class PublishPriceBook:
     prices: tuple[Price, ...]
 
 
-def evolve(state: BookState, fact: PriceBookPublished) -> BookState:
-    assert fact.version == state.version + 1, f"fact {fact.version} after state {state.version}"
-    return OpenBook(fact.version, fact.book, fact.book_version, fact.currency, fact.effective_from)
-
-
-def decide(state: BookState, command: PublishPriceBook, origin: CommandContext) -> tuple[PriceBookPublished, ...] | Rejected:
-    start = origin.now if command.effective_from is None else command.effective_from
-    violations = _violations(command, start, origin.now)
+def decide(state: BookState, command: PublishPriceBook, context: CommandContext) -> tuple[PriceBookPublished, ...] | Rejected:
+    start = context.now if command.effective_from is None else command.effective_from
+    violations = _violations(command, start, context.now)
     if violations:
         return Rejected("invalid", violations)
-    start = max(start, origin.now)  # never earlier: what was counted, or is on a bill, would be priced anew on the next one
+    start = max(start, context.now)  # never earlier: what was counted, or is on a bill, would be priced anew on the next one
     if isinstance(state, OpenBook):
         if state.currency != command.currency:
             return conflict(
@@ -68,13 +44,13 @@ def decide(state: BookState, command: PublishPriceBook, origin: CommandContext) 
             return conflict("effective_before_last", message, "effective_from", "start after the last version does")
     number = 1 if isinstance(state, NoBook) else state.book_version + 1
     fact = PriceBookPublished(
-        **origin.head(state.version + 1),
+        **context.head(state.version + 1),
         book=command.book,
         book_version=number,
         currency=command.currency,
         effective_from=start,
         prices=command.prices,
-        by=origin.by,
+        by=context.by,
     )
     return (fact,)
 

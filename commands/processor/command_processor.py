@@ -13,14 +13,15 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any
 
-from commands.processor.aggregates import Aggregates, Kind, S
-from commands.processor.context import CommandContext
-from commands.processor.idempotency_store import Answer, IdempotencyStore, Request
+from commands.processor.aggregate_kind import S
+from commands.processor.aggregates import Aggregates
+from commands.processor.command_handler import C, PendingCommand
+from commands.processor.idempotency_store import IdempotencyStore, KeptAnswer
 from commands.processor.rejection import Rejected, conflict, invalid
 from commands.store.event_store import Conflict, Event, Store, StoreUnavailable
-from commands.store.stored_record import placed, unpack
+from commands.store.stored_record import record_for, unpack
 from events.facts.fact import DecidedFact
 from events.facts.topics import FACTS, key_of
 from events.log.headers import CE_ID, headers_of
@@ -39,7 +40,7 @@ ATTEMPTS_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A fact that a command made. `position` is its place in the store's order."""
+    """A fact that a command made. `position` is its position in the store."""
 
     name: str
     event_id: str
@@ -61,23 +62,8 @@ Outcome = Done | Rejected
 
 
 @dataclass(frozen=True, slots=True)
-class PendingCommand(Generic[S]):
-    """One command on its way. `decide` may give no facts at all: then nothing is written and all is well.
-    `answer` makes the body of the answer from the new state and the facts; it must hold nothing secret (it is kept); members
-    whose names begin with '_' are kept and not told."""
-
-    kind: Kind[S]
-    key: str
-    decide: Callable[[S, CommandContext], Sequence[DecidedFact] | Rejected]
-    origin: CommandContext
-    answer: Callable[[S, Sequence[DecidedFact]], dict[str, Any]]
-    if_match: int | None = None
-    request: Request | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """What a task will write, if the store takes it. The answer's event, if one is kept, comes after the facts'."""
+class _Proposal:
+    """What a command will write, if the store takes it. The event of the kept answer, if any, comes after those of the facts."""
 
     originator: str
     events: tuple[Event, ...]
@@ -86,12 +72,12 @@ class _Draft:
     state: Any
 
 
-_Entry = tuple[PendingCommand[Any], "Future[Outcome]"]
-_Decision = _Draft | Done | Rejected | Exception
+_Entry = tuple[PendingCommand[Any, Any], "Future[Outcome]"]
+_Decision = _Proposal | Done | Rejected | Exception
 
 
-class Busy(Exception):
-    """Too many commands wait; nothing was taken."""
+class ProcessorBusy(Exception):
+    """The command was not taken: too many wait, or the processor has stopped."""
 
 
 class CommandProcessor:
@@ -100,21 +86,21 @@ class CommandProcessor:
     def __init__(self, store: Store, codec: Codec, aggregates: Aggregates) -> None:
         self._store, self._codec, self._aggregates = store, codec, aggregates
         self._answers = IdempotencyStore(store)
-        self._queue: queue.Queue[tuple[PendingCommand[Any], Future[Outcome]] | None] = queue.Queue(WAITING_MAX)
-        self._thread = threading.Thread(target=self._run, name="processor", daemon=True)
+        self._queue: queue.Queue[_Entry | None] = queue.Queue(WAITING_MAX)
+        self._thread = threading.Thread(target=self._run, name="command-processor", daemon=True)
         self.failed: BaseException | None = None
         self._when_failed: Callable[[], None] = lambda: None
         self._thread.start()
 
-    def submit(self, task: PendingCommand[S]) -> Future[Outcome]:
-        """Raises Busy. The future raises StoreUnavailable when the database is away."""
+    def submit(self, pending: PendingCommand[S, C]) -> Future[Outcome]:
+        """Raises ProcessorBusy. The future raises StoreUnavailable when the database is away."""
         if self.failed is not None:
-            raise Busy(f"the processor has stopped: {self.failed}")
+            raise ProcessorBusy(f"the command processor has stopped: {self.failed}")
         future: Future[Outcome] = Future()
         try:
-            self._queue.put_nowait((task, future))
+            self._queue.put_nowait((pending, future))
         except queue.Full:
-            raise Busy(f"{WAITING_MAX} commands wait") from None
+            raise ProcessorBusy(f"{WAITING_MAX} commands wait") from None
         return future
 
     def when_failed(self, call: Callable[[], None]) -> None:
@@ -171,7 +157,7 @@ class CommandProcessor:
             return later
         for (_, future), decision in zip(group, decisions, strict=True):
             if decision is not None:
-                _settle(future, self._done(decision, positions) if isinstance(decision, _Draft) else decision)
+                _settle(future, self._done(decision, positions) if isinstance(decision, _Proposal) else decision)
         return later
 
     def _decide_all(self, group: list[_Entry]) -> tuple[list[_Decision | None], list[_Entry]]:
@@ -180,95 +166,93 @@ class CommandProcessor:
         requests: set[str] = set()
         decisions: list[_Decision | None] = []
         later: list[_Entry] = []
-        for task, future in group:
-            if task.request is not None and task.request.originator in requests:
-                later.append((task, future))
+        for pending, future in group:
+            if pending.request is not None and pending.request.originator in requests:
+                later.append((pending, future))
                 decisions.append(None)
                 continue
             try:
-                decision = self._decide(task, states)
+                decision = self._decide(pending, states)
             except StoreUnavailable:
                 raise
             except Exception as e:
-                logger.exception("a rule failed on %s %s", task.kind.name, task.key)
+                logger.exception("a rule failed on %s", pending.originator)
                 decision = e
-            if isinstance(decision, _Draft):
+            if isinstance(decision, _Proposal):
                 states[decision.originator] = decision.state
-                if task.request is not None:
-                    requests.add(task.request.originator)
+                if pending.request is not None:
+                    requests.add(pending.request.originator)
             decisions.append(decision)
         return decisions, later
 
-    def _decide(self, task: PendingCommand[Any], states: Mapping[str, Any]) -> _Decision:
-        found = self._answers.find(task.request, task.origin.now) if task.request is not None else (None, 0)
+    def _decide(self, pending: PendingCommand[Any, Any], states: Mapping[str, Any]) -> _Decision:
+        found = self._find_answer(pending)
         if isinstance(found, Rejected):
             return found
         answer, answer_version = found
         if answer is not None:
             return self._replay(answer)
-        originator = task.kind.originator(task.key)
-        state = states[originator] if originator in states else self._aggregates.load(task.kind, task.key)
-        if task.if_match is not None and task.if_match != state.version:
-            meanwhile = self._answered_meanwhile(task)
-            if meanwhile is not None:
-                return meanwhile
-            hidden = task.decide(state, task.origin)
-            if isinstance(hidden, Rejected) and hidden.ground == "missing":
-                return hidden  # whoever may not see it does not learn its version, nor that it is there
-            message = f"it is at version {state.version}, not {task.if_match}"
-            return Rejected(
-                "stale", (Violation("version_changed", message, "If-Match", "read it again, then decide whether you still want this"),)
-            )
-        facts = task.decide(state, task.origin)
-        if isinstance(facts, Rejected):
-            return self._answered_meanwhile(task) or facts
+        originator = pending.originator
+        state = states[originator] if originator in states else self._aggregates.load(pending.handler.aggregate, pending.key)
+        facts = pending.decide(state)
+        rejected = facts if isinstance(facts, Rejected) else None
+        if pending.if_match not in (None, state.version) and (rejected is None or rejected.ground != "missing"):
+            # Whoever may not see an aggregate learns neither its version nor that it is there.
+            rejected = _stale(state.version, pending.if_match)
+        if rejected is not None:
+            return self._answered_meanwhile(pending) or rejected
+        assert not isinstance(facts, Rejected)
+        return self._propose(pending, state, facts, answer_version)
+
+    def _propose(
+        self, pending: PendingCommand[Any, Any], state: Any, facts: Sequence[DecidedFact], answer_version: int
+    ) -> _Proposal | Rejected:
+        originator, first = pending.originator, state.version + 1
         events: list[Event] = []
-        first = state.version + 1
         for fact in facts:
             try:
                 events.append(self._event(originator, fact))
             except FrameTooLarge as e:
-                return invalid(
-                    "fact_too_large",
-                    str(e),
-                    "",
-                    "shorten texts and lists; put large bodies into the artifact store and name them by digest",
-                )
-            state = task.kind.evolve(state, fact)
-        body = task.answer(state, facts)
-        if task.request is not None:
-            kept = Answer(task.request.digest, task.origin.now, originator, first, state.version, body)
-            events.append(kept.to_event(task.request, answer_version))
-        return _Draft(originator, tuple(events), facts, body, state)
+                remedy = "shorten texts and lists; put large bodies into the artifact store and name them by digest"
+                return invalid("fact_too_large", str(e), "", remedy)
+            state = pending.evolve(state, fact)
+        body = pending.answer(state)
+        if pending.request is not None:
+            kept = KeptAnswer(pending.request.digest, pending.context.now, originator, first, state.version, body)
+            events.append(kept.to_event(pending.request, answer_version))
+        return _Proposal(originator, tuple(events), facts, body, state)
 
-    def _answered_meanwhile(self, task: PendingCommand[Any]) -> Done | None:
+    def _find_answer(self, pending: PendingCommand[Any, Any]) -> tuple[KeptAnswer | None, int] | Rejected:
+        return self._answers.find(pending.request, pending.context.now) if pending.request is not None else (None, 0)
+
+    def _answered_meanwhile(self, pending: PendingCommand[Any, Any]) -> Done | None:
         """Another process may have carried out this very request after we looked for its answer and before we read the state:
-        what we would refuse now is what it did."""
-        found = self._answers.find(task.request, task.origin.now) if task.request is not None else (None, 0)
+        then we would reject now what it did."""
+        found = self._find_answer(pending)
         if isinstance(found, Rejected) or found[0] is None:
             return None
         return self._replay(found[0])
 
     def _event(self, originator: str, fact: DecidedFact) -> Event:
         name = type(fact).__name__
-        envelope = placed(FACTS[name].topic, key_of(fact), headers_of(fact), self._codec.encode(fact))
-        return Event(originator, fact.version, name, envelope.pack())
+        record = record_for(FACTS[name].topic, key_of(fact), headers_of(fact), self._codec.encode(fact))
+        return Event(originator, fact.version, name, record.pack())
 
     def _append(self, decisions: Sequence[_Decision | None]) -> dict[tuple[str, int], int] | None:
         """(originator, version) → position; None when somebody else was faster."""
-        events = [e for d in decisions if isinstance(d, _Draft) for e in d.events]
+        events = [e for d in decisions if isinstance(d, _Proposal) for e in d.events]
         try:
             positions = self._store.append(events) if events else []
         except Conflict:
             return None
         return {(e.originator, e.version): p for e, p in zip(events, positions, strict=True)}
 
-    def _done(self, draft: _Draft, positions: Mapping[tuple[str, int], int]) -> Done:
-        self._aggregates.remember(draft.originator, draft.state)
-        written = (Written(type(f).__name__, f.event_id, f.version, positions[draft.originator, f.version]) for f in draft.facts)
-        return Done(tuple(written), draft.state.version, draft.body)
+    def _done(self, proposal: _Proposal, positions: Mapping[tuple[str, int], int]) -> Done:
+        self._aggregates.remember(proposal.originator, proposal.state)
+        written = (Written(type(f).__name__, f.event_id, f.version, positions[proposal.originator, f.version]) for f in proposal.facts)
+        return Done(tuple(written), proposal.state.version, proposal.body)
 
-    def _replay(self, answer: Answer) -> Done:
+    def _replay(self, answer: KeptAnswer) -> Done:
         positions = self._store.positions(answer.originator, answer.first, answer.last) if answer.first <= answer.last else []
         events = self._store.events(answer.originator, answer.first - 1)[: len(positions)]
         written = (Written(e.name, unpack(e.state).headers[CE_ID].decode(), e.version, p) for e, p in zip(events, positions, strict=True))
@@ -279,32 +263,39 @@ class CommandProcessor:
     def _one_by_one(self, group: Sequence[_Entry], decisions: Sequence[_Decision | None]) -> None:
         for entry, decision in zip(group, decisions, strict=True):
             try:
-                if isinstance(decision, _Draft):
-                    _settle(entry[1], self._landed(decision) or self._alone(entry))
+                if isinstance(decision, _Proposal):
+                    _settle(entry[1], self._appended_before(decision) or self._alone(entry))
                 elif decision is not None:
                     _settle(entry[1], decision)
             except StoreUnavailable as e:
                 entry[1].set_exception(e)
 
-    def _landed(self, draft: _Draft) -> Done | None:
+    def _appended_before(self, proposal: _Proposal) -> Done | None:
         """Postgres may lose a connection after it committed, and the library sends again: then the conflict is with ourselves."""
-        for event in draft.events:
+        for event in proposal.events:
             there = self._store.events(event.originator, event.version - 1)[:1]
             if not there or there[0].state != event.state:
                 return None
-        places = {(e.originator, e.version): p for e in draft.events for p in self._store.positions(e.originator, e.version, e.version)}
-        return self._done(draft, places) if draft.events else None
+        positions = {
+            (e.originator, e.version): p for e in proposal.events for p in self._store.positions(e.originator, e.version, e.version)
+        }
+        return self._done(proposal, positions) if proposal.events else None
 
     def _alone(self, entry: _Entry) -> Done | Rejected | Exception:
         for _ in range(ATTEMPTS_MAX):
             (decision,), _ = self._decide_all([entry])
             assert decision is not None
-            if not isinstance(decision, _Draft):
+            if not isinstance(decision, _Proposal):
                 return decision
             positions = self._append([decision])
             if positions is not None:
                 return self._done(decision, positions)
         return conflict("contended", f"others changed it {ATTEMPTS_MAX} times meanwhile", "", "try again")
+
+
+def _stale(version: int, if_match: int | None) -> Rejected:
+    message = f"it is at version {version}, not {if_match}"
+    return Rejected("stale", (Violation("version_changed", message, "If-Match", "read it again, then decide whether you still want this"),))
 
 
 def _settle(future: Future[Outcome], outcome: Done | Rejected | Exception) -> None:

@@ -1,4 +1,4 @@
-"""Where a fact comes from: who asked, when, and which command led to it. Time and ids are arguments, so `decide` stays pure."""
+"""Who asked, when, and which request led to it. Time and ids are arguments, so that `decide` stays pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from commands import PRODUCER
 from events.facts.fact import Timestamp, UserId
-
-PRODUCER = "commands"
 
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """`command_id` is a UUID; the event ids of its facts follow from it, so deciding again gives the same ids."""
+    """`command_id` is a UUID. The event ids of its facts follow from it, so deciding again gives the same ids."""
 
     command_id: str
     now: Timestamp
@@ -22,7 +21,7 @@ class CommandContext:
     correlation_id: str
 
     def head(self, version: int) -> dict[str, Any]:
-        """The fields every decided fact starts with; `version` is the aggregate's."""
+        """The fields that every decided fact begins with; `version` is the aggregate's."""
         return {
             "event_id": str(uuid.uuid5(uuid.UUID(self.command_id), str(version))),
             "occurred_at": self.now,

@@ -1,4 +1,4 @@
-"""How a rule says no: a value with a code, the field it is about, and what to do about it."""
+"""How a rule rejects a command: a value with a code, the field it is about, and what to do about it."""
 
 from __future__ import annotations
 
@@ -44,3 +44,8 @@ def missing(code: str, message: str, field: str = "", remedy: str = "") -> Rejec
 def forbidden(code: str, message: str, field: str = "", remedy: str = "") -> Rejected:
     """It exists, and this caller may not."""
     return Rejected("forbidden", (Violation(code, message, field, remedy),))
+
+
+def gone(code: str, message: str, field: str = "", remedy: str = "") -> Rejected:
+    """It existed, and never will again."""
+    return Rejected("gone", (Violation(code, message, field, remedy),))

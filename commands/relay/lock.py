@@ -1,4 +1,4 @@
-"""One relay at a time for one store. Two would do no harm but send everything twice: folds take copies for copies (K4)."""
+"""One relay at a time for one store. Two would only send everything twice, and folds pass copies over (K4)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from events.process.settings import Settings
 
 ADVISORY_KEY = 0x6D6B7265  # "mkre": names this lock among other users of the same database
 ANSWER_S_MAX = 10
-"""A database that is silent for longer than this is away, and with it, for all the relay knows, the lock."""
-_NEVER_SILENT = {
+"""A database that does not answer for longer is unavailable, and the lock may be lost."""
+_TIMEOUTS = {
     "connect_timeout": ANSWER_S_MAX,
     "tcp_user_timeout": ANSWER_S_MAX * 1000,
     "keepalives_idle": 3,
@@ -25,14 +25,14 @@ _NEVER_SILENT = {
 
 
 class LockLost(Exception):
-    """The lock was held and is held no more, or nobody can say: another relay may be at work. Nothing may be sent."""
+    """The lock is not held any more, or this cannot be known: another relay may be running. Nothing may be sent."""
 
 
 class RelayLock:
-    """Held until the process ends, however it ends: the operating system or the database lets go.
+    """Held until the process ends, however it ends: then the operating system or the database releases it.
 
     A lock in Postgres is its connection's. A database that was restarted, an administrator or a network may end that connection
-    while the relay goes on through others; so whoever sends asks `check` before.
+    while the relay goes on through others; so `check` is called before anything is sent.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,12 +40,12 @@ class RelayLock:
         self._file: FileLock | None = None
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
 
-    def take(self) -> bool:
-        """False while another relay has it. Raises LockLost when the database does not answer."""
+    def acquire(self) -> bool:
+        """False while another relay holds it. Raises LockLost when the database does not answer."""
         if self._settings.store.startswith("sqlite:"):
-            return self._take_file(Path(self._settings.store.removeprefix("sqlite:///")).with_suffix(".relay.lock"))
+            return self._acquire_file(Path(self._settings.store.removeprefix("sqlite:///")).with_suffix(".relay.lock"))
         try:
-            return self._take_advisory()
+            return self._acquire_advisory()
         except psycopg.Error as e:
             raise LockLost(f"the database does not answer: {e}") from e
 
@@ -54,7 +54,7 @@ class RelayLock:
         if self._connection is None:
             return
         try:
-            # By the database's own list, not by a sign of life: behind a pooler the next statement may be another backend's.
+            # Asks the list of locks, not only whether the connection works: behind a pooler the next statement may reach another backend.
             row = self._connection.execute(
                 "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted"
                 " AND (classid::bigint << 32) + objid::bigint = %s AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
@@ -65,14 +65,14 @@ class RelayLock:
         if row is None:
             raise LockLost("the database says that this connection holds no lock; session locks do not pass a transaction pooler")
 
-    def _take_file(self, path: Path) -> bool:
+    def _acquire_file(self, path: Path) -> bool:
         self._file = self._file or FileLock(path)
         return self._file.acquire()
 
-    def _take_advisory(self) -> bool:
+    def _acquire_advisory(self) -> bool:
         if self._connection is None or self._connection.closed:
             password = self._settings.store_password.get_secret_value() or None
-            self._connection = psycopg.connect(make_conninfo(self._settings.store, **_NEVER_SILENT), password=password, autocommit=True)
+            self._connection = psycopg.connect(make_conninfo(self._settings.store, **_TIMEOUTS), password=password, autocommit=True)
         row = self._connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_KEY,)).fetchone()
         return bool(row and row[0])
 

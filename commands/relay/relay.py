@@ -1,7 +1,7 @@
 """The relay: `python -m commands.relay.relay`. Sends what the store decided to Kafka, in the store's order, each record naming its predecessor.
 
 It encodes nothing and remembers nothing (K3, K4): the frames are the store's, the position is the log's own tail. It may be
-killed at any time. On the first delivery error it ends, and the next one goes on from the tail.
+killed at any time. On the first delivery error it ends, and the next relay continues from the tail.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from commands.processor.idempotency_store import ANSWERED
 from commands.relay.lock import LockLost, RelayLock
 from commands.relay.resume import TP, StoreMismatch, newest_heartbeat, read_tails, resume, start_after
-from commands.store.event_store import Event, Store, StoreUnavailable, open_store
+from commands.store.event_store import ANSWER_EVENT, Event, Store, StoreUnavailable, open_store
 from commands.store.generation import StoreGeneration, current_generation
 from commands.store.stored_record import unpack
 from events.log.chain import ChainPosition, Heartbeat
@@ -37,17 +36,17 @@ BATCH_MAX = 200
 """Records sent before any is waited for: at 512 KiB each the writer's queue still holds them."""
 IDLE_S = 0.02
 """How often an idle store is asked for more: SQLite cannot call us. 0.2 % of a core."""
-BEAT_S = 1.0
-BEAT_S_MIN = 0.05
+HEARTBEAT_S = 1.0
+HEARTBEAT_S_MIN = 0.05
 """Not more than 20 heartbeats a second, however small the batches."""
-SILENT_S_MAX = 5.0
+UNACKNOWLEDGED_S_MAX = 5.0
 """Waiting longer than this for Kafka shows as not ready."""
 WAIT_S = 0.5
 
 
 @dataclass(slots=True)
 class Progress:
-    """What the health page tells; written by the relay's thread alone."""
+    """What the health page shows; written by the thread of the relay alone."""
 
     status: str = "starting"
     message: str = ""
@@ -58,7 +57,7 @@ class Progress:
     oldest_wait_s: float = 0.0
 
     def to_json(self) -> Mapping[str, Any]:
-        stuck = self.status == "ready" and self.oldest_wait_s > SILENT_S_MAX
+        stuck = self.status == "ready" and self.oldest_wait_s > UNACKNOWLEDGED_S_MAX
         return {
             "status": "failed" if stuck else self.status,
             "message": "Kafka does not acknowledge" if stuck else self.message,
@@ -70,82 +69,82 @@ class Progress:
 
 class Relay:
     """Runs in the caller's thread until `stop` is set. Raises StoreMismatch, LogBroken, LogMismatch, StoreUnavailable, and
-    whatever `still_mine` raises: it is asked before anything is sent."""
+    whatever `check_lock` raises, which is called before anything is sent."""
 
-    def __init__(self, settings: Settings, store: Store, stop: threading.Event, still_mine: Callable[[], None] = lambda: None) -> None:
-        self._settings, self._store, self._stop, self._still_mine = settings, store, stop, still_mine
+    def __init__(self, settings: Settings, store: Store, stop: threading.Event, check_lock: Callable[[], None] = lambda: None) -> None:
+        self._settings, self._store, self._stop, self._check_lock = settings, store, stop, check_lock
         self.progress = Progress()
 
     def run(self) -> None:
-        epoch = self._epoch()
-        if epoch is None:
+        generation = self._wait_for_generation()
+        if generation is None:
             return
         reader = Reader(self._settings, "relay")
         try:
-            sent, position = self._where(reader, epoch)
+            sent, position = self._starting_point(reader, generation)
         finally:
             reader.close()
-        self.progress.store, self.progress.sent, self.progress.position = epoch.store, sent, position
-        logger.info("relaying", extra={"store": epoch.store, "after_position": position})
-        writer, patience_s = Writer(self._settings, "relay"), 0.0
+        self.progress.store, self.progress.sent, self.progress.position = generation.store, sent, position
+        logger.info("relaying", extra={"store": generation.store, "after_position": position})
+        writer, flush_s = Writer(self._settings, "relay"), 0.0
         try:
-            self._relay(writer, epoch)
-            patience_s = 5.0
+            self._relay(writer, generation)
+            flush_s = 5.0
         finally:
-            writer.close(patience_s)  # after an error what still waits is dropped: the next relay sends it, from the tail
+            writer.close(flush_s)  # after an error the records in the queue are dropped: the next relay sends them, from the tail
 
-    def _epoch(self) -> StoreGeneration | None:
+    def _wait_for_generation(self) -> StoreGeneration | None:
         """Waits for a store that was opened. None when stopped."""
         while not self._stop.is_set():
-            epoch = current_generation(self._store)
-            if epoch is not None:
-                return epoch
+            generation = current_generation(self._store)
+            if generation is not None:
+                return generation
             self.progress.message = "the store is empty; the command API opens it"
             self._stop.wait(WAIT_S)
         return None
 
-    def _where(self, reader: Reader, epoch: StoreGeneration) -> tuple[dict[TP, int], int]:
+    def _starting_point(self, reader: Reader, generation: StoreGeneration) -> tuple[dict[TP, int], int]:
         while True:
             try:
-                sent = resume(self._store, epoch, read_tails(reader))
-                return sent, start_after(self._store, epoch, sent, newest_heartbeat(reader))
+                sent = resume(self._store, generation, read_tails(reader))
+                return sent, start_after(self._store, generation, sent, newest_heartbeat(reader))
             except LogUnavailable as e:
                 self.progress.message = str(e)
                 if self._stop.wait(WAIT_S):
                     raise
 
-    def _relay(self, writer: Writer, epoch: StoreGeneration) -> None:
-        beats = _Beats(writer, epoch.store, self.progress)
+    def _relay(self, writer: Writer, generation: StoreGeneration) -> None:
+        heartbeats = _Heartbeats(writer, generation.store, self.progress)
         self.progress.newest = self._store.last_position()
         self.progress.status, self.progress.message = "ready", ""
         while not self._stop.is_set():
             events = self._store.notifications(self.progress.position, BATCH_MAX)
-            if events or beats.due():
-                self._still_mine()
+            if events or heartbeats.due():
+                self._check_lock()
             if events:
-                self._send(writer, epoch, events)
+                self._send(writer, generation, events)
             self.progress.newest = self.progress.position if len(events) < BATCH_MAX else self._store.last_position()
             self.progress.oldest_wait_s = writer.oldest_wait_s()
-            beats.maybe(moved=bool(events))
+            heartbeats.send_if_due(moved=bool(events))
             if writer.fatal is not None:
                 raise LogBroken(str(writer.fatal))
             if len(events) < BATCH_MAX:
                 self._stop.wait(IDLE_S)
 
-    def _send(self, writer: Writer, epoch: StoreGeneration, events: list[Event]) -> None:
+    def _send(self, writer: Writer, generation: StoreGeneration, events: list[Event]) -> None:
         """Sends a batch and waits until all of it is acknowledged. Only then the position moves."""
         heads = dict(self.progress.sent)
         futures: list[Future[Coordinate]] = []
         for event in events:
-            if event.name == ANSWERED:
+            if event.name == ANSWER_EVENT:
                 continue
-            envelope = unpack(event.state)
-            tp = (envelope.topic, envelope.partition)
+            stored = unpack(event.state)
+            tp = (stored.topic, stored.partition)
             if event.position <= heads[tp]:
-                continue  # it is on the log: sent by the relay before this one, and maybe not yet said in a heartbeat
-            chain_position = ChainPosition(epoch.store, event.position, heads[tp])
-            headers = {**envelope.headers, **chain_position.headers}
-            futures.append(writer.append(envelope.topic, envelope.key, envelope.frame, headers, envelope.partition))
+                continue  # it is on the log: sent by the relay before this one, and maybe not yet in a heartbeat
+            chain_position = ChainPosition(generation.store, event.position, heads[tp])
+            headers = {**stored.headers, **chain_position.headers}
+            futures.append(writer.append(stored.topic, stored.key, stored.frame, headers, stored.partition))
             heads[tp] = event.position
         self._await(writer, futures, events[-1].position)
         if not self._stop.is_set():
@@ -159,43 +158,43 @@ class Relay:
                 future.result()  # LogBroken: the first delivery error ends the relay
             self.progress.newest, self.progress.oldest_wait_s = max(self.progress.newest, newest), writer.oldest_wait_s()
             if pending:
-                self._still_mine()
+                self._check_lock()
 
 
-class _Beats:
-    """Says how far the relay is, each second and after each batch; never more than one heartbeat waits for Kafka."""
+class _Heartbeats:
+    """Tells how far the relay is, each second and after each batch; never more than one heartbeat waits for Kafka."""
 
     def __init__(self, writer: Writer, store: str, progress: Progress) -> None:
         self._writer, self._store, self._progress = writer, store, progress
         self._last = 0.0
-        self._owed = True
+        self._moved = True
         self._pending: Future[Coordinate] | None = None
 
     def due(self) -> bool:
         age = time.monotonic() - self._last
         waits = self._pending is not None and not self._pending.done()
-        return not waits and age >= (BEAT_S_MIN if self._owed else BEAT_S)
+        return not waits and age >= (HEARTBEAT_S_MIN if self._moved else HEARTBEAT_S)
 
-    def maybe(self, *, moved: bool) -> None:
-        self._owed = self._owed or moved
+    def send_if_due(self, *, moved: bool) -> None:
+        self._moved = self._moved or moved
         if not self.due():
             return
         sent = {f"{topic}/{partition}": position for (topic, partition), position in self._progress.sent.items() if position}
-        beat = Heartbeat(self._store, self._progress.position, sent)
-        self._pending = self._writer.append("heartbeats", self._store.encode(), beat.to_json(), partition=0)
-        self._last, self._owed = time.monotonic(), False
+        heartbeat = Heartbeat(self._store, self._progress.position, sent)
+        self._pending = self._writer.append("heartbeats", self._store.encode(), heartbeat.to_json(), partition=0)
+        self._last, self._moved = time.monotonic(), False
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Waits for its turn, then relays until `stop`."""
+    """Waits for the lock, then relays until `stop`."""
     store = open_store(settings)
     lock = RelayLock(settings)
     relay = Relay(settings, store, stop, lock.check)
     health = serve_health(settings.host, settings.relay_health_port, relay.progress.to_json)
     try:
         with lock:
-            while not lock.take():
-                relay.progress.message = "another relay of this store is at work; waiting for its turn"
+            while not lock.acquire():
+                relay.progress.message = "another relay of this store is running; this one waits for its lock"
                 if stop.wait(WAIT_S):
                     return
             _wait_for_log(settings, relay.progress, stop)
@@ -220,11 +219,11 @@ def main() -> int:
     start_logging("relay")
     stop = threading.Event()
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+        signal.signal(number, request_stop)
     try:
         run(Settings(), stop)
     except (StoreMismatch, LogMismatch) as e:

@@ -1,6 +1,6 @@
-"""Where a relay goes on: what each partition's newest decided record says, compared with the store (K4).
+"""Where a relay continues: the newest decided record of each partition, compared with the store (K4).
 
-Nothing is remembered beside the log: the tail of each partition in Kafka is the relay's only position. A tail that is not this
+A relay remembers nothing: the tail of each partition in Kafka is the relay's only position. A tail that is not this
 store's record at that position means that store and log do not belong together, and nothing may be sent.
 """
 
@@ -18,9 +18,9 @@ from events.log.client import LogUnavailable, Reader
 from events.log.record import Record
 
 TP = tuple[str, int]
-WINDOW = 256
+TAIL_RECORDS = 256
 """Records read back at first when looking for the newest decided one; four times as many each time it is not among them."""
-READ_MAX = 5000
+RECORDS_READ_MAX = 5000
 READ_S_MAX = 30.0
 """Longest silence of Kafka while the tails are read."""
 REMEDY = (
@@ -41,25 +41,25 @@ class Tail:
     record: Record
 
 
-def resume(store: Store, epoch: StoreGeneration, tails: Mapping[TP, Tail]) -> dict[TP, int]:
+def resume(store: Store, generation: StoreGeneration, tails: Mapping[TP, Tail]) -> dict[TP, int]:
     """The last position of this store on each partition, 0 before its first. Raises StoreMismatch."""
-    return {tp: _resume(store, epoch, tp, tails.get(tp)) for tp in decided_partitions()}
+    return {tp: _resume(store, generation, tp, tails.get(tp)) for tp in decided_partitions()}
 
 
-def _resume(store: Store, epoch: StoreGeneration, tp: TP, tail: Tail | None) -> int:
-    before = epoch.before.get(tp, ("", 0))  # a partition that became decided after this store was opened
+def _resume(store: Store, generation: StoreGeneration, tp: TP, tail: Tail | None) -> int:
+    before = generation.before.get(tp, ("", 0))  # a partition that became decided after this store was opened
     if tail is None:
         if before != ("", 0):
             raise StoreMismatch(
-                f"{tp[0]}/{tp[1]} is empty, but store {epoch.store} began after position {before[1]} of store {before[0]}. {REMEDY}"
+                f"{tp[0]}/{tp[1]} is empty, but store {generation.store} began after position {before[1]} of store {before[0]}. {REMEDY}"
             )
         return 0
     chain_position = tail.chain_position
     if (chain_position.store, chain_position.position) == before:
         return 0
-    if chain_position.store != epoch.store:
+    if chain_position.store != generation.store:
         raise StoreMismatch(
-            f"{tail.record.coordinate} is position {chain_position.position} of store {chain_position.store}; this is store {epoch.store}. {REMEDY}"
+            f"{tail.record.coordinate} is position {chain_position.position} of store {chain_position.store}; this is store {generation.store}. {REMEDY}"
         )
     found = store.notifications(chain_position.position - 1, 1, until=chain_position.position)
     if not found:
@@ -76,7 +76,7 @@ def read_tails(reader: Reader) -> dict[TP, Tail]:
     """The newest decided record of each decided partition that has one. `deployments` also carries observed facts: looks past them."""
     topics = tuple(dict.fromkeys(topic for topic, _ in decided_partitions()))
     tails: dict[TP, Tail] = {}
-    window, left = WINDOW, {tp: bounds for tp, bounds in reader.bounds(*topics).items() if bounds[0] < bounds[1]}
+    window, left = TAIL_RECORDS, {tp: bounds for tp, bounds in reader.bounds(*topics).items() if bounds[0] < bounds[1]}
     while left:
         spans = {tp: (max(low, high - window), high) for tp, (low, high) in left.items()}
         for record in _read(reader, spans):
@@ -94,7 +94,7 @@ def _read(reader: Reader, spans: Mapping[TP, tuple[int, int]]) -> Iterator[Recor
     reader.assign({tp: start for tp, (start, _) in spans.items()})
     heard = time.monotonic()
     while left:
-        records = reader.poll(READ_MAX, 0.05)
+        records = reader.poll(RECORDS_READ_MAX, 0.05)
         if not records and time.monotonic() - heard > READ_S_MAX:
             raise LogUnavailable(f"nothing came for {READ_S_MAX} s, unread: {sorted(left)}")
         for record in records:
@@ -105,16 +105,16 @@ def _read(reader: Reader, spans: Mapping[TP, tuple[int, int]]) -> Iterator[Recor
                 left.pop(tp, None)
 
 
-def start_after(store: Store, epoch: StoreGeneration, last: Mapping[TP, int], beat: Heartbeat | None) -> int:
+def start_after(store: Store, generation: StoreGeneration, last: Mapping[TP, int], heartbeat: Heartbeat | None) -> int:
     """The position after which the notification log is read: everything up to it has been acknowledged. A heartbeat of this store
-    spares reading from the oldest partition's tail; one that says more than the tails do is not believed."""
-    believed = (
-        beat is not None
-        and beat.store == epoch.store
-        and beat.position <= store.last_position()
-        and all(last[tp] >= beat.sent.get(f"{tp[0]}/{tp[1]}", 0) for tp in last)
+    makes it unnecessary to read from the oldest partition's tail; one that is ahead of the tails is not used."""
+    usable = (
+        heartbeat is not None
+        and heartbeat.store == generation.store
+        and heartbeat.position <= store.last_position()
+        and all(last[tp] >= heartbeat.sent.get(f"{tp[0]}/{tp[1]}", 0) for tp in last)
     )
-    return max(epoch.position - 1, min(last.values()), beat.position if believed and beat is not None else 0)
+    return max(generation.position - 1, min(last.values()), heartbeat.position if usable and heartbeat is not None else 0)
 
 
 def newest_heartbeat(reader: Reader) -> Heartbeat | None:
@@ -122,5 +122,5 @@ def newest_heartbeat(reader: Reader) -> Heartbeat | None:
     low, high = reader.bounds("heartbeats")["heartbeats", 0]
     if low == high:
         return None
-    spans = {("heartbeats", 0): (max(low, high - WINDOW), high)}
+    spans = {("heartbeats", 0): (max(low, high - TAIL_RECORDS), high)}
     return next((b for r in reversed(list(_read(reader, spans))) if (b := Heartbeat.from_json(r.value)) is not None), None)

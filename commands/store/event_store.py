@@ -21,6 +21,8 @@ from events.process.settings import Settings
 
 EVENTS_READ_MAX = 1000
 """Events of one aggregate, or notifications, read at once: bounds memory at 512 MB in the worst case, 1 MB in the usual."""
+ANSWER_EVENT = "CommandAnswered"
+"""The name of an event that keeps an answer and no fact: the relay passes it over."""
 TABLES_KEY = 0x6D6B7374
 """Names the advisory lock under which Postgres tables are made ("mkst")."""
 LOCK_S_MAX = 10
@@ -37,7 +39,7 @@ class StoreUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of one aggregate. `name` is its fact's name, `state` its envelope (or an answer, which is not relayed)."""
+    """One event of one aggregate. `name` is its fact's name, `state` its stored (or an answer, which is not relayed)."""
 
     originator: str
     version: int

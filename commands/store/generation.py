@@ -1,4 +1,5 @@
-"""A store's epoch: its id, said on every partition of every decided topic before anything else, so that each fold knows whom to follow (K4)."""
+"""Which store decides: its id is written to every partition of every decided topic before anything else, so that each fold knows which
+store to follow (K4)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ STORE = "store"
 
 @dataclass(frozen=True, slots=True)
 class StoreGeneration:
-    """The store `store` speaks from `position` on. `before`: the store and position that each partition ended with until then."""
+    """The store `store` decides from `position` on. `before`: the store and position that each partition ended with until then."""
 
     store: str
     position: int
@@ -34,7 +35,7 @@ def current_generation(store: Store) -> StoreGeneration | None:
     if not openings:
         return None
     newest = opening_of(openings[-1][1]).store
-    mine = [(event, envelope) for event, envelope in openings if opening_of(envelope).store == newest]
+    mine = [(event, stored) for event, stored in openings if opening_of(stored).store == newest]
     first = mine[0][0].version
     return StoreGeneration(
         newest,
@@ -43,6 +44,6 @@ def current_generation(store: Store) -> StoreGeneration | None:
     )
 
 
-def opening_of(envelope: StoredRecord) -> Opening:
-    assert envelope.opening is not None
-    return envelope.opening
+def opening_of(stored: StoredRecord) -> Opening:
+    assert stored.opening is not None
+    return stored.opening

@@ -1,11 +1,11 @@
-"""Opens a store: its first facts say on every partition of every decided topic that decisions come from here from now on (K4)."""
+"""Opens a store: its first facts tell every partition of every decided topic that decisions come from this store from now on (K4)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
 
-from commands.processor.context import PRODUCER
+from commands import PRODUCER
 from commands.store.event_store import Conflict, Event, Store
 from commands.store.generation import STORE, StoreGeneration, current_generation, decided_partitions
 from commands.store.stored_record import Opening, StoredRecord
@@ -31,20 +31,20 @@ def open_generation(
     ]
     with suppress(Conflict):
         store.append(events)
-    epoch = current_generation(store)
-    assert epoch is not None
-    return epoch
+    generation = current_generation(store)
+    assert generation is not None
+    return generation
 
 
 def open_new_partitions(store: Store, codec: Codec, by: UserId) -> int:
     """A topic that began to carry decisions after this store was opened gets its opening now; how many partitions. Safe to repeat, and
     by several processes at once: one of them writes them, and the store's id stays."""
     version = store.events(STORE)[-1].version  # before we look what is missing: who was faster since then has taken the next one
-    epoch = current_generation(store)
-    assert epoch is not None, "the store is opened first"
-    missing = [tp for tp in decided_partitions() if tp not in epoch.before]
+    generation = current_generation(store)
+    assert generation is not None, "the store is opened first"
+    missing = [tp for tp in decided_partitions() if tp not in generation.before]
     events = [
-        _event(codec, Opening(epoch.store, "", 0), topic, partition, version + i, by)
+        _event(codec, Opening(generation.store, "", 0), topic, partition, version + i, by)
         for i, (topic, partition) in enumerate(missing, start=1)
     ]
     if events:
@@ -64,5 +64,5 @@ def _event(codec: Codec, opening: Opening, topic: str, partition: int, version: 
         previous_position=opening.previous_position,
         by=by,
     )
-    envelope = StoredRecord(topic, partition, opening.store.encode(), headers_of(fact), codec.encode(fact, topic), opening)
-    return Event(STORE, version, STORE_OPENED, envelope.pack())
+    stored = StoredRecord(topic, partition, opening.store.encode(), headers_of(fact), codec.encode(fact, topic), opening)
+    return Event(STORE, version, STORE_OPENED, stored.pack())

@@ -1,7 +1,7 @@
 """Makes an event store again from the log: `python -m commands.store.rebuild`. For when the store was lost, or restored from too old a copy.
 
 Decided topics are kept for ever, so the log holds every decision that was ever sent. They go into an empty store at their own
-positions; then that store opens an epoch, naming for each partition the store and position before. What the lost store had
+positions; then that store opens an generation, naming for each partition the store and position before. What the lost store had
 decided and not sent is lost with it. Stop the command API and the relay first, and move the old store away.
 """
 
@@ -33,49 +33,46 @@ KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "pri
 """Topic → the kind of aggregate whose facts it carries; the record key is the aggregate's own."""
 KIND_OF_FACT = {"RecordWriteOffRequested": "record", "RecordWrittenOff": "record"}
 """Facts of another kind of aggregate than their topic's."""
-GROUP = 1000
+EVENTS_APPENDED_MAX = 1000
 TP = tuple[str, int]
 
 
-class Unfit(Exception):
-    """The store is not empty, or the log is not whole. Nothing, or only a part, was written: remove the new store and try again."""
-
-
 class NotRebuilt(Exception):
-    """The store was not made; the text says why."""
+    """The text says why: the store is not empty, the log is not whole, or something did not answer. Nothing, or only a part, was written:
+    remove the new store and try again."""
 
 
 def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -> int:
-    """Fills an empty store from all records of the decided topics, per partition in order; the number of facts. Raises Unfit."""
+    """Fills an empty store from all records of the decided topics, per partition in order; the number of facts. Raises NotRebuilt."""
     if store.last_position():
-        raise Unfit(f"the store {store.url} is not empty; move it away first")
+        raise NotRebuilt(f"the store {store.url} is not empty; move it away first")
     chains = {tp: Chain() for tp in decided_partitions()}
     events: dict[int, Event] = {}
     for record in records:
-        take(record, codec, chains[record.topic, record.partition], events)
+        add_record(record, codec, chains[record.topic, record.partition], events)
     ordered = [events[position] for position in sorted(events)]
-    for start in range(0, len(ordered), GROUP):
-        store.append_at(ordered[start : start + GROUP])
+    for start in range(0, len(ordered), EVENTS_APPENDED_MAX):
+        store.append_at(ordered[start : start + EVENTS_APPENDED_MAX])
     if not ordered:
-        raise Unfit("the log holds no decision: start the command API on an empty store instead")
+        raise NotRebuilt("the log holds no decision: start the command API on an empty store instead")
     before: Mapping[TP, tuple[str, int]] = {tp: (chain.store, chain.position) for tp, chain in chains.items()}
     open_generation(store, codec, by, before)
     return len(ordered)
 
 
-def take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
-    """One record of a partition, in order, into `events` by position. Raises Unfit."""
+def add_record(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
+    """One record of a partition, in order, into `events` by position. Raises NotRebuilt."""
     chain_position = chain_position_of(record.headers)
     if chain_position is None:
-        return  # observed by somebody, or garbage: no decision
+        return  # an observed fact, or no fact at all: no decision
     match check_chain(chain, codec, chain_position, record.headers, record.value):
         case ChainCheck.COPY:
             return
         case ChainCheck.UNREADABLE:
-            logger.warning("set %s aside: it claims to open store %s, and nobody can read it", record.coordinate, chain_position.store)
+            logger.warning("set %s aside: it claims to open store %s and cannot be read", record.coordinate, chain_position.store)
             return
         case ChainCheck.WAIT:
-            raise Unfit(
+            raise NotRebuilt(
                 f"{record.coordinate} follows position {chain_position.previous}, but {chain.position} is the last before it: the log is not whole"
             )
         case ChainCheck.NEXT:
@@ -83,13 +80,13 @@ def take(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -
     try:
         name, body = codec.decode(record.value)
     except Undecodable as e:
-        raise Unfit(f"{record.coordinate} is position {chain_position.position}, and nobody can read it: {e}") from e
+        raise NotRebuilt(f"{record.coordinate} is position {chain_position.position}, and it cannot be read: {e}") from e
     opening = Opening(str(body["store"]), str(body["previous_store"]), int(body["previous_position"])) if name == STORE_OPENED else None
     headers = {k: v for k, v in record.headers.items() if k not in (STORE_HEADER, POSITION, PREVIOUS)}
     assert record.key is not None and record.value is not None
-    envelope = StoredRecord(record.topic, record.partition, record.key, headers, record.value, opening)
+    stored = StoredRecord(record.topic, record.partition, record.key, headers, record.value, opening)
     originator = STORE if opening else f"{KIND_OF_FACT.get(name, KIND_OF[record.topic])}/{record.key.decode()}"
-    events[chain_position.position] = Event(originator, int(body["version"]), name, envelope.pack(), chain_position.position)
+    events[chain_position.position] = Event(originator, int(body["version"]), name, stored.pack(), chain_position.position)
 
 
 def read_decided(reader: Reader) -> Iterable[Record]:
@@ -107,7 +104,7 @@ def rebuild_store(settings: Settings) -> int:
             return rebuild(store, codec, read_decided(reader), UserId("rebuild"))
         finally:
             store.close()
-    except (Unfit, LogMismatch, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:
+    except (LogMismatch, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:
         raise NotRebuilt(str(e)) from e
     finally:
         reader.close()

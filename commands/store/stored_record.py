@@ -58,6 +58,6 @@ def unpack(state: bytes) -> StoredRecord:
     return StoredRecord(str(head["t"]), int(head["p"]), str(head["k"]).encode(), headers, state[end:], opening)
 
 
-def placed(topic: str, key: bytes, headers: Mapping[str, bytes], frame: bytes) -> StoredRecord:
-    """An envelope for the partition that the key belongs to."""
+def record_for(topic: str, key: bytes, headers: Mapping[str, bytes], frame: bytes) -> StoredRecord:
+    """The record, for the partition that its key belongs to."""
     return StoredRecord(topic, partition_of(key, TOPICS[topic].partitions), key, headers, frame)

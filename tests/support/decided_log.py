@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import confluent_kafka as ck
 
-from commands.processor.idempotency_store import ANSWERED
-from commands.store.event_store import open_store
+from commands.store.event_store import ANSWER_EVENT, open_store
 from events.process.settings import Settings
 
 DECIDED = {"models": 4, "deployments": 4, "accounts": 4, "prices": 1, "bills": 4, "producers": 1}
@@ -91,7 +90,7 @@ def check_complete(settings: Settings) -> Chained:
     store = open_store(settings)
     after, decided = 0, dict[int, bytes]()
     while page := store.notifications(after):
-        decided |= {e.position: e.state for e in page if e.name != ANSWERED}
+        decided |= {e.position: e.state for e in page if e.name != ANSWER_EVENT}
         after = page[-1].position
     store.close()
     assert set(chained.records) == set(decided)

@@ -23,6 +23,14 @@ class Decider(Protocol):
 
 
 @dataclass(frozen=True)
+class Rules:
+    """A rule and a fold that stand in two modules."""
+
+    decide: Any
+    evolve: Any
+
+
+@dataclass(frozen=True)
 class Decision:
     outcome: Any
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import uuid
 
-from commands.prices import decide as price_book
 from commands.prices.decide import PublishPriceBook
-from commands.processor.aggregates import BOOK, TENANT, Aggregates
-from commands.processor.command_processor import CommandProcessor, Done, PendingCommand
+from commands.prices.routes import PUBLISH
+from commands.processor.aggregates import Aggregates
+from commands.processor.command_handler import PendingCommand
+from commands.processor.command_processor import CommandProcessor, Done
 from commands.processor.context import CommandContext
 from commands.store.event_store import Store, open_store
 from commands.store.generation import current_generation
 from commands.store.opening import open_generation
-from commands.tenants import decide as tenant
 from commands.tenants.decide import CreateTenant
+from commands.tenants.routes import CREATE
 from events.facts.fact import BookId, TenantId, UserId
 from events.facts.prices import Price
 from events.log.client import Reader
@@ -43,16 +44,8 @@ class TenantCreator:
             create = CreateTenant(TenantId(name), "x" * size or name, BookId("standard"), "CNY", "UTC")
             prices = (Price(model="*", meter="calls", amount_micros=1),)
             book = PublishPriceBook(BookId(name), "CNY", None, prices)
-            futures.append(
-                self.processor.submit(
-                    PendingCommand(TENANT, name, lambda s, o, c=create: tenant.decide(s, c, o), _origin(), lambda _s, _f: {})
-                )
-            )
-            futures.append(
-                self.processor.submit(
-                    PendingCommand(BOOK, name, lambda s, o, c=book: price_book.decide(s, c, o), _origin(), lambda _s, _f: {})
-                )
-            )
+            futures.append(self.processor.submit(PendingCommand(CREATE, name, create, _context(), None)))
+            futures.append(self.processor.submit(PendingCommand(PUBLISH, name, book, _context(), None)))
         assert all(isinstance(f.result(60), Done) for f in futures)
         return self.store.last_position()
 
@@ -61,7 +54,7 @@ class TenantCreator:
         self.store.close()
 
 
-def _origin() -> CommandContext:
+def _context() -> CommandContext:
     return CommandContext(str(uuid.uuid4()), now_us(), UserId("creator"), "", "")
 
 

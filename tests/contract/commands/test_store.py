@@ -15,19 +15,24 @@ import psycopg
 import pytest
 
 from commands.models import decide as model_decide
+from commands.models.aggregate import MODEL
 from commands.models.decide import AddVersion, RegisterModel, SubmitVersion
-from commands.processor.aggregates import MODEL, Aggregates
-from commands.processor.command_processor import CommandProcessor, Done, PendingCommand
+from commands.models.visibility import owned
+from commands.processor.access import Principal
+from commands.processor.aggregates import Aggregates
+from commands.processor.command_handler import CommandHandler, PendingCommand
+from commands.processor.command_processor import CommandProcessor, Done
 from commands.processor.context import CommandContext
-from commands.processor.idempotency_store import ANSWERED, KEPT_US, Request
+from commands.processor.idempotency_store import KEPT_US, RepeatableRequest
 from commands.processor.rejection import Rejected
 from commands.relay.resume import resume
 from commands.store import opening
-from commands.store.event_store import Conflict, Event, Store, open_store
+from commands.store.event_store import ANSWER_EVENT, Conflict, Event, Store, open_store
 from commands.store.generation import current_generation, decided_partitions
 from commands.store.opening import open_generation, open_new_partitions
 from commands.store.stored_record import unpack
-from events.facts.fact import ModelId, TenantId, UserId
+from events.facts.accounts import Scope
+from events.facts.fact import KeyId, ModelId, TenantId, UserId
 from events.facts.models import Compliance, Lineage, Technical, TensorSpec
 from events.log.chain import Chain, ChainCheck, ChainPosition
 from events.process.settings import Settings
@@ -173,23 +178,22 @@ NOW = 1_800_000_000_000_000
 ids = itertools.count()
 
 
-def origin(now: int = NOW) -> CommandContext:
+def context(now: int = NOW) -> CommandContext:
     return CommandContext(str(uuid.UUID(int=next(ids))), now, UserId("owner"), "cause", "correlation")
 
 
-def register(model: str, **more: Any) -> PendingCommand[Any]:
+def register(model: str, **more: Any) -> PendingCommand[Any, Any]:
     command = RegisterModel(ModelId(model), TenantId("acme"), "d", "t", model, "s", "t", UserId("o"), "", (), COMPLIANCE)
     return task(model, command, **more)
 
 
-def add(model: str, version: str, notes: str = "", **more: Any) -> PendingCommand[Any]:
+def add(model: str, version: str, notes: str = "", **more: Any) -> PendingCommand[Any, Any]:
     return task(model, AddVersion(version, TECHNICAL, "sha256:" + "a" * 64, 1, notes, Lineage()), **more)
 
 
-def task(model: str, command: Any, now: int = NOW, **more: Any) -> PendingCommand[Any]:
-    return PendingCommand(
-        MODEL, model, lambda state, o: model_decide.decide(state, command, o), origin(now), lambda _s, _f: {"model": model}, **more
-    )
+def task(model: str, command: Any, now: int = NOW, **more: Any) -> PendingCommand[Any, Any]:
+    handler = CommandHandler[Any, Any](MODEL, model_decide.decide, lambda _state, _command: {"model": model})
+    return PendingCommand(handler, model, command, context(now), None, **more)
 
 
 @pytest.fixture
@@ -206,13 +210,13 @@ def processors(opener: Opener) -> Iterator[Callable[[], CommandProcessor]]:
         processor.close()
 
 
-def done(processor: CommandProcessor, t: PendingCommand[Any]) -> Done:
+def done(processor: CommandProcessor, t: PendingCommand[Any, Any]) -> Done:
     outcome = processor.submit(t).result(30)
     assert isinstance(outcome, Done), outcome
     return outcome
 
 
-def refused(processor: CommandProcessor, t: PendingCommand[Any]) -> str:
+def refused(processor: CommandProcessor, t: PendingCommand[Any, Any]) -> str:
     outcome = processor.submit(t).result(30)
     assert isinstance(outcome, Rejected), outcome
     return outcome.code
@@ -251,11 +255,11 @@ def test_the_frames_are_finished_and_carry_the_aggregates_version(processors: Ca
     processor = processors()
     first, second = done(processor, register("m")), done(processor, add("m", "1.0.0"))
     for outcome, stored in zip((first, second), store.events("model/m"), strict=True):
-        envelope = unpack(stored.state)
-        name, body = CODEC.decode(envelope.frame)
+        record = unpack(stored.state)
+        name, body = CODEC.decode(record.frame)
         (written,) = outcome.facts
         assert (name, body["event_id"], body["version"]) == (written.name, written.event_id, written.version)
-        assert (envelope.topic, envelope.key, envelope.headers["ce_id"]) == ("models", b"m", written.event_id.encode())
+        assert (record.topic, record.key, record.headers["ce_id"]) == ("models", b"m", written.event_id.encode())
 
 
 def test_if_match_refuses_what_was_decided_on_an_old_state(processors: Callable[[], CommandProcessor]) -> None:
@@ -269,29 +273,29 @@ def test_if_match_tells_a_stranger_nothing(processors: Callable[[], CommandProce
     processor = processors()
     done(processor, register("m"))
 
-    def of_a_stranger(_state: Any, _origin: CommandContext) -> Rejected:
-        return model_decide.no_model()
+    stranger = Principal(TenantId("globex"), UserId("u"), KeyId("k"), frozenset[Scope]({"models"}))
+    handler = CommandHandler[Any, Any](MODEL, model_decide.decide, visible=owned)
 
     for if_match in (None, 0, 1, 7):
-        asked = PendingCommand(MODEL, "m", of_a_stranger, origin(), lambda _s, _f: {}, if_match)
+        asked = PendingCommand(handler, "m", SubmitVersion("1.0.0"), context(), stranger, if_match)
         assert refused(processor, asked) == refused(processor, add("nothing", "1.0.0", if_match=if_match)) == "model_unknown"
 
 
 def test_one_key_and_one_body_is_one_command(processors: Callable[[], CommandProcessor], store: Store) -> None:
     one, other = processors(), processors()
-    request = Request("acme", "key-1", "digest")
+    request = RepeatableRequest("acme", "key-1", "digest")
     first = done(one, register("m", request=request))
     for processor in (one, other):
         again = done(processor, register("m", request=request))
         assert (again.replayed, again.facts, again.body, again.version) == (True, first.facts, first.body, first.version)
-    assert refused(one, register("m", request=Request("acme", "key-1", "another"))) == "idempotency_key_reused"
-    assert done(one, register("m2", request=Request("globex", "key-1", "another"))).replayed is False
-    assert [e.name for e in store.notifications(0)] == ["ModelRegistered", ANSWERED, "ModelRegistered", ANSWERED]
+    assert refused(one, register("m", request=RepeatableRequest("acme", "key-1", "another"))) == "idempotency_key_reused"
+    assert done(one, register("m2", request=RepeatableRequest("globex", "key-1", "another"))).replayed is False
+    assert [e.name for e in store.notifications(0)] == ["ModelRegistered", ANSWER_EVENT, "ModelRegistered", ANSWER_EVENT]
 
 
 def test_one_key_sent_many_times_at_once_is_one_command(processors: Callable[[], CommandProcessor], store: Store) -> None:
     three = [processors() for _ in range(3)]
-    futures = [processor.submit(register("m", request=Request("acme", "k", "d"))) for _ in range(10) for processor in three]
+    futures = [processor.submit(register("m", request=RepeatableRequest("acme", "k", "d"))) for _ in range(10) for processor in three]
     outcomes = [f.result(60) for f in futures]
     assert all(isinstance(o, Done) for o in outcomes), outcomes
     assert sum(1 for o in outcomes if isinstance(o, Done) and not o.replayed) == 1
@@ -300,7 +304,7 @@ def test_one_key_sent_many_times_at_once_is_one_command(processors: Callable[[],
 
 
 def test_a_key_is_forgotten_in_the_end_but_not_within_a_day(processors: Callable[[], CommandProcessor]) -> None:
-    processor, request = processors(), Request("acme", "k", "d")
+    processor, request = processors(), RepeatableRequest("acme", "k", "d")
     done(processor, register("m", request=request))
     day = 24 * 3600 * 1_000_000
     assert done(processor, register("m", now=NOW + day, request=request)).replayed
@@ -311,18 +315,18 @@ def test_a_key_is_forgotten_in_the_end_but_not_within_a_day(processors: Callable
 def test_a_fact_that_is_too_large_is_refused_and_leaves_nothing(processors: Callable[[], CommandProcessor], store: Store) -> None:
     processor = processors()
     done(processor, register("m"))
-    assert refused(processor, add("m", "1.0.0", "x" * (512 * 1024), request=Request("acme", "k", "d"))) == "fact_too_large"
+    assert refused(processor, add("m", "1.0.0", "x" * (512 * 1024), request=RepeatableRequest("acme", "k", "d"))) == "fact_too_large"
     assert len(store.notifications(0)) == 1
-    done(processor, add("m", "1.0.0", "x" * (511 * 1024), request=Request("acme", "k", "d")))
+    done(processor, add("m", "1.0.0", "x" * (511 * 1024), request=RepeatableRequest("acme", "k", "d")))
 
 
 def test_a_rule_that_fails_harms_only_its_own_command(processors: Callable[[], CommandProcessor]) -> None:
     processor = processors()
 
-    def broken(_state: Any, _origin: CommandContext) -> Any:
+    def broken(_state: Any, _command: Any, _context: CommandContext) -> Any:
         raise AssertionError("our mistake")
 
-    bad = PendingCommand(MODEL, "m", broken, origin(), lambda _s, _f: {})
+    bad = PendingCommand(CommandHandler[Any, Any](MODEL, broken), "m", None, context(), None)
     futures = [processor.submit(t) for t in (register("a"), bad, register("b"))]
     assert isinstance(futures[0].result(30), Done)
     assert isinstance(futures[2].result(30), Done)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from commands.artifacts import intake as artifact_intake
-from commands.artifacts.intake import ArtifactIntake, IntakeBusy
+from commands.artifacts.intake import ArtifactIntake, InspectionBusy
 from events.facts.fact import TenantId
 from events.facts.models import Technical, TensorSpec
 from events.process.artifacts import Artifacts
@@ -28,7 +28,7 @@ def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_
     digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     artifacts = Artifacts(Settings(stack="unit", data=tmp_path))
     artifacts.put(ACME, digest, file)
-    processor = ArtifactIntake(artifacts, tmp_path / "uploads")
+    intake = ArtifactIntake(artifacts, tmp_path / "uploads")
     technical = Technical(
         format="onnx",
         framework="numpy",
@@ -38,20 +38,20 @@ def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_
     )
     monkeypatch.setattr(artifact_intake, "CHECK_S_MAX", 0.05)
     for _ in range(artifact_intake.INSPECTIONS_MAX):
-        processor._slots.acquire()  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(IntakeBusy):
-        processor.check(ACME, digest, technical)
+        intake._slots.acquire()  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(InspectionBusy):
+        intake.check(ACME, digest, technical)
     monkeypatch.setattr(artifact_intake, "CHECK_S_MAX", 20.0)
     found: list[object] = []
     places = artifact_intake.INSPECTIONS_MAX + artifact_intake.CHECKS_WAITING_MAX
-    waiting = [threading.Thread(target=lambda: found.append(processor.check(ACME, digest, technical)), daemon=True) for _ in range(places)]
+    waiting = [threading.Thread(target=lambda: found.append(intake.check(ACME, digest, technical)), daemon=True) for _ in range(places)]
     for thread in waiting:
         thread.start()
-    while processor._checks._value:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]
+    while intake._checks._value:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]
         threading.Event().wait(0.01)
-    with pytest.raises(IntakeBusy):  # at once, for twenty seconds would be too long
-        processor.check(ACME, digest, technical)
-    processor._slots.release()  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(InspectionBusy):  # at once, for twenty seconds would be too long
+        intake.check(ACME, digest, technical)
+    intake._slots.release()  # pyright: ignore[reportPrivateUsage]
     for thread in waiting:
         thread.join(20)
-    assert [refusal for _, refusal in found] == [None] * places  # type: ignore[attr-defined, misc]
+    assert [rejected for _, rejected in found] == [None] * places  # type: ignore[attr-defined, misc]

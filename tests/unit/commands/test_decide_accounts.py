@@ -6,12 +6,15 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
-from commands.bills import decide as bill
-from commands.bills.decide import AlreadyIssued, BillState, CompleteBill, FixCut, NoBills
-from commands.prices import decide as price_book
-from commands.prices.decide import PAST_TOLERANCE_US, BookState, NoBook, PublishPriceBook
-from commands.tenants import decide as tenant
-from commands.tenants.decide import CreateTenant, IssueApiKey, NoTenant, RevokeApiKey, TenantState
+from commands.bills import decide as bill_decide
+from commands.bills.decide import CompleteBill, FixCut
+from commands.bills.state import BILLS, BillState, Issued, NoBills
+from commands.prices import decide as price_book_decide
+from commands.prices.decide import PAST_TOLERANCE_US, PublishPriceBook
+from commands.prices.state import PRICE_BOOK, BookState, NoBook
+from commands.tenants import decide as tenant_decide
+from commands.tenants.decide import KEYS_MAX, CreateTenant, IssueApiKey, RevokeApiKey
+from commands.tenants.state import TENANT, ActiveTenant, NoTenant, TenantState
 from events.facts.accounts import KeyDimensions
 from events.facts.bills import BILL_COUNTERS, BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, KeyId, TenantId, UserId
@@ -19,11 +22,15 @@ from events.facts.prices import Price
 from events.schema.codec import FRAME_BYTES_MAX
 from rating.bill import Bill
 from rating.statement import Line, LineKey
-from tests.support.decisions import NOW, given
+from tests.support.decisions import NOW, Rules, given
 from tests.support.todays_codec import todays_codec
 
 DAY = 86_400_000_000
 
+
+bill = Rules(bill_decide.decide, BILLS.evolve)
+price_book = Rules(price_book_decide.decide, PRICE_BOOK.evolve)
+tenant = Rules(tenant_decide.decide, TENANT.evolve)
 
 # --- tenants
 
@@ -60,8 +67,8 @@ def test_a_key_is_revoked_once_and_only_if_it_exists() -> None:
 
 
 def test_a_tenant_has_a_bounded_number_of_working_keys() -> None:
-    assert isinstance(ACME, tenant.ActiveTenant)
-    full = replace(ACME, keys={f"k{i}": None for i in range(tenant.KEYS_MAX)})
+    assert isinstance(ACME, ActiveTenant)
+    full = replace(ACME, keys={f"k{i}": None for i in range(KEYS_MAX)})
     given(tenant, full).when(issue("one-more")).then_rejected("too_many_keys")
     one_ended = replace(full, keys={**full.keys, "k0": NOW - 1})
     given(tenant, one_ended).when(issue("one-more")).then_accepted()
@@ -172,7 +179,7 @@ def test_one_bill_at_a_time() -> None:
 def test_the_next_bill_names_the_one_before() -> None:
     first = issued()
     second = fixed(given(bill, first, fix(ends=20), now=NOW + 1).state)
-    assert isinstance(first, bill.Issued)
+    assert isinstance(first, Issued)
     assert (fixed(first).previous_bill_sha256, second.number, second.previous_bill_sha256) == (NO_HASH, 2, first.digest)
 
 
@@ -207,12 +214,12 @@ def test_a_bill_that_does_not_fit_into_one_record_is_listed_before_it_is_issued(
     for fact in (*listed, last):
         assert len(codec.encode(fact, "bills")) <= FRAME_BYTES_MAX
         state = bill.evolve(state, fact)
-    assert isinstance(state, bill.Issued)
+    assert isinstance(state, Issued)
 
 
 def test_many_billers_issue_one_bill() -> None:
     state = issued()
-    assert given(bill, state).when(completion(fixed(state))).outcome == AlreadyIssued(1)
+    assert given(bill, state).when(completion(fixed(state))).outcome == ()
     other = completion(fixed(state), digest=hashlib.sha256(b"other").digest())
     given(bill, state).when(other).then_rejected("digest_differs")
 

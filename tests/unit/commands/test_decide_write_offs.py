@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from commands.processor.aggregates import PRODUCER, RECORD
 from commands.store.event_store import Event
-from commands.store.rebuild import take
+from commands.store.rebuild import add_record
 from commands.write_offs import producers as write_off_producer
 from commands.write_offs import records as write_off_record
-from commands.write_offs.producers import ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
-from commands.write_offs.records import ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
+from commands.write_offs.producers import PRODUCER, ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
+from commands.write_offs.records import RECORD, ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
 from events.facts.producers import ProducerWriteOffRequested, ProducerWrittenOff
 from events.facts.topics import key_of
 from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
@@ -64,8 +63,8 @@ def test_the_approver_names_the_bytes_that_were_asked_for() -> None:
         ({"at": Coordinate("usage", 4, 0)}, ("missing", "partition_unknown")),
         ({"at": Coordinate("usage", -1, 0)}, ("missing", "partition_unknown")),
         ({"at": Coordinate("usage", 0, -1)}, ("missing", "record_missing")),
-        ({"there": None}, ("missing", "record_missing")),
-        ({"there": OTHERS}, ("conflict", "sha256_differs")),
+        ({"found": None}, ("missing", "record_missing")),
+        ({"found": OTHERS}, ("conflict", "sha256_differs")),
     ],
 )
 def test_only_what_lies_on_the_log_can_be_given_up(change: dict[str, Any], said: tuple[str, str]) -> None:
@@ -78,14 +77,14 @@ def test_a_record_is_given_up_once_and_other_bytes_at_its_place_once_more() -> N
     done = given(write_off_record, asked, ("bob", ApproveRecordWriteOff(THESE))).state
     given(write_off_record, done).when(REQUEST, "bob").then_rejected("already_written_off", "conflict")
     given(write_off_record, done).when(ApproveRecordWriteOff(THESE), "bob").then_rejected("already_written_off", "conflict")
-    again = replace(REQUEST, sha256=OTHERS, there=OTHERS)
+    again = replace(REQUEST, sha256=OTHERS, found=OTHERS)
     both = given(write_off_record, done, ("ann", again), ("bob", ApproveRecordWriteOff(OTHERS))).state
     assert isinstance(both, WrittenOff)
-    assert both.honoured == {THESE, OTHERS}
+    assert both.written_off == {THESE, OTHERS}
 
 
 def test_a_request_for_other_bytes_takes_the_place_of_the_one_before() -> None:
-    asked = given(write_off_record, Untouched(), ("ann", REQUEST), ("bob", replace(REQUEST, sha256=OTHERS, there=OTHERS))).state
+    asked = given(write_off_record, Untouched(), ("ann", REQUEST), ("bob", replace(REQUEST, sha256=OTHERS, found=OTHERS))).state
     given(write_off_record, asked).when(ApproveRecordWriteOff(THESE), "cy").then_rejected("request_differs", "conflict")
     given(write_off_record, asked).when(ApproveRecordWriteOff(OTHERS), "bob").then_rejected("same_person", "forbidden")
     assert isinstance(given(write_off_record, asked, ("ann", ApproveRecordWriteOff(OTHERS))).state, WrittenOff)
@@ -106,8 +105,8 @@ def test_a_dead_epoch_is_given_up_by_two_and_its_fact_lies_beside_its_own() -> N
 
 
 def test_an_epoch_that_is_over_or_was_never_there_is_not_given_up() -> None:
-    for seen, said in (("unknown", ("missing", "epoch_unknown")), ("closed", ("conflict", "epoch_closed"))):
-        given(write_off_producer, ProducerState()).when(replace(EPOCH, seen=seen), "ann").then_rejected(*reversed(said))
+    for status, said in (("unknown", ("missing", "epoch_unknown")), ("closed", ("conflict", "epoch_closed"))):
+        given(write_off_producer, ProducerState()).when(replace(EPOCH, status=status), "ann").then_rejected(*reversed(said))
     asked = given(write_off_producer, ProducerState(), ("ann", EPOCH)).state
     closed = ApproveProducerWriteOff("gateway-1", "e-1", "closed")
     given(write_off_producer, asked).when(closed, "bob").then_rejected("epoch_closed", "conflict")
@@ -132,7 +131,7 @@ def test_a_store_made_again_knows_what_was_given_up() -> None:
         chain, events = Chain(), dict[int, Event]()
         for offset, (name, frame) in enumerate((("StoreOpened", opening), (type(fact).__name__, codec.encode(fact)))):
             chain_position = ChainPosition("s", offset + 1, offset)
-            take(
+            add_record(
                 Record(topic, 0, offset, 1, key_of(fact), frame, chain_position.headers | {"ce_type": name.encode()}), codec, chain, events
             )
         originators.append(events[2].originator)

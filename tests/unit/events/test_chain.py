@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands.store.rebuild import take
+from commands.store.rebuild import add_record
 from events.log.chain import Chain, ChainCheck, ChainPosition, Heartbeat, chain_position_of
 from events.log.fold_runner import FoldRunner
 from events.log.record import Coordinate, Record
@@ -233,7 +233,7 @@ def test_an_opening_that_nobody_can_read_opens_nothing_and_ends_nothing(codec: C
     events: dict[int, Any] = {}
     chain = Chain()
     for record in topics["models", 1]:
-        take(record, codec, chain, events)
+        add_record(record, codec, chain, events)
     assert sorted(events) == [p.position for r in records if (p := chain_position_of(r.headers))]
 
 

@@ -1,4 +1,4 @@
-"""Refusals as HTTP answers: RFC 9457 documents with code, field, rule and remedy; every violation at once."""
+"""Rejections as HTTP answers: RFC 9457 documents with code, field and remedy, every violation at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from events.process.problem import PROBLEM_JSON, Violation, problem
 
 STATUS: dict[Ground, int] = {"invalid": 422, "conflict": 409, "missing": 404, "forbidden": 403, "stale": 412, "gone": 410}
 VIOLATIONS_MAX = 100
-"""Violations told at once: a body of rubbish does not make an answer of megabytes."""
+"""Violations in one answer: a body of rubbish does not make an answer of megabytes."""
 
 _MISSING = {
     "inputs": "input format definition missing",
@@ -30,7 +30,7 @@ _REMEDY = {
     "outputs": "describe each output: name, datatype (FP32, INT64, …) and shape, -1 for a free dimension",
     "licence": "name the licence the model may be used under",
     "data_sources": "name at least one source of the training data",
-    "data_level": "say public, internal, confidential or restricted",
+    "data_level": "write public, internal, confidential or restricted",
     "security_assessment": "upload the assessment and give its digest sha256:…, or leave it empty",
     "domain": "1 to 40 of a-z and 0-9",
     "team": "1 to 40 of a-z and 0-9",
@@ -41,30 +41,42 @@ _REMEDY = {
     "currency": "three capital letters (ISO 4217), for example CNY",
     "prices": "give at least one price: model, meter, amount_micros, per_units",
 }
-_REMEDY_BY_CODE = {"price_too_high": "give per_units: 20 CNY per hour of GPU is amount_micros 20000000 per_units 3600000000 of gpu_us"}
-_BY_TYPE = {
+_REMEDY_BY_CODE = {
+    "price_too_high": "give per_units: 20 CNY per hour of GPU is amount_micros 20000000 per_units 3600000000 of gpu_us",
+    "tenant_reserved": "choose another id",
+    "timezone_unknown": "write an IANA name, for example Asia/Shanghai",
+}
+_KNOWN_TYPES = {
     "extra_forbidden": ("field_unknown", "this field is not known", "remove it, or check its spelling"),
     "json_invalid": ("json_invalid", "the body is no JSON", "send a JSON object, UTF-8"),
     "model_attributes_type": ("wrong_type", "a JSON object is needed", "send a JSON object"),
 }
 
 
-def problem_response(status: int, violations: Sequence[Violation], headers: Mapping[str, str] | None = None, **more: Any) -> Response:
-    body = problem(status, [_speakable(v) for v in violations[:VIOLATIONS_MAX]], **more)
+class HttpProblem(Exception):
+    """Carries a finished answer out of a handler."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(answer.status_code)
+        self.answer = answer
+
+
+def problem_answer(status: int, violations: Sequence[Violation], headers: Mapping[str, str] | None = None) -> Response:
+    body = problem(status, [_printable(v) for v in violations[:VIOLATIONS_MAX]])
     return Response(orjson.dumps(body), status, headers=dict(headers or {}), media_type=PROBLEM_JSON)
 
 
-def rejected_response(rejected: Rejected, headers: Mapping[str, str] | None = None) -> Response:
-    return problem_response(STATUS[rejected.ground], rejected.violations, headers)
+def rejected_answer(rejected: Rejected, headers: Mapping[str, str] | None = None) -> Response:
+    return problem_answer(STATUS[rejected.ground], rejected.violations, headers)
 
 
-def busy_response(code: str, message: str, headers: Mapping[str, str]) -> Response:
+def unavailable_answer(code: str, message: str, remedy: str, retry_after_s: int = 1, headers: Mapping[str, str] | None = None) -> Response:
     """503: nothing was done, and nothing is wrong with the request."""
-    return problem_response(503, [Violation(code, message, "", "try again in a moment")], {**headers, "Retry-After": "2"})
+    return problem_answer(503, [Violation(code, message, "", remedy)], {**(headers or {}), "Retry-After": str(retry_after_s)})
 
 
 def violations_of(errors: Sequence[Any]) -> tuple[Violation, ...]:
-    """pydantic's errors in our words; never with the input, which may be secret, huge or unprintable."""
+    """The errors of pydantic in our words; never with the input, which may be secret, huge or unprintable."""
     found = [_violation(e) for e in errors[:VIOLATIONS_MAX]]
     return tuple(dict.fromkeys(found)) or (Violation("invalid", "the request is not valid"),)
 
@@ -75,9 +87,9 @@ def _violation(error: Mapping[str, Any]) -> Violation:
     field = ".".join(path)
     leaf = next((p for p in reversed(path) if not p.isdigit()), "")
     remedy = _REMEDY.get(leaf, "")
-    if kind in _BY_TYPE:
-        code, message, how = _BY_TYPE[kind]
-        return Violation(code, message, field, how)
+    if kind in _KNOWN_TYPES:
+        code, message, correction = _KNOWN_TYPES[kind]
+        return Violation(code, message, field, correction)
     if kind in ("missing", "too_short", "string_too_short") and leaf in _MISSING:
         return Violation("missing", _MISSING[leaf], field, remedy or "add it; /docs shows the shape")
     if kind == "missing":
@@ -86,6 +98,6 @@ def _violation(error: Mapping[str, Any]) -> Violation:
     return Violation(code, str(error["msg"])[:500], field, _REMEDY_BY_CODE.get(kind) or remedy or "see /docs for the shape of this request")
 
 
-def _speakable(v: Violation) -> Violation:
+def _printable(v: Violation) -> Violation:
     """A field name may hold half a surrogate pair, which no JSON text can carry."""
     return Violation(*(text.encode("utf-8", "replace").decode()[:1000] for text in (v.code, v.message, v.field, v.remedy)))

@@ -1,0 +1,99 @@
+"""The resource of bills: fixing what a bill covers, and issuing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from commands.bills.decide import BillCommand, FixCut, decide
+from commands.bills.requests import CompleteBillRequest
+from commands.bills.state import BILLS, BillState, Issued, NoBills
+from commands.http.answers import CREATED, OK, state_answer
+from commands.http.bounds import SlugPath, TextPath
+from commands.http.command_app import CommandApp
+from commands.http.problem_answers import rejected_answer
+from commands.prices.lookup import book_currency
+from commands.processor.command_handler import CommandHandler
+from commands.processor.rejection import invalid, missing
+from commands.tenants.lookup import existing_tenant
+from commands.tenants.state import ActiveTenant, no_tenant
+from events.facts.bills import Cut
+from rating.period import InvalidPeriod, period_bounds
+from rating.rules import RATING_VERSION
+
+
+class Bills:
+    """Fixing what a bill covers, and issuing it."""
+
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
+
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/bills", tags=["bills"])
+        routes.get("/{name}")(self.read)
+        routes.post("/{name}/{period}/cut", status_code=201, responses=CREATED)(self.fix_cut)
+        routes.post("/{name}/{period}/complete", responses=OK)(self.complete)
+        return routes
+
+    def read(self, name: SlugPath, request: Request) -> Response:
+        """The newest bill of a tenant: fixed or issued. Lines are in the query API."""
+        call = self._app.authorize(request, "read")
+        if not call.principal.acts_for(name):
+            return rejected_answer(no_tenant(), call.headers)
+        state = self._app.aggregates.load(BILLS, name)
+        if isinstance(state, NoBills):
+            return rejected_answer(missing("no_bill", "this tenant has no bill yet", "tenant", "fix a cut first"), call.headers)
+        return state_answer(call.headers, state.version, _answer(state))
+
+    def fix_cut(self, name: SlugPath, period: TextPath, request: Request) -> Response:
+        """Fixes what the next bill covers: everything on the log now, up to the period's end or now."""
+        call = self._app.authorize(request, "admin")
+        tenant = existing_tenant(self._app, name)
+        try:
+            start, end = period_bounds(period, tenant.timezone)
+        except InvalidPeriod as e:
+            return rejected_answer(invalid("period_malformed", str(e), "period", "write YYYY-MM or YYYY-MM-DD"), call.headers)
+        return self._app.run(call, FIX_CUT, name, self._cut(tenant, period, start, end))
+
+    def complete(self, name: SlugPath, period: TextPath, body: CompleteBillRequest, request: Request) -> Response:
+        """The biller's result. The same digest again is fine; another one is 409."""
+        call = self._app.authorize(request, "admin")
+        return self._app.run(call, COMPLETE, name, body.command(period), body)
+
+    def _cut(self, tenant: ActiveTenant, period: str, start: int, end: int) -> FixCut:
+        with self._app.log_reader() as reader:
+            ends = reader.end_offsets("usage", "producers")
+        return FixCut(
+            tenant.tenant,
+            period,
+            start,
+            end,
+            self._app.log_id,
+            tuple(Cut(partition=p, offset=o) for (topic, p), o in sorted(ends.items()) if topic == "usage"),
+            self._app.store.last_position(),
+            ends["producers", 0],
+            RATING_VERSION,
+            tenant.price_book,
+            tenant.currency,
+            book_currency(self._app.aggregates, tenant.price_book),
+        )
+
+
+def _answer(state: BillState, _command: BillCommand | None = None) -> dict[str, Any]:
+    assert not isinstance(state, NoBills)
+    cut = state.cut
+    content: dict[str, Any] = {
+        "tenant": cut.tenant,
+        "period": cut.period,
+        "number": cut.number,
+        "state": state.kind,
+        "cut_event_id": cut.event_id,
+        "until": cut.until,
+        "cuts": {str(c.partition): c.offset for c in cut.cuts},
+    }
+    return {**content, "digest": state.digest.hex()} if isinstance(state, Issued) else content
+
+
+FIX_CUT = CommandHandler(BILLS, decide, _answer, created=True)
+COMPLETE = CommandHandler(BILLS, decide, _answer)

@@ -1,0 +1,34 @@
+"""Bounds on what callers send: texts, numbers, and the parameters in a path."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field
+
+INT64_MAX = (1 << 63) - 1
+
+Text = Annotated[str, Field(max_length=10_000)]
+Line = Annotated[str, Field(min_length=1, max_length=200)]
+OptionalLine = Annotated[str, Field(max_length=200)]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Reason = Annotated[str, Field(min_length=1, max_length=1000)]
+Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
+NonNegative = Annotated[int, Field(ge=0, le=INT64_MAX)]
+Signed = Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)]
+HEX_256 = r"^[0-9a-f]{64}$"
+REASON_CHARS_MAX = 1000
+
+# What stands in a path becomes part of an aggregate's id: nothing else gets as far as the store.
+ModelPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,200}$")]
+SlugPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,63}$")]
+TextPath = Annotated[str, Path(max_length=200)]
+WordPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
+NonNegativePath = Annotated[int, Path(ge=0, le=INT64_MAX)]
+
+
+class RequestBody(BaseModel):
+    """A JSON object with these members and no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

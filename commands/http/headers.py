@@ -1,0 +1,47 @@
+"""The request headers that every command understands: Idempotency-Key, If-Match, X-Correlation-Id, traceparent."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import Request
+
+from commands.http.problem_answers import HttpProblem, problem_answer
+from events.process.problem import Violation
+
+_IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
+_CORRELATION_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
+
+
+def idempotency_key(request: Request) -> str:
+    """Empty when none was sent. Raises HttpProblem."""
+    key = request.headers.get("idempotency-key", "")
+    if key and not _IDEMPOTENCY_KEY.match(key):
+        message = "the key is no word of 1 to 255 visible ASCII characters"
+        raise _malformed("idempotency_key_malformed", message, "Idempotency-Key", "send a UUID")
+    return key
+
+
+def if_match(request: Request) -> int | None:
+    """The version that the caller wants to change; None: any. Raises HttpProblem."""
+    given = request.headers.get("if-match")
+    if given is None or given.strip() == "*":
+        return None
+    text = given.strip().strip('"')
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise _malformed("if_match_malformed", "If-Match is no ETag of ours", "If-Match", 'send the ETag you were given, for example "7"')
+    return int(text)
+
+
+def correlation_id(request: Request) -> str:
+    """The caller's own id, else the id of the trace (W3C Trace Context), else empty."""
+    given = request.headers.get("x-correlation-id", "")
+    if _CORRELATION_ID.match(given):
+        return given
+    trace = _TRACEPARENT.match(request.headers.get("traceparent", ""))
+    return trace[1] if trace else ""
+
+
+def _malformed(code: str, message: str, field: str, remedy: str) -> HttpProblem:
+    return HttpProblem(problem_answer(400, [Violation(code, message, field, remedy)]))

@@ -1,0 +1,44 @@
+"""The request to publish prices, with every bound on it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from commands.http.bounds import INT64_MAX, Currency, Line, RequestBody
+from commands.prices.decide import PublishPriceBook
+from events.facts.fact import DEFAULT_CURRENCY, BookId
+from events.facts.meters import READINGS, Meter
+from events.facts.prices import Price
+
+_AMOUNT_MICROS_MAX = 10**18
+"""Micro-units of currency: what an amount in a fact can hold."""
+
+
+class PriceRequest(RequestBody):
+    model: Line
+    meter: Meter
+    amount_micros: Annotated[int, Field(ge=0, le=10**15)]
+    per_units: Annotated[int, Field(ge=1, le=10**15)] = 1
+
+    @model_validator(mode="after")
+    def _payable(self) -> Self:
+        """20 CNY an hour, published as 20 000 000 per microsecond, would make a bill that no fact can hold: that tenant could never be
+        billed again."""
+        if self.amount_micros * READINGS[self.meter].quantity_max // self.per_units > _AMOUNT_MICROS_MAX:
+            price = {"amount": self.amount_micros, "per": self.per_units, "meter": self.meter}
+            raise PydanticCustomError("price_too_high", "{amount} micro-units per {per} of {meter} is more than a bill can hold", price)
+        return self
+
+
+class PublishRequest(RequestBody):
+    currency: Currency = DEFAULT_CURRENCY
+    effective_from: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(
+        None, description="µs UTC; none: now. Up to five minutes back is taken as now: prices never change backwards."
+    )
+    prices: Annotated[tuple[PriceRequest, ...], Field(min_length=1, max_length=10_000)]
+
+    def command(self, book: BookId) -> PublishPriceBook:
+        return PublishPriceBook(book, self.currency, self.effective_from, tuple(Price(**p.model_dump()) for p in self.prices))

@@ -1,0 +1,81 @@
+"""The resource of epochs that their producers never closed: one admin asks for a write-off, another approves; nothing happens in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from commands.http.answers import CREATED, OK, state_answer
+from commands.http.bounds import WordPath
+from commands.http.command_app import CommandApp
+from commands.http.problem_answers import rejected_answer
+from commands.processor.command_handler import CommandHandler
+from commands.processor.rejection import missing
+from commands.write_offs.log_evidence import epoch_status
+from commands.write_offs.producers import (
+    PRODUCER,
+    ApproveProducerWriteOff,
+    EpochStatus,
+    ProducerCommand,
+    ProducerState,
+    RequestProducerWriteOff,
+    decide,
+)
+from commands.write_offs.requests import ProducerWriteOffRequest
+from events.log.schemas import read_schemas
+from events.schema.codec import Codec
+
+
+class ProducerWriteOffs:
+    """Epochs of producers that will never close them."""
+
+    def __init__(self, app: CommandApp) -> None:
+        self._app = app
+
+    def router(self) -> APIRouter:
+        routes = APIRouter(prefix="/v1/write-offs/producers/{producer}/{epoch}", tags=["write-offs"])
+        routes.get("")(self.read)
+        routes.post("", status_code=201, responses=CREATED)(self.request)
+        routes.post("/approve", responses=OK)(self.approve)
+        return routes
+
+    def read(self, producer: WordPath, epoch: WordPath, request: Request) -> Response:
+        """Who asked for what, and whether it was approved."""
+        call = self._app.authorize(request, "admin")
+        state = self._app.aggregates.load(PRODUCER, producer)
+        if epoch not in state.requests and epoch not in state.written_off:
+            none = missing("not_requested", "nobody asked for this epoch to be written off", "epoch", "request it first")
+            return rejected_answer(none, call.headers)
+        return state_answer(call.headers, state.version, _epoch_answer(state, epoch))
+
+    def request(self, producer: WordPath, epoch: WordPath, body: ProducerWriteOffRequest, request: Request) -> Response:
+        """Asks that a dead producer's epoch be given up. Whether it is dead nobody here can know: look when its last fact came."""
+        call = self._app.authorize(request, "admin")
+        command = RequestProducerWriteOff(producer, epoch, body.reason, self._status(producer, epoch))
+        return self._app.run(call, REQUEST, producer, command, body)
+
+    def approve(self, producer: WordPath, epoch: WordPath, request: Request) -> Response:
+        """A second admin agrees. Bills cut from here on no longer call the epoch open."""
+        call = self._app.authorize(request, "admin")
+        return self._app.run(call, APPROVE, producer, ApproveProducerWriteOff(producer, epoch, self._status(producer, epoch)))
+
+    def _status(self, producer: str, epoch: str) -> EpochStatus:
+        with self._app.log_reader() as reader:
+            schemas, _ = read_schemas(reader)  # as they are now: a newer gateway may have written with a schema of its own
+            return epoch_status(reader, Codec(schemas), producer, epoch)
+
+
+def _answer(state: ProducerState, command: ProducerCommand) -> dict[str, Any]:
+    return _epoch_answer(state, command.epoch)
+
+
+def _epoch_answer(state: ProducerState, epoch: str) -> dict[str, Any]:
+    approved = state.written_off.get(epoch)
+    fact = approved or state.requests[epoch]
+    content = {"producer": fact.producer, "epoch": epoch, "state": "written_off" if approved else "requested", "reason": fact.reason}
+    return {**content, "requested_by": fact.requested_by, "approver": approved.approver if approved else None}
+
+
+REQUEST = CommandHandler[ProducerState, RequestProducerWriteOff](PRODUCER, decide, _answer, created=True)
+APPROVE = CommandHandler[ProducerState, ApproveProducerWriteOff](PRODUCER, decide, _answer)
