@@ -58,6 +58,10 @@ class IssueKeyRequest(KeyDimensions, RequestBody):
     labels: Annotated[dict[Slug, OptionalLine], Field(max_length=20)] = {}
     expires_at: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(None, description="µs UTC; none: never.")
 
+    @property
+    def dimensions(self) -> KeyDimensions:
+        return KeyDimensions(**self.model_dump(include=set(KEY_DIMENSIONS)))
+
     def command(self, key_id: KeyId, key_sha256: str, nonce: str) -> IssueApiKey:
         user = self.user or f"u-{hashlib.sha256(key_id.encode()).hexdigest()[:16]}"
         return IssueApiKey(
@@ -65,7 +69,7 @@ class IssueKeyRequest(KeyDimensions, RequestBody):
             key_sha256,
             UserId(user),
             self.scopes,
-            KeyDimensions(**self.model_dump(include=set(KEY_DIMENSIONS))),
+            self.dimensions,
             self.labels,
             self.expires_at,
             nonce,

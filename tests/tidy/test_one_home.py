@@ -26,7 +26,8 @@ from typing import get_args
 
 from access.keys import Keys
 from access.principal import Principal
-from commands.http.bodies import IssueKeyBody, PriceBody
+from commands.prices.requests import PriceRequest
+from commands.tenants.requests import IssueKeyRequest
 from events.facts.accounts import ApiKeyIssued
 from events.facts.meters import METERS, Meter
 from events.facts.usage import InvocationSettled
@@ -64,17 +65,17 @@ assert f"AS {dimension}" in API_KEYS
 
 # prices and rating
 assert meter in get_args(Meter)
-PriceBody(model="*", meter=meter, amount_micros=5)
+PriceRequest(model="*", meter=meter, amount_micros=5)
 book = PriceBook([BookVersion(1, 0, {("*", meter): Price(5, 1)})])
 lines = rate({Bucket("m", "1.0.0", "acme", 1): tuple(3 if m == meter else 0 for m in METERS)}, book)
 assert [(line.meter, line.amount_per_micros, quantity) for line, quantity in lines.items()] == [(meter, 5, 3)]
 
 # a key, from the request to the call and the documents
-body = IssueKeyBody(scopes=("invoke",), cost_centre="4711")
-assert body.dimensions().cost_centre == "4711"
+body = IssueKeyRequest(scopes=("invoke",), cost_centre="4711")
+assert body.dimensions.cost_centre == "4711"
 issued = {
     "tenant": "t", "key_id": "k", "key_sha256": "ab" * 32, "user": "u", "scopes": ["invoke"], "by": "b", "occurred_at": 1,
-    "labels": {}, "expires_at": None, **body.dimensions().model_dump(),
+    "labels": {}, "expires_at": None, **body.dimensions.model_dump(),
 }
 keys, digest = Keys(), bytes.fromhex("ab" * 32)
 keys.issue(issued)
