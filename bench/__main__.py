@@ -17,7 +17,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, NotRequired, Protocol, TypedDict, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -30,19 +30,19 @@ NAMES = ("stack", "log_to_table", "fold", "commands", "invoke")
 console = Console()
 
 
-class Row(TypedDict, total=False):
+class Row(TypedDict):
     """One figure. `baseline` is what it is compared with in the same run, `ratio` the figure against it, `target` what was promised.
 
     Of several runs: `value` and `ratio` are medians, `values` and `ratios` hold those of each run, the texts are those of the first."""
 
     metric: str
     value: float
-    unit: str
-    baseline: str
-    ratio: float
-    target: str
-    values: list[float]
-    ratios: list[float]
+    unit: NotRequired[str]
+    baseline: NotRequired[str]
+    ratio: NotRequired[float]
+    target: NotRequired[str]
+    values: NotRequired[list[float]]
+    ratios: NotRequired[list[float]]
 
 
 class Benchmark(Protocol):
@@ -118,17 +118,18 @@ def medians(runs: list[list[Row]]) -> list[Row]:
 
 
 def median(rows: list[Row]) -> Row:
-    values, ratios = [row["value"] for row in rows], [row["ratio"] for row in rows if row.get("ratio") is not None]
-    merged: Row = {**rows[0], "value": statistics.median(values), "values": values}
+    values, ratios = [row["value"] for row in rows], [row["ratio"] for row in rows if "ratio" in row]
+    merged = rows[0].copy()
+    merged["value"], merged["values"] = statistics.median(values), values
     if ratios:
-        merged |= {"ratio": statistics.median(ratios), "ratios": ratios}
+        merged["ratio"], merged["ratios"] = statistics.median(ratios), ratios
     return merged
 
 
 def _show(name: str, rows: list[Row]) -> None:
     table = Table("metric", "value", "unit", "baseline", "ratio", "promised", title=name, title_justify="left")
     for row in rows:
-        ratio = f"{row['ratio']:.2f}" if row.get("ratio") is not None else ""
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         table.add_row(row["metric"], f"{row['value']:,.6g}", row.get("unit", ""), row.get("baseline") or "", ratio, row.get("target") or "")
     console.print(table)
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from cli.prepare import prepare_log
 from events.facts.topics import TOPICS
-from events.log.chain import ChainPosition, Heartbeat
+from events.log.chain import ChainPosition
 from events.log.client import LogFull, Reader, Writer
 from events.log.fold_runner import FoldRunner
+from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.schemas import open_codec
 from events.process.settings import Settings

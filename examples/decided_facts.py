@@ -13,9 +13,10 @@ from events.facts.fact import DecidedFact, TenantId
 from events.facts.log import StoreOpened
 from events.facts.meters import Meter
 from events.facts.topics import DECIDED_TOPICS, TOPICS, key_of
-from events.log.chain import ChainPosition, Heartbeat
+from events.log.chain import ChainPosition
 from events.log.client import Reader, Writer
 from events.log.headers import headers_of
+from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.schemas import open_codec
 from events.process.artifacts import Artifacts

@@ -71,9 +71,9 @@ def write_slow_digits(file: Path) -> Path:
         ],
         [
             numpy_helper.from_array(np.ones((64, 10), np.float32), "w"),
-            numpy_helper.from_array(np.float32(1000), "thousand"),
-            numpy_helper.from_array(np.float32(0), "nothing"),
-            numpy_helper.from_array(np.bool_(True), "yes"),
+            numpy_helper.from_array(np.array(1000, np.float32), "thousand"),
+            numpy_helper.from_array(np.array(0, np.float32), "nothing"),
+            numpy_helper.from_array(np.array(True), "yes"),
         ],
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file))

@@ -22,8 +22,9 @@ from commands.relay.resume import TP, StoreMismatch, newest_heartbeat, read_tail
 from commands.store.event_store import ANSWER_EVENT, Event, Store, StoreUnavailable, open_store
 from commands.store.generation import StoreGeneration, current_generation
 from commands.store.stored_record import unpack
-from events.log.chain import ChainPosition, Heartbeat
+from events.log.chain import ChainPosition
 from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader, Writer
+from events.log.heartbeat import Heartbeat
 from events.log.record import Coordinate
 from events.log.topic_admin import check_partitions
 from events.process.health import serve_health

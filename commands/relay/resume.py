@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from commands.store.event_store import Store
 from commands.store.generation import StoreGeneration, decided_partitions
 from commands.store.stored_record import unpack
-from events.log.chain import ChainPosition, Heartbeat, chain_position_of
+from events.log.chain import ChainPosition, chain_position_of
 from events.log.client import LogUnavailable, Reader
+from events.log.heartbeat import Heartbeat
 from events.log.record import Record
 
 TP = tuple[str, int]

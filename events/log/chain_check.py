@@ -1,7 +1,7 @@
-"""Judges a decided record against its chain; an opening of a store that nobody can read opens nothing (K4).
+"""Checks a decided record against the chain of its partition. Every fold of decided facts calls this one function (K4).
 
-Whoever may write to a decided topic can write headers that claim to open a store. Such bytes must not end a fold: they are set aside,
-and if the relay itself had sent them, everything after them waits and alarms, since no store was opened. One place for every fold.
+Any program with write access to a decided topic can write headers that claim to open a store. Such a record must not end a fold: when
+its bytes cannot be read it is set aside. If the relay itself had sent it, all records after it wait and alarm, since no store was opened.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ UNREADABLE_OPENING = "unreadable_opening"
 
 
 def check_chain(chain: Chain, codec: Codec, chain_position: ChainPosition, headers: Mapping[str, bytes], value: bytes | None) -> ChainCheck:
-    """STRAY only for a record whose headers say `StoreOpened` and whose bytes are none; decodes nothing else. An opening under a schema
-    that this process does not know WAITS: a newer program may have sent it, and whoever starts anew knows the schema."""
+    """Decodes only records whose headers say `StoreOpened`; UNREADABLE is only for those. One with a schema that this process does not
+    know has to WAIT: a newer program may have sent it, and a process that starts later knows the schema."""
     if headers.get(CE_TYPE) != _OPENED:
         return chain.check(chain_position)
     try:
         name, body = codec.decode(value)
     except Undecodable as e:
-        verdict = chain.check(chain_position)
-        if verdict is ChainCheck.COPY:
-            return verdict
+        if chain.check(chain_position) is ChainCheck.COPY:
+            return ChainCheck.COPY
         return ChainCheck.WAIT if e.code == "unknown_schema" else ChainCheck.UNREADABLE
     if name != STORE_OPENED:
         return ChainCheck.COPY if chain.check(chain_position) is ChainCheck.COPY else ChainCheck.UNREADABLE

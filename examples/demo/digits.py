@@ -72,9 +72,8 @@ def _to_onnx(pipeline: Any) -> bytes:
     from skl2onnx.common.data_types import FloatTensorType
 
     final = pipeline.steps[-1][1]
-    model = to_onnx(
-        pipeline, initial_types=[("image", FloatTensorType([None, 64]))], options={id(final): {"zipmap": False}}, target_opset=17
-    )
+    inputs: Any = [("image", FloatTensorType([None, 64]))]  # its own types do not accept what its documentation says
+    model: Any = to_onnx(pipeline, initial_types=inputs, options={id(final): {"zipmap": False}}, target_opset=17)
     # The exporter names its graph at random; the same training must give the same digest.
     model.graph.name = "digits"
     return bytes(model.SerializeToString(deterministic=True))

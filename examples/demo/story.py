@@ -192,7 +192,7 @@ class Story:
         self.alice.command("POST", f"/v1/models/{MODEL}/deployments", {"version": model.version})
         seconds = until(f"{MODEL} {model.version} ready", lambda: self.globex.ready(MODEL, model.version), 90)
         self.say(f"ready at the gateway after {seconds:.1f} s")
-        until("the price at the gateway", lambda: self.globex.price(MODEL), 10)
+        until("the price at the gateway", lambda: bool(self.globex.price(MODEL)), 10)
         price = self.globex.price(MODEL)["calls"]
         self.say(f"Globex sees in GET /v1/models what a call costs: CNY {price['amount_micros'] / 1_000_000:g} per {price['per_units']}")
         self.written()

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import httpx
 
 from events.facts.topics import TOPICS
-from events.log.chain import Heartbeat
 from events.log.client import Reader
+from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.schemas import read_schemas
 from events.schema.codec import Codec

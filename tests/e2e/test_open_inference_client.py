@@ -25,6 +25,12 @@ def client(gateway: GatewayStack) -> Iterator[triton.InferenceServerClient]:
         yield found
 
 
+def numbers(answer: triton.InferResult, output: str) -> np.ndarray:
+    found = answer.as_numpy(output)
+    assert found is not None, f"{output} is not in the answer"
+    return found
+
+
 def pixels(*, binary: bool, array: np.ndarray = PIXELS) -> triton.InferInput:
     tensor = triton.InferInput("pixels", list(array.shape), "FP32")
     tensor.set_data_from_numpy(array, binary_data=binary)
@@ -49,7 +55,7 @@ def test_inference_is_the_same_in_binary_and_json(
 ) -> None:
     wanted = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("scores", "label")]
     answer = client.infer(M, [pixels(binary=binary_in)], outputs=wanted, request_id="7", headers=key())
-    scores, label = answer.as_numpy("scores"), answer.as_numpy("label")
+    scores, label = numbers(answer, "scores"), numbers(answer, "label")
     assert scores.shape == (2, 10) and scores.dtype == np.float32
     assert label.tolist() == scores.argmax(axis=1).tolist()
     assert answer.get_response()["id"] == "7" and answer.get_response()["model_version"] == "1.0.0"
@@ -57,7 +63,7 @@ def test_inference_is_the_same_in_binary_and_json(
 
 def test_all_outputs_come_when_none_is_named(client: triton.InferenceServerClient) -> None:
     answer = client.infer(M, [pixels(binary=True)], headers=key())
-    assert answer.as_numpy("label").shape == (2,) and answer.as_numpy("scores").shape == (2, 10)
+    assert numbers(answer, "label").shape == (2,) and numbers(answer, "scores").shape == (2, 10)
 
 
 def test_the_client_reads_our_refusals(client: triton.InferenceServerClient) -> None:

@@ -120,15 +120,16 @@ def apps(gateway: GatewayStack) -> set[str]:
 def beside(gateway: GatewayStack, other: Settings, folder: Path) -> Settings:
     """Settings of a controller that would write to the gateway's Ray, but reads another log."""
     token = gateway.stack.paths.ray_token.read_text().strip()
-    change = {
+    change: dict[str, Any] = {
         "kafka_bootstrap": other.kafka,
         "registry_url": other.registry,
         "data": folder,
         "ray_dashboard_url": gateway.settings.ray_dashboard,
+        "ray_auth_token": token,
+        "base_port": gateway.settings.base_port,
+        "artifacts_url": gateway.settings.artifacts,
     }
-    return Settings(
-        **change | {"ray_auth_token": token, "base_port": gateway.settings.base_port, "artifacts_url": gateway.settings.artifacts}
-    )
+    return Settings(**change)
 
 
 @contextmanager
@@ -139,7 +140,7 @@ def running_gateway(folder: Path, **settings: Any) -> Generator[GatewayStack]:
         facts = DecidedFactWriter(stack.settings)
         for tenant in ("acme", "caller"):
             facts.tenant(tenant)
-        dimensions = {"sub_account": "lab-7", "department": "research", "team": "vision", "project": "digits"}
+        dimensions: dict[str, Any] = {"sub_account": "lab-7", "department": "research", "team": "vision", "project": "digits"}
         facts.key("caller", SECRET, labels={"purpose": "test"}, **dimensions)
         facts.model(M, "acme")
         digests = {

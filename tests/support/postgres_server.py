@@ -10,9 +10,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -20,14 +21,14 @@ START_S_MAX = 30
 
 
 @contextmanager
-def running_postgres(bin_folder: Path) -> Iterator[str]:
+def running_postgres(bin_folder: Path) -> Generator[str]:
     """The URL of an empty database."""
     folder = Path(tempfile.mkdtemp(prefix="mm-pg-"))
     user = _user()
     try:
         if user is not None:
             os.chown(folder, user.pw_uid, user.pw_gid)
-        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user is not None else {}
+        who: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user is not None else {}
         data = folder / "data"
         subprocess.run(
             [bin_folder / "initdb", "-D", data, "-U", "market", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"],
@@ -35,7 +36,7 @@ def running_postgres(bin_folder: Path) -> Iterator[str]:
             capture_output=True,
             timeout=60,
             cwd=folder,
-            **who,  # type: ignore[arg-type]
+            **who,
         )
         port = _free_port()
         settings = (
@@ -51,7 +52,7 @@ def running_postgres(bin_folder: Path) -> Iterator[str]:
                 stdout=log,
                 stderr=log,
                 cwd=folder,
-                **who,  # type: ignore[arg-type]
+                **who,
             )
         try:
             url = f"postgresql://market@127.0.0.1:{port}/postgres"
@@ -86,7 +87,7 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(url: str, server: subprocess.Popen[Any], log: Path) -> None:
     end = time.monotonic() + START_S_MAX
     while time.monotonic() < end:
         if server.poll() is not None:

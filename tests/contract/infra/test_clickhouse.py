@@ -135,7 +135,7 @@ def test_words_in_literals_are_no_syntax(engine: ClickHouseProcess) -> None:
 
 @pytest.mark.parametrize("name", ["max_threads=1, readonly", "max threads", "a'b", "x;y", ""])
 def test_a_setting_cannot_smuggle_sql(engine: ClickHouseProcess, name: str) -> None:
-    status, _, headers = post(engine, b"SELECT 1", **{name: "1"})
+    status, _, headers = post(engine, b"SELECT 1", None, **{name: "1"})
     assert (status, headers["x-clickhouse-exception-code"]) == (400, "115")
 
 

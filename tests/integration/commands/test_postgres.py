@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -58,7 +58,7 @@ def database(server: str, name: str) -> str:
 
 
 @contextmanager
-def relay_on(settings: Settings, url: str = "") -> Iterator[Process]:
+def relay_on(settings: Settings, url: str = "") -> Generator[Process]:
     process = Process("commands.relay.relay", settings, {"STORE_URL": url or settings.store}).start()
     try:
         yield process
@@ -67,7 +67,7 @@ def relay_on(settings: Settings, url: str = "") -> Iterator[Process]:
 
 
 @contextmanager
-def second_relay(settings: Settings) -> Iterator[int]:
+def second_relay(settings: Settings) -> Generator[int]:
     """The same log and store, other ports. The port of its health page."""
     with free_block() as ports:
         elsewhere = {"KAFKA_BOOTSTRAP": settings.kafka, "BASE_PORT": str(ports), "STORE_URL": settings.store}

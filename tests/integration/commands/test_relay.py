@@ -200,6 +200,7 @@ def test_two_relays_at_once_make_copies_and_no_gap(log: Stack, creator: TenantCr
     for t in threads:
         t.start()
     eventually(lambda: all(r.progress.status == "ready" and r.progress.position >= start for r in relays), "both at the tail")
+    position = 0
     for _ in range(5):
         position = creator.create(60)
     eventually(lambda: all(r.progress.position >= position for r in relays), "both at the end")
@@ -220,8 +221,8 @@ def test_the_second_relay_waits_for_its_turn_and_takes_over(log: Stack, creator:
         second = Process("commands.relay.relay", log.settings, elsewhere).start()
         try:
             port = other_ports + 8
-            waiting = eventually(lambda: (said := health(port)) and "another relay" in said["message"] and said, "the second waits")
-            assert waiting["status"] == "starting"
+            eventually(lambda: "another relay" in health(port)["message"], "the second waits")
+            assert health(port)["status"] == "starting"
             relay.kill()
             eventually(lambda: is_ready(port), "the second took over")
             position = creator.create(20)

@@ -12,16 +12,24 @@ from typing import Any
 
 import confluent_kafka as ck
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigEntry,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
+    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+)
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from events.facts.log import SchemaRegistered
 from events.facts.topics import FACTS, TOPICS
-from events.log.chain import ChainPosition, Heartbeat
+from events.log.chain import ChainPosition
 from events.log.client import LogMismatch, Reader, Writer
 from events.log.fold_runner import FoldRunner
+from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
 from events.log.registry_restore import restore
@@ -74,7 +82,7 @@ def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_topic_table(log
     consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "stranger"})
     consumer.assign([ck.TopicPartition(at.topic, at.partition, at.offset)])
     message = _first(consumer)
-    deserialize = AvroDeserializer(SchemaRegistryClient({"url": settings.registry, "timeout": 10}))
+    deserialize = AvroDeserializer(SchemaRegistryClient({"url": settings.registry, "timeout": 10}))  # pyright: ignore[reportCallIssue]
     body: Any = deserialize(message.value(), SerializationContext("usage", MessageField.VALUE))
     assert (str(body["event_id"]), body["model"], body["latency_us"]) == (fact.event_id, "model-vision-lab-digits", 1)
     consumer.close()

@@ -214,7 +214,7 @@ def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(ray_
     members = processes.tree(ray_stack.pid("ray") or 0)
     mark = f"{MARK_VARIABLE}={ray_stack.paths.mark}".encode()
     assert [processes.command_of(pid) for pid in members if mark not in processes.environment_of(pid)] == []
-    listening = {(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.pid in members and c.status == "LISTEN"}
+    listening = {tuple(c.laddr) for c in psutil.net_connections("tcp") if c.pid in members and c.status == "LISTEN"}
     assert {ip for ip, _ in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
     block = range(ray_stack.settings.base_port, ray_stack.settings.base_port + 200)
     assert [port for _, port in listening if port not in block] == []

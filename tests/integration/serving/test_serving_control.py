@@ -219,8 +219,8 @@ def standalone_gateway(gateway: GatewayStack) -> Generator[tuple[subprocess.Pope
             eventually(lambda: gateway.client.get(f"{url}/v2/health/ready").status_code == 200, "it is ready", 180)
             yield standalone, call
         finally:
-            gateway.kill()
-            gateway.wait(10)
+            standalone.kill()
+            standalone.wait(10)
 
 
 def test_a_standalone_gateway_answers_with_a_receipt_and_closes_its_epoch(gateway: GatewayStack) -> None:
@@ -303,14 +303,14 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
     send = ServeRest.apply
 
     def watched(rest: ServeRest, config: dict[str, Any]) -> None:
-        lanes = controller._fold_runner._lanes  # pyright: ignore
-        applied.append(all(lanes[tp].next_offset >= end for tp, end in ends.items()))
+        trackers = controller._fold_runner._trackers  # pyright: ignore
+        applied.append(all(trackers[tp].next_offset >= end for tp, end in ends.items()))
         send(rest, config)
 
     monkeypatch.setattr(ServeRest, "apply", watched)
     thread = threading.Thread(target=controller.run)
     try:
-        with throttled(gateway, "follow-controller", 100_000):
+        with throttled(gateway, "fold-controller", 100_000):
             thread.start()
             eventually(lambda: controller.health()["detail"] == "folding the log", "it folds", 180)
             slow_until = time.monotonic() + 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
@@ -17,7 +18,7 @@ from events.process.artifacts import Artifacts
 from events.process.settings import Settings
 
 ACME = TenantId("acme")
-TENSOR = {"datatype": "FP32", "shape": (-1, 4)}
+TENSOR: dict[str, Any] = {"datatype": "FP32", "shape": (-1, 4)}
 
 
 def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-class LIFECYCLE:
+class LifecycleDecider:
     """The commands of a model and of its deployment decide on one state."""
 
     @staticmethod
@@ -52,6 +52,9 @@ class LIFECYCLE:
         return (model_decide if of_model else deployment_decide).decide(state, command, context)
 
     evolve = staticmethod(evolve)
+
+
+LIFECYCLE = LifecycleDecider()
 
 
 def approved(*versions: str) -> Lifecycle:
@@ -209,6 +212,8 @@ def test_whatever_is_asked_a_loaded_version_stays_loaded_until_it_is_undeployed_
                 assert now.candidate != now.live
             case Unloading():
                 raise AssertionError("only a retirement unloads the live version")
+            case _:
+                raise AssertionError(f"no state of a deployment: {now}")
 
 
 def test_the_rules_import_no_client() -> None:

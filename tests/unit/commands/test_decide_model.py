@@ -13,7 +13,7 @@ from commands.models import decide as model_decide
 from commands.models.compatibility import differences
 from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
 from commands.models.semver import SemVer, parse
-from events.facts.fact import ModelId, TenantId, UserId
+from events.facts.fact import ModelId, ModelVersion, TenantId, UserId
 from events.facts.models import Compliance, Lineage, ModelRegistered, ModelVersionApproved, ModelVersionReviewed, Technical, TensorSpec
 from lifecycle.state import Lifecycle, evolve
 from tests.support.decisions import NOW, Given, given
@@ -49,8 +49,11 @@ def add(version: str, **changes: Any) -> AddVersion:
     return replace(AddVersion(version, technical(), DIGEST, 10, "", Lineage()), **changes)
 
 
-class LIFECYCLE:
+class LifecycleDecider:
     decide, evolve = staticmethod(model_decide.decide), staticmethod(evolve)
+
+
+LIFECYCLE = LifecycleDecider()
 
 
 def life(*steps: tuple[str, Any]) -> Given[Lifecycle]:
@@ -120,10 +123,10 @@ def test_versions_rank_as_semver_says() -> None:
 
 def test_parents_must_exist() -> None:
     state = life(("owner", REGISTER), ("owner", add("1.0.0")))
-    stranger = "model-text-lab-base-v1.0.0"
-    state.when(add("1.1.0", lineage=Lineage(parents=("0.9.0",))), "owner").then_rejected("parent_unknown")
+    stranger = ModelVersion("model-text-lab-base-v1.0.0")
+    state.when(add("1.1.0", lineage=Lineage(parents=(ModelVersion("0.9.0"),))), "owner").then_rejected("parent_unknown")
     state.when(add("1.1.0", lineage=Lineage(parents=(stranger,))), "owner").then_rejected("parent_unknown")
-    known = add("1.1.0", lineage=Lineage(parents=("1.0.0", stranger)), parents_known=frozenset({stranger}))
+    known = add("1.1.0", lineage=Lineage(parents=(ModelVersion("1.0.0"), stranger)), parents_known=frozenset({stranger}))
     state.when(known, "owner").then_accepted()
 
 

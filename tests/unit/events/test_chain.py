@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands.store.rebuild import add_record
-from events.log.chain import Chain, ChainCheck, ChainPosition, Heartbeat, chain_position_of
+from events.log.chain import Chain, ChainCheck, ChainPosition, chain_position_of
 from events.log.fold_runner import FoldRunner
+from events.log.heartbeat import Heartbeat
 from events.log.record import Coordinate, Record
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
@@ -41,13 +42,13 @@ class Seen:
 
 def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, int], list[Record]], Record]:
     """`count` decided facts spread over two topics, chained per partition, and the heartbeat after them."""
-    lanes: dict[tuple[str, int], list[Record]] = {}
+    by_partition: dict[tuple[str, int], list[Record]] = {}
     last: dict[tuple[str, int], int] = {}
     base = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": ""}
     for opening, tp in enumerate([(t, p) for t in ("models", "accounts") for p in range(4)], start=1):
         value = codec.encode_dict("StoreOpened", base | {"store": "s", "previous_store": "", "previous_position": 0}, tp[0])
         last[tp] = opening
-        lanes[tp] = [Record(*tp, 0, 0, b"s", value, ChainPosition("s", opening, 0).headers | {"ce_type": b"StoreOpened"})]
+        by_partition[tp] = [Record(*tp, 0, 0, b"s", value, ChainPosition("s", opening, 0).headers | {"ce_type": b"StoreOpened"})]
     for position in range(OPENINGS + 1, OPENINGS + count + 1):
         topic, name = rng.choice([("models", "ModelRetired"), ("accounts", "ApiKeyRevoked")])
         tp = (topic, rng.randrange(4))
@@ -55,9 +56,9 @@ def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, 
         value = codec.encode_dict(name, base | {"model": subject, "tenant": subject, "key_id": "k"})
         chain_position = ChainPosition("s", position, last.get(tp, 0))
         last[tp] = position
-        lanes[tp].append(Record(*tp, len(lanes[tp]), 0, b"k", value, chain_position.headers))
+        by_partition[tp].append(Record(*tp, len(by_partition[tp]), 0, b"k", value, chain_position.headers))
     heartbeat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), n in last.items()})
-    return lanes, Record("heartbeats", 0, 0, 1, None, heartbeat.to_json(), {})
+    return by_partition, Record("heartbeats", 0, 0, 1, None, heartbeat.to_json(), {})
 
 
 def _fold_runner(codec: Codec, fold: Seen, alarm: Callable[[str, str], None] | None = None) -> FoldRunner:
@@ -66,15 +67,15 @@ def _fold_runner(codec: Codec, fold: Seen, alarm: Callable[[str, str], None] | N
 
 def _feed(fold_runner: FoldRunner, records: list[Record]) -> None:
     for record in records:
-        fold_runner._take(record)  # pyright: ignore[reportPrivateUsage]
-    fold_runner._apply_fresh()  # pyright: ignore[reportPrivateUsage]
+        fold_runner._receive(record)  # pyright: ignore[reportPrivateUsage]
+    fold_runner._apply_to_heartbeat()  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_thousand_relative_orders_of_the_partitions_give_one_state(codec: Codec) -> None:
     rng = random.Random(1)
-    lanes, heartbeat = _log(codec, 40, rng)
+    by_partition, heartbeat = _log(codec, 40, rng)
     for _ in range(1000):
-        fold, queues = Seen(), {tp: list(rs) for tp, rs in lanes.items()}
+        fold, queues = Seen(), {tp: list(rs) for tp, rs in by_partition.items()}
         order: list[Record] = []
         while queues:
             tp = rng.choice(list(queues))
@@ -88,10 +89,10 @@ def test_a_thousand_relative_orders_of_the_partitions_give_one_state(codec: Code
 
 def test_copies_and_crossed_relays_change_nothing(codec: Codec) -> None:
     rng = random.Random(2)
-    lanes, heartbeat = _log(codec, 60, rng)
+    by_partition, heartbeat = _log(codec, 60, rng)
     for _ in range(200):
         fold, order = Seen(), list[Record]()
-        for records in lanes.values():
+        for records in by_partition.values():
             twice = records + [rng.choice(records) for _ in range(10)]
             rng.shuffle(twice)
             order += twice
@@ -100,11 +101,11 @@ def test_copies_and_crossed_relays_change_nothing(codec: Codec) -> None:
 
 
 def test_nothing_is_applied_past_a_missing_record(codec: Codec) -> None:
-    lanes, heartbeat = _log(codec, 30, random.Random(3))
-    tp = next(tp for tp, rs in lanes.items() if len(rs) >= 3)
-    gone = lanes[tp].pop(1)
+    by_partition, heartbeat = _log(codec, 30, random.Random(3))
+    tp = next(tp for tp, rs in by_partition.items() if len(rs) >= 3)
+    gone = by_partition[tp].pop(1)
     fold_runner = _fold_runner(codec, fold := Seen())
-    _feed(fold_runner, [r for rs in lanes.values() for r in rs] + [heartbeat])
+    _feed(fold_runner, [r for rs in by_partition.values() for r in rs] + [heartbeat])
     assert fold.names == []  # the heartbeat speaks of a record that is not there: the state before it stays
     assert fold_runner.lag > 0
     _feed(fold_runner, [gone, heartbeat])
@@ -154,49 +155,51 @@ def test_a_position_no_store_can_have_is_no_place() -> None:
 
 
 def test_a_decided_fact_without_a_place_is_not_applied(codec: Codec) -> None:
-    lanes, heartbeat = _log(codec, 20, random.Random(6))
-    again = [Record(r.topic, r.partition, 900 + i, 0, r.key, r.value, {}) for i, r in enumerate(r for rs in lanes.values() for r in rs)]
+    by_partition, heartbeat = _log(codec, 20, random.Random(6))
+    again = [
+        Record(r.topic, r.partition, 900 + i, 0, r.key, r.value, {}) for i, r in enumerate(r for rs in by_partition.values() for r in rs)
+    ]
     fold_runner = _fold_runner(codec, fold := Seen())
-    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), *again, heartbeat])
+    _feed(fold_runner, [*(r for rs in by_partition.values() for r in rs), *again, heartbeat])
     assert fold.names == [str(n) for n in range(1, 21)]
     assert fold_runner.unreadable == len(again)
 
 
 def test_an_observed_fact_of_another_topic_is_not_applied(codec: Codec) -> None:
-    lanes, heartbeat = _log(codec, 3, random.Random(7))
+    by_partition, heartbeat = _log(codec, 3, random.Random(7))
     body = {"event_id": "e", "occurred_at": 1, "producer": "p", "subject": "s", "rule": "r", "raised": "e", "model": "m"}
-    stray = Record("models", 0, 900, 0, None, codec.encode_dict("AlertResolved", body), {})
+    foreign = Record("models", 0, 900, 0, None, codec.encode_dict("AlertResolved", body), {})
     fold_runner = _fold_runner(codec, fold := Seen())
-    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), stray, heartbeat])
+    _feed(fold_runner, [*(r for rs in by_partition.values() for r in rs), foreign, heartbeat])
     assert fold.names == ["1", "2", "3"]
 
 
 def test_a_heartbeat_that_leaves_out_a_partition_is_not_believed(codec: Codec) -> None:
-    lanes, heartbeat = _log(codec, 10, random.Random(8))
+    by_partition, heartbeat = _log(codec, 10, random.Random(8))
     forged = Record("heartbeats", 0, 1, 1, None, Heartbeat("s", 1 << 60, {}).to_json(), {})
     fold_runner = _fold_runner(codec, fold := Seen())
-    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), heartbeat, forged])
+    _feed(fold_runner, [*(r for rs in by_partition.values() for r in rs), heartbeat, forged])
     assert (fold_runner.position, len(fold.names)) == (OPENINGS + 10, 10)
 
 
 def test_what_overtakes_a_waiting_record_does_not_hide_how_long_it_waits(codec: Codec) -> None:
-    lanes, _ = _log(codec, 40, random.Random(9))
-    records = lanes["models", 0]
+    by_partition, _ = _log(codec, 40, random.Random(9))
+    records = by_partition["models", 0]
     assert len(records) >= 4
-    stray = Record("models", 0, 900, 0, b"k", b"x", ChainPosition("nobody", 5, 4).headers)
+    foreign = Record("models", 0, 900, 0, b"k", b"x", ChainPosition("nobody", 5, 4).headers)
     fold_runner = _fold_runner(codec, Seen())
-    _feed(fold_runner, [records[0], stray])
-    lane = fold_runner._lanes["models", 0]  # pyright: ignore[reportPrivateUsage]
-    since = lane.stalled_at
+    _feed(fold_runner, [records[0], foreign])
+    tracker = fold_runner._trackers["models", 0]  # pyright: ignore[reportPrivateUsage]
+    since = tracker.stalled_at
     assert since is not None
     _feed(fold_runner, records[1:])
-    assert (lane.stalled_at, list(lane.waiting)) == (since, [stray])
+    assert (tracker.stalled_at, list(tracker.waiting)) == (since, [foreign])
 
 
 def test_garbage_without_a_place_is_skipped_and_counted(codec: Codec) -> None:
-    lanes, heartbeat = _log(codec, 5, random.Random(4))
+    by_partition, heartbeat = _log(codec, 5, random.Random(4))
     fold_runner = _fold_runner(codec, fold := Seen())
-    _feed(fold_runner, [Record("models", 1, 99, 0, None, b"garbage", {}), *(r for rs in lanes.values() for r in rs), heartbeat])
+    _feed(fold_runner, [Record("models", 1, 99, 0, None, b"garbage", {}), *(r for rs in by_partition.values() for r in rs), heartbeat])
     assert fold.names == ["1", "2", "3", "4", "5"]
     assert fold_runner.unreadable == 1
 
@@ -212,21 +215,21 @@ FAKES = {
 @pytest.mark.parametrize("fake", FAKES)
 @pytest.mark.parametrize("chain_position", [ChainPosition("stranger", 999, 0), ChainPosition("s", 999, 2)])
 def test_an_opening_that_nobody_can_read_opens_nothing_and_ends_nothing(codec: Codec, fake: str, chain_position: ChainPosition) -> None:
-    lanes, heartbeat = _log(codec, 20, random.Random(6))
+    by_partition, heartbeat = _log(codec, 20, random.Random(6))
     body = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": "", "model": "m"}
     value = codec.encode_dict("ModelRetired", body) if fake == "another_fact" else FAKES[fake]
-    records = lanes["models", 1]
-    stray = Record("models", 1, 900, 0, b"k", value, chain_position.headers | {"ce_type": b"StoreOpened"})
+    records = by_partition["models", 1]
+    foreign = Record("models", 1, 900, 0, b"k", value, chain_position.headers | {"ce_type": b"StoreOpened"})
     alarms: list[str] = []
     fold_runner = _fold_runner(codec, fold := Seen(), lambda subject, message: alarms.append(f"{subject} {message}"))
-    rest = [r for tp, rs in lanes.items() if tp != ("models", 1) for r in rs]
-    _feed(fold_runner, [*records[:1], stray, *records[1:], *rest, heartbeat])
+    rest = [r for tp, rs in by_partition.items() if tp != ("models", 1) for r in rs]
+    _feed(fold_runner, [*records[:1], foreign, *records[1:], *rest, heartbeat])
     assert fold.names == [str(n) for n in range(1, 21)]
     assert (fold_runner.unreadable, fold_runner.lag) == (1, 0)
     assert len(alarms) == 1 and "models/1/900" in alarms[0]
 
     # The same record before the other readers of the chain: the log's source of bills, and whoever makes a store again.
-    topics = {("models", 1): [*records[:1], stray, *records[1:]]}
+    topics = {("models", 1): [*records[:1], foreign, *records[1:]]}
     assert [f.position for f in decided_facts(_Reading(topics), codec, "models")] == [  # type: ignore[arg-type]
         p.position for r in records if (p := chain_position_of(r.headers))
     ]
@@ -238,12 +241,12 @@ def test_an_opening_that_nobody_can_read_opens_nothing_and_ends_nothing(codec: C
 
 
 def test_an_opening_of_a_schema_not_known_yet_waits_for_a_program_that_knows_it(codec: Codec) -> None:
-    lanes, heartbeat = _log(codec, 20, random.Random(6))
+    by_partition, heartbeat = _log(codec, 20, random.Random(6))
     newer = Record(
         "models", 1, 900, 0, b"k", b"\x00\x7f\x00\x00\x00...", ChainPosition("next", 999, 0).headers | {"ce_type": b"StoreOpened"}
     )
     fold_runner = _fold_runner(codec, fold := Seen())
-    _feed(fold_runner, [*(r for rs in lanes.values() for r in rs), newer, heartbeat])
+    _feed(fold_runner, [*(r for rs in by_partition.values() for r in rs), newer, heartbeat])
     assert fold.names == [str(n) for n in range(1, 21)]
     assert fold_runner.lag == 1, "a snapshot past it would never see it again"
 
@@ -251,22 +254,22 @@ def test_an_opening_of_a_schema_not_known_yet_waits_for_a_program_that_knows_it(
 class _Reading:
     """A reader of records that a test made."""
 
-    def __init__(self, lanes: dict[tuple[str, int], list[Record]]) -> None:
-        self._lanes = lanes
+    def __init__(self, by_partition: dict[tuple[str, int], list[Record]]) -> None:
+        self._by_partition = by_partition
 
     def read(self, topic: str, **_: Any) -> list[Record]:
-        return [r for (t, _), rs in self._lanes.items() if t == topic for r in rs]
+        return [r for (t, _), rs in self._by_partition.items() if t == topic for r in rs]
 
 
 def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:
-    lanes, heartbeat = _log(codec, 5, random.Random(5))
+    by_partition, heartbeat = _log(codec, 5, random.Random(5))
     said = Heartbeat.from_json(heartbeat.value)
-    chain_position = chain_position_of(lanes["models", 1][-1].headers)
+    chain_position = chain_position_of(by_partition["models", 1][-1].headers)
     assert chain_position is not None and said is not None
     bad = Record("models", 1, 99, 0, None, b"garbage", ChainPosition("s", 999, chain_position.position).headers)
     later = Heartbeat("s", 999, {**said.sent, "models/1": 999})
     fold_runner = _fold_runner(codec, Seen())
-    records = [*(r for rs in lanes.values() for r in rs), bad, Record("heartbeats", 0, 0, 1, None, later.to_json(), {})]
+    records = [*(r for rs in by_partition.values() for r in rs), bad, Record("heartbeats", 0, 0, 1, None, later.to_json(), {})]
     with pytest.raises(Undecodable, match="not_framed"):
         _feed(fold_runner, records)
     assert fold_runner.position == 0

@@ -150,7 +150,7 @@ def written(path: Path, **changes: Any) -> bytes:
     routes = Routes()
     routes.apply("ApiKeyIssued", issued(1), AT)
     lanes = {f"accounts/{p}": [10 + p, "s", 100 + p, {"old": 5}] for p in range(4)}
-    snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes} | changes, routes.dump())
+    snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "partitions": lanes} | changes, routes.dump())
     return path.read_bytes()
 
 
@@ -163,7 +163,7 @@ def test_a_fold_goes_on_where_its_snapshot_stood(tmp_path: Path) -> None:
         "code": Routes.code_version,
         "log_id": "log",
         "position": 103,
-        "lanes": {f"accounts/{p}": [10 + p, "s", 100 + p, {"old": 5}] for p in range(4)},
+        "partitions": {f"accounts/{p}": [10 + p, "s", 100 + p, {"old": 5}] for p in range(4)},
     }
 
 
@@ -172,8 +172,8 @@ def test_a_fold_goes_on_where_its_snapshot_stood(tmp_path: Path) -> None:
     [
         {"code": "routes-1"},
         {"log_id": "another"},
-        {"lanes": {"accounts/0": [0, "s", 1, {}]}},
-        {"lanes": {f"accounts/{p}": [10, "s"] for p in range(4)}},
+        {"partitions": {"accounts/0": [0, "s", 1, {}]}},
+        {"partitions": {f"accounts/{p}": [10, "s"] for p in range(4)}},
         {"position": "?"},
     ],
 )
@@ -185,7 +185,7 @@ def test_a_snapshot_of_other_code_another_log_or_a_strange_shape_is_ignored(tmp_
 
 def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(tmp_path: Path) -> None:
     data = written(path := tmp_path / "a.snapshot")
-    head = {"code": Routes.code_version, "log_id": "log", "position": 1, "fresh_ms": 0, "lanes": {}}
+    head = {"code": Routes.code_version, "log_id": "log", "position": 1, "fresh_ms": 0, "partitions": {}}
     older = json.dumps(head).encode() + b"\n" + json.dumps({"keys": [], "models": []}).encode()
     for wrong in (older, FORMAT.replace(b"2", b"3") + data[len(FORMAT) :], data[:-1], b""):
         path.write_bytes(wrong)
@@ -193,6 +193,6 @@ def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(
         assert (fold_runner.position, len(routes.keys)) == (0, 0)
     lanes = {f"accounts/{p}": [10, "s", 100, {}] for p in range(4)}
     for state in (b"", b"0 0\nnot a key\n", b"1 0\n{}\n", b"0 1\n{}\n", b"0 0\n" + b"0" * 64 + b"[]\n", b"0 0\n\n\n", SHAPELESS):
-        snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "lanes": lanes}, [state])
+        snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "partitions": lanes}, [state])
         fold_runner, routes = restored(path)
         assert (fold_runner.position, fold_runner.store, len(routes.keys), routes.models) == (0, "", 0, {})

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from events.facts.meters import METERS
+from events.facts.meters import METERS, Meter
 from rating.bill import make_bill
 from rating.book import BookVersion, Price, PriceBook, round_half_up
 from rating.rules import DAY_US, EARLY_US_MAX, LATE_US_MAX, UsageRecord, effective_us
@@ -16,7 +16,7 @@ from rating.statement import Bucket, Cutoff, LineKey, Statement, difference, rat
 
 NOON = 1_790_000_000_000_000
 CALLS, TOKENS = METERS.index("calls"), METERS.index("input_tokens")
-FREE = {("*", meter): Price(0, 1) for meter in METERS}
+FREE: dict[tuple[str, Meter], Price] = {("*", meter): Price(0, 1) for meter in METERS}
 
 
 def book(**effective_from: int) -> PriceBook:
