@@ -16,8 +16,8 @@ from rich.markup import escape
 from events.facts.topics import TOPICS
 from events.log.client import LogMismatch, LogUnavailable
 from events.log.record import Coordinate
+from events.process.admin_key import admin_key
 from events.process.settings import Settings
-from projections.bills.biller import admin_key
 from projections.ingest.clickhouse import ClickHouseUnavailable
 
 console = Console()

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from access.codes import PREFIX
 from commands.artifacts.intake import ArtifactIntake
 from commands.artifacts.routes import Artifacts
 from commands.bills.routes import Bills
@@ -57,7 +58,7 @@ def build(commands: CommandApp) -> FastAPI:
         yield
         await asyncio.to_thread(commands.close)
 
-    bearer = HTTPBearer(auto_error=False, description="An API key: mm_…")
+    bearer = HTTPBearer(auto_error=False, description=f"An API key: {PREFIX}…")
     api = FastAPIOffline(  # its pages contain their scripts: a closed network reaches no content delivery network
         title="modelmarket commands",
         version="1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 import uuid
 from collections.abc import Generator
@@ -13,17 +14,20 @@ from dataclasses import dataclass, field
 from fastapi import Request, Response
 from pydantic import BaseModel
 
+from access.bearer import ENTROPY_BYTES, api_key, digest_of, first_admin_digest, secret_of
+from access.codes import Refusal
+from access.principal import Principal, require_scope
 from commands import PRODUCER
 from commands.http.answers import done_answer
 from commands.http.headers import correlation_id, idempotency_key, if_match
-from commands.http.problem_answers import HttpProblem, problem_answer, rejected_answer, unavailable_answer
-from commands.processor.access import Access, NotRecognised, Principal, admin_secret, needs, sha256_of
+from commands.http.problem_answers import HttpProblem, access_answer, rejected_answer, unavailable_answer
 from commands.processor.aggregate_kind import S
 from commands.processor.aggregates import Aggregates
 from commands.processor.command_handler import C, CommandHandler, PendingCommand
 from commands.processor.command_processor import CommandProcessor, ProcessorBusy
 from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import RepeatableRequest
+from commands.processor.keys_from_store import KeysFromStore
 from commands.processor.rejection import Rejected
 from commands.relay.resume import REMEDY, StoreMismatch, read_tails, resume
 from commands.store.event_store import Store, StoreUnavailable, open_store
@@ -33,9 +37,9 @@ from events.facts.accounts import Scope
 from events.facts.fact import UserId
 from events.log.client import LogUnavailable, Reader
 from events.log.schemas import open_codec
+from events.process.admin_key import admin_key_or_fresh
 from events.process.artifacts import Artifacts
 from events.process.clock import now_us
-from events.process.problem import Violation
 from events.process.settings import Settings
 from events.schema.codec import Codec
 
@@ -67,28 +71,26 @@ class CommandApp:
     def __init__(self, settings: Settings, store: Store, codec: Codec, log_id: str, reader: Reader) -> None:
         self.settings, self.store, self.log_id = settings, store, log_id
         self.aggregates = Aggregates(store, codec)
-        self.access = Access(store, codec, sha256_of(admin_secret(settings)))
+        secret = admin_key_or_fresh(settings, api_key(secrets.token_bytes(ENTROPY_BYTES)))
+        self.keys = KeysFromStore(store, codec, first_admin_digest(secret))
         self.processor = CommandProcessor(store, codec, self.aggregates)
         self.artifacts = Artifacts(settings)
         self._reader, self._reader_lock = reader, threading.Lock()
 
-    def authorize(self, request: Request, *scopes: Scope) -> AuthorizedCall:
+    def authorize(self, request: Request, scope: Scope, *others: Scope) -> AuthorizedCall:
         """Identifies the caller, who must have one of the scopes. Raises HttpProblem."""
-        now = now_us()
-        header = request.headers.get("authorization", "")
-        scheme, _, secret = header.partition(" ")
-        if scheme.lower() != "bearer" or not secret:
-            raise _unauthorized(NotRecognised("key_missing", "no API key was sent"))
-        principal = self.access.recognise(secret.strip(), now)
-        if isinstance(principal, NotRecognised):
-            raise _unauthorized(principal)
+        now, header = now_us(), request.headers.get("authorization", "").encode("latin-1")
+        principal, secret = self.keys.authenticate(header, now), secret_of(header)
+        if isinstance(principal, Refusal):
+            raise HttpProblem(access_answer(principal))
+        assert isinstance(secret, bytes), "the header held a key"
         command_id, key = str(uuid.uuid4()), idempotency_key(request)
         context = CommandContext(command_id, now, principal.user, key or command_id, correlation_id(request) or command_id)
-        lacking = needs(principal, *scopes)
+        lacking = require_scope(principal, scope, *others)
         if lacking is not None:
-            raise HttpProblem(rejected_answer(lacking))
+            raise HttpProblem(access_answer(lacking))
         target = f"{request.method} {request.url.path}?{request.url.query}"
-        return AuthorizedCall(principal, context, if_match(request), key, target, secret.strip())
+        return AuthorizedCall(principal, context, if_match(request), key, target, secret.decode())
 
     def run(self, call: AuthorizedCall, handler: CommandHandler[S, C], key: str, command: C, body: BaseModel | None = None) -> Response:
         """Waits until the command is decided and durable, and answers. `key` names the aggregate. Raises HttpProblem."""
@@ -146,10 +148,5 @@ def _repeatable(call: AuthorizedCall, body: BaseModel | None, *, revealing: bool
         return None
     text = f"{call.target}\n{call.if_match}\n{body.model_dump_json() if body else ''}"
     if revealing:
-        text += f"\n{sha256_of(call.secret)}"
+        text += f"\n{digest_of(call.secret.encode()).hex()}"
     return RepeatableRequest(call.principal.tenant, call.idempotency_key, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest())
-
-
-def _unauthorized(why: NotRecognised) -> HttpProblem:
-    violation = Violation(why.code, why.message, "Authorization", "send 'Authorization: Bearer mm_…' with a working key")
-    return HttpProblem(problem_answer(401, [violation], {"WWW-Authenticate": "Bearer"}))

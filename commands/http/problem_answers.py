@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from fastapi import Response
 
+from access.codes import Refusal
 from commands.processor.rejection import Ground, Rejected
 from events.process.problem import PROBLEM_JSON, Violation, problem
 
@@ -64,6 +65,11 @@ class HttpProblem(Exception):
 def problem_answer(status: int, violations: Sequence[Violation], headers: Mapping[str, str] | None = None) -> Response:
     body = problem(status, [_printable(v) for v in violations[:VIOLATIONS_MAX]])
     return Response(orjson.dumps(body), status, headers=dict(headers or {}), media_type=PROBLEM_JSON)
+
+
+def access_answer(refusal: Refusal) -> Response:
+    """A refusal of access as the command API answers it."""
+    return problem_answer(refusal.status, [refusal.violation], refusal.headers)
 
 
 def rejected_answer(rejected: Rejected, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
+from access.principal import Principal
 from commands.models.aggregate import MODEL
 from commands.models.guards import no_model
 from commands.models.semver import parse
-from commands.processor.access import Principal
 from commands.processor.aggregates import Aggregates
 from commands.processor.rejection import Rejected
 from lifecycle.model import ActiveModel, Approved, NoModel
@@ -27,8 +27,7 @@ def owned(state: Lifecycle, principal: Principal) -> Rejected | None:
 
 def shown(state: Lifecycle, principal: Principal) -> Rejected | None:
     """Reviewers work for the market and see the models of every tenant."""
-    reviewer = principal.may("review:business", "review:security")
-    return None if not isinstance(state.model, NoModel) and (reviewer or principal.acts_for(state.model.tenant)) else no_model()
+    return None if not isinstance(state.model, NoModel) and principal.sees(state.model.tenant) else no_model()
 
 
 def parent_known(aggregates: Aggregates, principal: Principal, parent: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from commands.processor.access import Principal
+from access.principal import Principal
 from commands.processor.aggregate_kind import AggregateKind, S
 from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import RepeatableRequest

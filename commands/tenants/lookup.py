@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from access.principal import require_tenant
 from commands.http.command_app import AuthorizedCall, CommandApp
-from commands.http.problem_answers import HttpProblem, rejected_answer
-from commands.processor.rejection import Rejected, forbidden
+from commands.http.problem_answers import HttpProblem, access_answer, rejected_answer
+from commands.processor.rejection import Rejected
 from commands.tenants.state import TENANT, ActiveTenant, active_tenant
 from events.facts.fact import TenantId
 
@@ -20,7 +21,8 @@ def existing_tenant(app: CommandApp, name: str) -> ActiveTenant:
 def acting_tenant(app: CommandApp, call: AuthorizedCall, requested: str | None) -> TenantId:
     """The tenant that a request is for: the one it names, else the caller's own. Raises HttpProblem."""
     tenant = TenantId(requested or call.principal.tenant)
-    if not call.principal.acts_for(tenant):
-        raise HttpProblem(rejected_answer(forbidden("foreign_tenant", "this key acts for its own tenant only", "tenant", "leave it out")))
+    foreign = require_tenant(call.principal, tenant)
+    if foreign is not None:
+        raise HttpProblem(access_answer(foreign))
     existing_tenant(app, tenant)
     return tenant

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from access.principal import PLATFORM
 from commands.http.bounds import INT64_MAX, Currency, Line, OptionalLine, RequestBody, Slug
-from commands.processor.access import PLATFORM
 from commands.tenants.decide import CreateTenant, IssueApiKey
 from events.facts.accounts import KEY_DIMENSIONS, KeyDimensions, Scope
 from events.facts.fact import DEFAULT_CURRENCY, BookId, KeyId, TenantId, UserId

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import secrets
@@ -12,12 +11,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from access.bearer import api_key, digest_of
 from commands.http.answers import CREATED, OK, state_answer
 from commands.http.bounds import REASON_CHARS_MAX, SlugPath, TextPath
 from commands.http.command_app import CommandApp
 from commands.http.problem_answers import rejected_answer
 from commands.prices.lookup import book_currency
-from commands.processor.access import SECRET_PREFIX, sha256_of
 from commands.processor.command_handler import CommandHandler
 from commands.tenants.decide import CreateTenant, IssueApiKey, RevokeApiKey, decide
 from commands.tenants.requests import CreateTenantRequest, IssueKeyRequest
@@ -67,7 +66,7 @@ class Tenants:
         To the same caller only: under another admin's key the Idempotency-Key is refused as used."""
         call = self._app.authorize(request, "admin")
         key_id, nonce = KeyId(f"k-{uuid.uuid4().hex}"), secrets.token_hex(16)
-        command = body.command(key_id, sha256_of(_secret_of(call.secret, key_id, nonce)), nonce)
+        command = body.command(key_id, digest_of(_secret_of(call.secret, key_id, nonce).encode()).hex(), nonce)
         return self._app.run(call, ISSUE_KEY, name, command, body)
 
     def revoke_key(self, name: SlugPath, key_id: TextPath, request: Request, reason: str = "") -> Response:
@@ -105,7 +104,7 @@ def _secret_of(caller_secret: str, key_id: str, nonce: str) -> str:
     """Follows from the caller's own secret, which is not kept, and a nonce that is kept with the answer. So a repeated request of the same
     caller shows the same key, and neither the store nor the log holds anything that a key could be made from."""
     made = hmac.new(caller_secret.encode(), f"api-key\n{key_id}\n{nonce}".encode(), hashlib.sha256).digest()
-    return SECRET_PREFIX + base64.urlsafe_b64encode(made).rstrip(b"=").decode()
+    return api_key(made)
 
 
 CREATE = CommandHandler(TENANT, decide, _created, created=True)

@@ -17,6 +17,7 @@ from typing import Any, assert_never
 from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
 from events.log.schemas import open_codec
+from events.process.admin_key import admin_key
 from events.process.clock import now_us
 from events.process.health import serve_health
 from events.process.json_logging import start_logging
@@ -171,11 +172,6 @@ class Biller:
         changed = now != self._positions
         self._positions = now
         return changed
-
-
-def admin_key(settings: Settings) -> str:
-    """The platform's own key: a setting, else the file that the launcher minted."""
-    return settings.admin_key.get_secret_value() or (settings.folder / "admin.key").read_text().strip()
 
 
 def main() -> int:

@@ -27,11 +27,11 @@ from access.principal import Principal
 from events.log.client import Reader
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
+from events.process.admin_key import admin_key
 from events.process.clock import now_us
 from events.process.json_logging import start_logging
 from events.process.problem import PROBLEM_JSON, Violation, problem
 from events.process.settings import Settings
-from projections.bills.biller import admin_key
 from projections.catalog.queries import END_OF_TIME, PAGE_MAX, Catalog, Wanted, public
 from projections.dead_letters.queries import OPEN, STATES, find_dead_letters
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable

@@ -18,9 +18,10 @@ import httpx
 from events.log.client import Reader, Writer
 from events.log.record import Record
 from events.log.schemas import open_codec
+from events.process.admin_key import admin_key
 from events.process.clock import now_us
 from events.process.settings import Settings
-from projections.bills.biller import Biller, admin_key
+from projections.bills.biller import Biller
 from projections.bills.issue import Issuer, cuts_without_bill
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
 from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink

@@ -14,11 +14,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from access.principal import Principal
 from commands.models import decide as model_decide
 from commands.models.aggregate import MODEL
 from commands.models.decide import AddVersion, RegisterModel, SubmitVersion
 from commands.models.visibility import owned
-from commands.processor.access import Principal
 from commands.processor.aggregates import Aggregates
 from commands.processor.command_handler import CommandHandler, PendingCommand
 from commands.processor.command_processor import CommandProcessor, Done
@@ -273,7 +273,7 @@ def test_if_match_tells_a_stranger_nothing(processors: Callable[[], CommandProce
     processor = processors()
     done(processor, register("m"))
 
-    stranger = Principal(TenantId("globex"), UserId("u"), KeyId("k"), frozenset[Scope]({"models"}))
+    stranger = Principal(TenantId("globex"), UserId("u"), KeyId("k"), frozenset[Scope]({"models"}), {}, {})
     handler = CommandHandler[Any, Any](MODEL, model_decide.decide, visible=owned)
 
     for if_match in (None, 0, 1, 7):

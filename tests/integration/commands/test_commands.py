@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from access.codes import KEY_MALFORMED, KEY_MISSING
 from commands.store.event_store import open_store
 from events.facts.bills import BILL_COUNTERS
 from events.log.client import Reader
@@ -366,8 +367,8 @@ def test_one_tenants_models_are_nothing_to_another(side: Side, acme: Company) ->
     mine = globex.register()
     version = {"version": "1.0.0", "artifact": digest, "technical": technical()}
     problem(http("POST", f"/v1/models/{mine}/versions", globex.owner, json=version), 422, "artifact_missing")
-    problem(http("POST", "/v1/models", globex.owner, json=registration("theirs", tenant=acme.tenant)), 403, "foreign_tenant")
-    problem(http("PUT", f"/v1/artifacts/{digest}?tenant={acme.tenant}", globex.owner, content=model_file(6)), 403, "foreign_tenant")
+    problem(http("POST", "/v1/models", globex.owner, json=registration("theirs", tenant=acme.tenant)), 403, "tenant_foreign")
+    problem(http("PUT", f"/v1/artifacts/{digest}?tenant={acme.tenant}", globex.owner, content=model_file(6)), 403, "tenant_foreign")
     problem(http("GET", f"/v1/bills/{acme.tenant}", globex.owner), 404, "tenant_unknown")
     problem(http("GET", f"/v1/tenants/{acme.tenant}", globex.owner), 404, "tenant_unknown")
     assert side.end() == end + 1  # globex's own registration
@@ -394,10 +395,10 @@ def test_a_price_that_no_bill_could_hold_is_refused_with_what_was_meant(side: Si
 
 def test_a_key_opens_what_its_scopes_say_and_nothing_once_it_is_gone(side: Side, acme: Company) -> None:
     http = side.http
-    for header in ({}, {"Authorization": ""}, {"Authorization": "Basic x"}):
+    for header, refusal in (({}, KEY_MISSING), ({"Authorization": ""}, KEY_MISSING), ({"Authorization": "Basic x"}, KEY_MALFORMED)):
         answer = httpx.get(f"{side.settings.commands}/v1/models/m", headers=header)
-        problem(answer, 401, "key_missing")
-        assert answer.headers["www-authenticate"] == "Bearer"
+        problem(answer, 401, refusal.code)
+        assert answer.headers["www-authenticate"] == refusal.challenge
     problem(http("GET", "/v1/models/m", "mm_unknown"), 401, "key_unknown")
     caller = http.key(acme.tenant, "invoke", user="caller")
     problem(http("GET", "/v1/models/m", caller), 403, "scope_missing")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from access.bearer import digest_of
 from access.codes import KEY_EXPIRED, KEY_MALFORMED, KEY_MISSING, KEY_REVOKED, KEY_UNKNOWN, TENANT_FOREIGN, Refusal, scope_missing
 from access.keys import Keys
+from commands.api import build
+from commands.http.command_app import CommandApp
+from commands.store.event_store import open_store
 from events.facts.accounts import KEY_DIMENSIONS
+from events.log.client import Reader
 from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.settings import Settings
@@ -23,6 +29,7 @@ from projections.query_api.keys_from_log import KeysFromLog
 from serving.gateway.identify import identify, require
 from serving.http import refusal_answer
 from serving.refused import Refused
+from tests.support.todays_codec import todays_codec
 
 AT = Coordinate("accounts", 0, 0)
 WORDS = dict.fromkeys(KEY_DIMENSIONS, "")
@@ -55,6 +62,46 @@ def expected(refusal: Refusal) -> Answer:
     return Answer(refusal.status, [asdict(refusal.violation)], refusal.challenge)
 
 
+COMMANDS: dict[str, Any] = {}
+"""The client of a command API, and the secrets of its keys by name."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The command API on a store of its own. Nothing here needs the log."""
+    settings = Settings(data=tmp_path_factory.mktemp("commands"), admin_key=SecretStr("mm_first"))
+    app = CommandApp(settings, open_store(settings), todays_codec(), "log", Reader(settings, "test-access"))
+    client = TestClient(build(app))
+
+    def post(path: str, **body: Any) -> dict[str, Any]:
+        answer = client.post(path, json=body, headers={"Authorization": "Bearer mm_first"})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    post("/v1/tenants", tenant="acme", display_name="Acme")
+    ends = now_us() + 300_000
+    keys = {
+        "good": post("/v1/tenants/acme/keys", scopes=["models"]),
+        "weak": post("/v1/tenants/acme/keys", scopes=["review:business"]),
+        "old": post("/v1/tenants/acme/keys", scopes=["models"], expires_at=ends),
+        "gone": post("/v1/tenants/acme/keys", scopes=["models"]),
+    }
+    client.delete(f"/v1/tenants/acme/keys/{keys['gone']['key_id']}", headers={"Authorization": "Bearer mm_first"})
+    while now_us() < ends:
+        time.sleep(0.02)
+    COMMANDS.update(client=client, secrets={name: key["api_key"] for name, key in keys.items()})
+    yield
+    app.close()
+
+
+def command_api(authorization: str | None, tenant: str) -> Answer:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    for name, secret in COMMANDS["secrets"].items():
+        headers = {header: value.replace(f"mm_{name}", secret) for header, value in headers.items()}
+    answer = COMMANDS["client"].put(f"/v1/artifacts/sha256:{'0' * 64}", params={"tenant": tenant} if tenant else {}, headers=headers)
+    return Answer(answer.status_code, answer.json()["violations"], answer.headers.get("WWW-Authenticate", ""))
+
+
 def query_api(authorization: str | None, tenant: str) -> Answer:
     accounts = KeysFromLog()
     for name, body in FACTS:
@@ -77,7 +124,7 @@ def gateway(authorization: str | None, tenant: str) -> Answer:
 
 
 Listener = Callable[[str | None, str], Answer]
-LISTENERS: dict[Listener, str] = {query_api: "read", gateway: "invoke"}
+LISTENERS: dict[Listener, str] = {command_api: "models", query_api: "read", gateway: "invoke"}
 """Each listener, and the scope that its question here needs."""
 
 REFUSALS: list[tuple[str | None, Refusal]] = [
