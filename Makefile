@@ -25,7 +25,7 @@ demo: setup ## show the whole market once, on real parts; CHAOS=1 kills parts
 	@$(PY) -m examples.demo $(if $(filter-out 0,$(CHAOS)),--chaos)
 
 test: setup-tests ## run all tests: unit, contract, tidy, integration, e2e
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest tests -n 2 --dist loadgroup
 
 soak: setup-tests ## run the long matrices, which `make test` leaves out
 	@$(PY) -m pytest tests -m soak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -18,14 +19,21 @@ from tests.support.todays_codec import todays_codec
 if TYPE_CHECKING:
     from tests.support.gateway_stack import GatewayStack
 
+TESTS = Path(__file__).resolve().parent
+
 # A busy machine must not fail a property: pytest's own time-out bounds each test.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the shared gateway come last, together: Ray takes memory and time from whatever runs beside it."""
+    """Two rows of tests that may run side by side (`--dist loadgroup`): those of the shared gateway, and those of all other stacks.
+
+    Without workers the gateway's come last, together: Ray takes memory and time from whatever runs beside it."""
     items.sort(key=lambda item: "gateway" in getattr(item, "fixturenames", ()))
+    for item in items:
+        if item.path.parts[len(TESTS.parts)] in ("integration", "e2e"):
+            item.add_marker(pytest.mark.xdist_group("gateway" if "gateway" in getattr(item, "fixturenames", ()) else "stacks"))
 
 
 @pytest.fixture(scope="session")
