@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ from events.schema.folder import folder_drift
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMS = ("events", "access", "lifecycle", "rating", "commands", "projections", "serving", "infra", "cli")
 BANNED = {"utils", "util", "helpers", "helper", "common", "base", "manager", "service", "misc"}
+DIALECT = {
+    *("desk", "office", "flight", "flights", "passenger", "passengers", "parcel", "bury", "buried", "tariff", "tariffs"),
+    *("voice", "bookkeeping", "aboard", "clerk", "follower", "landed"),
+}
+"""Pictures that once stood for the field's words: command processor, batch, queued call, quarantine, current prices, publisher …"""
+FOLDER_MODULES_MAX = 15
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
 
@@ -61,6 +68,28 @@ def test_every_module_says_in_one_sentence_what_it_is() -> None:
 
 def test_no_module_is_named_after_nothing() -> None:
     assert [str(p.relative_to(ROOT)) for p in CODE if p.stem in BANNED] == []
+
+
+def _identifiers(tree: ast.AST) -> set[str]:
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    names |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    return names | {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+
+
+def test_identifiers_use_the_words_of_the_field() -> None:
+    """Names of tests are sentences and may use any word."""
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (*CODE, *_modules("tests"))
+        for name in sorted({path.stem, *_identifiers(ast.parse(path.read_text()))})
+        if not name.startswith("test_") and DIALECT & set(re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_"))
+    ]
+    assert found == []
+
+
+def test_a_folder_holds_one_idea() -> None:
+    modules = Counter(path.parent for path in (*CODE, *_modules("tests")) if path.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): n for folder, n in modules.items() if n > FOLDER_MODULES_MAX} == {}
 
 
 def test_modules_and_functions_stay_short() -> None:
