@@ -335,7 +335,7 @@ def test_the_catalog_is_searched_filtered_and_paged(market: Market) -> None:
         market.command(
             "POST",
             "/v1/models",
-            {**body, "compliance": compliance(), "tags": [f"tag{i}"], "tenant": tenant, "description": f"Reads DeadLetterStatus {i}"},
+            {**body, "compliance": compliance(), "tags": [f"tag{i}"], "tenant": tenant, "description": f"Reads Letter {i}"},
         )
     catalog = Catalog(market.clickhouse)
     market.fold_until(lambda: len(catalog.page(Wanted(tenant=tenant))[0]) == 5, "all five")

@@ -218,7 +218,7 @@ def test_a_write_off_of_other_bytes_is_ignored_and_said(market: Market, second: 
     outcome = market.issuer().issue(tenant, 1)
     assert "other bytes" in getattr(outcome, "message", "")
     usage = UsageLog(market.reader, market.codec, tenant)
-    monkeypatch.setattr(usage, "_given_up", {at.offset: frozenset({hashlib.sha256(b"other bytes").digest()})})
+    monkeypatch.setattr(usage, "_written_off", {at.offset: frozenset({hashlib.sha256(b"other bytes").digest()})})
     list(usage.records(at.offset + 1))
     assert (usage.unreadable, usage.excluded) == ({at.offset}, set())
     give_up(market, second, at, b"garbage")

@@ -24,8 +24,9 @@ from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
-from projections.query_api.app import Queries, make_app
+from projections.query_api.app import make_app
 from projections.query_api.keys_from_log import KeysFromLog
+from projections.query_api.request_context import Queries
 from serving.gateway.identify import identify, require
 from serving.http import refusal_answer
 from serving.refused import Refused

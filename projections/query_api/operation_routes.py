@@ -1,0 +1,45 @@
+"""Routes for operators: dead letters, producer epochs, and the health of this process."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from projections.dead_letters.queries import OPEN, STATES, find_dead_letters
+from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
+from projections.query_api.answers import DeadLetterPage, EpochPage, Health
+from projections.query_api.request_context import Admin, Parts
+from projections.usage.producer_epochs import epochs
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/v1/dead-letters", response_model=DeadLetterPage)
+def dead_letters(parts: Parts, caller: Admin, everything: bool = False) -> Any:
+    """Records nobody could read: open ones, or all with what became of them. Their bytes stay on the log."""
+    return {"dead_letters": [d.to_json() for d in find_dead_letters(parts.clickhouse, STATES if everything else OPEN)]}
+
+
+@router.get("/v1/producers", response_model=EpochPage)
+def producers(parts: Parts, caller: Admin, everything: bool = False) -> Any:
+    """Epochs of producers, newest first: open ones, or all; and when the last fact of each came."""
+    return {"epochs": [asdict(e) for e in epochs(parts.clickhouse, only_open=not everything)]}
+
+
+@router.get("/healthz", response_model=Health)
+def healthz(parts: Parts, response: Response) -> Any:
+    """Ready when the keys are folded and ClickHouse answers."""
+    age, detail = parts.age_s(), ""
+    if not parts.caught_up():
+        detail = "folding the keys"
+    elif age > parts.staleness_s_max:
+        detail = "the newest heartbeat is old: is the relay at work?"
+    try:
+        parts.clickhouse.value("SELECT 1")
+    except (ClickHouseUnavailable, ClickHouseError) as e:
+        detail = f"ClickHouse does not answer: {str(e)[:200]}"
+    response.status_code = 503 if detail else 200
+    said = {"status": "starting" if detail else "ready", "lag": None, "detail": detail}
+    return {**said, "age_s": round(age, 3) if age < 1e9 else None}
