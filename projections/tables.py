@@ -9,8 +9,7 @@ from projections.bills import tables as bill_tables
 from projections.catalog import tables as history_tables
 from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.ingest.clickhouse import ClickHouse
-from projections.usage.table import alter_settings, create_table
-from projections.usage.views import views
+from projections.usage.views import usage_statements
 
 _NAME = re.compile(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW) (?:IF NOT EXISTS )?(\w+)")
 
@@ -26,8 +25,3 @@ def apply_tables(settings: Settings) -> list[str]:
     for statement in statements:
         clickhouse.command(statement)
     return [m.group(1) for s in statements if (m := _NAME.search(s))]
-
-
-def usage_statements(table: str) -> tuple[str, ...]:
-    """The usage table and the views that read it; `table` is `usage` for the live ones."""
-    return (create_table(table), alter_settings(table), *views(table))

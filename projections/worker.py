@@ -39,7 +39,7 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
     # A try must be over, one way or the other, while the partition is still ours, and none begins later (K8).
     ensure_member, publish_dead_letters = MEMBERSHIP.ensure_member, DeadLetterPublisher(writer, codec, "projections").publish
     clickhouse = ClickHouse(settings, patience_s=PATIENCE_S, answer_s_max=settings.worker_session_s / 2, before_try=ensure_member)
-    usage_reader, letters_reader = Reader(settings, f"{name}-usage"), Reader(settings, f"{name}-letters")
+    usage_reader, dead_letters_reader = Reader(settings, f"{name}-usage"), Reader(settings, f"{name}-dead-letters")
     usage = UsageSink(
         clickhouse,
         InsertPlans(Reader(settings, f"{name}-schemas"), codec.schemas),
@@ -49,17 +49,17 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
         rows_max=settings.chunk_rows_max,
         wait_s=settings.chunk_wait_s,
     )
-    letters = DeadLetterSink(
+    dead_letters = DeadLetterSink(
         clickhouse,
         codec,
-        lambda table, partition, fence: first_missing(clickhouse, letters_reader, table, "dead-letters", partition, fence=fence),
+        lambda table, partition, fence: first_missing(clickhouse, dead_letters_reader, table, "dead-letters", partition, fence=fence),
         ensure_member,
     )
     folds = [
         HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), publish_dead_letters, ensure_member)
         for topic in HISTORY_TOPICS
     ]
-    return [usage, letters, *folds]
+    return [usage, dead_letters, *folds]
 
 
 def _collect_rarely() -> None:

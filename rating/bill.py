@@ -13,7 +13,7 @@ from rating.statement import Line, Statement, difference
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """Everything a bill says. No clock and no chance went into it: N billers make the same bytes."""
+    """Everything a bill says. It depends on no clock and no random number: N billers make the same bytes."""
 
     cut: Mapping[str, Any]
     """The body of its `BillCutFixed`."""
@@ -23,8 +23,8 @@ class Bill:
     """`claimed` is the difference to the bill before; the others count all records below the cut."""
     producers_open: int
     excluded: tuple[int, ...] = ()
-    """Offsets of the tenant's partition below the cut that nobody could read and two people gave up: nobody pays for them here, and
-    the bill says so. When one can be read later, this bill stays as it is, and the next one counts it."""
+    """Offsets of the tenant's partition below the cut that nobody could read and two people wrote off: they are billed to nobody.
+    When one can be read later, this bill stays as it is, and the next one counts it."""
 
     @property
     def records_written_off(self) -> int:

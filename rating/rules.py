@@ -25,8 +25,6 @@ LATE_US_MAX = 7 * DAY_US
 EARLY_US_MAX = 5 * 60 * 1_000_000
 """How far a fact's own time may lie before and after its append time; beyond that the append time holds (K20)."""
 
-BillingClass = Literal["billed", "copied", "conflicting", "voided", "duplicate", "unbilled"]
-
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:

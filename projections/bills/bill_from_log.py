@@ -120,7 +120,7 @@ WrittenOffHashes = Mapping[int, frozenset[bytes]]
 
 
 def written_off_hashes(reader: Reader, codec: Codec, topic: str, partition: int) -> WrittenOffHashes:
-    """What two people gave up on a partition, whether or not it can be read. Raises LogIncomplete."""
+    """The write-offs of a partition, whether or not their records can be read. Raises LogIncomplete."""
     found: dict[int, frozenset[bytes]] = {}
     for fact in decided_facts(reader, codec, "bills"):
         if fact.name == "RecordWrittenOff" and (fact.body["topic"], fact.body["partition"]) == (topic, partition):
@@ -165,9 +165,9 @@ class UsageLog:
         self.unreadable: set[int] = set()
         """Offsets met that nobody can read, and nobody wrote off: they may have been anybody's (K9)."""
         self.excluded: set[int] = set()
-        """Offsets met that nobody can read, and two people gave up."""
+        """Offsets met that nobody can read, and that are written off."""
         self.written_off: set[int] = set()
-        """Offsets met whose very bytes two people gave up, whether or not they can be read by now."""
+        """Offsets met whose very bytes are written off, whether or not they can be read by now."""
         self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
         self._written_off: WrittenOffHashes | None = None
 
@@ -234,7 +234,7 @@ class UsageLog:
         return self._written_off
 
     def _is_lost(self, record: Record, hashes: frozenset[bytes]) -> bool:
-        """These very bytes were given up, and nobody can read them: what can be read is counted, whoever wrote it off."""
+        """These very bytes are written off, and nobody can read them. What can be read is counted, written off or not."""
         return sha256(record.value or b"").digest() in hashes and why_unreadable(self._codec.schemas, record.value) is not None
 
     def _only(self, below: int) -> dict[int, int]:
@@ -298,7 +298,7 @@ def bills_from_log(reader: Reader, codec: Codec, decided: TenantBills, numbers: 
         before = statements[i - 1] if i else Statement()
         ended = epochs_ended(reader, codec, cut.get("producers_offset", 0))
         below = asked[i][0].cuts.get(usage.partition, 0)
-        # What the bill says it left out counts only as far as two people gave up those very bytes.
+        # An offset that the bill excludes is excluded here only when those very bytes are written off.
         excluded = usage.excluded | (usage.written_off & asked[i][0].excluded)
         bills.append(make_bill(cut, now, before, ended, (offset for offset in excluded if offset < below)))
     return bills

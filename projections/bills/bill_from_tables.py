@@ -23,7 +23,7 @@ from rating.statement import Bucket, Cutoff, Statement, rate
 
 Body = Mapping[str, Any]
 EXCLUDED_MAX = 10_000
-"""Offsets that a bill names, about 40 KB; each was given up by two people, by hand."""
+"""Offsets that a bill names, about 40 KB; each was written off by two people, by hand."""
 LISTED_MAX = 10
 """Unreadable records that a message names; the others are counted."""
 SHARED_KEYS_PAGE = 50_000
@@ -161,7 +161,7 @@ class Unreadable:
     open: tuple[int, ...]
     mistaken: tuple[int, ...]
     excluded: tuple[int, ...]
-    """The others: given up by their bytes."""
+    """The others: written off by their bytes."""
 
 
 def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unreadable:
@@ -186,7 +186,7 @@ def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unre
 
 
 class TooManyWrittenOff(Exception):
-    """More records of a partition were given up than a bill can name."""
+    """More records of a partition are written off than a bill can name."""
 
 
 def price_book_of(clickhouse: ClickHouse, book: str, position: int | None = None) -> PriceBook:
@@ -232,6 +232,6 @@ def bill_from_tables(clickhouse: ClickHouse, cut: Body, before: Body | None, end
     below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
     excluded = unreadable_below(clickhouse, partition, below).excluded
     if len(excluded) > EXCLUDED_MAX:
-        raise TooManyWrittenOff(f"more than {EXCLUDED_MAX} records of usage/{partition} were given up below {below}")
+        raise TooManyWrittenOff(f"more than {EXCLUDED_MAX} records of usage/{partition} are written off below {below}")
     earlier = statement_of_cut(clickhouse, before, excluded_by(clickhouse, cut["tenant"], before["number"])) if before else Statement()
     return make_bill(cut, statement_of_cut(clickhouse, cut, frozenset()), earlier, ended, excluded)

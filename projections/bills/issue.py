@@ -128,7 +128,7 @@ class Issuer:
         return Deferred("refused", f"{answer.status_code}: {answer.text[:500]}", alarming=True)
 
     def _difference(self, table: Bill, log: Bill) -> Deferred:
-        """A record that was given up and can be read by now is the log's already, and the table's only when somebody reads it again."""
+        """A written-off record that can be read by now counts in the log at once, and in the table only after `dead-letters retry`."""
         cut = table.cut
         usage = f"usage/{partition_of(str(cut['tenant']).encode(), TOPICS['usage'].partitions)}"
         if again := [f"{usage}/{offset}" for offset in sorted(set(table.excluded) - set(log.excluded))]:

@@ -82,7 +82,7 @@ def _write_off_requested(d: Document, b: Body) -> Document:
 
 
 def _record_written_off(d: Document, b: Body) -> Document:
-    """`written_off`: every hash that was given up at this coordinate."""
+    """`written_off`: every hash that was written off at this coordinate."""
     hashes = [*d.get("written_off", []), plain(b["sha256"])]
     more = pick(b, "requested_by", "approver")
     return put(d, **_record(b), **more, state="written_off", approved_at=b["occurred_at"], written_off=hashes)

@@ -70,7 +70,7 @@ class PartitionFold:
     def _progress(self, rows: list[dict[str, Any]], dead: list[DeadLetter]) -> bool:
         """Takes the first waiting record that can be taken. Observed facts and strays do not overtake a decided one that waits."""
         for index, (record, headers) in enumerate(self.waiting):
-            # Where the relay writes nothing there is no chain: headers that claim a place are a stranger's, and must hold nothing back.
+            # Where the relay writes nothing there is no chain: headers with a chain position are not the relay's, and must not make other records wait.
             chain_position = chain_position_of(headers) if self.topic in DECIDED_TOPICS else None
             if chain_position is None:
                 if index:

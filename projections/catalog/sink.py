@@ -28,7 +28,7 @@ from projections.ingest.table_offsets import first_missing
 logger = logging.getLogger(__name__)
 TABLE = "history_rows"
 HISTORY_TOPICS = (*DECIDED_TOPICS, "alerts", "schemas")
-"""What a worker folds into it. The last two are observed only, so that whatever strange lies there has its dead letter too; `usage` and
+"""What a worker folds into it. The last two are observed only, so that a foreign record there gets a dead letter, too; `usage` and
 `dead-letters` have tables of their own, and heartbeats are no facts (K5)."""
 
 

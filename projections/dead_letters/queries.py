@@ -1,4 +1,4 @@
-"""Dead letters as people work on them: which are open, which were given up, which could be read in the end.
+"""Dead letters as people work on them: which are open, which are written off, which could be read later.
 
 What became of one is never written beside it: it follows from the tables. Of `usage` it is open while its tombstone is there and no
 write-off names its very bytes. Of other topics nothing waits for it; only a write-off closes it.
@@ -17,7 +17,7 @@ State = Literal["open", "requested", "written_off", "redriven"]
 STATES: tuple[State, ...] = get_args(State)
 OPEN: tuple[State, ...] = ("open", "requested")
 TRIED: tuple[State, ...] = (*OPEN, "written_off")
-"""Those that may be readable by now. One that was given up is counted all the same, and holds bills back until it is read again (K9)."""
+"""Those that may be readable by now. A written-off one that can be read is counted all the same, and holds bills back until it is read again (K9)."""
 DEAD_LETTERS_MAX = 1000
 FIRST = Coordinate("", -1, -1)
 """Before every coordinate."""
@@ -100,8 +100,8 @@ def all_dead_letters(clickhouse: ClickHouse, topic: str, states: tuple[State, ..
     """All of a topic in one of the states, however many: those that stay as they are do not hide the ones behind them."""
     at = Coordinate(topic, -1, -1)
     while page := find_dead_letters(clickhouse, states, after=at):
-        for letter in page:
-            if letter.at.topic != topic:
+        for dead_letter in page:
+            if dead_letter.at.topic != topic:
                 return
-            yield letter
+            yield dead_letter
         at = page[-1].at

@@ -1,7 +1,8 @@
-"""ClickHouse over HTTP, for our own processes: select, command, insert. The only client; other people use theirs.
+"""ClickHouse over HTTP, for our own processes: select, command, insert. The only client in the rooms; other programs use theirs.
 
-Plain `http.client`: an insert is one request with one body of megabytes, and nothing between us and the socket may copy or inspect
-it. Works alike on the local engine and on a ClickHouse server; only the local engine knows fences (K8), which `fences` says.
+Why not `clickhouse-connect`: a query of one row costs it more than twice the processor time, the first query of a process ten times
+(figures in the room's README, Decisions); and inserts need a membership check before each attempt (K8), which `before_try` is.
+Only the local engine knows fences (K8), which `fences` says.
 """
 
 from __future__ import annotations

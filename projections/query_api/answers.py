@@ -80,7 +80,7 @@ class BillHead(Answer):
     digest: str = Field(description="SHA-256 of the canonical bill, hex; empty while it runs.")
     facts: dict[str, int]
     producers_open: int
-    records_written_off: int = Field(description="Records below the cut that nobody can read and two people gave up: billed to nobody.")
+    records_written_off: int = Field(description="Records below the cut that nobody can read and two people wrote off: billed to nobody.")
 
 
 class BillWithLines(BillHead):

@@ -18,11 +18,10 @@ from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk, DeadLetter
 from projections.ingest.table_offsets import dense_end
-from projections.tables import usage_statements
 from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 from projections.usage.table import COLUMNS, LOG_COLUMNS
-from projections.usage.views import view_names
+from projections.usage.views import usage_statements, view_names
 
 logger = logging.getLogger(__name__)
 TABLE, BESIDE = "usage", "usage_rebuilt"

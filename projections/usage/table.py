@@ -121,7 +121,7 @@ def create_table(table: str) -> str:
         f"    `occurred` DateTime64(6, 'UTC') ALIAS {OCCURRED} COMMENT 'occurred_at as a date, between 1900 and 2299'",
         "    `appended` DateTime64(6, 'UTC') ALIAS fromUnixTimestamp64Micro(kafka_time_us, 'UTC') COMMENT 'kafka_time_us as a date'",
     ]
-    # A readable row wins over a tombstone of the same offset: a dead letter may be driven again.
+    # A readable row wins over a tombstone of the same offset: a dead letter may be redriven.
     return f"""
 CREATE TABLE IF NOT EXISTS {table} (
 {("," + chr(10)).join(columns)}

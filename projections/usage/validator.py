@@ -1,4 +1,4 @@
-"""Whether a usage record is one that the table may take, judged strictly and one at a time: only for chunks that the insert refused (K9).
+"""Validates one usage record strictly, as the table would take it: only for chunks that the insert refused (K9).
 
 It must refuse what the insert refuses and nothing else, or a replay would differ from the first reading: a test puts thousands of
 damaged records before both. Bounded by the bytes at hand: no claimed length is believed before it is checked. Pure.
@@ -18,7 +18,6 @@ SUBJECTS = "usage-"
 _COUNTS = frozenset(c.name for c in COLUMNS if c.count)
 _TEXTS = frozenset(c.name for c in COLUMNS if c.text)
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_INT64 = 1 << 63
 
 Read = Callable[[bytes, int], tuple[Any, int]]
 

@@ -6,10 +6,15 @@ Recomputed when asked, never added up (K10), so that any number of copies, retri
 from __future__ import annotations
 
 from events.facts.meters import METERS
-from projections.usage.table import COLUMNS, LOG_COLUMNS
+from projections.usage.table import COLUMNS, LOG_COLUMNS, alter_settings, create_table
 from rating.rules import EFFECTIVE_US_SQL, RETIMED_SQL
 
 _SUMMED = (*METERS, "queue_us")
+
+
+def usage_statements(table: str) -> tuple[str, ...]:
+    """The usage table and the views that read it; `table` is `usage` for the live ones."""
+    return (create_table(table), alter_settings(table), *views(table))
 
 
 def views(table: str) -> tuple[str, ...]:

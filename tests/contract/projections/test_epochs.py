@@ -10,8 +10,8 @@ import pytest
 
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
-from projections.tables import usage_statements
 from projections.usage.producer_epochs import PRODUCERS_MAX, epochs
+from projections.usage.views import usage_statements
 from tests.support.clickhouse_process import ClickHouseProcess
 
 STARTS = PRODUCERS_MAX + 500

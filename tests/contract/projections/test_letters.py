@@ -12,7 +12,7 @@ from projections.dead_letters import queries as module
 from projections.dead_letters.queries import all_dead_letters, find_dead_letters
 from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.ingest.clickhouse import ClickHouse
-from projections.tables import usage_statements
+from projections.usage.views import usage_statements
 from tests.support.clickhouse_process import ClickHouseProcess
 
 OTHERS = [Coordinate(topic, 0, n) for topic in ("deployments", "zeta") for n in range(3)]

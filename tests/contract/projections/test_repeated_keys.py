@@ -18,9 +18,9 @@ from projections.bills.bill_from_log import usage_record
 from projections.bills.bill_from_tables import UsageTable
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
-from projections.tables import usage_statements
 from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
+from projections.usage.views import usage_statements
 from rating.book import PriceBook
 from rating.statement import Cutoff, StatementBuilder
 from tests.support.clickhouse_process import ClickHouseProcess

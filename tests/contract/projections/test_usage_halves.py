@@ -17,10 +17,10 @@ from events.schema.codec import Codec, SchemaSet
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import dense_end
-from projections.tables import usage_statements
 from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import SHARED_ROWS_MIN, UsageSink
 from projections.usage.table import alter_settings
+from projections.usage.views import usage_statements
 from tests.support.clickhouse_process import ClickHouseProcess
 from tests.support.todays_codec import todays_schema_set
 
