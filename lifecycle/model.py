@@ -161,4 +161,4 @@ def _reviewed(version: InReview, fact: ModelVersionReviewed) -> VersionState:
 
 
 def _with(model: ActiveModel, version: str, state: VersionState) -> ActiveModel:
-    return replace(model, versions={**model.versions, version: state})
+    return ActiveModel(model.model, model.tenant, model.owner, model.registered_at, {**model.versions, version: state})

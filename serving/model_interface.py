@@ -28,10 +28,10 @@ class Interface:
         return all(t.shape and t.shape[0] == -1 for t in (*self.inputs, *self.outputs))
 
 
-def interface_of(technical: Mapping[str, Any]) -> Interface:
-    """The interface in the technical description of a `ModelVersionAdded`, or in JSON made of an `Interface`."""
+def interface_of(described: Mapping[str, Any]) -> Interface:
+    """An interface of its JSON, as the controller hands it to a replica."""
 
     def tensors(specs: list[Mapping[str, Any]]) -> tuple[Tensor, ...]:
         return tuple(Tensor(s["name"], s["datatype"], tuple(s["shape"])) for s in specs)
 
-    return Interface(tensors(technical["inputs"]), tensors(technical["outputs"]))
+    return Interface(tensors(described["inputs"]), tensors(described["outputs"]))

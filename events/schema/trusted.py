@@ -20,7 +20,7 @@ _PLAIN = (str, int, bytes, bool)
 
 
 def trusted(cls: type[T], value: Mapping[str, Any]) -> T:
-    """An instance of a fact class, a part of one, or a dataclass. Members that the class does not have are ignored.
+    """An instance of a fact class, a part of one, or a dataclass. Members that a fact class does not have are ignored.
 
     Raises KeyError, TypeError for a value of another shape; what the members are is not checked."""
     return cast(T, build(cls)(value))
@@ -79,7 +79,7 @@ def _model(cls: type[BaseModel]) -> _Build:
     new, put = cls.__new__, object.__setattr__
 
     def make(value: Mapping[str, Any]) -> BaseModel:
-        members = {**defaults, **value}
+        members = {**defaults, **value} if defaults else dict(value)
         for name, member in nested:
             if name in value:
                 members[name] = member(value[name])
@@ -97,5 +97,13 @@ def _model(cls: type[BaseModel]) -> _Build:
 
 def _dataclass(cls: type) -> _Build:
     hints = get_type_hints(cls)
-    members = [(f.name, build(hints[f.name])) for f in fields(cls)]
-    return lambda value: cls(**{name: member(value[name]) for name, member in members if name in value})
+    nested = [(f.name, member) for f in fields(cls) if (member := _planned(hints[f.name])) is not None]
+
+    def make(value: Mapping[str, Any]) -> Any:
+        members = dict(value)
+        for name, member in nested:
+            if name in members:
+                members[name] = member(members[name])
+        return cls(**members)
+
+    return make

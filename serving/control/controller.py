@@ -28,7 +28,8 @@ from serving.control.retries import Retries, attempts_exhausted
 from serving.control.serve_plan import ApplyConfig, Blocked, ClusterShape, ConfigVersion, KeepConfig, attempt_of, plan
 from serving.control.serve_rest import DEPLOY_FAILED, ConfigRefused, ServeRest, ServeStatus, ServeUnavailable
 from serving.control.version_reports import VersionReports, failure_of
-from serving.gateway.routes import Routes, Version
+from serving.gateway.routes import Routes
+from serving.gateway.served_models import Version
 from serving.serve_names import GATEWAY_APP
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class Rounds:
         settings = self._settings
         shape = ClusterShape(settings.host, settings.gateway_port, settings.gateways_per_node, self._rest.nodes())
         decided = plan(
-            self._routes,
+            self._routes.versions(),
             now,
             serve.applied,
             shape,
@@ -202,7 +203,7 @@ class Rounds:
         return due
 
     def _draining(self) -> frozenset[str]:
-        withdrawn = {v.address for v in self._routes.versions() if v.withdrawn}
+        withdrawn = {v.address for v in self._routes.versions() if v.withdrawn_at is not None}
         now = time.monotonic()
         self._withdrawn_since = {address: self._withdrawn_since.get(address, now) for address in withdrawn}
         return frozenset(address for address, since in self._withdrawn_since.items() if now - since < DRAIN_S)

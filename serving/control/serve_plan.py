@@ -6,12 +6,11 @@ about it, never because the fold is behind; and a configuration older than the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from events.facts.deployments import ServiceSpec
-from serving.gateway.routes import Routes, Version
+from serving.gateway.served_models import Version
 from serving.serve_names import BUILD_GATEWAY, BUILD_MODEL, GATEWAY_APP, GATEWAY_DEPLOYMENT
 
 REMOVED_SHARE_MAX = 0.2
@@ -81,7 +80,6 @@ Plan = ApplyConfig | KeepConfig | Blocked
 
 
 def model_app(version: Version) -> Config:
-    spec = ServiceSpec().model_dump() | dict(version.spec or {})
     args = {
         "model": version.model,
         "model_version": version.version,
@@ -91,7 +89,7 @@ def model_app(version: Version) -> Config:
             "inputs": [asdict(t) | {"shape": list(t.shape)} for t in version.interface.inputs],
             "outputs": [asdict(t) | {"shape": list(t.shape)} for t in version.interface.outputs],
         },
-        "spec": spec,
+        "spec": version.spec.model_dump(),
     }
     return {"name": version.address, "route_prefix": None, "import_path": BUILD_MODEL, "args": args}
 
@@ -107,7 +105,7 @@ def gateway_app(shape: ClusterShape, version: ConfigVersion) -> Config:
 
 
 def plan(
-    routes: Routes,
+    versions: Sequence[Version],
     now: ConfigVersion,
     applied: AppliedConfig,
     shape: ClusterShape,
@@ -116,14 +114,14 @@ def plan(
     approved_position: int = 0,
     retried: frozenset[str] = frozenset(),
 ) -> Plan:
-    """`draining`: withdrawn applications that stay for now, until every gateway has folded that they take no calls. `approved_position`: a
-    person approved the removals decided up to there, and no later ones. `retried`: failed applications to start once more."""
+    """`versions`: all that facts know. `draining`: withdrawn applications that stay for now, until every gateway has folded that they take
+    no calls. `approved_position`: a person approved the removals decided up to there, and no later ones. `retried`: failed applications to
+    start once more."""
     if (blocked := _blocked_by_applied(now, applied.version)) is not None:
         return blocked
-    versions = routes.versions()
     running = {name: app for name, app in applied.apps.items() if name != GATEWAY_APP}
     wanted = {v.address: _with_attempt(model_app(v), applied, retried) for v in versions if v.deployed}
-    withdrawn = {v.address: v.withdrawn_at for v in versions if v.withdrawn and not v.deployed and v.address in running}
+    withdrawn = {v.address: v.withdrawn_at for v in versions if v.withdrawn_at is not None and v.address in running}
     unknown_apps = tuple(sorted(running.keys() - wanted.keys() - withdrawn.keys()))
     unapproved = {name: at for name, at in withdrawn.items() if at > approved_position}
     mass_removal = _mass_removal(unapproved, running)

@@ -11,7 +11,7 @@ from events.process.clock import now_us
 from events.process.ids import new_id
 from serving.control.fact_publisher import FactPublisher
 from serving.control.serve_rest import DEPLOY_FAILED, AppStatus
-from serving.gateway.routes import Version
+from serving.gateway.served_models import Version
 
 logger = logging.getLogger(__name__)
 

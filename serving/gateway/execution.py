@@ -17,7 +17,7 @@ from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.ids import new_id
 from serving.gateway.request import Request
-from serving.gateway.routes import Model, Version
+from serving.gateway.served_models import Model, Version
 from serving.gateway.state import GatewayState
 from serving.gateway.version_queue import CallResult
 from serving.inference import Inference
@@ -53,9 +53,8 @@ class Execution:
 
     async def run(self) -> CallResult:
         """What came back. A lost replica costs one more attempt, in a batch of its own (K16). Raises Refused: 503, 504."""
-        spec = self._version.spec or {}
         queue, loop = self._state.queue(self._version), asyncio.get_running_loop()
-        until = loop.time() + spec.get("timeout_us", 10_000_000) / 1e6
+        until = loop.time() + self._version.spec.timeout_us / 1e6
         while True:
             queued = queue.enqueue(self._inference, isolated=self._attempt > 1)
             timer = loop.call_at(until, _expire, queued)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from access.principal import Principal
-from serving.gateway.routes import Model
+from serving.gateway.served_models import Model
 from serving.metering.refusal_counts import UNKNOWN
 from serving.refused import Refused, bad
 

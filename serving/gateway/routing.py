@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from serving.gateway.routes import Model, Routes, Version, pick
+from serving.gateway.routes import Routes, pick
+from serving.gateway.served_models import Model, Version
 from serving.refused import Refused, unavailable
 
 
@@ -41,7 +42,7 @@ def servable_version(model: Model, pinned: str | None, *, canary_trusted: bool) 
         weights = model.route.weights if canary_trusted else model.route.steady
         if weights:
             return model.versions[weights[0][0]]
-        if model.live is None:
+        if not model.live:
             raise Refused(
                 404, "not_deployed", f"no version of {model.model} is deployed", "model", "GET /v1/models lists what can be called"
             )

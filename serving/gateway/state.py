@@ -16,7 +16,8 @@ from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.process.settings import Settings
 from serving.gateway.identify import access_refused
-from serving.gateway.routes import Routes, Version
+from serving.gateway.routes import Routes
+from serving.gateway.served_models import Version
 from serving.gateway.version_queue import BATCHES_PER_REPLICA, VersionQueue
 from serving.metering.meter import Meter, ProducerEpoch
 from serving.refused import unavailable
@@ -155,16 +156,16 @@ class GatewayState:
 
     def queue(self, version: Version) -> VersionQueue:
         """The queue of a version; a new deployment of it, with another spec, gets a new one."""
-        spec = version.spec or {}
-        mark = hash((version.since, spec.get("batch_max"), spec.get("replicas_max"), spec.get("timeout_us")))
+        spec = version.spec
+        mark = hash((version.since, spec.batch_max, spec.replicas_max, spec.timeout_us))
         found = self._queues.get(version.address)
         if found is None or found[0] != mark:
             queue = VersionQueue(
                 version.address,
                 self._replicas,
-                batch_max=spec.get("batch_max", 64),
-                batches_max=BATCHES_PER_REPLICA * spec.get("replicas_max", 1),
-                timeout_s=spec.get("timeout_us", 10_000_000) / 1e6,
+                batch_max=spec.batch_max,
+                batches_max=BATCHES_PER_REPLICA * spec.replicas_max,
+                timeout_s=spec.timeout_us / 1e6,
             )
             self._queues[version.address] = found = (mark, queue)
         return found[1]

@@ -20,8 +20,8 @@ from events.log.record import Coordinate
 from events.log.snapshot import FORMAT, SnapshotBroken
 from events.process.settings import Settings
 from events.schema.codec import Codec, SchemaSet
-from serving.gateway.routes import Retirement, Routes, Version
-from serving.model_interface import Interface, Tensor
+from serving.gateway.routes import Routes
+from tests.support.lifecycle_facts import body
 
 HEAD = {"code": "routes-2", "log_id": "log", "position": 7}
 AT = Coordinate("accounts", 0, 0)
@@ -98,7 +98,7 @@ def test_two_processes_of_one_machine_do_not_write_the_same_file_at_once(tmp_pat
 
 def test_a_snapshot_is_of_one_moment_however_slowly_it_is_written() -> None:
     routes = Routes()
-    routes.apply("ModelRegistered", {"model": "m", "tenant": "t", "occurred_at": 1}, AT)
+    routes.apply("ModelRegistered", body("ModelRegistered", model="m", tenant="t"), AT)
     for n in range(2000):
         routes.apply("ApiKeyIssued", issued(n), AT)
     slices: list[bytes] = []
@@ -106,7 +106,7 @@ def test_a_snapshot_is_of_one_moment_however_slowly_it_is_written() -> None:
         slices.append(piece)
         routes.apply("ApiKeyRevoked", {"tenant": f"t{n % 7}", "key_id": f"k{n}"}, AT)
         routes.apply("ApiKeyIssued", issued(2000 + n), AT)
-        routes.apply("ModelRegistered", {"model": f"m{n}", "tenant": "t", "occurred_at": 1}, AT)
+        routes.apply("ModelRegistered", body("ModelRegistered", model=f"m{n}", tenant="t"), AT)
     then = Routes()
     then.load(b"".join(slices))
     assert working(then.keys) == set(range(2000))
@@ -118,16 +118,16 @@ def test_a_snapshot_is_of_one_moment_however_slowly_it_is_written() -> None:
 def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
     """A key is unpacked when it is used: one of another shape would come through the start and fail every call."""
     routes = Routes()
-    routes.apply("ModelRegistered", {"model": "m", "tenant": "t", "occurred_at": 1}, AT)
-    routes.models["m"].versions["1.0.0"] = Version("m", "1.0.0", "t", Interface((Tensor("x", "FP32", (-1, 4)),), ()), "sha256:0", "onnx")
-    routes.models["m"].retired = Retirement("old", "")
+    history = ("ModelRegistered", "ModelVersionAdded", "ModelVersionSubmitted", "ModelVersionReviewed", "ModelVersionApproved")
+    for position, name in enumerate((*history, "VersionDeployed", "VersionReady", "VersionFailed", "ModelRetired"), 1):
+        routes.apply(name, {"position": position, **body(name)}, AT)
     routes.apply("ApiKeyIssued", issued(1), AT)
     routes.apply("TenantCreated", {"tenant": "t", "price_book": "standard", "currency": "CNY"}, AT)
     price = {"model": "m", "meter": "calls", "amount_micros": 5, "per_units": 1}
     book = {"book": "standard", "book_version": 1, "currency": "CNY", "effective_from": 1, "occurred_at": 1, "prices": [price]}
     routes.apply("PriceBookPublished", book, AT)
     seen = hashlib.sha256(b"".join(routes.dump())).hexdigest()
-    assert (Routes.code_version.split()[0], seen[:16]) == ("routes-6", "aefc65a17d5750ee"), (
+    assert (Routes.code_version.split()[0], seen[:16]) == ("routes-7", "3b1f04e077b90dc8"), (
         "give Routes.code_version another number, then change this line"
     )
 

@@ -13,7 +13,7 @@ from serving.control.alerts import Alerts
 from serving.control.fact_publisher import FactPublisher
 from serving.control.serve_rest import AppStatus
 from serving.control.version_reports import VersionReports
-from serving.gateway.routes import Version
+from serving.gateway.served_models import Version
 from serving.model_interface import Interface
 
 
@@ -59,7 +59,7 @@ def test_a_version_is_reported_only_by_a_round_that_knew_it_was_asked_for(log: R
     """A round that began before a rollback would speak of the deployment before it, and folds would not listen."""
     writer: Any = log
     codec = log._codec  # pyright: ignore[reportPrivateUsage]
-    version = Version("model-a-b-c", "1.0.0", "acme", Interface((), ()), "sha256:0", "onnx", {}, deployed=True, since=7)
+    version = Version("m", "1.0.0", "m-v1.0.0", "acme", Interface((), ()), "sha256:0", "onnx", deployed=True, since=7)
     running, frames = AppStatus("RUNNING", "", 1), list[bytes]()
     writer.append = lambda topic, key, value, headers: frames.append(value)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     reports = VersionReports("controller", FactPublisher(writer, codec))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,65 +15,52 @@ from access.codes import KEY_EXPIRED, KEY_REVOKED
 from access.principal import Principal
 from events.facts.accounts import KEY_DIMENSIONS
 from events.log.record import Coordinate
-from serving.gateway.routes import NOWHERE, Routes, pick
+from lifecycle.route import NOWHERE
+from serving.gateway.routes import Routes, pick
 from serving.gateway.routing import choose_version
 from serving.refused import Refused
+from tests.support.lifecycle_facts import MODEL, body
 
-M = "model-vision-core-digits"
+M = MODEL
 AT = Coordinate("deployments", 0, 0)
-TENSORS = [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
-SPEC = {"replicas_min": 1, "replicas_max": 1, "batch_max": 8, "timeout_us": 1_000_000}
 
 
 def told(*facts: tuple[str, dict[str, Any]]) -> Routes:
+    """Routes after these facts at the positions 1, 2, …"""
     routes = Routes()
-    for position, (name, body) in enumerate(facts, 1):
-        routes.apply(name, {"position": position, **body}, AT)
+    for position, (name, members) in enumerate(facts, 1):
+        routes.apply(name, {"position": position, **body(name, **members)}, AT)
     return routes
 
 
-REGISTERED = ("ModelRegistered", {"model": M, "tenant": "acme", "occurred_at": 1_700_000_000_000_000})
+REGISTERED = ("ModelRegistered", {})
 
 
 def added(version: str) -> tuple[str, dict[str, Any]]:
-    technical = {"format": "onnx", "inputs": TENSORS, "outputs": TENSORS}
-    return "ModelVersionAdded", {
-        "model": M,
-        "tenant": "acme",
-        "model_version": version,
-        "technical": technical,
-        "artifact": "sha256:" + "0" * 64,
-    }
+    return "ModelVersionAdded", {"model_version": version}
 
 
 def deployed(version: str) -> tuple[str, dict[str, Any]]:
-    return "VersionDeployed", {"model": M, "model_version": version, "artifact": "", "spec": SPEC}
+    return "VersionDeployed", {"model_version": version}
 
 
 def ready(version: str, position: int = 99) -> tuple[str, dict[str, Any]]:
-    return "VersionReady", {"model": M, "model_version": version, "replicas": 1, "position": position}
+    return "VersionReady", {"model_version": version, "position": position}
 
 
 def failed(version: str, position: int = 99) -> tuple[str, dict[str, Any]]:
-    return "VersionFailed", {"model": M, "model_version": version, "error_code": "broken", "message": "no", "position": position}
+    return "VersionFailed", {"model_version": version, "position": position}
 
 
 def rollout(weight: int) -> tuple[str, dict[str, Any]]:
-    return "RolloutStarted", {
-        "model": M,
-        "from_version": "1.0.0",
-        "to_version": "1.1.0",
-        "artifact": "",
-        "weight_percent": weight,
-        "spec": SPEC,
-    }
+    return "RolloutStarted", {"from_version": "1.0.0", "to_version": "1.1.0", "weight_percent": weight}
 
 
 LIVE = (REGISTERED, added("1.0.0"), added("1.1.0"), deployed("1.0.0"), ready("1.0.0"))
 CANARY = (*LIVE, rollout(20), ready("1.1.0"))
-BACK = ("RolledBack", {"model": M, "from_version": "1.1.0", "to_version": "1.0.0", "reason": "slow"})
-PROMOTED = ("RolloutPromoted", {"model": M, "from_version": "1.0.0", "to_version": "1.1.0"})
-RETIRED = ("ModelRetired", {"model": M, "reason": "old", "successor": "model-vision-core-new"})
+BACK = ("RolledBack", {"from_version": "1.1.0", "to_version": "1.0.0", "reason": "slow"})
+PROMOTED = ("RolloutPromoted", {"from_version": "1.0.0", "to_version": "1.1.0"})
+RETIRED = ("ModelRetired", {"reason": "old", "successor": "model-vision-core-new"})
 
 
 def weights(routes: Routes) -> dict[str, int]:
@@ -80,7 +68,7 @@ def weights(routes: Routes) -> dict[str, int]:
 
 
 def undeployed(version: str) -> tuple[str, dict[str, Any]]:
-    return "VersionUndeployed", {"model": M, "model_version": version, "reason": "unused"}
+    return "VersionUndeployed", {"model_version": version, "reason": "unused"}
 
 
 def test_a_version_takes_no_calls_before_it_was_seen_ready() -> None:
@@ -99,9 +87,9 @@ def test_a_failed_canary_takes_nothing_and_a_failed_live_version_stays_live() ->
 
 
 def test_an_advanced_rollout_changes_the_share_and_a_full_one_leaves_nothing() -> None:
-    advance = ("RolloutAdvanced", {"model": M, "to_version": "1.1.0", "weight_percent": 50})
+    advance = ("RolloutAdvanced", {"to_version": "1.1.0", "weight_percent": 50})
     assert weights(told(*CANARY, advance)) == {"1.0.0": 50, "1.1.0": 50}
-    full = ("RolloutAdvanced", {"model": M, "to_version": "1.1.0", "weight_percent": 100})
+    full = ("RolloutAdvanced", {"to_version": "1.1.0", "weight_percent": 100})
     assert weights(told(*CANARY, full)) == {"1.1.0": 100}
 
 
@@ -129,7 +117,7 @@ def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may
     model = routes.models[M]
     assert model.route == NOWHERE
     assert model.retired is not None and model.retired.successor == "model-vision-core-new"
-    assert all(v.withdrawn and not v.deployed for v in model.versions.values())
+    assert not any(v.deployed for v in model.versions.values())
     assert {v.withdrawn_at for v in model.versions.values()} == {len(CANARY) + 1}
 
 
@@ -142,7 +130,7 @@ def test_observed_facts_of_a_model_that_is_not_change_nothing_and_decided_ones_s
     routes = told(("VersionReady", {"model": "ghost", "model_version": "1.0.0", "replicas": 1, "position": 5}))
     assert routes.models == {}
     with pytest.raises(KeyError, match="ModelRegistered"):
-        routes.apply("RolledBack", {"model": "ghost", "from_version": "2", "to_version": "1", "position": 6}, AT)
+        routes.apply("RolledBack", {"position": 6, **body("RolledBack", model="ghost")}, AT)
 
 
 def test_names_are_full_ids_or_addresses_that_pin_a_version() -> None:
@@ -178,7 +166,8 @@ def test_a_snapshot_holds_all_that_the_facts_made() -> None:
     copy.load(b"".join(routes.dump()))
     found = copy.keys.authenticate(b"Bearer mm_secret", 0)
     assert isinstance(found, Principal) and found == routes.keys.authenticate(b"Bearer mm_secret", 0)
-    assert copy.models == routes.models
+    was, now = routes.models[M], copy.models[M]
+    assert (now.lifecycle, now.status, now.versions, now.route) == (was.lifecycle, was.status, was.versions, was.route)
     copy.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
     assert len(copy.keys) == 0 and copy.keys.authenticate(b"Bearer mm_secret", 0) is KEY_REVOKED
 
@@ -209,10 +198,10 @@ def test_a_call_between_two_halves_of_a_change_is_answered_or_refused_with_a_rea
     assert chosen(routes) == ("1.0.0", "steady:100")
     model.route = NOWHERE  # seen ready, and not yet routed
     assert chosen(routes)[0] == "1.0.0"
-    model.versions["1.0.0"].ready = False  # withdrawn, and still routed nowhere
+    model.versions = {"1.0.0": replace(model.versions["1.0.0"], ready=False)}  # withdrawn, and still routed nowhere
     with pytest.raises(Refused, match="version_not_ready"):
         chosen(routes)
-    routes.apply("ModelRetired", {"model": M, "reason": "old", "position": 100}, AT)
+    routes.apply("ModelRetired", {"position": 100, **body("ModelRetired", reason="old")}, AT)
     model.route = was  # retired, and still routed
     with pytest.raises(Refused, match="model_retired"):
         chosen(routes)

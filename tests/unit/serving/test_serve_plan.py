@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from events.facts.deployments import ServiceSpec
+from events.log.record import Coordinate
 from serving.control.retries import Retries, attempts_exhausted
 from serving.control.serve_plan import (
     AppliedConfig,
@@ -18,29 +20,34 @@ from serving.control.serve_plan import (
     model_app,
     plan,
 )
-from serving.gateway.routes import Model, Routes, Version
-from serving.model_interface import Interface, Tensor
+from serving.gateway.routes import Routes
+from serving.gateway.served_models import Version
 from serving.serve_names import GATEWAY_APP
+from tests.support.lifecycle_facts import body
 
 SHAPE = ClusterShape("127.0.0.1", 24000, 1, 1)
 NOW = ConfigVersion("log-1", "store-1", 50)
-FACE = Interface((Tensor("x", "FP32", (-1, 2)),), (Tensor("y", "FP32", (-1, 2)),))
 
 
-def routes(*models: str, withdrawn: tuple[str, ...] = ()) -> Routes:
-    """What is withdrawn was so at positions 40, 41, …"""
+def routes(*models: str, withdrawn: tuple[str, ...] = ()) -> list[Version]:
+    """A version of each model, as the facts make it; what is withdrawn was so at positions 40, 41, …"""
     found = Routes()
     for name in (*models, *withdrawn):
-        version = Version(name, "1.0.0", "acme", FACE, "sha256:" + "0" * 64, "onnx")
+        facts = {"ModelRegistered": 1, "ModelVersionAdded": 2, "VersionDeployed": 3}
         if name in withdrawn:
-            version.withdrawn, version.withdrawn_at = True, 40 + withdrawn.index(name)
-        version.deployed = not version.withdrawn
-        found.models[name] = Model(name, "acme", {"1.0.0": version})
-    return found
+            facts["VersionUndeployed"] = 40 + withdrawn.index(name)
+        for fact, position in facts.items():
+            found.apply(fact, {**body(fact, model=name), "position": position}, Coordinate("deployments", 0, 0))
+    return found.versions()
+
+
+def respecified(versions: list[Version], model: str) -> list[Version]:
+    """The same versions, of which one runs otherwise."""
+    return [replace(v, spec=ServiceSpec(replicas_min=2, replicas_max=2)) if v.model == model else v for v in versions]
 
 
 def applied(*models: str, version: ConfigVersion = NOW) -> AppliedConfig:
-    configs = {v.address: model_app(v) for v in routes(*models).versions()}
+    configs = {v.address: model_app(v) for v in routes(*models)}
     return AppliedConfig(version, configs | {GATEWAY_APP: gateway_app(SHAPE, version)})
 
 
@@ -81,14 +88,13 @@ def test_what_ray_was_told_is_not_told_again() -> None:
 
 
 def test_a_changed_spec_is_sent() -> None:
-    changed = routes("m1")
-    changed.models["m1"].versions["1.0.0"].spec = {"replicas_min": 2, "replicas_max": 2}
+    changed = respecified(routes("m1"), "m1")
     assert names(plan(changed, NOW, applied("m1"), SHAPE)) == {"gateway", "m1-v1.0.0"}
 
 
 def test_an_older_fold_sends_nothing_however_empty_it_is() -> None:
     assert held(plan(routes(), replace(NOW, position=3), applied("m1", "m2"), SHAPE)) == "behind"
-    assert held(plan(Routes(), ConfigVersion("log-1", "", 0), applied("m1"), SHAPE)) == "behind"
+    assert held(plan([], ConfigVersion("log-1", "", 0), applied("m1"), SHAPE)) == "behind"
 
 
 def test_another_log_sends_nothing() -> None:
@@ -134,8 +140,7 @@ def test_more_than_a_fifth_at_once_waits_for_a_person_and_stays_loaded() -> None
 
 
 def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() -> None:
-    facts = routes(*MANY[3:], "new", withdrawn=MANY[:3])
-    facts.models["m5"].versions["1.0.0"].spec = {"replicas_min": 2, "replicas_max": 2}
+    facts = respecified(routes(*MANY[3:], "new", withdrawn=MANY[:3]), "m5")
     decided = plan(facts, NOW, applied(*MANY), SHAPE)
     waits(decided, 42)
     assert names(decided) == {GATEWAY_APP, *(f"{m}-v1.0.0" for m in (*MANY, "new"))}
@@ -180,8 +185,7 @@ def test_an_application_is_tried_again_under_a_new_number_and_the_others_are_lef
     there = AppliedConfig(NOW, {app["name"]: app for app in decided.config["applications"]})
     assert plan(routes("m1", "m2"), NOW, there, SHAPE) == KeepConfig()  # its number stays, also for the next controller
     assert attempts(plan(routes("m1", "m2"), NOW, there, SHAPE, retried=frozenset({"m1-v1.0.0"})))["m1-v1.0.0"] == 3
-    changed = routes("m1", "m2")
-    changed.models["m1"].versions["1.0.0"].spec = {"replicas_min": 2, "replicas_max": 2}
+    changed = respecified(routes("m1", "m2"), "m1")
     assert attempts(plan(changed, NOW, there, SHAPE))["m1-v1.0.0"] == 1  # something else is to be started
 
 

@@ -1,0 +1,133 @@
+"""What the gateway and the controller need of one model, computed whenever its lifecycle changes, so that a call only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from events.facts.deployments import ServiceSpec
+from events.facts.models import ModelRetired, ModelVersionAdded, Technical, TensorSpec
+from events.schema.trusted import build, trusted
+from lifecycle import model as models
+from lifecycle import status as statuses
+from lifecycle.deployment import DeploymentFact, live_of, specs
+from lifecycle.misfit import Misfit
+from lifecycle.model import ActiveModel, ModelFact, NoModel, RetiredModel
+from lifecycle.route import NOWHERE, Route, route_of, unloaded_at
+from lifecycle.status import Degraded, DeploymentStatus, Failed, ObservedFact
+from serving.model_interface import Interface, Tensor
+
+_lifecycle_from = build(ActiveModel | RetiredModel)
+DEFAULT_SPEC = ServiceSpec()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a model. `since` is the position of the fact that asked for it to be loaded, `withdrawn_at` of the one that took it
+    away; `spec` is how it runs, or ran until it was withdrawn; `failure` is (code, message)."""
+
+    model: str
+    version: str
+    address: str
+    provider: str
+    interface: Interface
+    artifact: str
+    platform: str
+    spec: ServiceSpec = DEFAULT_SPEC
+    deployed: bool = False
+    since: int = 0
+    ready: bool = False
+    failure: tuple[str, str] | None = None
+    withdrawn_at: int | None = None
+
+
+class Model:
+    """One model: its lifecycle, and what calls read of it. A fact replaces `versions`, then `route`, each whole, while calls come in on
+    another thread; a version that is loaded no more stays among the versions."""
+
+    __slots__ = ("calls", "lifecycle", "live", "model", "provider", "registered_at", "retired", "route", "status", "versions")
+
+    def __init__(self, lifecycle: ActiveModel | RetiredModel, status: DeploymentStatus) -> None:
+        self.lifecycle, self.status = lifecycle, status
+        self.model: str = lifecycle.model
+        self.provider: str = lifecycle.tenant
+        self.registered_at = lifecycle.registered_at
+        self.calls = 0
+        """Counts calls, so that the split is exact and not merely likely."""
+        self.versions: Mapping[str, Version] = {}
+        self.live = ""
+        self.retired: RetiredModel | None = None
+        self.route: Route = NOWHERE
+        self._show(lifecycle.versions)
+
+    def apply(self, fact: ModelFact | DeploymentFact | ObservedFact, position: int) -> Misfit | None:
+        """Takes a fact; one that does not follow changes nothing and is returned. Raises KeyError when it loads a version that was never
+        added: then the fold has missed facts."""
+        if isinstance(fact, ModelFact):
+            lifecycle = models.evolve(self.lifecycle, fact, position)
+            if isinstance(lifecycle, Misfit):
+                return lifecycle
+            assert not isinstance(lifecycle, NoModel)
+            self.lifecycle = lifecycle
+            if isinstance(fact, ModelVersionAdded):
+                self._show((fact.model_version,))
+            elif isinstance(fact, ModelRetired):
+                self._show(lifecycle.versions)
+            return None
+        status = statuses.evolve(self.status, fact, position)
+        if isinstance(status, Misfit):
+            return status
+        if missed := status.versions.keys() - self.lifecycle.versions.keys():
+            raise KeyError(f"{type(fact).__name__} loads {', '.join(missed)} of {self.model}, which no ModelVersionAdded came before")
+        before, self.status = self.status, status
+        was, now = specs(before.deployment), specs(status.deployment)
+        loaded = {v for v, version in status.versions.items() if before.versions.get(v) is not version or was[v] is not now[v]}
+        self._show(loaded | (before.versions.keys() - status.versions.keys()))
+        return None
+
+    def _show(self, changed: Collection[str]) -> None:
+        model, status = self.lifecycle, self.status
+        self.retired = model if isinstance(model, RetiredModel) else None
+        self.live = live_of(status.deployment)
+        if changed:
+            running, gone = specs(status.deployment), unloaded_at(model, status)
+            self.versions = {**self.versions, **{name: self._version(name, running, gone) for name in changed}}
+        self.route = route_of(model, status)
+
+    def _version(self, name: str, running: Mapping[str, ServiceSpec], gone: Mapping[str, int]) -> Version:
+        version = self.versions.get(name)
+        if version is None:
+            release = self.lifecycle.versions[name].release
+            technical, address = release.technical, f"{self.model}-v{name}"
+            version = Version(self.model, name, address, self.provider, _interface(technical), release.artifact, technical.format)
+        if name in gone:
+            return replace(version, deployed=False, ready=False, failure=None, withdrawn_at=gone[name])
+        loaded = self.status.versions.get(name)
+        if loaded is None:
+            return version
+        seen = loaded.readiness
+        failure = (seen.code, seen.message) if isinstance(seen, Failed | Degraded) else None
+        return replace(
+            version, spec=running[name], deployed=True, since=loaded.since, ready=loaded.ready, failure=failure, withdrawn_at=None
+        )
+
+    # --- snapshots
+
+    def to_json(self) -> bytes:
+        return orjson.dumps({"lifecycle": self.lifecycle, "status": self.status}, default=vars)
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Model:
+        state: dict[str, Any] = orjson.loads(line)
+        return cls(_lifecycle_from(state["lifecycle"]), trusted(DeploymentStatus, state["status"]))
+
+
+def _interface(technical: Technical) -> Interface:
+    return Interface(_tensors(technical.inputs), _tensors(technical.outputs))
+
+
+def _tensors(declared: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
+    return tuple([Tensor(t.name, t.datatype, t.shape) for t in declared])
