@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -98,20 +98,24 @@ class Model:
         self.route = route_of(model, status)
 
     def _version(self, name: str, running: Mapping[str, ServiceSpec], gone: Mapping[str, int]) -> Version:
-        version = self.versions.get(name)
-        if version is None:
-            release = self.lifecycle.versions[name].release
-            technical, address = release.technical, f"{self.model}-v{name}"
-            version = Version(self.model, name, address, self.provider, _interface(technical), release.artifact, technical.format)
-        if name in gone:
-            return replace(version, deployed=False, ready=False, failure=None, withdrawn_at=gone[name])
-        loaded = self.status.versions.get(name)
-        if loaded is None:
-            return version
-        seen = loaded.readiness
-        failure = (seen.code, seen.message) if isinstance(seen, Failed | Degraded) else None
-        return replace(
-            version, spec=running[name], deployed=True, since=loaded.since, ready=loaded.ready, failure=failure, withdrawn_at=None
+        was, release = self.versions.get(name), self.lifecycle.versions[name].release
+        interface = was.interface if was else _interface(release.technical)
+        loaded = None if name in gone else self.status.versions.get(name)
+        seen = loaded.readiness if loaded else None
+        return Version(
+            model=self.model,
+            version=name,
+            address=f"{self.model}-v{name}",
+            provider=self.provider,
+            interface=interface,
+            artifact=release.artifact,
+            platform=release.technical.format,
+            spec=running[name] if loaded else was.spec if was else DEFAULT_SPEC,
+            deployed=loaded is not None,
+            since=loaded.since if loaded else was.since if was else 0,
+            ready=loaded is not None and loaded.ready,
+            failure=(seen.code, seen.message) if isinstance(seen, Failed | Degraded) else None,
+            withdrawn_at=gone.get(name),
         )
 
     # --- snapshots
