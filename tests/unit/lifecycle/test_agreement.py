@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from commands.deployments import decide as deployment_decide
 from commands.deployments.decide import AdvanceRollout, DeployVersion, PromoteRollout, RollBack, StartRollout, UndeployVersion
 from commands.models import decide as model_decide
-from commands.models.decide import AddVersion, LifecycleCommand, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
+from commands.models.decide import AddVersion, ModelCommand, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from events.facts.deployments import RouteApplied, ServiceSpec, VersionFailed, VersionReady
@@ -60,7 +60,7 @@ class Market:
     def command(self, command: Any, user: str = "ops") -> None:
         """What is refused changes nothing."""
         context = CommandContext("00000000-0000-4000-8000-000000000000", self.position + 1, UserId(user), "", "")
-        decide: Any = model_decide.decide if isinstance(command, LifecycleCommand) else deployment_decide.decide
+        decide: Any = model_decide.decide if isinstance(command, ModelCommand) else deployment_decide.decide
         facts = decide(self.decided, command, context)
         if isinstance(facts, Rejected):
             return
@@ -71,7 +71,7 @@ class Market:
 
     def observe(self, kind: type[VersionReady | VersionFailed | RouteApplied], version: str, before: int) -> None:
         """What a controller or a gateway that has folded up to `before` positions ago reports."""
-        head = {"event_id": "00000000-0000-0000-0000-000000000001", "occurred_at": 1, "producer": "c", "model": MODEL}
+        head: dict[str, Any] = {"event_id": "00000000-0000-0000-0000-000000000001", "occurred_at": 1, "producer": "c", "model": MODEL}
         position = max(0, self.position - before)
         if kind is VersionReady:
             self.read(VersionReady(**head, model_version=ModelVersion(version), replicas=2, position=position))
