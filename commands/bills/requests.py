@@ -7,29 +7,16 @@ from typing import Annotated
 from pydantic import Field
 
 from commands.bills.decide import CompleteBill
-from commands.http.bounds import HEX_256, Line, NonNegative, OptionalLine, RequestBody, Signed
+from commands.http.bounds import HEX_256, RequestBody
 from events.facts.bills import BillCounts, BillLine
-from events.facts.meters import Meter
-
-
-class BillLineRequest(RequestBody):
-    model: Line
-    model_version: OptionalLine
-    provider: OptionalLine
-    meter: Meter
-    book_version: NonNegative
-    amount_per_micros: NonNegative
-    per_units: NonNegative
-    quantity: Signed
-    amount_micros: Signed
-    held: bool = False
+from events.facts.fact import NonNegative, Signed
 
 
 class CompleteBillRequest(RequestBody):
     number: NonNegative
     cut_event_id: Annotated[str, Field(max_length=64)]
     digest: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the canonical bill, in hex.")]
-    lines: Annotated[tuple[BillLineRequest, ...], Field(max_length=100_000)]
+    lines: Annotated[tuple[BillLine, ...], Field(max_length=100_000)]
     total_micros: Signed
     facts: BillCounts
     producers_open: NonNegative
@@ -41,7 +28,7 @@ class CompleteBillRequest(RequestBody):
             self.number,
             self.cut_event_id,
             bytes.fromhex(self.digest),
-            tuple(BillLine.model_validate(line.model_dump()) for line in self.lines),
+            self.lines,
             self.total_micros,
             self.facts,
             self.producers_open,

@@ -7,16 +7,11 @@ from typing import Annotated
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
-INT64_MAX = (1 << 63) - 1
+from events.facts.fact import INT64_MAX
 
-Text = Annotated[str, Field(max_length=10_000)]
-Line = Annotated[str, Field(min_length=1, max_length=200)]
-OptionalLine = Annotated[str, Field(max_length=200)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Reason = Annotated[str, Field(min_length=1, max_length=1000)]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
-NonNegative = Annotated[int, Field(ge=0, le=INT64_MAX)]
-Signed = Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)]
 HEX_256 = r"^[0-9a-f]{64}$"
 REASON_CHARS_MAX = 1000
 

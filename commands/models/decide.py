@@ -13,15 +13,14 @@ from commands.processor.rejection import Rejected, conflict, forbidden, invalid
 from events.facts.deployments import VersionUndeployed
 from events.facts.fact import ModelId, ModelVersion, TenantId, UserId
 from events.facts.models import (
-    Compliance,
-    Lineage,
     ModelRegistered,
     ModelRetired,
     ModelVersionAdded,
     ModelVersionApproved,
     ModelVersionReviewed,
     ModelVersionSubmitted,
-    Technical,
+    Registration,
+    VersionContent,
 )
 from lifecycle.deployment import loaded
 from lifecycle.model import ActiveModel, Approved, Draft, InReview, NoModel
@@ -35,15 +34,8 @@ VERSIONS_MAX = 1000
 class RegisterModel:
     model: ModelId
     tenant: TenantId
-    domain: str
-    team: str
-    name: str
-    scenario: str
-    task: str
     owner: UserId
-    description: str
-    tags: tuple[str, ...]
-    compliance: Compliance
+    registration: Registration
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +43,8 @@ class AddVersion:
     """`parents_known` are the parents outside this model that were found to exist."""
 
     model_version: str
-    technical: Technical
-    artifact: str
     artifact_bytes: int
-    release_notes: str
-    lineage: Lineage
+    content: VersionContent
     parents_known: frozenset[str] = frozenset()
 
 
@@ -111,15 +100,8 @@ def _register(state: Lifecycle, c: RegisterModel, o: CommandContext) -> Decision
         **o.head(1),
         model=c.model,
         tenant=c.tenant,
-        domain=c.domain,
-        team=c.team,
-        name=c.name,
-        scenario=c.scenario,
-        task=c.task,
         owner=c.owner,
-        description=c.description,
-        tags=c.tags,
-        compliance=c.compliance,
+        **c.registration.shared(Registration),
     )
     return (fact,)
 
@@ -133,12 +115,12 @@ def _add_version(state: Lifecycle, model: ActiveModel, c: AddVersion, o: Command
     for text, known in model.versions.items():
         # 1.0.0+a and 1.0.0+b have one precedence (SemVer clause 10): two such versions could not be told apart in order.
         if parse(text) == number:
-            same = known.release.artifact == c.artifact
+            same = known.release.artifact == c.content.artifact
             message = f"version {text} exists with {'these' if same else 'other'} bytes and is never changed"
             return conflict("version_exists", message, "version", "nothing to do" if same else "add a new version number")
     if len(model.versions) >= VERSIONS_MAX:
         return conflict("too_many_versions", f"a model has at most {VERSIONS_MAX} versions", "version", "register a successor model")
-    unknown = [p for p in c.lineage.parents if p not in model.versions and p not in c.parents_known]
+    unknown = [p for p in c.content.lineage.parents if p not in model.versions and p not in c.parents_known]
     if unknown:
         return invalid(
             "parent_unknown",
@@ -151,7 +133,7 @@ def _add_version(state: Lifecycle, model: ActiveModel, c: AddVersion, o: Command
         if other is None:
             continue
         there = model.versions[other].release.technical
-        found = differences(there, c.technical) if older else differences(c.technical, there)
+        found = differences(there, c.content.technical) if older else differences(c.content.technical, there)
         if found:
             relation = f"callers of {older}" if older else f"callers of {c.model_version}, once {newer} serves them,"
             message = f"{relation} would break: {'; '.join(found)}"
@@ -161,11 +143,8 @@ def _add_version(state: Lifecycle, model: ActiveModel, c: AddVersion, o: Command
         model=model.model,
         tenant=model.tenant,
         model_version=ModelVersion(c.model_version),
-        technical=c.technical,
-        artifact=c.artifact,
         artifact_bytes=c.artifact_bytes,
-        release_notes=c.release_notes,
-        lineage=c.lineage,
+        **c.content.shared(VersionContent),
         by=o.by,
     )
     return (fact,)

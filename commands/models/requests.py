@@ -7,15 +7,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from commands.http.bounds import Line, NonNegative, OptionalLine, Reason, RequestBody, Slug, Text
-from commands.models.decide import RegisterModel, RetireModel, ReviewVersion
+from commands.http.bounds import Reason, RequestBody, Slug
+from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion
 from commands.models.semver import TEXT_MAX, parse
-from events.facts.fact import Digest, ModelId, TenantId, UserId
-from events.facts.models import Compliance, Lineage, Review, Technical, TensorSpec
-
-# No hyphen in domain and team: else model-a-b-c could be team "b" or domain "a-b", and two names would be one id.
-Segment = Annotated[str, Field(pattern=r"^[a-z0-9]{1,40}$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+from events.facts.fact import ModelId, TenantId, UserId
+from events.facts.models import ModelName, Registration, Review, VersionContent
 
 
 def _semver(text: str) -> str:
@@ -31,72 +27,12 @@ def _no_version_end(text: str) -> str:
     return text
 
 
-def _unique_tensors(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    seen: set[str] = set()
-    for t in tensors:
-        if not t.name or len(t.name) > 128 or len(t.shape) > 16 or any(d > 1 << 31 for d in t.shape):
-            raise PydanticCustomError("tensor_malformed", "a tensor has a name of 1…128 characters and at most 16 dimensions below 2³¹")
-        if t.name in seen:
-            raise PydanticCustomError("tensor_twice", "tensor '{name}' is described twice", {"name": t.name})
-        seen.add(t.name)
-    return tensors
-
-
 SemVerText = Annotated[str, Field(max_length=TEXT_MAX), AfterValidator(_semver)]
-Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=256), AfterValidator(_unique_tensors)]
 
 
-class ComplianceRequest(RequestBody):
-    licence: Line
-    data_sources: Annotated[tuple[Line, ...], Field(min_length=1, max_length=100)]
-    data_level: Literal["public", "internal", "confidential", "restricted"]
-    filing_number: OptionalLine = ""
-    security_assessment: Literal[""] | Digest = Field("", description="Digest of the assessment, in the artifact store.")
-
-    def fact(self) -> Compliance:
-        return Compliance(**self.model_dump())
-
-
-class ResourcesRequest(RequestBody):
-    cpu_millis: NonNegative = 100
-    memory_bytes: NonNegative = 0
-    gpu_millis: NonNegative = 0
-
-
-class TechnicalRequest(RequestBody):
-    format: Literal["onnx"]
-    framework: Line
-    precision: Literal["FP32", "FP16", "INT8"]
-    inputs: Tensors
-    outputs: Tensors
-    resources: ResourcesRequest = ResourcesRequest()
-    latency_target_us: NonNegative = 0
-
-    def fact(self) -> Technical:
-        return Technical.model_validate(self.model_dump())
-
-
-class LineageRequest(RequestBody):
-    parents: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
-    data_sets: Annotated[tuple[Line, ...], Field(max_length=100)] = ()
-    hyperparameters: Annotated[dict[Line, OptionalLine], Field(max_length=200)] = {}
-    commit: OptionalLine = ""
-    dependencies: Annotated[tuple[Line, ...], Field(max_length=500)] = ()
-
-    def fact(self) -> Lineage:
-        return Lineage(**self.model_dump())
-
-
-class RegisterModelRequest(RequestBody):
-    domain: Segment
-    team: Segment
-    name: Annotated[Name, AfterValidator(_no_version_end)]
-    scenario: Line
-    task: Line
-    compliance: ComplianceRequest
+class RegisterModelRequest(Registration):
+    name: Annotated[ModelName, AfterValidator(_no_version_end)]
     owner: Annotated[str, Field(max_length=64)] = Field("", description="Empty: whoever registers.")
-    description: Text = ""
-    tags: Annotated[tuple[Line, ...], Field(max_length=50)] = ()
     tenant: Slug | None = Field(None, description="Only for an admin acting for a tenant.")
 
     @property
@@ -104,27 +40,14 @@ class RegisterModelRequest(RequestBody):
         return ModelId(f"model-{self.domain}-{self.team}-{self.name}")
 
     def command(self, tenant: TenantId, caller: UserId) -> RegisterModel:
-        return RegisterModel(
-            self.model,
-            tenant,
-            self.domain,
-            self.team,
-            self.name,
-            self.scenario,
-            self.task,
-            UserId(self.owner or caller),
-            self.description,
-            self.tags,
-            self.compliance.fact(),
-        )
+        return RegisterModel(self.model, tenant, UserId(self.owner or caller), Registration(**self.shared(Registration)))
 
 
-class AddVersionRequest(RequestBody):
+class AddVersionRequest(VersionContent):
     version: SemVerText
-    technical: TechnicalRequest
-    artifact: Digest
-    release_notes: Text = ""
-    lineage: LineageRequest = LineageRequest()
+
+    def command(self, artifact_bytes: int, parents_known: frozenset[str]) -> AddVersion:
+        return AddVersion(self.version, artifact_bytes, VersionContent(**self.shared(VersionContent)), parents_known)
 
 
 class ReviewRequest(RequestBody):

@@ -64,9 +64,8 @@ class Models:
 
     def _addition(self, call: AuthorizedCall, model: ActiveModel, body: AddVersionRequest) -> AddVersion:
         """Raises HttpProblem unless the file is there and is what the description says."""
-        technical, lineage = body.technical.fact(), body.lineage.fact()
         try:
-            size, differs = self._intake.check(model.tenant, body.artifact, technical)
+            size, differs = self._intake.check(model.tenant, body.artifact, body.technical)
         except ArtifactMissing:
             remedy = f"PUT the file to /v1/artifacts/{body.artifact} first"
             differs, size = invalid("artifact_missing", "no such artifact of this tenant", "artifact", remedy), 0
@@ -74,8 +73,8 @@ class Models:
             raise HttpProblem(unavailable_answer("inspection_busy", str(e), "try again in a moment", 2, call.headers)) from e
         if differs is not None:
             raise HttpProblem(rejected_answer(differs, call.headers))
-        known = frozenset(p for p in lineage.parents if parent_known(self._app.aggregates, call.principal, p))
-        return AddVersion(body.version, technical, body.artifact, size, body.release_notes, lineage, known)
+        known = frozenset(p for p in body.lineage.parents if parent_known(self._app.aggregates, call.principal, p))
+        return body.command(size, known)
 
     def submit(self, model: ModelPath, version: TextPath, request: Request) -> Response:
         """Asks for review."""

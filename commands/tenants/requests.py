@@ -10,10 +10,10 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from access.principal import PLATFORM
-from commands.http.bounds import INT64_MAX, Currency, Line, OptionalLine, RequestBody, Slug
+from commands.http.bounds import Currency, RequestBody, Slug
 from commands.tenants.decide import CreateTenant, IssueApiKey
 from events.facts.accounts import KEY_DIMENSIONS, KeyDimensions, Scope
-from events.facts.fact import DEFAULT_CURRENCY, BookId, KeyId, TenantId, UserId
+from events.facts.fact import DEFAULT_CURRENCY, INT64_MAX, BookId, KeyId, Line, OptionalLine, TenantId, UserId
 
 RESERVED = frozenset({PLATFORM, "-"})
 

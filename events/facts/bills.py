@@ -6,7 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, DecidedFact, NestedRecord, Sha256, TenantId, Timestamp, UserId
+from events.facts.fact import (
+    DEFAULT_CURRENCY,
+    BookId,
+    Count,
+    DecidedFact,
+    Line,
+    NestedRecord,
+    NonNegative,
+    OptionalLine,
+    Sha256,
+    Signed,
+    TenantId,
+    Timestamp,
+    UserId,
+)
 from events.facts.meters import Meter
 
 Period = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
@@ -22,15 +36,15 @@ class Cut(NestedRecord):
 class BillLine(NestedRecord):
     """One model, meter and price: the change since the last bill. `held` = no price known: shown, not charged."""
 
-    model: str
-    model_version: str
-    provider: str
+    model: Line
+    model_version: OptionalLine
+    provider: OptionalLine
     meter: Meter
-    book_version: Count
-    amount_per_micros: Count
-    per_units: Count
-    quantity: int
-    amount_micros: int
+    book_version: NonNegative
+    amount_per_micros: NonNegative
+    per_units: NonNegative
+    quantity: Signed
+    amount_micros: Signed
     held: bool = False
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from events.facts.fact import Count, DecidedFact, Digest, Duration, Fact, ModelId, ModelVersion, NestedRecord, TenantId, UserId
+from events.facts.fact import Count, DecidedFact, Digest, Duration, Fact, ModelId, ModelVersion, NestedRecord, NonNegative, TenantId, UserId
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 
@@ -16,9 +16,9 @@ class ServiceSpec(NestedRecord):
 
     replicas_min: Annotated[int, Field(ge=1, le=100)] = 1
     replicas_max: Annotated[int, Field(ge=1, le=100)] = 1
-    cpu_millis: Annotated[int, Field(ge=1)] = 100
-    gpu_millis: Count = 0
-    memory_bytes: Count = 0
+    cpu_millis: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    gpu_millis: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    memory_bytes: NonNegative = 0
     batch_max: Annotated[int, Field(ge=1, le=1024)] = 64
     timeout_us: Annotated[int, Field(ge=1000, le=600_000_000)] = 10_000_000
 

@@ -6,7 +6,7 @@ with a currency, a duration integer microseconds, an instant integer microsecond
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, NewType
+from typing import Annotated, Any, ClassVar, Literal, NewType
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,14 @@ Timestamp = Annotated[int, "timestamp-micros"]
 Duration = Annotated[int, Field(ge=0)]
 """A length of time in microseconds."""
 Count = Annotated[int, Field(ge=0)]
+INT64_MAX = (1 << 63) - 1
+NonNegative = Annotated[int, Field(ge=0, le=INT64_MAX)]
+"""A count that a caller names: Avro's long holds it."""
+Signed = Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)]
+Line = Annotated[str, Field(min_length=1, max_length=200)]
+OptionalLine = Annotated[str, Field(max_length=200)]
+Text = Annotated[str, Field(max_length=10_000)]
+"""Bounds of the texts that a caller writes. They only ever widen: facts are checked again when a command is decided on them."""
 Uuid = Annotated[str, "uuid"]
 Sha256 = Annotated[bytes, "fixed32", Field(min_length=32, max_length=32)]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -34,9 +42,13 @@ Kind = Literal["decided", "observed"]
 
 
 class NestedRecord(BaseModel):
-    """A value inside a fact: a nested Avro record."""
+    """A value inside a fact: a nested Avro record. Also fields that several classes share by inheriting them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def shared(self, base: type[NestedRecord]) -> dict[str, Any]:
+        """The fields that this value has of a base, by name: for another class that shares them."""
+        return {name: getattr(self, name) for name in base.model_fields}
 
 
 class Fact(BaseModel):

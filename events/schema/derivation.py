@@ -74,7 +74,7 @@ def _type(annotation: Any, seen: set[str]) -> Schema:
         return ["null", _type(others[0], seen)]
     if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
         return {"type": "array", "items": _type(args[0], seen)}
-    if origin is dict and args[0] is str:
+    if origin is dict and _type(args[0], seen) == "string":
         return {"type": "map", "values": _type(args[1], seen)}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation.__name__ if annotation.__name__ in seen else _record(annotation, seen)

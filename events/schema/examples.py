@@ -103,6 +103,7 @@ _WORDS: dict[str, Any] = {
     "effective_from": 1_790_000_000_000_000,
     "until": 1_790_000_000_000_000,
     "artifact": "sha256:" + "ab" * 32,
+    "security_assessment": "sha256:" + "ef" * 32,
     "key_sha256": "cd" * 32,
     "period": "2026-11",
     "model": "model-vision-lab-digits",

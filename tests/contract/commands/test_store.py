@@ -33,7 +33,7 @@ from commands.store.opening import open_generation, open_new_partitions
 from commands.store.stored_record import unpack
 from events.facts.accounts import Scope
 from events.facts.fact import KeyId, ModelId, TenantId, UserId
-from events.facts.models import Compliance, Lineage, Technical, TensorSpec
+from events.facts.models import Compliance, Registration, Technical, TensorSpec, VersionContent
 from events.log.chain import Chain, ChainCheck, ChainPosition
 from events.process.settings import Settings
 from infra.install import find_postgres
@@ -183,12 +183,15 @@ def context(now: int = NOW) -> CommandContext:
 
 
 def register(model: str, **more: Any) -> PendingCommand[Any, Any]:
-    command = RegisterModel(ModelId(model), TenantId("acme"), "d", "t", model, "s", "t", UserId("o"), "", (), COMPLIANCE)
+    registration = Registration(domain="d", team="t", name=model, scenario="s", task="t", compliance=COMPLIANCE)
+    command = RegisterModel(ModelId(model), TenantId("acme"), UserId("o"), registration)
     return task(model, command, **more)
 
 
-def add(model: str, version: str, notes: str = "", **more: Any) -> PendingCommand[Any, Any]:
-    return task(model, AddVersion(version, TECHNICAL, "sha256:" + "a" * 64, 1, notes, Lineage()), **more)
+def add(model: str, version: str, framework: str = "sklearn", **more: Any) -> PendingCommand[Any, Any]:
+    technical = TECHNICAL.model_copy(update={"framework": framework})  # which checks no bound
+    content = VersionContent(technical=technical, artifact="sha256:" + "a" * 64)
+    return task(model, AddVersion(version, 1, content), **more)
 
 
 def task(model: str, command: Any, now: int = NOW, **more: Any) -> PendingCommand[Any, Any]:

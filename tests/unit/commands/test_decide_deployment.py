@@ -26,7 +26,7 @@ from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from events.facts.deployments import RolledBack, RolloutStarted, ServiceSpec, VersionDeployed, VersionUndeployed
 from events.facts.fact import ModelId, TenantId, UserId
-from events.facts.models import Compliance, Lineage, ModelRetired, Technical, TensorSpec
+from events.facts.models import Compliance, ModelRetired, Registration, Technical, TensorSpec, VersionContent
 from lifecycle.deployment import NotDeployed, Serving, Shifting, Unloading, loaded
 from lifecycle.model import ActiveModel
 from lifecycle.state import Lifecycle, evolve
@@ -36,6 +36,7 @@ VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0", "1.5.0")
 X = TensorSpec(name="x", datatype="FP32", shape=(-1,))
 TECHNICAL = Technical(format="onnx", framework="sklearn", precision="FP32", inputs=(X,), outputs=(X,))
 COMPLIANCE = Compliance(licence="MIT", data_sources=("uci",), data_level="public")
+REGISTRATION = Registration(domain="vision", team="lab", name="digits", scenario="s", task="t", compliance=COMPLIANCE)
 BIG = ServiceSpec(replicas_max=4)
 
 
@@ -59,11 +60,14 @@ LIFECYCLE = LifecycleDecider()
 
 def approved(*versions: str) -> Lifecycle:
     model = ModelId("model-vision-lab-digits")
-    state = given(
-        LIFECYCLE, Lifecycle(), RegisterModel(model, TenantId("acme"), "vision", "lab", "digits", "s", "t", UserId("o"), "", (), COMPLIANCE)
-    ).state
+    state = given(LIFECYCLE, Lifecycle(), RegisterModel(model, TenantId("acme"), UserId("o"), REGISTRATION)).state
     for v in versions:
-        state = given(LIFECYCLE, state, ("owner", AddVersion(v, TECHNICAL, digest(v), 1, "", Lineage())), ("owner", SubmitVersion(v))).state
+        state = given(
+            LIFECYCLE,
+            state,
+            ("owner", AddVersion(v, 1, VersionContent(technical=TECHNICAL, artifact=digest(v)))),
+            ("owner", SubmitVersion(v)),
+        ).state
         state = given(LIFECYCLE, state, ("bea", ReviewVersion(v, "business", "approved"))).state
         state = given(LIFECYCLE, state, ("sam", ReviewVersion(v, "security", "approved"))).state
     return state
@@ -81,9 +85,9 @@ PROMOTED = given(LIFECYCLE, CANARY, PromoteRollout()).state
 
 
 def test_only_an_approved_version_takes_calls() -> None:
-    draft = given(LIFECYCLE, approved(), AddVersion("1.0.0", TECHNICAL, digest("x"), 1, "", Lineage()))
+    draft = given(LIFECYCLE, approved(), AddVersion("1.0.0", 1, VersionContent(technical=TECHNICAL, artifact=digest("x"))))
     draft.when(DeployVersion("1.0.0", BIG)).then_rejected("not_approved")
-    added = given(LIFECYCLE, LIVE, AddVersion("2.0.0", TECHNICAL, digest("x"), 1, "", Lineage()))
+    added = given(LIFECYCLE, LIVE, AddVersion("2.0.0", 1, VersionContent(technical=TECHNICAL, artifact=digest("x"))))
     added.when(StartRollout("2.0.0", 5)).then_rejected("not_approved")
     given(LIFECYCLE, LIVE).when(RollBack("bad", "9.9.9")).then_rejected("version_unknown")
 

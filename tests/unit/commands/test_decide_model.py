@@ -14,7 +14,17 @@ from commands.models.compatibility import differences
 from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion, SubmitVersion
 from commands.models.semver import SemVer, parse
 from events.facts.fact import ModelId, ModelVersion, TenantId, UserId
-from events.facts.models import Compliance, Lineage, ModelRegistered, ModelVersionApproved, ModelVersionReviewed, Technical, TensorSpec
+from events.facts.models import (
+    Compliance,
+    Lineage,
+    ModelRegistered,
+    ModelVersionApproved,
+    ModelVersionReviewed,
+    Registration,
+    Technical,
+    TensorSpec,
+    VersionContent,
+)
 from lifecycle.state import Lifecycle, evolve
 from tests.support.decisions import NOW, Given, given
 
@@ -30,23 +40,16 @@ def technical(inputs: tuple[TensorSpec, ...] = (tensor(),), outputs: tuple[Tenso
     return Technical(format="onnx", framework="sklearn", precision="FP32", inputs=inputs, outputs=outputs)
 
 
-REGISTER = RegisterModel(
-    MODEL,
-    TenantId("acme"),
-    "vision",
-    "lab",
-    "digits",
-    "post",
-    "classification",
-    UserId("owner"),
-    "",
-    (),
-    Compliance(licence="MIT", data_sources=("uci",), data_level="public"),
-)
+COMPLIANCE = Compliance(licence="MIT", data_sources=("uci",), data_level="public")
+REGISTRATION = Registration(domain="vision", team="lab", name="digits", scenario="post", task="classification", compliance=COMPLIANCE)
+REGISTER = RegisterModel(MODEL, TenantId("acme"), UserId("owner"), REGISTRATION)
 
 
 def add(version: str, **changes: Any) -> AddVersion:
-    return replace(AddVersion(version, technical(), DIGEST, 10, "", Lineage()), **changes)
+    """`changes` of the command, or of what the version is."""
+    content: dict[str, Any] = {"technical": technical(), "artifact": DIGEST}
+    content |= {name: changes.pop(name) for name in VersionContent.model_fields if name in changes}
+    return replace(AddVersion(version, 10, VersionContent(**content)), **changes)
 
 
 class LifecycleDecider:
@@ -153,9 +156,9 @@ def test_major_zero_promises_nothing() -> None:
 
 
 dims = st.lists(st.integers(-1, 4), max_size=3).map(tuple)
-specs = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["FP32", "INT64"]), dims), max_size=3, unique_by=lambda t: t[0]).map(
-    lambda ts: tuple(tensor(*t) for t in ts)
-)
+specs = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from(["FP32", "INT64"]), dims), min_size=1, max_size=3, unique_by=lambda t: t[0]
+).map(lambda ts: tuple(tensor(*t) for t in ts))
 
 
 @for_all(specs, specs)

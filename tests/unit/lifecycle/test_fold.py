@@ -41,7 +41,7 @@ MEMBERS: dict[str, Any] = {
     "name": "digits",
     "scenario": "s",
     "task": "t",
-    "compliance": {"licence": "MIT", "data_sources": [], "data_level": "public"},
+    "compliance": {"licence": "MIT", "data_sources": ["uci"], "data_level": "public"},
     "reason": "r",
     "review": "business",
     "verdict": "approved",

@@ -91,7 +91,7 @@ REGISTERED: tuple[str, dict[str, Any]] = (
         "model": MODEL,
         "tenant": "acme",
         "tags": [],
-        "compliance": {"licence": "MIT", "data_sources": [], "data_level": "public"},
+        "compliance": {"licence": "MIT", "data_sources": ["uci"], "data_level": "public"},
     },
 )
 
