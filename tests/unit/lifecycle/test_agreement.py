@@ -16,7 +16,7 @@ from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected
 from events.facts.deployments import RouteApplied, ServiceSpec, VersionFailed, VersionReady
 from events.facts.fact import Fact, ModelId, ModelVersion, TenantId, UserId
-from events.facts.models import Compliance, Lineage, Technical, TensorSpec
+from events.facts.models import Compliance, Registration, Technical, TensorSpec, VersionContent
 from events.facts.topics import entry_of
 from events.log.record import Coordinate
 from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
@@ -34,8 +34,10 @@ MODEL = ModelId("model-vision-core-digits")
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
 X = TensorSpec(name="x", datatype="FP32", shape=(-1,))
 TECHNICAL = Technical(format="onnx", framework="f", precision="FP32", inputs=(X,), outputs=(X,))
-COMPLIANCE = Compliance(licence="MIT", data_sources=(), data_level="public")
-REGISTER = RegisterModel(MODEL, TenantId("acme"), "vision", "core", "digits", "s", "t", UserId("o"), "", (), COMPLIANCE)
+COMPLIANCE = Compliance(licence="MIT", data_sources=("uci",), data_level="public")
+REGISTRATION = Registration(domain="vision", team="core", name="digits", scenario="s", task="t", compliance=COMPLIANCE)
+CONTENT = VersionContent(technical=TECHNICAL, artifact="sha256:" + "0" * 64)
+REGISTER = RegisterModel(MODEL, TenantId("acme"), UserId("o"), REGISTRATION)
 
 
 def codec() -> Codec:
@@ -151,7 +153,7 @@ COMMANDS = st.one_of(
 REVIEWS = st.one_of(
     st.builds(SubmitVersion, VERSION),
     st.builds(ReviewVersion, VERSION, st.sampled_from(("business", "security")), st.sampled_from(("approved", "approved", "rejected"))),
-    st.builds(AddVersion, VERSION, st.just(TECHNICAL), st.just("sha256:" + "0" * 64), st.just(1), st.just(""), st.just(Lineage())),
+    st.builds(AddVersion, VERSION, st.just(1), st.just(CONTENT)),
     st.just(RetireModel("old")),
 )
 OBSERVED = st.tuples(st.sampled_from((VersionReady, VersionReady, VersionFailed, RouteApplied)), VERSION, st.integers(0, 3))
@@ -162,7 +164,7 @@ STEPS = st.one_of(COMMANDS, COMMANDS, OBSERVED, OBSERVED, st.tuples(REVIEWS, USE
 def approved(market: Market, *versions: str) -> None:
     market.command(REGISTER, "owner")
     for v in versions:
-        market.command(AddVersion(v, TECHNICAL, "sha256:" + "0" * 64, 1, "", Lineage()), "owner")
+        market.command(AddVersion(v, 1, CONTENT), "owner")
         market.command(SubmitVersion(v), "owner")
         market.command(ReviewVersion(v, "business", "approved"), "bea")
         market.command(ReviewVersion(v, "security", "approved"), "sam")
