@@ -26,6 +26,7 @@ hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two rows of tests that may run side by side (`--dist loadgroup`): those of the shared gateway, and those of all other stacks.
 
