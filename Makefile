@@ -25,7 +25,7 @@ demo: setup ## show the whole market once, on real parts; CHAOS=1 kills parts
 	@$(PY) -m examples.demo $(if $(filter-out 0,$(CHAOS)),--chaos)
 
 test: setup-tests ## run all tests: unit, contract, tidy, integration, e2e
-	@$(PY) -m pytest tests -n 2 --dist loadgroup
+	@$(PY) -m pytest tests -n 2 --no-loadscope-reorder
 
 soak: setup-tests ## run the long matrices, which `make test` leaves out
 	@$(PY) -m pytest tests -m soak
@@ -50,7 +50,7 @@ check-types:
 
 # One process per core; the tests of one file share its fixtures.
 check-tests:
-	@$(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile tests/unit tests/contract tests/tidy
+	@$(PY) -m pytest -n logical --maxprocesses 8 tests/unit tests/contract tests/tidy
 
 bench: setup ## measure on a stack of its own; tables in bench/results
 	@$(PY) -m bench

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -17,24 +16,41 @@ from tests.support.stacks import running_stack
 from tests.support.todays_codec import todays_codec
 
 if TYPE_CHECKING:
-    from tests.support.gateway_stack import GatewayStack
+    from xdist.scheduler import LoadScopeScheduling
 
-TESTS = Path(__file__).resolve().parent
+    from tests.support.gateway_stack import GatewayStack
 
 # A busy machine must not fail a property: pytest's own time-out bounds each test.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two rows of tests that may run side by side (`--dist loadgroup`): those of the shared gateway, and those of all other stacks.
+    """Tests of stacks come first, the shared gateway's after them: Ray takes memory and time from whatever runs beside it. Then the quick ones."""
+    items.sort(key=lambda item: ROWS.get(_row(item.nodeid), len(ROWS)))
 
-    Without workers the gateway's come last, together: Ray takes memory and time from whatever runs beside it."""
-    items.sort(key=lambda item: "gateway" in getattr(item, "fixturenames", ()))
-    for item in items:
-        if item.path.parts[len(TESTS.parts)] in ("integration", "e2e"):
-            item.add_marker(pytest.mark.xdist_group("gateway" if "gateway" in getattr(item, "fixturenames", ()) else "stacks"))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Two rows of tests run side by side, each on one worker; the files of quick tests fill the gaps."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Rows(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _row(nodeid)
+
+    return Rows(config, log)
+
+
+ROWS = {"stacks": 0, "gateway": 1}
+GATEWAY = ("tests/integration/serving/", "tests/e2e/test_open_inference_client.py")
+
+
+def _row(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    if path.startswith(GATEWAY):
+        return "gateway"
+    return "stacks" if path.startswith(("tests/integration/", "tests/e2e/")) else path
 
 
 @pytest.fixture(scope="session")

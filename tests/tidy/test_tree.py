@@ -29,6 +29,8 @@ DIALECT = {
 FOLDER_MODULES_MAX = 15
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
+PAGE_LINES_MAX = 60
+"""One screen, and its decisions."""
 
 
 def _tracked() -> list[Path]:
@@ -159,6 +161,24 @@ def test_code_cites_rules_that_exist() -> None:
     known = set(re.findall(r"^### (K\d+) ", (ROOT / "docs" / "rules.md").read_text(), re.MULTILINE))
     cited = {(str(p.relative_to(ROOT)), k) for p in CODE for k in re.findall(r"\bK\d{1,2}\b", p.read_text())}
     assert {(where, k) for where, k in cited if k not in known} == set()
+
+
+def test_every_room_opens_with_a_page_of_one_screen() -> None:
+    pages = {room: ROOT / room / "README.md" for room in (*ROOMS, "tests", "bench")}
+    assert [room for room, page in pages.items() if not page.is_file()] == []
+    assert [room for room in ROOMS if pages[room].read_text().count("\n") > PAGE_LINES_MAX] == []
+
+
+def test_no_document_cites_a_file_that_is_not_in_the_repository() -> None:
+    cited = re.compile(rf"`((?:{'|'.join((*ROOMS, 'bench', 'examples', 'tests', 'schemas', 'docs'))})/[\w./-]+\.\w+)(?:::\w+)?`")
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in _tracked()
+        if path.suffix in (".md", ".py")
+        for name in cited.findall(path.read_text())
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
 
 
 def test_the_lock_is_hashes_only() -> None:
