@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +21,23 @@ if TYPE_CHECKING:
 
     from tests.support.gateway_stack import GatewayStack
 
+# xdist tells its workers a width; a console that is made at import would keep it, whatever a test sets later.
+os.environ.pop("COLUMNS", None)
+
 # A busy machine must not fail a property: pytest's own time-out bounds each test.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of stacks come first, the shared gateway's after them: Ray takes memory and time from whatever runs beside it. Then the quick ones."""
+    """Long rows first."""
     items.sort(key=lambda item: ROWS.get(_row(item.nodeid), len(ROWS)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Two rows of tests run side by side, each on one worker; the files of quick tests fill the gaps."""
+    """Tests that share stacks are one row, on one worker: Ray and its gateway, stacks of all kinds, logs with tables. Two rows run side by
+    side; the files of quick tests fill the gaps. (xdist's own groups do nothing with pytest 9.2, which keeps a test's id elsewhere.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class Rows(LoadScopeScheduling):
@@ -42,15 +47,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return Rows(config, log)
 
 
-ROWS = {"stacks": 0, "gateway": 1}
-GATEWAY = ("tests/integration/serving/", "tests/e2e/test_open_inference_client.py")
+ROWS = {"gateway": 0, "stacks": 1, "tables": 2}
+"""In the order in which they begin; quick tests come after them."""
+_ROW_OF = {
+    "tests/integration/serving/": "gateway",
+    "tests/e2e/test_open_inference_client.py": "gateway",
+    "tests/integration/projections/": "tables",
+    "tests/integration/": "stacks",
+    "tests/e2e/": "stacks",
+}
 
 
 def _row(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
-    if path.startswith(GATEWAY):
-        return "gateway"
-    return "stacks" if path.startswith(("tests/integration/", "tests/e2e/")) else path
+    return next((row for start, row in _ROW_OF.items() if path.startswith(start)), path)
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,8 @@ def test_every_violation_of_the_description_comes_at_once(side: Side, acme: Comp
     fields = {v["field"] for v in body["violations"]}
     assert fields == {"domain", "name", "scenario", "task", "x", "compliance.licence", "compliance.data_sources", "compliance.data_level"}
     wrong = {"version": "1", "artifact": "sha256:x", "technical": {"format": "pickle", "framework": "f", "precision": "FP32", "inputs": []}}
-    body = problem(side.http("POST", f"/v1/models/{acme.register()}/versions", acme.owner, json=wrong), 422, "version_not_semver")
+    body = problem(side.http("POST", f"/v1/models/{acme.register()}/versions", acme.owner, json=wrong), 422, "literal_error")
+    assert next(v["code"] for v in body["violations"] if v["field"] == "version") == "version_not_semver"
     said = {v["field"]: v["message"] for v in body["violations"]}
     assert said["technical.inputs"] == "input format definition missing"
     assert said["technical.outputs"] == "output format definition missing"
