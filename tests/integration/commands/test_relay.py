@@ -149,11 +149,11 @@ def test_while_kafka_is_away_the_relay_waits_and_then_goes_on(log: Stack, creato
 def test_a_record_that_is_given_up_on_ends_the_relay_and_the_next_one_leaves_no_gap(
     log: Stack, creator: TenantCreator, relay: Process, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
-    """A relay's records never time out; here they do, half a second after the broker fell silent, with some of a batch written and some not."""
+    """A relay's records never time out; here they do, five seconds after the broker fell silent, with some of a batch written and some not."""
     pid = next(p.pid for p in log.status() if p.name == "kafka")
     assert pid is not None
     with monkeypatch.context() as patched:
-        patched.setattr("commands.relay.relay.Writer", partial(Writer, extra={"message.timeout.ms": 500}))
+        patched.setattr("commands.relay.relay.Writer", partial(Writer, extra={"message.timeout.ms": 5000}))
         for round_ in range(rounds):
             store, ended = open_store(log.settings), list[BaseException]()
             doomed = Relay(log.settings, store, threading.Event())
@@ -171,8 +171,7 @@ def test_a_record_that_is_given_up_on_ends_the_relay_and_the_next_one_leaves_no_
             deciding = threading.Thread(target=lambda done=done: [creator.create(40) for _ in iter(done.is_set, True)])
             deciding.start()
             going = doomed.progress.position + 50 * round_  # in the middle of its work, at another moment each time
-            # On a slow machine it may end before the broker falls silent: half a second is short.
-            eventually(lambda d=doomed, t=thread, going=going: not t.is_alive() or d.progress.position > going, "it sends")
+            eventually(lambda d=doomed, going=going: d.progress.position > going, "it sends")
             os.kill(pid, signal.SIGSTOP)
             try:
                 thread.join(120)

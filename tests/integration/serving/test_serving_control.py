@@ -107,7 +107,7 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
         return [body for _, body, _ in gateway.usage() if body.get("outcome") == "aborted"]
 
     before = len(aborted())
-    (replica,) = gateway.pids("ServeReplica:model-vision-core-digits-v1.0.0")
+    (replica,) = eventually(lambda: gateway.pids("ServeReplica:model-vision-core-digits-v1.0.0"), "the test before left a replica")
     os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
     try:
         disconnect(gateway, gateway.settings.port(door), 0.5)
