@@ -1,9 +1,7 @@
-"""What the commands for operators share: calls of the command API as an admin, coordinates, instants, failures as sentences."""
+"""What the commands for operators share: calls of the command API as an admin, coordinates, instants."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +9,12 @@ from typing import Annotated, Any
 import httpx
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from cli.failures import failed
 from events.facts.topics import TOPICS
-from events.log.client import LogMismatch, LogUnavailable
 from events.log.record import Coordinate
 from events.process.admin_key import admin_key
 from events.process.settings import Settings
-from projections.ingest.clickhouse import ClickHouseUnavailable
 
 console = Console()
 KeyFile = Annotated[
@@ -27,20 +23,6 @@ KeyFile = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")]
-
-
-@contextmanager
-def explained_failures() -> Generator[None]:
-    """Turns a failure of a part into a sentence and what to do. Exit code 2: not available; 1: the log does not have it."""
-    try:
-        yield
-    except (LogUnavailable, ClickHouseUnavailable, httpx.TransportError) as e:
-        console.print(f"[red]not available:[/] {type(e).__name__}: {escape(str(e))}")
-        console.print("what to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
-        raise typer.Exit(2) from e
-    except LogMismatch as e:
-        console.print(f"[red]the log does not have it:[/] {escape(str(e))}")
-        raise typer.Exit(1) from e
 
 
 def coordinate(text: str) -> Coordinate:
@@ -64,11 +46,10 @@ def call_command_api(
         return answer.json()
     try:
         problem = answer.json()
-        console.print(f"[red]refused ({problem['code']}):[/] {escape(problem['detail'])}", highlight=False)
-        console.print(f"what to do: {problem['remedy'] or 'see docs/operations.md'}", highlight=False, markup=False)
-    except (ValueError, KeyError):
-        console.print(f"[red]refused:[/] {answer.status_code} {escape(answer.text[:300])}")
-    raise typer.Exit(1)
+        code, detail, remedy = problem["code"], problem["detail"], problem["remedy"]
+    except (ValueError, KeyError):  # a proxy between, or another server on this port
+        code, detail, remedy = str(answer.status_code), answer.text[:300], ""
+    raise failed(f"refused ({code})", detail, remedy or "see docs/operations.md", exit_code=1)
 
 
 def when(micros: int) -> str:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from events.log.client import LogUnavailable, Reader
+from cli.failures import explained_failures, failed
+from events.log.client import Reader
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
 from events.schema.codec import Codec
@@ -38,13 +39,10 @@ def bill(
     except InvalidPeriod as e:
         raise typer.BadParameter(str(e)) from e
     try:
-        done = _verify(settings, tenant, period, as_json) if check else _show(settings, tenant, period, as_json)
-    except (LogUnavailable, ClickHouseUnavailable) as e:
-        console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
-        raise typer.Exit(2) from e
+        with explained_failures():
+            done = _verify(settings, tenant, period, as_json) if check else _show(settings, tenant, period, as_json)
     except LogIncomplete as e:
-        console.print(f"[red]the log is incomplete:[/] {e}\nwhat to do: docs/operations.md, 'A bill does not come'")
-        raise typer.Exit(1) from e
+        raise failed("the log is incomplete", str(e), "docs/operations.md, 'A bill does not come'", exit_code=1) from e
     raise typer.Exit(0 if done else 1)
 
 

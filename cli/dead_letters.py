@@ -11,8 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, coordinate, explained_failures, when
-from events.log.client import Reader
+from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, coordinate, when
+from cli.failures import explained_failures, failed
+from events.log.client import LogMismatch, Reader
 from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
@@ -141,7 +142,10 @@ def _read_record(settings: Settings, at: Coordinate) -> tuple[Record, str]:
     reader = Reader(settings, "dead-letters")
     try:
         schemas, _ = read_schemas(reader)
-        record = reader.record_at(at.topic, at.partition, at.offset)
+        try:
+            record = reader.record_at(at.topic, at.partition, at.offset)
+        except LogMismatch as e:
+            raise failed("no such record", str(e), "take the coordinate from `modelmarket dead-letters list`", exit_code=1) from e
     finally:
         reader.close()
     if at.topic == "usage":

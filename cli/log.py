@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,8 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.failures import explained_failures
 from events.facts.topics import TOPICS, entries
-from events.log.client import LogMismatch, LogUnavailable, Reader, Writer
+from events.log.client import Reader, Writer
 from events.log.record import Coordinate, Record
 from events.log.registry_restore import restore
 from events.log.schemas import publish, read_schemas, registry_drift, schemas_on_log
@@ -23,7 +23,7 @@ from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable, todays_schemas
 from events.schema.examples import add_examples, undecodable_examples
 from events.schema.folder import folder_drift, write_folder
-from events.schema.registry import IncompatibleSchema, RegistryUnavailable, SchemaRegistry
+from events.schema.registry import SchemaRegistry
 
 log = typer.Typer(help="Read the log.", no_args_is_help=True)
 topics = typer.Typer(help="The topics of the topic table.", no_args_is_help=True)
@@ -31,19 +31,6 @@ schemas = typer.Typer(help="Schemas of the facts: class, file, registry and log 
 console = Console()
 QUIET_S = 0.5
 """With -f, how long one question to Kafka waits for a record, and so how soon Ctrl-C is heard."""
-
-
-@contextmanager
-def explained_failures() -> Generator[None]:
-    """Turns a part that is not available, or does not fit, into a sentence and what to do; exit code 2."""
-    try:
-        yield
-    except (LogUnavailable, RegistryUnavailable) as e:
-        console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
-        raise typer.Exit(2) from e
-    except (LogMismatch, IncompatibleSchema) as e:
-        console.print(f"[red]refused:[/] {e}\nwhat to do: docs/operations.md, 'Log and registry do not belong together'")
-        raise typer.Exit(2) from e
 
 
 @log.command("tail")

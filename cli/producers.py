@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, explained_failures, when
+from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, when
+from cli.failures import explained_failures
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.producer_epochs import Epoch, epochs

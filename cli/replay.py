@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from events.log.client import LogUnavailable
+from cli.failures import explained_failures, failed
 from events.process.settings import Settings
-from projections.ingest.clickhouse import ClickHouseUnavailable
 from projections.usage.rebuild import BESIDE, TABLE, LiveIsBehind, Rebuild, Report
 
 replay = typer.Typer(help="Rebuild a view from the log and compare.", no_args_is_help=True)
@@ -29,6 +28,12 @@ def usage(
     keep: Annotated[bool, typer.Option("--keep", help=f"Leave the rebuilt table and its views as {BESIDE}.")] = False,
 ) -> None:
     """Rebuild usage beside the live tables and compare them row by row; exit code 1 when a row differs. Workers may go on."""
+    with explained_failures():
+        report = _rebuild(switch=switch, keep=keep)
+    raise typer.Exit(0 if report.equal else 1)
+
+
+def _rebuild(*, switch: bool, keep: bool) -> Report:
     rebuild = Rebuild(Settings())
     try:
         report = _run(rebuild)
@@ -40,15 +45,12 @@ def usage(
             console.print(f"kept as [bold]{BESIDE}[/] and its views")
         else:
             rebuild.drop()
+        return report
     except LiveIsBehind as e:
-        console.print(f"[red]the live table is behind:[/] {e}\nwhat to do: see with `modelmarket status` whether a worker runs, then again")
-        raise typer.Exit(2) from e
-    except (LogUnavailable, ClickHouseUnavailable) as e:
-        console.print(f"[red]not available:[/] {e}\nwhat to do: start the stack with `modelmarket up`, or set its MODELMARKET_* variables")
-        raise typer.Exit(2) from e
+        remedy = "see with `modelmarket status` whether a worker runs, then run this again"
+        raise failed("the live table is behind", str(e), remedy, exit_code=2) from e
     finally:
         rebuild.close()
-    raise typer.Exit(0 if report.equal else 1)
 
 
 def _run(rebuild: Rebuild) -> Report:

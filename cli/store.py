@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
+from cli.failures import failed
 from commands.store.rebuild import NotRebuilt, rebuild_store
 from events.process.settings import Settings
 
@@ -23,6 +24,5 @@ def rebuild() -> None:
     try:
         count = rebuild_store(Settings())
     except NotRebuilt as e:
-        console.print(f"[red]the store was not rebuilt:[/] {e}\nwhat to do: docs/operations.md, 'The relay ends with 2'", soft_wrap=True)
-        raise typer.Exit(1) from e
+        raise failed("the store was not rebuilt", str(e), "docs/operations.md, 'The relay ends with 2'", exit_code=1) from e
     console.print(f"rebuilt {count} facts; now `modelmarket up`")

@@ -78,7 +78,9 @@ def _model(cls: type[BaseModel]) -> _Build:
     nested = [(name, member) for name, field in known.items() if (member := _planned(field.annotation)) is not None]
     new, put = cls.__new__, object.__setattr__
 
-    def make(value: Mapping[str, Any]) -> BaseModel:
+    def make(value: Any) -> BaseModel:
+        if value.__class__ is cls:  # a part that was built before, and is shared
+            return value
         members = {**defaults, **value} if defaults else dict(value)
         for name, member in nested:
             if name in value:

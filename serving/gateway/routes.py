@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from access.keys import KEYS_FORMAT, Keys
+from events.facts.models import Technical
 from events.log.record import Coordinate
 from lifecycle.facts import LifecycleFact, fact_of
 from lifecycle.model import ActiveModel, ModelFact, NoModel, evolve
@@ -45,7 +46,7 @@ def pick(weights: tuple[tuple[str, int], ...], turn: int) -> str:
 class Routes:
     """The fold: implements `events.log.fold_runner.Fold`. It never skips a fact silently."""
 
-    code_version = f"routes-7 {KEYS_FORMAT}"
+    code_version = f"routes-8 {KEYS_FORMAT}"
 
     def __init__(self) -> None:
         self.keys = Keys()
@@ -113,7 +114,8 @@ class Routes:
         head, *lines, _ = state.split(b"\n")
         count, prices_count = map(int, head.split())
         packed, priced, keys = lines[:count], lines[count : count + prices_count], lines[count + prices_count :]
-        models = {m.model: m for m in map(Model.from_json, packed)}
+        technicals = dict[str, Technical]()
+        models = {m.model: m for m in (Model.from_json(line, technicals) for line in packed)}
         self.prices, self.keys, self.models = CurrentPrices.load(priced), Keys.load(keys), models
         self._lines = dict(zip(models, packed, strict=True))
         self._moved.clear()

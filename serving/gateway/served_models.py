@@ -121,12 +121,25 @@ class Model:
     # --- snapshots
 
     def to_json(self) -> bytes:
-        return orjson.dumps({"lifecycle": self.lifecycle, "status": self.status}, default=vars)
+        return orjson.dumps({"lifecycle": self.lifecycle, "status": self.status}, default=_part_to_json)
 
     @classmethod
-    def from_json(cls, line: bytes) -> Model:
+    def from_json(cls, line: bytes, technicals: dict[str, Technical]) -> Model:
+        """`technicals`: the descriptions of the lines before, by their text. Most versions of a model have the same one: it is built once."""
         state: dict[str, Any] = orjson.loads(line)
+        for version in state["lifecycle"]["versions"].values():
+            release = version["release"]
+            text = release["technical"]
+            technical = technicals.get(text)
+            if technical is None:
+                technical = technicals[text] = trusted(Technical, orjson.loads(text))
+            release["technical"] = technical
         return cls(_lifecycle_from(state["lifecycle"]), trusted(DeploymentStatus, state["status"]))
+
+
+def _part_to_json(part: object) -> str | dict[str, Any]:
+    """A technical description is a text in the line, so that equal ones are seen before they are parsed."""
+    return orjson.dumps(part, default=vars).decode() if isinstance(part, Technical) else vars(part)
 
 
 def _interface(technical: Technical) -> Interface:

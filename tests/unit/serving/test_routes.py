@@ -19,7 +19,7 @@ from lifecycle.route import NOWHERE
 from serving.gateway.routes import Routes, pick
 from serving.gateway.routing import choose_version
 from serving.refused import Refused
-from tests.support.lifecycle_facts import MODEL, body
+from tests.support.lifecycle_facts import MEMBERS, MODEL, body
 
 M = MODEL
 AT = Coordinate("deployments", 0, 0)
@@ -170,6 +170,14 @@ def test_a_snapshot_holds_all_that_the_facts_made() -> None:
     assert (now.lifecycle, now.status, now.versions, now.route) == (was.lifecycle, was.status, was.versions, was.route)
     copy.apply("ApiKeyRevoked", {"tenant": "acme", "key_id": "k1"}, AT)
     assert len(copy.keys) == 0 and copy.keys.authenticate(b"Bearer mm_secret", 0) is KEY_REVOKED
+
+
+def test_versions_with_equal_descriptions_share_one_after_a_snapshot() -> None:
+    other = {**MEMBERS["technical"], "framework": "another"}
+    copy = Routes()
+    copy.load(b"".join(told(*LIVE, ("ModelVersionAdded", {"model_version": "1.2.0", "technical": other})).dump()))
+    first, second, third = (copy.models[M].lifecycle.versions[v].release.technical for v in ("1.0.0", "1.1.0", "1.2.0"))
+    assert first is second and first != third and third.framework == "another"
 
 
 @given(st.integers(1, 99), st.integers(0, 10**9))
