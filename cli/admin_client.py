@@ -10,7 +10,7 @@ import httpx
 import typer
 from rich.console import Console
 
-from cli.failures import failed
+from cli.failures import failed, not_available
 from events.facts.topics import TOPICS
 from events.log.record import Coordinate
 from events.process.admin_key import admin_key
@@ -41,7 +41,10 @@ def call_command_api(
         key = key_file.read_text().strip() if key_file else admin_key(settings)
     except OSError as e:
         raise typer.BadParameter(f"no admin key: {e}; name a file with --key-file") from e
-    answer = httpx.request(method, settings.commands + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    try:
+        answer = httpx.request(method, settings.commands + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    except httpx.TransportError as e:
+        raise not_available(e) from e
     if answer.is_success:
         return answer.json()
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 import typer
+from pydantic import SecretStr
 
+from cli.admin_client import call_command_api
 from cli.failures import explained_failures
 from events.log.client import LogMismatch, LogUnavailable
+from events.process.settings import Settings
 from events.schema.registry import IncompatibleSchema, RegistryUnavailable
 from projections.ingest.clickhouse import ClickHouseUnavailable
 
@@ -18,7 +20,6 @@ from projections.ingest.clickhouse import ClickHouseUnavailable
         (LogUnavailable("no [/] broker"), "not available: LogUnavailable: no [/] broker", "start the stack"),
         (RegistryUnavailable("x"), "not available: RegistryUnavailable: x", "start the stack"),
         (ClickHouseUnavailable("x"), "not available: ClickHouseUnavailable: x", "start the stack"),
-        (httpx.ConnectError("x"), "not available: ConnectError: x", "start the stack"),
         (LogMismatch("x"), "refused: x", "docs/operations.md"),
         (IncompatibleSchema("x"), "refused: x", "docs/operations.md"),
     ],
@@ -29,6 +30,13 @@ def test_a_failure_is_printed_with_what_to_do(failure: Exception, what: str, rem
     first, second = capsys.readouterr().out.splitlines()
     assert (ended.value.exit_code, first) == (2, what)
     assert second.startswith(f"what to do: {remedy}")
+
+
+def test_a_command_api_that_does_not_answer_is_a_failure_like_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(command_url="http://127.0.0.1:9", admin_key=SecretStr("mm_x"))
+    with pytest.raises(typer.Exit) as ended:
+        call_command_api(settings, None, "GET", "/v1/tenants/t")
+    assert ended.value.exit_code == 2 and capsys.readouterr().out.startswith("not available: ConnectError: ")
 
 
 def test_our_own_mistake_is_not_hidden_by_a_sentence() -> None:
