@@ -13,6 +13,7 @@ from events.process.settings import Settings
 from events.schema.codec import Codec
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
+from tests.support.reaper import start_reaper
 from tests.support.stacks import running_stack
 from tests.support.todays_codec import todays_codec
 
@@ -30,7 +31,9 @@ hypothesis.settings.load_profile("no-deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long rows first."""
+    """Long rows first. Whoever runs tests that start processes has them ended, too, when a time-out ends the whole run."""
+    if any(not item.nodeid.startswith(PURE) for item in items):
+        start_reaper()
     items.sort(key=lambda item: ROWS.get(_row(item.nodeid), len(ROWS)))
 
 
@@ -47,6 +50,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return Rows(config, log)
 
 
+PURE = ("tests/unit/", "tests/tidy/")
+"""Tests that start no process, or one that they end themselves."""
 ROWS = {"gateway": 0, "stacks": 1, "tables": 2}
 """In the order in which they begin; quick tests come after them."""
 _ROW_OF = {

@@ -20,7 +20,13 @@ def marked(mark: str, *also: str) -> set[int]:
     """Ids of all processes that carry this stack's mark, and of all that descend from one; never this process or its ancestors.
 
     `also` narrows it to those with further `NAME=value` pairs in their environment."""
-    wanted = {pair.encode() for pair in (f"{MARK_VARIABLE}={mark}", *also)}
+    return carriers(f"{MARK_VARIABLE}={mark}", *also)
+
+
+def carriers(*pairs: str) -> set[int]:
+    """Ids of all processes that were started with these `NAME=value` pairs in their environment, and of all that descend from one; never
+    this process or its ancestors."""
+    wanted = {pair.encode() for pair in pairs}
     children: dict[int, list[int]] = {}
     found: set[int] = set()
     for pid in pids():
@@ -117,11 +123,16 @@ def uptime_s(pid: int) -> int:
 
 
 def end_all(mark: str, *also: str, gently_s: float) -> set[int]:
-    """End all marked processes: SIGTERM, after `gently_s` SIGKILL. Repeats, since a dying parent may still start a child. Returns survivors."""
+    """End all marked processes, as `end_carriers` does. Returns survivors."""
+    return end_carriers(f"{MARK_VARIABLE}={mark}", *also, gently_s=gently_s)
+
+
+def end_carriers(*pairs: str, gently_s: float) -> set[int]:
+    """End all `carriers`: SIGTERM, after `gently_s` SIGKILL. Repeats, since a dying parent may still start a child. Returns survivors."""
     signalled: set[int] = set()
     gently_until = time.monotonic() + gently_s
     give_up = gently_until + KILL_S_MAX
-    while (left := {pid for pid in marked(mark, *also) if alive(pid)}) and time.monotonic() < give_up:
+    while (left := {pid for pid in carriers(*pairs) if alive(pid)}) and time.monotonic() < give_up:
         if time.monotonic() < gently_until:
             send(left - signalled, signal.SIGTERM)
             signalled |= left
