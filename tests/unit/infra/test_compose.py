@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from events.process.settings import Settings
+from infra.install import LOCK, UV_LOCK, python_install
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ROOT / "infra" / "docker-compose.yml"
@@ -91,6 +92,17 @@ def test_every_module_a_service_runs_is_in_the_tree_and_in_the_image(name: str) 
     for module in modules_of(SERVICES[name]):
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
         assert module.partition(".")[0] in copied
+
+
+def test_the_image_installs_its_packages_as_set_up_does() -> None:
+    """pip fetches the pinned uv, uv the pinned rest; whatever comes has one of the listed hashes."""
+    image = (ROOT / "infra" / "Dockerfile").read_text().replace("\\\n", " ")
+    assert f"COPY {UV_LOCK.relative_to(ROOT)} {LOCK.relative_to(ROOT)} ./" in image
+    installs = [line.split() for line in re.split(r"&&|\n", image) if re.search(r"\bpip (install|sync)\b", line)]
+    by_pip, by_uv = installs
+    assert {"-r", UV_LOCK.name, "--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(by_pip)
+    assert [option for option in python_install("uv")[1:-2] if option not in by_uv] == []
+    assert by_uv[0].endswith("/uv") and by_uv[-1] == LOCK.name
 
 
 def test_no_secret_stands_in_the_file() -> None:
