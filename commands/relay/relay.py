@@ -40,6 +40,8 @@ IDLE_S = 0.02
 HEARTBEAT_S = 1.0
 HEARTBEAT_S_MIN = 0.05
 """Not more than 20 heartbeats a second, however small the batches."""
+INTRODUCED_S_MAX = 3600.0
+"""How long a partition that got no record remembers this producer. Kafka's own bound (`producer.id.expiration.ms`) is a day."""
 UNACKNOWLEDGED_S_MAX = 5.0
 """Waiting longer than this for Kafka shows as not ready."""
 WAIT_S = 0.5
@@ -74,6 +76,8 @@ class Relay:
 
     def __init__(self, settings: Settings, store: Store, stop: threading.Event, check_lock: Callable[[], None] = lambda: None) -> None:
         self._settings, self._store, self._stop, self._check_lock = settings, store, stop, check_lock
+        self._acknowledged: dict[TP, float] = {}
+        """When each partition last acknowledged a record of this relay, by the monotonic clock."""
         self.progress = Progress()
 
     def run(self) -> None:
@@ -133,9 +137,13 @@ class Relay:
                 self._stop.wait(IDLE_S)
 
     def _send(self, writer: Writer, generation: StoreGeneration, events: list[Event]) -> None:
-        """Sends a batch and waits until all of it is acknowledged. Only then the position moves."""
+        """Sends a batch and waits until all of it is acknowledged. Only then the position moves.
+
+        The first record to a partition is acknowledged before another follows it. A partition that knows nothing of a producer takes any
+        sequence number from it: were the first refused, the second, already on its way, would be written behind a gap (K4).
+        """
         heads = dict(self.progress.sent)
-        futures: list[Future[Coordinate]] = []
+        futures: dict[Future[Coordinate], TP] = {}
         for event in events:
             if event.name == ANSWER_EVENT:
                 continue
@@ -145,18 +153,27 @@ class Relay:
                 continue  # it is on the log: sent by the relay before this one, and maybe not yet in a heartbeat
             chain_position = ChainPosition(generation.store, event.position, heads[tp])
             headers = {**stored.headers, **chain_position.headers}
-            futures.append(writer.append(stored.topic, stored.key, stored.frame, headers, stored.partition))
-            heads[tp] = event.position
+            future = writer.append(stored.topic, stored.key, stored.frame, headers, stored.partition)
+            heads[tp], futures[future] = event.position, tp
+            if not self._introduced(tp):
+                self._await(writer, {future: tp}, event.position)
+                if self._stop.is_set():
+                    return
         self._await(writer, futures, events[-1].position)
         if not self._stop.is_set():
             self.progress.sent, self.progress.position = heads, events[-1].position
 
-    def _await(self, writer: Writer, futures: list[Future[Coordinate]], newest: int) -> None:
+    def _introduced(self, tp: TP) -> bool:
+        at = self._acknowledged.get(tp)
+        return at is not None and time.monotonic() - at < INTRODUCED_S_MAX
+
+    def _await(self, writer: Writer, futures: Mapping[Future[Coordinate], TP], newest: int) -> None:
         pending = set(futures)
         while pending and not self._stop.is_set():
             done, pending = wait(pending, WAIT_S, FIRST_EXCEPTION)
             for future in done:
                 future.result()  # LogBroken: the first delivery error ends the relay
+                self._acknowledged[futures[future]] = time.monotonic()
             self.progress.newest, self.progress.oldest_wait_s = max(self.progress.newest, newest), writer.oldest_wait_s()
             if pending:
                 self._check_lock()

@@ -103,7 +103,7 @@ class Writer:
             "acks": "all",
             "partitioner": PARTITIONER,
             "linger.ms": linger_ms,
-            "message.timeout.ms": 0,
+            "message.timeout.ms": 0,  # never: a record that times out is not covered by the gapless guarantee
             # One small record must not wait for company in the socket: alone it is acknowledged in half a millisecond, not in three.
             "socket.nagle.disable": True,
             "message.max.bytes": RECORD_BYTES_MAX,
@@ -111,8 +111,9 @@ class Writer:
             "error_cb": self._on_error,
             **(extra or {}),
         }
-        if config["partitioner"] != PARTITIONER or not config["enable.idempotence"] or "transactional.id" in config:
-            raise LogMismatch(f"a producer of this log is idempotent, uses {PARTITIONER} and no transactions")
+        gapless = config["enable.idempotence"] and config["enable.gapless.guarantee"] and config["message.timeout.ms"] == 0
+        if config["partitioner"] != PARTITIONER or not gapless or "transactional.id" in config:
+            raise LogMismatch(f"a producer of this log is gapless, gives up on no record, uses {PARTITIONER} and no transactions")
         self._producer = ck.Producer(config, logger=_client_log)
         self._open = True
         self._thread = threading.Thread(target=self._run, name=f"log-writer-{client_id}", daemon=True)

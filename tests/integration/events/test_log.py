@@ -132,10 +132,20 @@ def test_our_partitioner_is_librdkafkas(log: Stack) -> None:
     writer.close()
 
 
-def test_another_partitioner_or_a_transaction_is_refused(log: Stack) -> None:
-    for extra in ({"partitioner": "consistent_random"}, {"transactional.id": "x"}, {"enable.idempotence": False}):
-        with pytest.raises(LogMismatch):
-            Writer(log.settings, "test", extra=extra)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"partitioner": "consistent_random"},
+        {"transactional.id": "x"},
+        {"enable.idempotence": False},
+        {"enable.gapless.guarantee": False},
+        {"message.timeout.ms": 500},
+    ],
+    ids=str,
+)
+def test_a_producer_that_could_leave_a_gap_is_refused(log: Stack, extra: dict[str, Any]) -> None:
+    with pytest.raises(LogMismatch):
+        Writer(log.settings, "test", extra=extra)
 
 
 def test_a_log_with_another_number_of_partitions_is_refused(kafka: Stack) -> None:
