@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 from infra.clickhouse_local import statements
 from infra.clickhouse_local.fences import BadFence, Fenced
-from infra.clickhouse_local.request_bodies import DECODED_BYTES_MAX, BadBody, BodyTooLarge, decoded
+from infra.clickhouse_local.request_bodies import DECODED_BYTES_MAX, BadBody, BodyTooLarge, decoded, form_fields
 from infra.clickhouse_local.statements import BadStatement
 
 BODY_BYTES_MAX = 256 << 20
@@ -138,7 +138,10 @@ class Application:
         except TimeoutError:
             raise _Refused(503, 202, "Code: 202. DB::Exception: Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)") from None
         try:
-            job = _job(await _body(receive, headers), headers, query, scope["method"])
+            body = await _body(receive, headers)
+            if headers.get("content-type", "").lower().startswith("multipart/form-data"):
+                query, body = query | form_fields(body, headers["content-type"]), []
+            job = _job(body, headers, query, scope["method"])
             if isinstance(job, bytes):
                 await _reply(send, 200, job, {})
                 return

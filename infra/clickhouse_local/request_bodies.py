@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from email.parser import BytesParser
+from email.policy import HTTP
+from typing import Any, cast
 
 import lz4.frame
 import zstandard
 
 DECODED_BYTES_MAX = 512 << 20
 """Largest body after decompression: ten times the largest insert of our own."""
+FORM_BYTES_MAX, FORM_FIELDS_MAX = 1 << 20, 256
+"""Bounds of a statement that comes as a form. A client takes one when its parameters are too long for a URL."""
 _PIECE = 1 << 20
 _IOVECS = 512
 
@@ -39,6 +43,25 @@ def decoded(body: Sequence[bytes], encoding: str) -> Iterator[bytes]:
             raise BadBody(f"Content-Encoding {encoding[:32]!r} is not one of gzip, deflate, zstd, lz4")
     except (zlib.error, zstandard.ZstdError, RuntimeError, EOFError) as e:
         raise BadBody(f"the body is not {encoding}: {e}") from e
+
+
+def form_fields(body: Sequence[bytes], content_type: str) -> dict[str, str]:
+    """The fields of a `multipart/form-data` body (RFC 7578): `query`, `param_x`, … Files are refused. Raises BadBody, BodyTooLarge."""
+    if sum(map(len, body)) > FORM_BYTES_MAX:
+        raise BodyTooLarge(f"a form of more than {FORM_BYTES_MAX} bytes")
+    header = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
+    message = BytesParser(policy=HTTP).parsebytes(header + b"".join(body))
+    parts = list(message.iter_parts()) if message.is_multipart() else []
+    if not parts or len(parts) > FORM_FIELDS_MAX or message.defects:
+        raise BadBody(f"the form cannot be read, or has no field or more than {FORM_FIELDS_MAX}")
+    fields = dict[str, str]()
+    for part in parts:
+        name = part.get_param("name", header="content-disposition")
+        if not isinstance(name, str) or part.get_filename() is not None:
+            raise BadBody("a form has fields with names and no files; external data is not supported here")
+        value = part.get_payload(decode=True)
+        fields[name] = cast(bytes, value).decode("utf-8", "replace")
+    return fields
 
 
 def in_memory(pieces: Iterator[bytes]) -> tuple[int, int]:
@@ -127,4 +150,4 @@ def _frames(body: Sequence[bytes], new: Any) -> Iterator[bytes]:
         raise EOFError("it ends in the middle of a frame")
 
 
-__all__ = ["DECODED_BYTES_MAX", "BadBody", "BodyTooLarge", "decoded", "in_memory"]
+__all__ = ["DECODED_BYTES_MAX", "BadBody", "BodyTooLarge", "decoded", "form_fields", "in_memory"]

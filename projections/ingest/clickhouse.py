@@ -1,34 +1,37 @@
-"""ClickHouse over HTTP, for our own processes: select, command, insert. The only client in the rooms; other programs use theirs.
+"""ClickHouse for our own processes: select, command, insert, each by clickhouse-connect. Nothing else in the rooms imports it.
 
-Why not `clickhouse-connect`: a query of one row costs it more than twice the processor time, the first query of a process ten times
-(figures in the room's README, Decisions); and inserts need a membership check before each attempt (K8), which `before_try` is.
-Only the local engine knows fences (K8), which `fences` says.
+Added to the library: statements are repeated with patience while nobody answers, `before_try` runs before every attempt (K8), and the
+fence of the local engine (K8), which `fences` says. The library's own retries are off.
 """
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 import logging
-import re
-import select
-import ssl
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
-from urllib.parse import urlencode, urlsplit
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import orjson
 
 from events.process.settings import Settings
 
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.httpclient import HttpClient
+    from urllib3 import PoolManager
+
 logger = logging.getLogger(__name__)
 ANSWER_S_MAX = 60.0
-"""Longest one request may take; the engine ends its statements earlier."""
+"""Longest silence within one request; the engine ends its statements earlier."""
+CONNECTIONS_MAX = 64
+"""Connections kept open; more threads than that open theirs for one statement."""
+ERROR_CHARACTERS_MAX = 2000
 _BREATH_S = 0.1
+T = TypeVar("T")
 
 
 class ClickHouseError(Exception):
@@ -43,14 +46,8 @@ class ClickHouseUnavailable(Exception):
     """No answer in time. Transient: nothing is known of the statement's fate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    body: bytes
-    written_rows: int
-
-
 class ClickHouse:
-    """Threads share one; each has its own connection. What may be said twice is tried again for `patience_s`, while nobody answers.
+    """Threads share one. What may be repeated is tried again for `patience_s`, while nobody answers.
     `before_try` runs before each attempt: a writer that may have lost its right to write ends there (K8)."""
 
     def __init__(
@@ -62,46 +59,35 @@ class ClickHouse:
         answer_s_max: float = ANSWER_S_MAX,
         before_try: Callable[[], None] = lambda: None,
     ) -> None:
-        url = urlsplit(settings.clickhouse)
-        self._secure, self._host = url.scheme == "https", url.hostname or "127.0.0.1"
-        self._port, self._path = url.port or (8443 if self._secure else 8123), url.path or "/"
+        self._settings = settings
         self.database = database or settings.clickhouse_database
         self.patience_s, self._answer_s_max, self._before_try = patience_s, answer_s_max, before_try
-        credentials = f"{settings.clickhouse_user}:{settings.clickhouse_password.get_secret_value()}"
-        self._headers = (
-            {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
-            if settings.clickhouse_password.get_secret_value()
-            else {}
-        )
-        if not self._headers and settings.clickhouse_user != "default":
-            self._headers = {"X-ClickHouse-User": settings.clickhouse_user}
-        self._local = threading.local()
-        self._fences: bool | None = None
+        self._local, self._guard = threading.local(), threading.Lock()
+        self._client: HttpClient | None = None
 
-    @property
+    @cached_property
     def fences(self) -> bool:
         """True when the server shuts out older owners itself."""
-        if self._fences is None:
-            response = self._patiently(lambda: self._once("GET", "/ping", None))
-            self._fences = response[2].get("x-modelmarket-fences") == "1"
-        return self._fences
+        return self._patiently(self._ping).get("x-modelmarket-fences") == "1"
 
     @property
     def tries(self) -> int:
-        """How often this thread's last statement was said: more than once, and an earlier saying may have been taken."""
+        """How often this thread's last statement was sent: more than once, and an earlier sending may have been taken."""
         return int(getattr(self._local, "tries", 0))
 
     def command(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
     ) -> None:
         """DDL and the like. Repeated when the connection breaks: it must bear that (IF NOT EXISTS)."""
-        self._run(sql, params, settings, fence)
+        arguments = self._arguments(settings, fence)
+        self._run(lambda client: client.command(sql, dict(params or {}), settings=arguments))
 
     def raw(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
     ) -> bytes:
         """The answer as ClickHouse wrote it; name a FORMAT."""
-        return self._run(sql, params, settings, fence).body
+        arguments = self._arguments(settings, fence)
+        return self._run(lambda client: client.raw_query(sql, dict(params or {}), arguments))
 
     def rows(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
@@ -109,8 +95,7 @@ class ClickHouse:
         """Rows as dicts; 64-bit integers are ints, Decimals and dates text, bytes that are no text are
         replaced (take `hex`). Bound the result with LIMIT."""
         quote = {"output_format_json_quote_64bit_integers": 0, "output_format_json_validate_utf8": 1, **(settings or {})}
-        body = self._run(sql + "\nFORMAT JSONEachRow", params, quote, fence).body
-        return [orjson.loads(line) for line in body.splitlines()]
+        return [orjson.loads(line) for line in self.raw(sql + "\nFORMAT JSONEachRow", params, quote, fence).splitlines()]
 
     def value(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
@@ -122,11 +107,17 @@ class ClickHouse:
     def insert(
         self, sql: str, body: bytes | Sequence[bytes], settings: Mapping[str, object] | None = None, fence: str = "", token: str = ""
     ) -> int:
-        """`INSERT … FORMAT x` and its rows; returns how many were written. With a `token` a broken connection is tried again: the
+        """`INSERT INTO … FORMAT x` and its rows; returns how many were written. With a `token` a broken connection is tried again: the
         server takes the same token once. Raises ClickHouseError, ClickHouseUnavailable."""
         data = body if isinstance(body, bytes) else b"".join(body)
-        arguments = dict(settings or {}) | ({"insert_deduplication_token": token} if token else {})
-        return self._run(sql, None, arguments, fence, data, again=bool(token)).written_rows
+        arguments = self._arguments(dict(settings or {}) | ({"insert_deduplication_token": token} if token else {}), fence)
+        # The library puts `INSERT INTO` and `FORMAT` around what it is given, unquoted, so that takes columns and an input(…) too.
+        what, _, form = sql.removeprefix("INSERT INTO ").rpartition(" FORMAT ")
+        length = {"Content-Length": str(len(data))}
+        done = self._run(
+            lambda c: c.raw_insert(what, None, _unrepeatable(data), arguments, form, transport_settings=length), again=bool(token)
+        )
+        return done.written_rows
 
     def insert_rows(self, table: str, rows: Sequence[Mapping[str, object]], fence: str = "", token: str = "") -> int:
         """A few rows from Python values (JSONEachRow); missing columns take their default."""
@@ -134,101 +125,99 @@ class ClickHouse:
         return self.insert(f"INSERT INTO {table} FORMAT JSONEachRow", lines, {"date_time_input_format": "best_effort"}, fence, token)
 
     def close(self) -> None:
-        """This thread's connection."""
-        self._drop()
+        """The connections that are idle."""
+        if self._client is not None:
+            self._client.close_connections()
 
-    # --- one request
+    # --- one statement
 
-    def _run(
-        self,
-        sql: str,
-        params: Mapping[str, object] | None,
-        settings: Mapping[str, object] | None,
-        fence: str,
-        data: bytes | None = None,
-        again: bool = True,
-    ) -> Answer:
-        arguments: dict[str, str] = {"database": self.database}
-        arguments |= {f"param_{k}": _parameter(v) for k, v in (params or {}).items()}
-        arguments |= {k: _text(v) for k, v in (settings or {}).items()}
-        if fence and self.fences:
-            arguments["fence"] = fence
-        if data is None:
-            body = sql.encode()
-        else:
-            arguments["query"], body = sql, data
-        target = self._path + "?" + urlencode(arguments)
-        status, answer, headers = self._patiently(lambda: self._once("POST", target, body), again)
-        if status != 200:
-            text = answer.decode("utf-8", "replace")
-            code = headers.get("x-clickhouse-exception-code") or (re.search(r"Code: (\d+)", text) or [0, 0])[1]
-            if status == 503:
-                raise ClickHouseUnavailable(text[:500])
-            raise ClickHouseError(int(code), text[:2000])
-        summary = json.loads(headers.get("x-clickhouse-summary", "{}"))
-        return Answer(answer, int(summary.get("written_rows", 0)))
+    def _arguments(self, settings: Mapping[str, object] | None, fence: str) -> dict[str, Any]:
+        return {**(settings or {}), **({"fence": fence} if fence and self.fences else {})}
 
-    def _patiently(self, call: Any, again: bool = True) -> tuple[int, bytes, dict[str, str]]:
+    def _run(self, statement: Callable[[HttpClient], T], again: bool = True) -> T:
+        client = self._patiently(self._connected)
+        return self._patiently(lambda: statement(client), again)
+
+    def _patiently(self, call: Callable[[], T], again: bool = True) -> T:
+        from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+        from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+
         end, self._local.tries = time.monotonic() + self.patience_s, 0
         while True:
-            self._before_try()
-            self._local.tries += 1
             try:
                 return call()
-            except (OSError, http.client.HTTPException) as e:
-                self._drop()
-                refused = isinstance(e, ConnectionRefusedError)  # never reached anybody
-                if time.monotonic() > end or not (again or refused):
-                    raise ClickHouseUnavailable(f"{self._host}:{self._port}: {type(e).__name__}: {e}") from e
+            except (OperationalError, HTTPError) as e:  # no answer; or 429, 503, 504: too busy for one
+                cause = e.__cause__ if isinstance(e, OperationalError) else e
+                never_sent = isinstance(cause, (NewConnectionError, ConnectTimeoutError))
+                if cause is None or time.monotonic() > end or not (again or never_sent):
+                    raise ClickHouseUnavailable(str(e)[:ERROR_CHARACTERS_MAX]) from e
                 time.sleep(_BREATH_S)
+            except DatabaseError as e:
+                raise ClickHouseError(e.code or 0, str(e)) from e
 
-    def _once(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes, dict[str, str]]:
-        connection = self._connection()
-        connection.request(method, target, body, self._headers)
-        response = connection.getresponse()
-        answer = response.read()
-        return response.status, answer, {k.lower(): v for k, v in response.getheaders()}
+    def _connected(self) -> HttpClient:
+        if self._client is None:
+            client = self._new_client()
+            with self._guard:  # of two threads that connect at once, both use the first one's
+                self._client = self._client or client
+        return self._client
 
-    def _connection(self) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is not None and connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
-            self._drop()  # readable without a question: the server closed it while it was idle
-            connection = None
-        if connection is None:
-            if self._secure:
-                connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=self._answer_s_max, context=ssl.create_default_context()
-                )
-            else:
-                connection = http.client.HTTPConnection(self._host, self._port, timeout=self._answer_s_max)
-            connection.blocksize = 1 << 20
-            self._local.connection = connection
-        return connection
+    def _new_client(self) -> HttpClient:
+        """The library's client; it asks the server for its version and settings. Imported here: that costs 0.4 s of processor time,
+        which a process that never asks ClickHouse does not pay."""
+        from clickhouse_connect import common
+        from clickhouse_connect.driver.httpclient import HttpClient
+        from urllib3 import Timeout
 
-    def _drop(self) -> None:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        common.set_setting("max_error_size", ERROR_CHARACTERS_MAX)
+        common.set_setting("send_os_user", False)
+        logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)  # it warns at each attempt; we raise the last one
+        url, secure = urlsplit(self._settings.clickhouse), self._settings.clickhouse.startswith("https:")
+        client = HttpClient(
+            "https" if secure else "http",
+            url.hostname or "127.0.0.1",
+            url.port or (8443 if secure else 8123),
+            self._settings.clickhouse_user,
+            self._settings.clickhouse_password.get_secret_value(),
+            self.database,
+            proxy_path=url.path,
+            compress=False,
+            query_retries=0,
+            connect_timeout=math.ceil(self._answer_s_max),
+            send_receive_timeout=math.ceil(self._answer_s_max),
+            show_clickhouse_errors="scrub",
+            autogenerate_session_id=False,  # one statement at a time would run in a session
+            autogenerate_query_id=False,
+            client_name="modelmarket",
+            pool_mgr=self._new_pool(),
+        )
+        client.timeout = Timeout(self._answer_s_max)  # the constructor takes whole seconds only
+        return client
+
+    def _new_pool(self) -> PoolManager:
+        from urllib3 import PoolManager
+
+        attempt = self._attempt
+
+        class Pool(PoolManager):
+            """Every attempt passes here, also one that the library makes by itself."""
+
+            def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:
+                return attempt(url, lambda: super(Pool, self).urlopen(method, url, redirect=False, **{**kw, "retries": False}))
+
+        return Pool(maxsize=CONNECTIONS_MAX)
+
+    def _attempt(self, url: str, send: Callable[[], Any]) -> Any:
+        """`url` with the arguments of the statement."""
+        self._before_try()
+        self._local.tries = self.tries + 1
+        return send()
+
+    def _ping(self) -> Mapping[str, str]:
+        client = self._connected()
+        return client.http.request("GET", f"{client.url}/ping", timeout=self._answer_s_max).headers
 
 
-def _text(value: object) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
-
-
-_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f", "\0": "\\0"}
-
-
-def _parameter(value: object) -> str:
-    """A query parameter's text: scalars escaped as in TSV, lists as array literals."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_element(v) for v in cast(Sequence[object], value)) + "]"
-    return "".join(_ESCAPES.get(c, c) for c in str(value))
-
-
-def _element(value: object) -> str:
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t") + "'"
-    return _parameter(value)
+def _unrepeatable(data: bytes) -> Generator[bytes, None, None]:
+    """The library itself repeats an insert whose connection broke when it has bytes, and not when it has a generator."""
+    yield data

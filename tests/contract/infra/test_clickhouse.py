@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
+import select
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,8 @@ import pytest
 import zstandard
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from projections.ingest.clickhouse import ClickHouse, ClickHouseError
+from events.process.settings import Settings
+from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from tests.support.clickhouse_process import ClickHouseProcess
 
 ROWS = 200_000
@@ -283,6 +288,115 @@ def test_our_client_binds_parameters_safely(ours: ClickHouse) -> None:
     assert ours.rows(
         "SELECT {s:String} AS s, {a:Array(String)} AS a, {n:UInt64} AS n", {"s": hostile, "a": [hostile, "b"], "n": 2**63}
     ) == [{"s": hostile, "a": [hostile, "b"], "n": 2**63}]
+
+
+def test_parameters_too_long_for_a_url_arrive_as_a_form(ours: ClickHouse) -> None:
+    hostile = "it's \\ \t \r\n\r\n--x; DROP --é"
+    row = ours.rows("SELECT arraySum({a:Array(Int64)}) AS a, {s:String} AS s", {"a": list(range(10_000)), "s": hostile})
+    assert row == [{"a": 49_995_000, "s": hostile}]
+
+
+def test_a_form_with_a_file_or_without_a_field_is_refused(engine: ClickHouseProcess) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    file = b'--b\r\nContent-Disposition: form-data; name="t"; filename="t"\r\n\r\n1\r\n--b--\r\n'
+    for body in (file, b"SELECT 1", b"--b", b"--b--\r\n"):
+        assert post(engine, body, kind, query="SELECT 1")[0] == 400
+    assert post(engine, bytes(2 << 20), kind, query="SELECT 1")[0] == 413
+
+
+class BreaksConnections:
+    """Between a client and the engine: resets a connection when the engine has begun to answer a statement with MARKED in it."""
+
+    def __init__(self, port: int, times: int) -> None:
+        self._port, self._times, self.arrived = port, times, 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._relay, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._port)) as server, contextlib.suppress(OSError):
+            breaks = False
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    piece = ready.recv(1 << 16)
+                    if not piece:
+                        return
+                    if ready is client and b"MARKED" in piece:
+                        self.arrived += 1
+                        breaks = self.arrived <= self._times
+                    if ready is server and breaks:
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        return
+                    (server if ready is client else client).sendall(piece)
+
+
+@pytest.fixture
+def broken(engine: ClickHouseProcess) -> Iterator[Callable[[int], BreaksConnections]]:
+    made = list[BreaksConnections]()
+
+    def new(times: int) -> BreaksConnections:
+        made.append(BreaksConnections(engine.port, times))
+        return made[-1]
+
+    yield new
+    for proxy in made:
+        proxy.close()
+
+
+def through(proxy: BreaksConnections, before_try: Callable[[], None] = lambda: None) -> ClickHouse:
+    settings = Settings.model_validate({"clickhouse_url": f"http://127.0.0.1:{proxy.port}"})
+    return ClickHouse(settings, patience_s=10, before_try=before_try)
+
+
+def test_an_insert_without_a_token_is_sent_once_whatever_becomes_of_it(
+    ours: ClickHouse, broken: Callable[[int], BreaksConnections]
+) -> None:
+    ours.command("CREATE TABLE sent_once (a UInt64, s String) ENGINE MergeTree ORDER BY a")
+    proxy = broken(1)
+    with pytest.raises(ClickHouseUnavailable):
+        through(proxy).insert("INSERT INTO sent_once FORMAT CSV", b"1,MARKED\n")
+    assert proxy.arrived == 1
+    assert ours.value("SELECT count() FROM sent_once") == 1
+
+
+def test_an_insert_with_a_token_is_sent_again_and_each_time_asks_whether_it_may(
+    ours: ClickHouse, broken: Callable[[int], BreaksConnections]
+) -> None:
+    ours.command(
+        "CREATE TABLE sent_again (a UInt64, s String) ENGINE MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window=1000"
+    )
+    proxy, asked = broken(2), list[int]()
+    client = through(proxy, lambda: asked.append(proxy.arrived))
+    client.insert("INSERT INTO sent_again FORMAT CSV", b"1,MARKED\n", token="t-again")
+    assert (proxy.arrived, client.tries, asked[-3:]) == (3, 3, [0, 1, 2])
+    assert ours.value("SELECT count() FROM sent_again") == 1
+
+
+class NoMember(Exception):
+    pass
+
+
+def test_who_lost_its_right_to_write_sends_nothing_again(ours: ClickHouse, broken: Callable[[int], BreaksConnections]) -> None:
+    ours.command("CREATE TABLE lost (a UInt64, s String) ENGINE MergeTree ORDER BY a")
+    proxy = broken(9)
+
+    def ensure_member() -> None:
+        if proxy.arrived:
+            raise NoMember
+
+    for statement in ("INSERT INTO lost SELECT 1, 'MARKED'", "SELECT 'MARKED'"):
+        proxy.arrived = 0
+        with pytest.raises(NoMember):
+            through(proxy, ensure_member).command(statement)
+        assert proxy.arrived == 1
 
 
 def test_a_second_engine_on_the_same_folder_is_refused(engine: ClickHouseProcess) -> None:

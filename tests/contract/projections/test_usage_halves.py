@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
+from urllib3.exceptions import ProtocolError
 
 from events.facts.usage import InvocationRefused
 from events.log.client import Reader
@@ -122,15 +123,15 @@ class Forgetful(ClickHouse):
         super().__init__(engine.settings)
         self._other, self._table, self._breaks, self._broken = ClickHouse(engine.settings), table, breaks, False
 
-    def _once(self, method: str, target: str, body: bytes | None) -> tuple[int, bytes, dict[str, str]]:
-        done = super()._once(method, target, body)
-        if "insert_deduplication_token" in target and not self._broken:
+    def _attempt(self, url: str, send: Callable[[], Any]) -> Any:
+        done = super()._attempt(url, send)
+        if "insert_deduplication_token" in url and not self._broken:
             self._broken = True
             self._other.command(
                 f"ALTER TABLE {self._table} DELETE WHERE kafka_partition = 1 AND kafka_offset != 5", settings={"mutations_sync": 2}
             )
             if self._breaks == "connection":
-                raise ConnectionResetError("after the server had it")
+                raise ProtocolError("after the server had it", ConnectionResetError())
             raise ClickHouseError(159, "Timeout exceeded")
         return done
 
