@@ -5,7 +5,7 @@ CHAOS ?=
 PY := .venv/bin/python
 STATIC_CHECKS := check-format check-lint check-imports check-types
 INSTALL = command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name it: make PYTHON=/path/to/python3.11"; \
-	exit 1; }; $(PYTHON) infra/install.py
+	exit 1; }; $(PYTHON) infra/install.py $(if $(filter file,$(origin PYTHON)),--any-python)
 # All at once, all to their end, the output of each in one piece.
 SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs --keep-going --output-sync=target
 

@@ -39,6 +39,9 @@ DEFAULTS = {
 """Bounds of one statement where the client names none."""
 CONNECTIONS_MAX, KEEP_ALIVE_S, GRACE_S = 512, 75, 10
 
+NOT_TEXT = "Code: 117. DB::Exception: the engine's message quotes data that is no text, so Python has lost it (INCORRECT_DATA)"
+"""Instead of an empty message: before 3.11.4 Python drops one that is not UTF-8."""
+
 
 class ChdbEngine:
     """Runs statements on the folder. `await run(job)`; close() when nothing runs any more."""
@@ -101,7 +104,7 @@ class ChdbEngine:
         except UnicodeDecodeError as e:  # the message quotes data that is no text
             raise EngineError(e.object.decode("utf-8", "replace")) from e
         except Exception as e:  # chdb.ChdbError, which is imported only here; whatever it is, the client gets it as an answer
-            raise EngineError(str(e)) from e
+            raise EngineError(str(e) or NOT_TEXT) from e
 
 
 def _own(path: Path) -> FileLock:

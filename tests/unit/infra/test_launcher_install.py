@@ -245,3 +245,23 @@ def test_set_up_needs_nothing_but_the_standard_library() -> None:
 def test_no_address_stands_in_a_lock() -> None:
     for lock in (ROOT / "requirements.lock", install.UV_LOCK):
         assert "://" not in lock.read_text()
+
+
+@pytest.mark.parametrize(
+    ("answer", "taken"),
+    [("echo 0.000001", True), ("echo 1000", False), ("echo no number", False), ("exit 1", False)],
+    ids=["faster", "slower", "answers something else", "no Python 3.11"],
+)
+def test_where_no_python_is_named_a_clearly_faster_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str, taken: bool
+) -> None:
+    other = tmp_path / "python3.11"
+    other.write_text(f"#!/bin/sh\n{answer}\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    real = install.compile_s
+    monkeypatch.setattr(
+        install, "compile_s", lambda python: real(python) if python == str(other) else 0.002
+    )  # others of this machine: alike
+    assert (install.fastest_python() == str(other)) is taken
+    assert ("is faster here than" in capsys.readouterr().out) is taken
