@@ -147,7 +147,7 @@ def compile_s(python: str) -> float:
     try:
         answer = subprocess.run([python, "-c", program], check=False, capture_output=True, text=True, timeout=ANSWER_S_MAX)
         return float(answer.stdout) if answer.returncode == 0 else math.inf
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired, ValueError):
         return math.inf
 
 
