@@ -51,7 +51,7 @@ class Bills:
         call = self._app.authorize(request, "admin")
         tenant = existing_tenant(self._app, name)
         try:
-            start, end = period_bounds(period, tenant.timezone)
+            start, end = period_bounds(period, tenant.terms.timezone)
         except InvalidPeriod as e:
             return rejected_answer(invalid("period_malformed", str(e), "period", "write YYYY-MM or YYYY-MM-DD"), call.headers)
         return self._app.run(call, FIX_CUT, name, self._cut(tenant, period, start, end))
@@ -74,9 +74,9 @@ class Bills:
             self._app.store.last_position(),
             ends["producers", 0],
             RATING_VERSION,
-            tenant.price_book,
-            tenant.currency,
-            book_currency(self._app.aggregates, tenant.price_book),
+            tenant.terms.price_book,
+            tenant.terms.currency,
+            book_currency(self._app.aggregates, tenant.terms.price_book),
         )
 
 

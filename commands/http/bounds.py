@@ -9,9 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from events.facts.fact import INT64_MAX
 
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Reason = Annotated[str, Field(min_length=1, max_length=1000)]
-Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 HEX_256 = r"^[0-9a-f]{64}$"
 REASON_CHARS_MAX = 1000
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from commands.http.bounds import Reason, RequestBody, Slug
+from commands.http.bounds import Reason, RequestBody
 from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion
 from commands.models.semver import TEXT_MAX, parse
-from events.facts.fact import ModelId, TenantId, UserId
+from events.facts.fact import ModelId, Slug, TenantId, UserId
 from events.facts.models import ModelName, Registration, Review, VersionContent
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from commands.http.bounds import Currency, RequestBody
+from commands.http.bounds import RequestBody
 from commands.prices.decide import PublishPriceBook
-from events.facts.fact import DEFAULT_CURRENCY, INT64_MAX, BookId, Line
+from events.facts.fact import DEFAULT_CURRENCY, INT64_MAX, BookId, Currency, Line
 from events.facts.meters import READINGS, Meter
 from events.facts.prices import Price
 

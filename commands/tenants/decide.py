@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from commands.tenants.state import NoTenant, TenantFact, TenantState, active_tenant
-from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, KeyDimensions, Scope, TenantCreated
-from events.facts.fact import BookId, KeyId, TenantId, Timestamp, UserId
+from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, KeyGrant, TenantCreated, TenantTerms
+from events.facts.fact import KeyId, TenantId, UserId
 
 KEYS_MAX = 10_000
 """Working keys of one tenant: bounds its aggregate and what every gateway keeps of it."""
@@ -19,10 +18,7 @@ KEYS_MAX = 10_000
 @dataclass(frozen=True, slots=True)
 class CreateTenant:
     tenant: TenantId
-    display_name: str
-    price_book: BookId
-    currency: str
-    timezone: str
+    terms: TenantTerms
     book_currency: str = ""
     """What the book's prices are in; empty when there is no such book yet."""
 
@@ -34,10 +30,7 @@ class IssueApiKey:
     key_id: KeyId
     key_sha256: str
     user: UserId
-    scopes: tuple[Scope, ...]
-    dimensions: KeyDimensions
-    labels: Mapping[str, str]
-    expires_at: Timestamp | None
+    grant: KeyGrant
     nonce: str = ""
 
 
@@ -66,26 +59,17 @@ def decide(state: TenantState, command: TenantCommand, context: CommandContext) 
 def _create(state: TenantState, c: CreateTenant, o: CommandContext) -> Decision:
     if not isinstance(state, NoTenant):
         return conflict("tenant_exists", f"tenant {c.tenant} exists", "tenant", "choose another id")
-    if c.book_currency not in ("", c.currency):
-        message = f"book {c.price_book} is in {c.book_currency}"
+    if c.book_currency not in ("", c.terms.currency):
+        message = f"book {c.terms.price_book} is in {c.book_currency}"
         return invalid("currency_differs", message, "currency", "take the book's currency, or a book in the tenant's")
-    fact = TenantCreated(
-        **o.head(1),
-        tenant=c.tenant,
-        display_name=c.display_name,
-        price_book=c.price_book,
-        currency=c.currency,
-        timezone=c.timezone,
-        by=o.by,
-    )
-    return (fact,)
+    return (TenantCreated(**o.head(1), tenant=c.tenant, **c.terms.shared(TenantTerms), by=o.by),)
 
 
 def _issue(state: TenantState, c: IssueApiKey, o: CommandContext) -> Decision:
     active = active_tenant(state)
     if isinstance(active, Rejected):
         return active
-    if c.expires_at is not None and c.expires_at <= o.now:
+    if c.grant.expires_at is not None and c.grant.expires_at <= o.now:
         return invalid(
             "expired_at_birth",
             "the key would have ended before it begins",
@@ -102,10 +86,7 @@ def _issue(state: TenantState, c: IssueApiKey, o: CommandContext) -> Decision:
         key_id=c.key_id,
         key_sha256=c.key_sha256,
         user=c.user,
-        scopes=c.scopes,
-        **c.dimensions.model_dump(),
-        labels=dict(c.labels),
-        expires_at=c.expires_at,
+        **c.grant.shared(KeyGrant),
         by=o.by,
     )
     return (fact,)

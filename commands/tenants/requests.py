@@ -10,10 +10,9 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from access.principal import PLATFORM
-from commands.http.bounds import Currency, RequestBody, Slug
 from commands.tenants.decide import CreateTenant, IssueApiKey
-from events.facts.accounts import KEY_DIMENSIONS, KeyDimensions, Scope
-from events.facts.fact import DEFAULT_CURRENCY, INT64_MAX, BookId, KeyId, Line, OptionalLine, TenantId, UserId
+from events.facts.accounts import DEFAULT_TIMEZONE, KeyGrant, TenantTerms
+from events.facts.fact import KeyId, Slug, TenantId, UserId
 
 RESERVED = frozenset({PLATFORM, "-"})
 
@@ -34,43 +33,17 @@ def _known_timezone(name: str) -> str:
     raise PydanticCustomError("timezone_unknown", "'{name}' is no time zone", {"name": name})
 
 
-def _each_once(scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
-    if len(set(scopes)) != len(scopes):
-        raise PydanticCustomError("scope_twice", "a scope is named twice")
-    return scopes
-
-
-class CreateTenantRequest(RequestBody):
+class CreateTenantRequest(TenantTerms):
     tenant: Annotated[Slug, AfterValidator(_not_reserved)]
-    display_name: Line
-    price_book: Slug = "standard"
-    currency: Currency = DEFAULT_CURRENCY
-    timezone: Annotated[str, Field(max_length=64), AfterValidator(_known_timezone)] = "Asia/Shanghai"
+    timezone: Annotated[str, Field(max_length=64), AfterValidator(_known_timezone)] = DEFAULT_TIMEZONE
 
     def command(self, book_currency: str) -> CreateTenant:
-        book = BookId(self.price_book)
-        return CreateTenant(TenantId(self.tenant), self.display_name, book, self.currency, self.timezone, book_currency)
+        return CreateTenant(TenantId(self.tenant), TenantTerms(**self.shared(TenantTerms)), book_currency)
 
 
-class IssueKeyRequest(KeyDimensions, RequestBody):
-    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=7), AfterValidator(_each_once)]
+class IssueKeyRequest(KeyGrant):
     user: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = Field(None, description="A pseudonym; none: minted.")
-    labels: Annotated[dict[Slug, OptionalLine], Field(max_length=20)] = {}
-    expires_at: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(None, description="µs UTC; none: never.")
-
-    @property
-    def dimensions(self) -> KeyDimensions:
-        return KeyDimensions(**self.model_dump(include=set(KEY_DIMENSIONS)))
 
     def command(self, key_id: KeyId, key_sha256: str, nonce: str) -> IssueApiKey:
         user = self.user or f"u-{hashlib.sha256(key_id.encode()).hexdigest()[:16]}"
-        return IssueApiKey(
-            key_id,
-            key_sha256,
-            UserId(user),
-            self.scopes,
-            self.dimensions,
-            self.labels,
-            self.expires_at,
-            nonce,
-        )
+        return IssueApiKey(key_id, key_sha256, UserId(user), KeyGrant(**self.shared(KeyGrant)), nonce)

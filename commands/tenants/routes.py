@@ -21,7 +21,7 @@ from commands.processor.command_handler import CommandHandler
 from commands.tenants.decide import CreateTenant, IssueApiKey, RevokeApiKey, decide
 from commands.tenants.requests import CreateTenantRequest, IssueKeyRequest
 from commands.tenants.state import TENANT, ActiveTenant, TenantState, no_tenant
-from events.facts.fact import BookId, KeyId
+from events.facts.fact import KeyId
 
 
 class Tenants:
@@ -41,7 +41,7 @@ class Tenants:
     def create(self, body: CreateTenantRequest, request: Request) -> Response:
         """A company that owns models, calls them, or both."""
         call = self._app.authorize(request, "admin")
-        command = body.command(book_currency(self._app.aggregates, BookId(body.price_book)))
+        command = body.command(book_currency(self._app.aggregates, body.price_book))
         return self._app.run(call, CREATE, body.tenant, command, body)
 
     def read(self, name: SlugPath, request: Request) -> Response:
@@ -52,10 +52,7 @@ class Tenants:
             return rejected_answer(no_tenant(), call.headers)
         content = {
             "tenant": state.tenant,
-            "display_name": state.display_name,
-            "price_book": state.price_book,
-            "currency": state.currency,
-            "timezone": state.timezone,
+            **state.terms.model_dump(),
             "keys": [{"key_id": key_id, "expires_at": expires_at} for key_id, expires_at in state.keys.items()],
         }
         return state_answer(call.headers, state.version, content)
@@ -85,8 +82,8 @@ def _issued(state: TenantState, command: IssueApiKey) -> dict[str, Any]:
         "tenant": state.tenant,
         "key_id": command.key_id,
         "user": command.user,
-        "scopes": list(command.scopes),
-        "expires_at": command.expires_at,
+        "scopes": list(command.grant.scopes),
+        "expires_at": command.grant.expires_at,
         "_nonce": command.nonce,
     }
 

@@ -8,8 +8,8 @@ from typing import Literal, assert_never
 
 from commands.processor.aggregate_kind import AggregateKind
 from commands.processor.rejection import Rejected, missing
-from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, TenantCreated
-from events.facts.fact import BookId, TenantId, Timestamp
+from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, TenantCreated, TenantTerms
+from events.facts.fact import TenantId, Timestamp
 
 TenantFact = TenantCreated | ApiKeyIssued | ApiKeyRevoked
 
@@ -26,10 +26,7 @@ class ActiveTenant:
 
     version: int
     tenant: TenantId
-    display_name: str
-    price_book: BookId
-    currency: str
-    timezone: str
+    terms: TenantTerms
     keys: Mapping[str, Timestamp | None]
     revoked: frozenset[str] = frozenset()
     kind: Literal["active"] = "active"
@@ -43,7 +40,7 @@ def evolve(state: TenantState, fact: TenantFact) -> TenantState:
     match state:
         case NoTenant():
             assert isinstance(fact, TenantCreated)
-            return ActiveTenant(fact.version, fact.tenant, fact.display_name, fact.price_book, fact.currency, fact.timezone, {})
+            return ActiveTenant(fact.version, fact.tenant, TenantTerms(**fact.shared(TenantTerms)), {})
         case ActiveTenant():
             return _evolve_active(replace(state, version=fact.version), fact)
         case _:

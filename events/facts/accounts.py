@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from events.facts.fact import DEFAULT_CURRENCY, BookId, DecidedFact, KeyId, NestedRecord, TenantId, Timestamp, UserId
+from events.facts.fact import (
+    DEFAULT_CURRENCY,
+    INT64_MAX,
+    SLUG_PATTERN,
+    BookId,
+    Currency,
+    DecidedFact,
+    KeyId,
+    Line,
+    NestedRecord,
+    OptionalLine,
+    Slug,
+    TenantId,
+    Timestamp,
+    UserId,
+)
 
 Scope = Literal["invoke", "models", "review:business", "review:security", "deploy", "read", "admin"]
 
@@ -27,18 +43,42 @@ class KeyDimensions(NestedRecord):
 KEY_DIMENSIONS: tuple[str, ...] = tuple(KeyDimensions.model_fields)
 
 
-class TenantCreated(DecidedFact):
-    """A company may own models, call them and be billed. `price_book` names the prices it pays."""
+def _each_once(scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
+    if len(set(scopes)) != len(scopes):
+        raise PydanticCustomError("scope_twice", "a scope is named twice")
+    return scopes
+
+
+DEFAULT_TIMEZONE = "Asia/Shanghai"
+
+
+class TenantTerms(NestedRecord):
+    """What a tenant is called and how it is billed. The one list of it: request, command, fact and state are made from it.
+    `price_book` names the prices it pays; its periods begin and end in `timezone`, which a machine's list of zones must know only when the
+    tenant is created: such lists change, and the fact must be read for ever."""
+
+    display_name: Line
+    price_book: Annotated[BookId, Field(pattern=SLUG_PATTERN)] = BookId("standard")
+    currency: Currency = DEFAULT_CURRENCY
+    timezone: Annotated[str, Field(max_length=64)] = DEFAULT_TIMEZONE
+
+
+class KeyGrant(KeyDimensions):
+    """What an API key allows, says of its holder, and until when. The one list of it: request, command and fact are made from it."""
+
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=7), AfterValidator(_each_once)]
+    labels: Annotated[dict[Slug, OptionalLine], Field(max_length=20)] = {}
+    expires_at: Annotated[Timestamp, Field(ge=0, le=INT64_MAX)] | None = Field(default=None, description="µs UTC; none: never.")
+
+
+class TenantCreated(TenantTerms, DecidedFact):
+    """A company may own models, call them and be billed."""
 
     tenant: TenantId
-    display_name: str
-    price_book: BookId = BookId("standard")
-    currency: str = DEFAULT_CURRENCY
-    timezone: str = "Asia/Shanghai"
     by: UserId
 
 
-class ApiKeyIssued(KeyDimensions, DecidedFact):
+class ApiKeyIssued(KeyGrant, DecidedFact):
     """A key works from now until it expires or is revoked. Only its hash is kept. `user` is a random pseudonym (K24); the
     dimensions are written on every usage fact of the key."""
 
@@ -46,9 +86,6 @@ class ApiKeyIssued(KeyDimensions, DecidedFact):
     key_id: KeyId
     key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     user: UserId
-    scopes: tuple[Scope, ...]
-    labels: dict[str, str] = {}
-    expires_at: Timestamp | None = None
     by: UserId
 
 

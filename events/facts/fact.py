@@ -22,6 +22,9 @@ Signed = Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)]
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 OptionalLine = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
+SLUG_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+Slug = Annotated[str, Field(pattern=SLUG_PATTERN)]
+Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 """Bounds of the texts that a caller writes. They only ever widen: facts are checked again when a command is decided on them."""
 Uuid = Annotated[str, "uuid"]
 Sha256 = Annotated[bytes, "fixed32", Field(min_length=32, max_length=32)]

@@ -110,6 +110,7 @@ _WORDS: dict[str, Any] = {
     "model_version": "1.0.0",
     "tenant": "acme",
     "currency": "CNY",
+    "price_book": "standard",
 }
 
 

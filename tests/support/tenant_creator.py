@@ -13,9 +13,10 @@ from commands.processor.context import CommandContext
 from commands.store.event_store import Store, open_store
 from commands.store.generation import current_generation
 from commands.store.opening import open_generation
-from commands.tenants.decide import CreateTenant
-from commands.tenants.routes import CREATE
-from events.facts.fact import BookId, TenantId, UserId
+from commands.tenants.decide import CreateTenant, IssueApiKey
+from commands.tenants.routes import CREATE, ISSUE_KEY
+from events.facts.accounts import KeyGrant, TenantTerms
+from events.facts.fact import BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
 from events.log.client import Reader
 from events.log.schemas import open_codec
@@ -36,15 +37,19 @@ class TenantCreator:
             open_generation(self.store, self.codec, UserId("commands"))
         self.processor = CommandProcessor(self.store, self.codec, Aggregates(self.store, self.codec))
 
-    def create(self, count: int, size: int = 0) -> int:
-        """That many tenants and a price book each; the store's end."""
+    def create(self, count: int, *, key_bytes: int = 0) -> int:
+        """That many tenants and a price book each, and a key whose fact is larger than `key_bytes` (at most 4 000); the store's end."""
         futures = []
         for _ in range(count):
             name = f"t{uuid.uuid4().hex[:12]}"
-            create = CreateTenant(TenantId(name), "x" * size or name, BookId("standard"), "CNY", "UTC")
+            create = CreateTenant(TenantId(name), TenantTerms(display_name=name))
+            grant = KeyGrant(scopes=("invoke",), labels={f"label-{n}": "x" * 200 for n in range(-(-key_bytes // 200))})
             prices = (Price(model="*", meter="calls", amount_micros=1),)
             book = PublishPriceBook(BookId(name), "CNY", None, prices)
             futures.append(self.processor.submit(PendingCommand(CREATE, name, create, _context(), None)))
+            if key_bytes:
+                issue = IssueApiKey(KeyId(f"k-{name}"), "0" * 64, UserId("u"), grant)
+                futures.append(self.processor.submit(PendingCommand(ISSUE_KEY, name, issue, _context(), None)))
             futures.append(self.processor.submit(PendingCommand(PUBLISH, name, book, _context(), None)))
         assert all(isinstance(f.result(60), Done) for f in futures)
         return self.store.last_position()

@@ -28,7 +28,7 @@ from access.keys import Keys
 from access.principal import Principal
 from commands.prices.requests import PriceRequest
 from commands.tenants.requests import IssueKeyRequest
-from events.facts.accounts import ApiKeyIssued
+from events.facts.accounts import ApiKeyIssued, KeyDimensions
 from events.facts.meters import METERS, Meter
 from events.facts.usage import InvocationSettled
 from events.schema.derivation import schema_of
@@ -72,10 +72,10 @@ assert [(line.meter, line.amount_per_micros, quantity) for line, quantity in lin
 
 # a key, from the request to the call and the documents
 body = IssueKeyRequest(scopes=("invoke",), cost_centre="4711")
-assert body.dimensions.cost_centre == "4711"
+assert body.cost_centre == "4711"
 issued = {
     "tenant": "t", "key_id": "k", "key_sha256": "ab" * 32, "user": "u", "scopes": ["invoke"], "by": "b", "occurred_at": 1,
-    "labels": {}, "expires_at": None, **body.dimensions.model_dump(),
+    "labels": {}, "expires_at": None, **body.shared(KeyDimensions),
 }
 keys, digest = Keys(), bytes.fromhex("ab" * 32)
 keys.issue(issued)

@@ -182,7 +182,7 @@ def test_a_record_that_kafka_refuses_ends_the_relay_and_the_next_one_leaves_no_g
         patched.setattr("commands.relay.relay.Writer", partial(Writer, extra={"batch.num.messages": 1}))
         for _ in range(rounds):
             creator.create(20)
-            creator.create(1, size=3000)
+            creator.create(1, key_bytes=3000)
             newest = creator.create(20)
             with largest_record(log.settings, "accounts", 2000), closing(open_store(log.settings)) as store:
                 stop = threading.Event()

@@ -15,7 +15,7 @@ from commands.prices.state import PRICE_BOOK, BookState, NoBook
 from commands.tenants import decide as tenant_decide
 from commands.tenants.decide import KEYS_MAX, CreateTenant, IssueApiKey, RevokeApiKey
 from commands.tenants.state import TENANT, ActiveTenant, NoTenant, TenantState
-from events.facts.accounts import KeyDimensions
+from events.facts.accounts import KeyGrant, TenantTerms
 from events.facts.bills import BILL_COUNTERS, BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
 from events.facts.fact import NO_HASH, BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
@@ -34,11 +34,11 @@ tenant = Rules(tenant_decide.decide, TENANT.evolve)
 
 # --- tenants
 
-CREATE = CreateTenant(TenantId("acme"), "Acme", BookId("standard"), "CNY", "Asia/Shanghai")
+CREATE = CreateTenant(TenantId("acme"), TenantTerms(display_name="Acme"))
 
 
 def issue(key: str, **changes: Any) -> IssueApiKey:
-    return replace(IssueApiKey(KeyId(key), "0" * 64, UserId("u"), ("invoke",), KeyDimensions(), {}, None), **changes)
+    return IssueApiKey(KeyId(key), "0" * 64, UserId("u"), KeyGrant(scopes=("invoke",), **changes))
 
 
 ACME: TenantState = given(tenant, NoTenant(), CREATE).state
