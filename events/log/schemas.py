@@ -19,8 +19,8 @@ from events.facts.fact import Fact
 from events.facts.log import LogCreated, SchemaRegistered
 from events.facts.topics import TOPICS
 from events.log.client import PARTITIONER, LogMismatch, LogUnavailable, Reader, Writer
-from events.log.headers import CE_TYPE, headers_of
-from events.log.record import Record
+from events.log.headers import headers_of
+from events.log.recorded_schemas import RecordedSchemas
 from events.log.topic_admin import check_partitions
 from events.process.clock import now_us
 from events.process.ids import new_id
@@ -40,17 +40,20 @@ ASKED_MAX = 10_000
 
 def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
     """Registers today's schemas and records every new id on the log; returns the subjects that were new. Safe to repeat."""
-    registry, schemas, log_id = SchemaRegistry(settings), SchemaSet(), None
-    for record in reader.read("schemas"):
-        log_id = _learn(schemas, record) or log_id
+    registry, recorded = SchemaRegistry(settings), _read(reader)
+    schemas, log_id = recorded.schemas, recorded.log_id
     registry.require_compatibility()
     todays = todays_schemas()
-    for known in sorted(schemas.by_id.values(), key=lambda s: s.schema_id):
-        compare(registry, known)
-    ids = {subject: registry.register(subject, definition) for subject, definition in todays.items()}
+    _compare_all(registry, schemas)
     codec_schemas = SchemaSet()
     for subject, definition in todays.items():
-        codec_schemas.add(Schema.of(ids[subject], subject, definition))
+        schema_id = registry.register(subject, definition)
+        known = schemas.by_id.get(schema_id)
+        if known is not None and known.definition != definition:
+            raise LogMismatch(
+                f"the registry gives {subject} the id {schema_id}, which is {known.subject} on the log: this is not this log's registry"
+            )
+        codec_schemas.add(Schema.of(schema_id, subject, definition))
     codec, new = Codec(codec_schemas), [s for s in todays if s not in schemas.current]
     if log_id is None:
         log_id = str(uuid.uuid4())
@@ -93,8 +96,7 @@ def open_codec(settings: Settings, reader: Reader) -> tuple[Codec, str]:
     registry, end = SchemaRegistry(settings), time.monotonic() + REGISTRY_S_MAX
     while True:
         try:
-            for schema in schemas.by_id.values():
-                compare(registry, schema)
+            _compare_all(registry, schemas)
             return LogCodec(settings, schemas), log_id
         except RegistryUnavailable as e:
             if time.monotonic() > end:
@@ -140,56 +142,41 @@ class LogCodec(Codec):
 
 
 def read_schemas(reader: Reader) -> tuple[SchemaSet, str | None]:
-    """Every schema on the log and the log's id, from Kafka alone."""
-    schemas, log_id = SchemaSet(), None
-    for record in reader.read("schemas"):
-        log_id = _learn(schemas, record) or log_id
-    return schemas, log_id
+    """Every schema on the log and the log's id, from Kafka alone. Raises LogMismatch when the log was made for other topics."""
+    recorded = _read(reader)
+    return recorded.schemas, recorded.log_id
 
 
 def schemas_on_log(reader: Reader) -> list[Schema]:
     """Every (id, subject) that was ever recorded, once, in the order of the log. One id may serve several subjects."""
-    found: dict[tuple[int, str], Schema] = {}
+    return _read(reader).in_order
+
+
+def _read(reader: Reader) -> RecordedSchemas:
+    recorded = RecordedSchemas()
     for record in reader.read("schemas"):
-        one = SchemaSet()
-        _learn(one, record)
-        for schema in one.by_id.values():
-            found.setdefault((schema.schema_id, schema.subject), schema)
-    return list(found.values())
+        refused = recorded.take(record)
+        if refused is not None:
+            logger.warning("the record at %s says nothing about schemas: %s", record.coordinate, refused)
+    created = recorded.created
+    if created is not None and (
+        created["partitions"] != {t.name: t.partitions for t in TOPICS.values()} or created["partitioner"] != PARTITIONER
+    ):
+        raise LogMismatch(f"log {created['log_id']} was created with {created['partitions']} and {created['partitioner']}")
+    return recorded
 
 
-def _learn(schemas: SchemaSet, record: Record) -> str | None:
-    """Adds a SchemaRegistered to the book; returns the log_id of a LogCreated. Read with the classes of today, which never change;
-    anything else on this topic is somebody's garbage and says nothing."""
-    name = record.headers.get(CE_TYPE, b"").decode("utf-8", "replace")
-    if name not in ("LogCreated", "SchemaRegistered"):
-        return None
-    bootstrap = _bootstrap_codec(name, record)
-    try:
-        _, body = bootstrap.decode(record.value)
-    except Undecodable as e:
-        logger.warning("unreadable record on schemas at %s: %s", record.coordinate, e)
-        return None
-    if name == "LogCreated":
-        if body["partitions"] != {t.name: t.partitions for t in TOPICS.values()} or body["partitioner"] != PARTITIONER:
-            raise LogMismatch(f"log {body['log_id']} was created with {body['partitions']} and {body['partitioner']}")
-        return str(body["log_id"])
-    try:
-        schemas.add(Schema.of(int(body["schema_id"]), str(body["subject"]), str(body["definition"])))
-    except (
-        Exception
-    ) as e:  # the parser raises whatever the text provokes; what is no schema reads no record, and must not end every process
-        logger.warning("no schema in the record on schemas at %s: %s: %s", record.coordinate, type(e).__name__, e)
-    return None
-
-
-def _bootstrap_codec(name: str, record: Record) -> Codec:
-    schemas = SchemaSet()
-    value = record.value or b""
-    schema_id = int.from_bytes(value[1:5], "big")
-    subject = f"schemas-{name}"
-    schemas.by_id[schema_id] = Schema.of(schema_id, subject, todays_schemas()[subject])
-    return Codec(schemas)
+def _compare_all(registry: SchemaRegistry, schemas: SchemaSet) -> None:
+    """Raises LogMismatch unless the registry has each schema that is written today, under the log's id. An older one that it does not know
+    is no reason to stop: the log has its text, and no id is given away again (`publish`)."""
+    for schema in sorted(schemas.current.values(), key=lambda s: (s.schema_id, s.subject)):
+        compare(registry, schema)
+    ids = {s.schema_id for s in schemas.current.values()}
+    for schema in (s for s in schemas.by_id.values() if s.schema_id not in ids):
+        try:
+            compare(registry, schema)
+        except LogMismatch as e:
+            logger.error("%s; it is read by the log's own text", e)
 
 
 def compare(registry: SchemaRegistry, schema: Schema) -> None:

@@ -75,9 +75,10 @@ class SchemaSet:
     """subject → schema equal to today's class."""
 
     def add(self, schema: Schema) -> None:
-        self.by_id[schema.schema_id] = schema
-        if _todays().get(schema.subject) == schema.definition:
-            self.current[schema.subject] = schema
+        """The first text of an id counts, and the first id of a class of today."""
+        first = self.by_id.setdefault(schema.schema_id, schema)
+        if first.definition == schema.definition and _todays().get(schema.subject) == schema.definition:
+            self.current.setdefault(schema.subject, schema)
 
 
 class Codec:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
 
+from events.facts.log import LogCreated
 from events.facts.topics import DECIDED_TOPICS, FACTS
 from events.log.chain import STORE_OPENED, Chain, ChainCheck, ChainPosition, chain_position_of
 from events.log.chain_check import UNREADABLE_OPENING, check_chain
 from events.log.record import LogRecord
+from events.log.recorded_schemas import check_log, check_schema, claimed_fact
 from events.schema.codec import Codec, Undecodable
 from projections.catalog.document import Document, plain
 from projections.catalog.documents import Misplaced, evolve
@@ -75,7 +77,7 @@ class PartitionFold:
             if chain_position is None:
                 if index:
                     continue
-                row = self._observed(record, dead)
+                row = self._observed(record, headers, dead)
             else:
                 row = self._decided(record, headers, chain_position, dead)
             if row is not None:
@@ -104,7 +106,7 @@ class PartitionFold:
                     return self._row(record, "store", name, body, chain_position=chain_position)
                 return self._fold(record, "decided", name, body, chain_position)
 
-    def _observed(self, record: LogRecord, dead: list[DeadLetter]) -> dict[str, Any]:
+    def _observed(self, record: LogRecord, headers: Mapping[str, bytes], dead: list[DeadLetter]) -> dict[str, Any]:
         try:
             name, body = self.codec.decode(record.value)
             entry = FACTS.get(name)
@@ -112,6 +114,8 @@ class PartitionFold:
                 raise Undecodable("misplaced", f"{name} does not belong on {self.topic}")
             if entry.cls.kind != "observed":
                 raise Undecodable("no_place", f"{name} is decided, but this record has no place in the relay's chain")
+            if self.topic == "schemas":
+                self._check_schemas(name, body, headers)
             if body["event_id"] in self.observed:
                 return self._row(record, "copy", name, body)
             row = self._fold(record, "observed", name, body, None)
@@ -123,6 +127,16 @@ class PartitionFold:
         if len(self.observed) > OBSERVED_KEPT:
             self.observed.popitem(last=False)
         return row
+
+    def _check_schemas(self, name: str, body: Mapping[str, Any], headers: Mapping[str, bytes]) -> None:
+        """What every process passes over at its start is no part of the history either (K2). Raises Undecodable."""
+        created = next((d for d in self.documents.values() if "log_id" in d), None)
+        if claimed_fact(headers) != name:
+            raise Undecodable("no_type", f"{name} without a header that says so: no process reads it")
+        if name == LogCreated.__name__:
+            check_log(body, created)
+        else:
+            check_schema(body, created, self.documents.get(str(body["schema_id"]), {}).get("definition"))
 
     def _fold(
         self, record: LogRecord, kind: RowKind, name: str, body: Mapping[str, Any], chain_position: ChainPosition | None

@@ -1,7 +1,8 @@
 """Dead letters as people work on them: which are open, which are written off, which could be read later.
 
-What became of one is never written beside it: it follows from the tables. Of `usage` it is open while its tombstone is there and no
-write-off names its very bytes. Of other topics nothing waits for it; only a write-off closes it.
+What became of one is never written beside it: it follows from the tables. It counts only when the table of its topic met those very
+bytes there: anybody may write to `dead-letters`. It is open while its tombstone is there and no write-off names its bytes; of other topics
+than `usage` nothing waits for it.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ _SQL = """
 SELECT d.topic AS topic, d.partition AS partition, d.offset AS offset, d.code AS code, d.reason AS reason, d.sha256 AS sha256,
     d.bytes AS bytes, d.first_us AS first_us, w.requested_by AS requested_by, w.approver AS approver, w.because AS because,
     w.there = 1 AND w.decided = 'written_off' AND NOT has(w.given_up, d.sha256) AS mistaken,
-    multiIf(u.readable = 1, 'redriven', has(w.given_up, d.sha256), 'written_off',
+    multiIf(met.readable = 1, 'redriven', has(w.given_up, d.sha256), 'written_off',
         w.decided = 'requested' AND w.asked = d.sha256, 'requested', 'open') AS state
 FROM (
-    SELECT topic, partition, offset, any(code) AS code, any(reason) AS reason, any(lower(toString(value_sha256))) AS sha256,
+    SELECT topic, partition, offset, lower(toString(value_sha256)) AS sha256, any(code) AS code, any(reason) AS reason,
         any(value_bytes) AS bytes, min(first_us) AS first_us
-    FROM dead_letters GROUP BY topic, partition, offset
+    FROM dead_letters GROUP BY topic, partition, offset, sha256
 ) AS d
-LEFT JOIN (
-    SELECT kafka_partition, toInt64(kafka_offset) AS at, readable, 'usage' AS topic FROM usage FINAL
+JOIN (
+    SELECT 'usage' AS topic, kafka_partition, toInt64(kafka_offset) AS at, readable, lower(hex(sha256)) AS met_sha256 FROM usage FINAL
     WHERE (kafka_partition, kafka_offset) IN (SELECT partition, toUInt64(offset) FROM dead_letters WHERE topic = 'usage')
-) AS u ON u.topic = d.topic AND u.kafka_partition = d.partition AND u.at = d.offset
+    UNION ALL
+    SELECT topic, kafka_partition, kafka_offset, toUInt8(kind != 'dead'), lower(toString(sha256)) FROM history_rows FINAL
+    WHERE (topic, kafka_partition, kafka_offset) IN (SELECT topic, partition, offset FROM dead_letters)
+) AS met ON met.topic = d.topic AND met.kafka_partition = d.partition AND met.at = d.offset AND met.met_sha256 = d.sha256
 LEFT JOIN (
     SELECT key, 1 AS there, JSONExtractString(state, 'state') AS decided, JSONExtractString(state, 'sha256') AS asked,
         JSONExtractString(state, 'requested_by') AS requested_by, JSONExtractString(state, 'approver') AS approver,

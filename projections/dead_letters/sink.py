@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from events.facts.alerts import AlertRaised
 from events.facts.log import DeadLettered
+from events.facts.topics import TOPICS
 from events.log.client import Writer
 from events.log.headers import headers_of
 from events.log.record import Headers, LogRecord
+from events.log.recorded_schemas import FORGED
 from events.process.clock import now_us
 from events.schema.codec import Codec, FrameTooLarge, Undecodable
 from projections.ingest.clickhouse import ClickHouse
@@ -23,6 +26,11 @@ TOPIC = "dead-letters"
 ACKNOWLEDGED_S_MAX = 30.0
 CLUE_BYTES = 1024
 """What is kept of a value too large to be kept whole; the record itself stays at its coordinate."""
+FORGED_RULE = "forged_record"
+NAMED_MAX = 10
+"""Forged records that one alert names."""
+OFFSET_MAX = (1 << 63) - 1
+SHA256_BYTES = 32
 _NAMESPACE = uuid.UUID("5f0c1c9e-2f0c-4c1c-9d7e-1f6f2a3b4c5d")
 
 DEAD_LETTERS_TABLE = """
@@ -49,9 +57,9 @@ COMMENT 'Dead letters as the log has them; read the view dead_letters'
 """
 DEAD_LETTERS_VIEW = """
 CREATE OR REPLACE VIEW dead_letters AS
-SELECT topic, partition, offset, any(code) AS code, any(reason) AS reason, reader, any(key) AS key, any(value_sha256) AS value_sha256,
+SELECT topic, partition, offset, any(code) AS code, any(reason) AS reason, reader, any(key) AS key, value_sha256,
     any(value_bytes) AS value_bytes, min(kafka_time_us) AS first_us
-FROM dead_letters_rows FINAL WHERE event_id != '' GROUP BY topic, partition, offset, reader
+FROM dead_letters_rows FINAL WHERE event_id != '' GROUP BY topic, partition, offset, reader, value_sha256
 """
 
 
@@ -71,6 +79,7 @@ class DeadLetterPublisher:
         ]
         for future in futures:
             future.result(ACKNOWLEDGED_S_MAX)
+        self._alert([d for d in dead_letters if d.code in FORGED])
         if dead_letters:
             r, code, reason = dead_letters[0]
             logger.warning(
@@ -83,13 +92,33 @@ class DeadLetterPublisher:
                 reason,
             )
 
+    def _alert(self, forged: Sequence[DeadLetter]) -> None:
+        """One alert for all of a chunk: whoever writes thousands of forged records must not write as many alerts."""
+        if not forged:
+            return
+        r = forged[0].record
+        at = f"{r.topic}/{r.partition}/{r.offset}"
+        named = "; ".join(f"{d.record.topic}/{d.record.partition}/{d.record.offset}: {d.code}" for d in forged[:NAMED_MAX])
+        more = f" and {len(forged) - NAMED_MAX} more" if len(forged) > NAMED_MAX else ""
+        fact = AlertRaised(
+            event_id=str(uuid.uuid5(_NAMESPACE, f"{at}@{self.reader}#{FORGED_RULE}")),
+            occurred_at=now_us(),
+            producer=self.reader,
+            subject=f"{r.topic}/{r.partition}",
+            rule=FORGED_RULE,
+            severity="critical",
+            message=f"{named}{more}: {forged[0].reason}",
+            remedy=f"nothing was taken from it; find out who can write to {r.topic}: `modelmarket dead-letters show {at}`",
+        )
+        self.writer.append("alerts", fact.subject.encode(), self.codec.encode(fact), headers_of(fact)).result(ACKNOWLEDGED_S_MAX)
+
     def _frame_and_headers(self, record: LogRecord, code: str, reason: str) -> tuple[bytes, Headers]:
         value = record.value or b""
         coordinate = f"{record.topic}/{record.partition}/{record.offset}"
 
         def encoded(key: bytes, kept: bytes, why: str) -> tuple[bytes, Headers]:
             fact = DeadLettered(
-                event_id=str(uuid.uuid5(_NAMESPACE, f"{coordinate}@{self.reader}")),
+                event_id=_event_id(coordinate, self.reader),
                 occurred_at=now_us(),
                 producer=self.reader,
                 topic=record.topic,
@@ -112,8 +141,12 @@ class DeadLetterPublisher:
             )
 
 
+def _event_id(coordinate: str, reader: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{coordinate}@{reader}"))
+
+
 class DeadLetterSink:
-    """Topic `dead-letters` as a table. A record that is no dead letter gets an empty row, so that every offset has one."""
+    """Topic `dead-letters` as a table. A record that no `DeadLetterPublisher` wrote gets an empty row, so that every offset has one."""
 
     topic = TOPIC
     rows_max, wait_s = 5_000, 0.05
@@ -151,8 +184,19 @@ class DeadLetterSink:
         except Undecodable as e:
             logger.warning("unreadable record on dead-letters at %s: %s", record.offset, e)
             return row
-        if name != "DeadLettered":
+        if name != "DeadLettered" or not _plausible(body):
+            logger.warning("no dead letter of ours on dead-letters at %s: %s", record.offset, name)
             return row
         words = {k: body[k] for k in ("event_id", "topic", "partition", "offset", "code", "reason", "reader")}
         key = bytes(body["key"]).decode("utf-8", "backslashreplace")
         return row | words | {"key": key, "value_sha256": bytes(body["value_sha256"]).hex(), "value_bytes": len(body["value"])}
+
+
+def _plausible(body: Mapping[str, Any]) -> bool:
+    """What every dead letter of ours fulfils; also the bounds of the table's columns. That the record it names was met is in other tables,
+    and is asked when dead letters are listed."""
+    topic = TOPICS.get(str(body["topic"]))
+    if topic is None or not (0 <= body["partition"] < topic.partitions and 0 <= body["offset"] <= OFFSET_MAX):
+        return False
+    coordinate = f"{topic.name}/{body['partition']}/{body['offset']}"
+    return body["event_id"] == _event_id(coordinate, str(body["reader"])) and len(body["value_sha256"]) == SHA256_BYTES

@@ -9,7 +9,7 @@ import pytest
 from events.log.record import Coordinate
 from projections.catalog.tables import STATEMENTS
 from projections.dead_letters import queries as module
-from projections.dead_letters.queries import all_dead_letters, find_dead_letters
+from projections.dead_letters.queries import STATES, all_dead_letters, find_dead_letters
 from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.views import usage_statements
@@ -18,6 +18,9 @@ from tests.support.clickhouse_process import ClickHouseProcess
 OTHERS = [Coordinate(topic, 0, n) for topic in ("deployments", "zeta") for n in range(3)]
 USAGE = [Coordinate("usage", n % 3, n) for n in range(14)]
 READ = USAGE[4]
+SHA256 = "0" * 32
+NEVER_MET = [Coordinate(topic, 0, 7_000) for topic in ("usage", "models", "nowhere")]
+OTHER_BYTES = [USAGE[0], OTHERS[0]]
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +30,22 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     client = ClickHouse(engine.settings)
     for statement in (*usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *STATEMENTS):
         client.command(statement)
+    told = [(at, SHA256.encode().hex()) for at in OTHERS + USAGE + NEVER_MET] + [(at, "ab" * 32) for at in OTHER_BYTES]
     rows = [
-        {"kafka_offset": n, "event_id": str(n), "topic": at.topic, "partition": at.partition, "offset": at.offset, "value_sha256": "0" * 64}
-        for n, at in enumerate(OTHERS + USAGE)
+        {"kafka_offset": n, "event_id": str(n), "topic": at.topic, "partition": at.partition, "offset": at.offset, "value_sha256": sha256}
+        for n, (at, sha256) in enumerate(told)
     ]
     client.insert_rows("dead_letters_rows", rows)
-    client.insert_rows("usage", [{"kafka_partition": READ.partition, "kafka_offset": READ.offset, "readable": 1}])
+    usage = [{"kafka_partition": at.partition, "kafka_offset": at.offset, "readable": int(at == READ), "sha256": SHA256} for at in USAGE]
+    client.insert_rows("usage", usage)
+    dead = {"kind": "dead", "sha256": SHA256.encode().hex()}
+    client.insert_rows("history_rows", [{"topic": at.topic, "kafka_partition": 0, "kafka_offset": at.offset, **dead} for at in OTHERS])
     yield client
     engine.stop()
 
 
 @pytest.mark.parametrize("page", [1, 4, 1000])
-def test_every_letter_letter_of_a_topic_comes_once_whatever_lies_before_it(
+def test_every_dead_letter_of_a_topic_comes_once_whatever_lies_before_it(
     clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(module, "DEAD_LETTERS_MAX", page)
@@ -46,3 +53,9 @@ def test_every_letter_letter_of_a_topic_comes_once_whatever_lies_before_it(
     assert [letter.at for letter in all_dead_letters(clickhouse, "usage")] == wanted
     assert len(find_dead_letters(clickhouse)) == min(page, len(OTHERS) + len(wanted))
     assert find_dead_letters(clickhouse)[0].at == OTHERS[0]
+
+
+def test_a_forged_dead_letter_names_a_record_that_was_never_met_or_other_bytes_and_is_not_believed(clickhouse: ClickHouse) -> None:
+    found = find_dead_letters(clickhouse, STATES)
+    assert sorted(letter.at for letter in found) == sorted(OTHERS + USAGE)
+    assert {letter.sha256 for letter in found} == {SHA256.encode().hex()}

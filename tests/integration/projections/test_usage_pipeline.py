@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from cli.prepare import prepare_log
+from events.facts.topics import TOPICS
 from events.log.client import Reader
 from events.log.record import Coordinate
-from events.log.schemas import read_schemas
+from events.log.schemas import open_codec, read_schemas, schemas_on_log
+from projections.dead_letters.queries import STATES, find_dead_letters
 from projections.ingest.avro_container import TAIL, zigzag
 from projections.usage.rebuild import Rebuild
 from tests.support.polling import eventually
@@ -101,9 +105,10 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
     # It reads as a fact, but what it says is no schema: whoever begins after it must begin all the same.
     registered = {"log_id": "l", "schema_id": 987655, "subject": "usage-Nothing", "sha256": bytes(32), "definition": "no schema"}
     frame = market.codec.encode_dict("SchemaRegistered", {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "p", **registered})
-    put("schemas", frame, {"ce_type": b"SchemaRegistered"})
+    forged = put("schemas", frame, {"ce_type": b"SchemaRegistered"})
     with market.working():
         dead = {
+            forged: "another_log",
             put("alerts", b"garbage"): "not_framed",
             put("alerts", None): "no_value",
             put("alerts", b"held back?", {"store": b"s", "position": b"9", "previous": b"8"}): "not_framed",
@@ -114,7 +119,8 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
         put("alerts", market.codec.encode_dict("AlertRaised", {"event_id": raised, **said, **more}))
         columns = "subject, rule, severity, message, remedy, toString(raised) AS raised"
         wanted = [{"subject": said["subject"], "rule": "load_failed", **more, "raised": "2027-01-15 08:00:00.000000"}]
-        eventually(lambda: market.clickhouse.rows(f"SELECT {columns} FROM alerts") == wanted, "the alert is shown")
+        of = f"FROM alerts WHERE subject = '{said['subject']}'"
+        eventually(lambda: market.clickhouse.rows(f"SELECT {columns} {of}") == wanted, "the alert is shown")
 
         letters = "SELECT topic, partition, offset, code FROM dead_letters WHERE topic IN ('alerts', 'schemas')"
         eventually(lambda: len(market.clickhouse.rows(letters)) >= len(dead), "the dead letters have their rows")
@@ -122,10 +128,62 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
         assert found == dead
 
         put("alerts", market.codec.encode_dict("AlertResolved", {**said, "event_id": str(uuid.uuid4()), "raised": raised}))
-        eventually(lambda: not market.clickhouse.rows("SELECT subject FROM alerts"), "the alert is over")
+        eventually(lambda: not market.clickhouse.rows(f"SELECT subject {of}"), "the alert is over")
     folded = "SELECT uniqExact(kafka_offset) AS n FROM history_rows WHERE topic = {topic:String}"
     for topic in ("alerts", "schemas"):
         assert market.clickhouse.value(folded, {"topic": topic}) == len(read_topic(market.settings, topic))
+
+
+def test_a_forged_schema_log_or_dead_letter_stops_nobody_and_is_named(market: UsageStack) -> None:
+    reader = Reader(market.settings, "test-forged")
+    codec, log_id = open_codec(market.settings, reader)
+    true = next(s for s in schemas_on_log(reader) if s.name == "InvocationSettled")
+    changed = true.definition.replace("tokens", "tokenz", 1)
+    base = {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "prepare"}
+    named = {**base, "log_id": log_id, "schema_id": true.schema_id, "subject": true.subject, "definition": changed}
+    unknown = {**named, "schema_id": 987653, "definition": true.definition, "sha256": true.sha256}
+    partitions = {t.name: t.partitions for t in TOPICS.values()}
+
+    def put(name: str, body: Mapping[str, object]) -> Coordinate:
+        return market.writer.append("schemas", b"k", codec.encode_dict(name, body), {"ce_type": name.encode()}).result(10)
+
+    dead = {
+        put("SchemaRegistered", {**named, "sha256": true.sha256}): "wrong_sha256",
+        put("SchemaRegistered", {**named, "sha256": hashlib.sha256(changed.encode()).digest()}): "schema_changed",
+        put("LogCreated", {**base, "log_id": "another", "partitioner": "murmur2_random", "partitions": partitions}): "another_log",
+        put("LogCreated", {**base, "log_id": log_id, "partitioner": "crc32", "partitions": {"usage": 3}}): "another_log",
+    }
+    put("SchemaRegistered", unknown)  # an id that the registry does not know: nobody writes with it, so nobody stops for it
+    letter = {**base, "topic": "usage", "partition": 1, "offset": 0, "code": "not_framed", "reason": "forged", "reader": "projections"}
+    letter |= {"key": b"", "value": b"", "value_sha256": bytes(32)}
+    letters = (letter, {**letter, "partition": 1 << 40}, {**letter, "offset": -1}, {**letter, "topic": "nowhere"})
+    for forged in letters:
+        value = codec.encode_dict("DeadLettered", forged)
+        market.writer.append("dead-letters", b"k", value, {"ce_type": b"DeadLettered"}).result(10)
+
+    prepare_log(market.settings)
+    again, same = open_codec(market.settings, reader)
+    assert (same, again.schema_for("InvocationSettled").schema_id) == (log_id, true.schema_id)
+    assert again.schemas.by_id[true.schema_id].definition == true.definition
+    with market.working():
+        market.write(*market.mixed(500))
+        market.caught_up()
+        sql = "SELECT topic, partition, offset, code FROM dead_letters WHERE topic = 'schemas'"
+
+        def named_letters() -> dict[Coordinate, str]:
+            found = {Coordinate(r["topic"], r["partition"], r["offset"]): r["code"] for r in market.clickhouse.rows(sql)}
+            return {at: found.get(at, "") for at in dead}
+
+        eventually(lambda: named_letters() == dead, "each forged record is a dead letter")
+        alert = "SELECT message FROM alerts WHERE subject = 'schemas/0' AND rule = 'forged_record'"
+        eventually(lambda: str(list(dead)[-1]) in str(market.clickhouse.rows(alert)), "the alarm names the record")
+        ends = "SELECT uniqExact(kafka_offset) AS n FROM dead_letters_rows"
+        eventually(
+            lambda: market.clickhouse.value(ends) == len(read_topic(market.settings, "dead-letters")), "every dead letter has its row"
+        )
+    compare(market.settings)
+    assert not [letter for letter in find_dead_letters(market.clickhouse, STATES) if letter.reason == "forged"]
+    reader.close()
 
 
 def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(market: UsageStack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from events.log.chain import ChainPosition
 from events.log.chain_check import UNREADABLE_OPENING
 from events.log.headers import CE_TYPE
 from events.log.record import Record
+from events.log.recorded_schemas import FORGED
 from events.schema.codec import Undecodable
 from lifecycle.facts import LifecycleFact
 from lifecycle.status import GATEWAYS_KEPT
@@ -259,11 +261,40 @@ def test_an_alert_is_open_until_the_fact_that_resolves_this_one() -> None:
     assert (last["rule"], last["remedy"], last["resolved_at"]) == ("stuck", "restart it", 1_000_006)
 
 
+def registered(number: int, subject: str = "models-StoreOpened", **changed: Any) -> tuple[str, dict[str, Any]]:
+    text = str(changed.pop("definition", json.dumps({"type": "record", "name": "StoreOpened", "fields": []})))
+    said = {"log_id": "l", "schema_id": 7, "subject": subject, "definition": text, "sha256": hashlib.sha256(text.encode()).digest()}
+    return "SchemaRegistered", {**base(number), **said, **changed}
+
+
+def test_the_first_record_of_a_schema_id_and_of_the_log_count_and_others_are_dead_letters() -> None:
+    log = Log("schemas")
+    created: dict[str, Any] = {"log_id": "l", "partitioner": "p", "partitions": {"models": 4}}
+    other = json.dumps({"type": "record", "name": "StoreOpened", "fields": [{"name": "a", "type": "long"}]})
+    assert kinds(log.put(("LogCreated", {**base(1), **created}))) == [("observed", 0)]
+    assert kinds(log.put(registered(2))) == [("observed", 1)]
+    assert kinds(log.put(registered(2))) == [("copy", 2)]
+    for forged in (
+        ("LogCreated", {**base(1), **created, "log_id": "m"}),  # under the event_id of the true one: no copy
+        ("LogCreated", {**base(3), **created, "partitions": {"models": 5}}),
+        registered(2, definition=other),
+        registered(4, sha256=bytes(32)),
+        registered(5, log_id="m", schema_id=8),
+        registered(6, definition="{}", schema_id=8),
+        registered(7, subject="models-ModelRetired"),
+    ):
+        assert [row["kind"] for row in log.put(forged)] == ["dead"]
+    value = CODEC.encode_dict(*registered(8, schema_id=8))
+    log.fold.take(Record("schemas", 0, log.offset, 1, b"k", value, {}), {})
+    assert log.dead == ["another_log", "another_log", "schema_changed", "wrong_sha256", "another_log", "no_schema", "no_schema"]
+    assert set(log.dead) <= FORGED
+    assert set(log.fold.documents) == {"l", "7"}
+
+
 def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
     log = Log("schemas")
     for number, subject in enumerate(("models-StoreOpened", "prices-StoreOpened"), 1):
-        said = {"log_id": "l", "schema_id": 7, "subject": subject, "sha256": bytes(32), "definition": "{}"}
-        assert kinds(log.put(("SchemaRegistered", {**base(number), **said}))) == [("observed", number - 1)]
+        assert kinds(log.put(registered(number, subject))) == [("observed", number - 1)]
     log.put(("LogCreated", {**base(3), "log_id": "l", "partitioner": "p", "partitions": {"models": 4}}))
     assert sorted(log.fold.documents["7"]["subjects"]) == ["models-StoreOpened", "prices-StoreOpened"]
     assert log.fold.documents["l"]["partitions"] == {"models": 4}
