@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import confluent_kafka as ck
 from confluent_kafka.admin import (
     AdminClient,
@@ -14,6 +16,8 @@ from confluent_kafka.admin import (
 from events.facts.topics import TOPICS, Topic
 from events.log.client import CALL_S_MAX, RECORD_BYTES_MAX, LogMismatch, LogUnavailable, client_config
 from events.process.settings import Settings
+
+LISTED_POLL_S = 0.05
 
 
 def _topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
@@ -47,7 +51,18 @@ def apply_topics(settings: Settings) -> list[str]:
         except ck.KafkaException as e:
             if e.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
                 raise LogUnavailable(f"create {name}: {e}") from e
+    wait_until_listed(admin, {t.name: t.partitions for t in missing})
     return [t.name for t in missing]
+
+
+def wait_until_listed(admin: AdminClient, partitions: dict[str, int], timeout_s: float = CALL_S_MAX) -> None:
+    """The controller has made a topic some moments before each broker can say so. Raises LogUnavailable."""
+    end = time.monotonic() + timeout_s
+    while not partitions.items() <= (there := _existing(admin)).items():
+        if time.monotonic() > end:
+            late = ", ".join(name for name, count in partitions.items() if there.get(name) != count)
+            raise LogUnavailable(f"the broker does not list these topics {timeout_s:.0f} s after they were made: {late}")
+        time.sleep(LISTED_POLL_S)
 
 
 def topic_drift(settings: Settings) -> list[str]:

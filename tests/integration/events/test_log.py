@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +28,14 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from events.facts.log import SchemaRegistered
 from events.facts.topics import FACTS, TOPICS
 from events.log.chain import ChainPosition
-from events.log.client import LogMismatch, Reader, Writer
+from events.log.client import LogMismatch, LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
 from events.log.registry_restore import restore
 from events.log.schemas import open_codec, publish, read_schemas, schemas_on_log
-from events.log.topic_admin import apply_topics, check_partitions, topic_drift
+from events.log.topic_admin import apply_topics, check_partitions, topic_drift, wait_until_listed
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.process.settings import Settings
@@ -146,6 +147,16 @@ def test_our_partitioner_is_librdkafkas(log: Stack) -> None:
 def test_a_producer_that_could_leave_a_gap_is_refused(log: Stack, extra: dict[str, Any]) -> None:
     with pytest.raises(LogMismatch):
         Writer(log.settings, "test", extra=extra)
+
+
+def test_a_topic_is_made_when_the_broker_lists_it(log: Stack) -> None:
+    admin = AdminClient({"bootstrap.servers": log.settings.kafka})
+    with pytest.raises(LogUnavailable, match="late-topic"):
+        wait_until_listed(admin, {"late-topic": 2}, timeout_s=0.2)
+    later = threading.Timer(0.3, lambda: admin.create_topics([NewTopic("late-topic", 2)]))
+    later.start()
+    wait_until_listed(admin, {"late-topic": 2})
+    later.join()
 
 
 def test_a_log_with_another_number_of_partitions_is_refused(kafka: Stack) -> None:
