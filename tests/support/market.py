@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 from tests.support.polling import eventually
 from tests.support.stacks import running_stack
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MODEL = "model-vision-acme-digits"
 METERED = {"calls": 1, "bytes_in": 100, "bytes_out": 50, "cpu_us": 777}
@@ -182,6 +186,12 @@ class Market:
         bill = self._issued(tenant, number)
         assert bill is not None
         return bill
+
+    def recompute_as_a_stranger(self, tenant: str, number: int) -> None:
+        """The program beside `docs/billing.md`, which imports nothing of ours, must come to the digest of an issued bill."""
+        program = [sys.executable, "examples/recompute_bill.py", self.settings.kafka, tenant, str(number)]
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def _issued(self, tenant: str, number: int) -> dict[str, Any] | None:
         for record in self.reader.read("bills"):
