@@ -35,6 +35,7 @@ METERS = [
 ]
 KEY = ["model", "model_version", "provider", "meter", "book_version", "amount_per_micros", "per_units", "held"]
 COUNTS = ["claimed", "carried", "copied", "conflicting", "duplicate", "voided", "unbilled", "retimed", "missing"]
+PINS = ["tenant", "period", "number", "log_id", "until", "decided_position", "rating_version", "price_book", "currency", "producers_offset"]
 DAY_US, WEEK_US, FIVE_MINUTES_US = 86_400_000_000, 7 * 86_400_000_000, 300_000_000
 QUIET_S_MAX = 60
 SCHEMA_OF_SCHEMAS = "schemas/schemas/SchemaRegistered.avsc"
@@ -214,17 +215,8 @@ def recompute(log: Log, tenant: str, number: int) -> tuple[Body, Body]:
         raise Bad(f"bill {number} of {tenant} is not issued; there are {sorted(issued)}")
     excluded = {n: set(issued[n]["excluded"]) if n in issued else set[int]() for n in (number - 1, number)}
     partition = partition_of(tenant.encode(), log.partitions("usage"))
-    end = max(c["offset"] for n in (number - 1, number) if n in cuts for c in cuts[n]["cuts"] if c["partition"] == partition)
-    records = list[tuple[Record, str, Body]]()
-    for record in log.read("usage", partition, end):
-        try:
-            name, body = log.fact(record)
-        except Exception as e:
-            if record.offset in excluded[number] | excluded[number - 1]:
-                continue
-            raise Bad(f"usage/{partition}/{record.offset} cannot be read, and no bill excludes it: {e}") from e
-        if body["tenant"] == tenant:
-            records.append((record, name, body))
+    end = max(c["offset"] for n in excluded if n in cuts for c in cuts[n]["cuts"] if c["partition"] == partition)
+    records = usage_of(log, tenant, partition, end, excluded[number] | excluded[number - 1])
     publications = [(b, position) for name, b, position in log.decided("prices") if name == "PriceBookPublished"]
 
     def statement(n: int) -> Statement:
@@ -232,42 +224,56 @@ def recompute(log: Log, tenant: str, number: int) -> tuple[Body, Body]:
         versions = [b for b, position in publications if b["book"] == cut["price_book"] and position <= cut["decided_position"]]
         return Statement(records, cut, excluded[n], price_in(versions))
 
-    cut, now, before = cuts[number], statement(number), statement(number - 1)
+    now, before = statement(number), statement(number - 1)
+    bill = bill_of(cuts[number], now, before) | {"producers_open": len(now.epochs - epochs_ended(log, cuts[number]["producers_offset"]))}
+    if excluded[number]:
+        bill |= {"records_written_off": len(excluded[number]), "excluded": sorted(excluded[number])}
+    return issued[number], bill
+
+
+def usage_of(log: Log, tenant: str, partition: int, end: int, excluded: set[int]) -> list[tuple[Record, str, Body]]:
+    """The tenant's records below an offset, in the order of the log."""
+    found = list[tuple[Record, str, Body]]()
+    for record in log.read("usage", partition, end):
+        try:
+            name, body = log.fact(record)
+        except Exception as e:
+            if record.offset in excluded:
+                continue
+            raise Bad(f"usage/{partition}/{record.offset} cannot be read, and no bill excludes it: {e}") from e
+        if body["tenant"] == tenant:
+            found.append((record, name, body))
+    return found
+
+
+def epochs_ended(log: Log, below: int) -> set[str]:
+    """The producer epochs that were closed or given up below an offset of topic `producers`."""
+    ended = {str(body["epoch"]) for name, body, _ in log.decided("producers", below) if name == "ProducerWrittenOff"}
+    for record in log.read("producers", 0, below):
+        try:
+            name, body = log.fact(record)
+        except Exception:  # somebody's stray bytes end no epoch
+            continue
+        if name == "ProducerClosed":
+            ended.add(str(body["epoch"]))
+    return ended
+
+
+def bill_of(cut: Body, now: Statement, before: Statement) -> Body:
+    """The difference of two statements, and what the cut pins."""
     lines = list[Body]()
     for key in sorted(now.quantities.keys() | before.quantities.keys()):
         quantity, amount = now.quantities.get(key, 0) - before.quantities.get(key, 0), now.amount(key) - before.amount(key)
         if quantity or amount:
             lines.append(dict(zip(KEY, key, strict=True)) | {"quantity": quantity, "amount_micros": amount})
-    ended = {
-        log.fact(r)[1]["epoch"]
-        for r in log.read("producers", 0, cut["producers_offset"])
-        if "store" not in r.headers and log.fact(r)[0] == "ProducerClosed"
-    }
-    ended |= {b["epoch"] for name, b, _ in log.decided("producers", cut["producers_offset"]) if name == "ProducerWrittenOff"}
-    pins = [
-        "tenant",
-        "period",
-        "number",
-        "log_id",
-        "until",
-        "decided_position",
-        "rating_version",
-        "price_book",
-        "currency",
-        "producers_offset",
-    ]
-    bill: Body = {name: cut[name] for name in pins} | {
+    return {name: cut[name] for name in PINS} | {
         "cut_event_id": cut["event_id"],
         "cuts": sorted([c["partition"], c["offset"]] for c in cut["cuts"]),
         "previous_bill_sha256": cut["previous_bill_sha256"].hex(),
         "lines": lines,
         "total_micros": sum(line["amount_micros"] for line in lines),
         "facts": now.counts | {"claimed": now.counts["claimed"] - before.counts["claimed"]},
-        "producers_open": len(now.epochs - ended),
     }
-    if excluded[number]:
-        bill |= {"records_written_off": len(excluded[number]), "excluded": sorted(excluded[number])}
-    return issued[number], bill
 
 
 def main(broker: str, tenant: str, number: str) -> int:
