@@ -41,8 +41,8 @@ class Refusal:
 
 
 def _challenge(error: str = "", message: str = "", scopes: tuple[str, ...] = ()) -> str:
-    said = {"realm": REALM, "error": error, "error_description": message, "scope": " ".join(scopes)}
-    return "Bearer " + ", ".join(f'{name}="{value}"' for name, value in said.items() if value)
+    parameters = {"realm": REALM, "error": error, "error_description": message, "scope": " ".join(scopes)}
+    return "Bearer " + ", ".join(f'{name}="{value}"' for name, value in parameters.items() if value)
 
 
 def _bad_key(code: str, message: str, remedy: str) -> Refusal:

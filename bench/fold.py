@@ -100,15 +100,15 @@ class _Relay:
 
     def _send(self, topic: str, partition: int, key: bytes, name: str, frame: bytes) -> None:
         self.position += 1
-        lane = f"{topic}/{partition}"
-        headers = ChainPosition("bench", self.position, self.sent.get(lane, 0)).headers | {"ce_type": name.encode()}
+        partition_key = f"{topic}/{partition}"
+        headers = ChainPosition("bench", self.position, self.sent.get(partition_key, 0)).headers | {"ce_type": name.encode()}
         while True:
             try:
                 self.writer.append_then(_ignore, topic, key, frame, headers, partition)
                 break
             except LogFull:
                 self.writer.flush(0.2)
-        self.sent[lane] = self.position
+        self.sent[partition_key] = self.position
 
     def heartbeat(self) -> None:
         self.writer.append("heartbeats", b"bench", Heartbeat("bench", self.position, self.sent).to_json()).result(10)

@@ -24,7 +24,7 @@ from events.process.clock import now_us
 from events.process.ids import new_id
 from events.process.settings import Settings
 
-BEAT_S = 0.3
+HEARTBEAT_S = 0.3
 
 
 class DecidedFactWriter:
@@ -44,34 +44,34 @@ class DecidedFactWriter:
         self._lock, self._stop = threading.Lock(), threading.Event()
         for topic in DECIDED_TOPICS:
             for partition in range(TOPICS[topic].partitions):
-                fact = StoreOpened(**self._said("store"), store=self.store, previous_store="", previous_position=0, by="prepare")  # type: ignore[arg-type]
+                fact = StoreOpened(**self._head("store"), store=self.store, previous_store="", previous_position=0, by="prepare")  # type: ignore[arg-type]
                 self._append(fact, topic, partition, self.store.encode())
-        self._thread = threading.Thread(target=self._beat_forever, daemon=True)
+        self._thread = threading.Thread(target=self._write_heartbeats, daemon=True)
         self._thread.start()
 
     def write(self, cls: type[DecidedFact], **fields: Any) -> int:
         """The position of the fact."""
         subject = str(fields.get("model") or fields.get("tenant") or fields.get("book"))
-        fact = cls(**self._said(subject), **fields)
+        fact = cls(**self._head(subject), **fields)
         topic = next(t for t in DECIDED_TOPICS if f"{t}-{cls.__name__}" in self.codec.schemas.current)
         key = key_of(fact)
         self._append(fact, topic, partition_of(key, TOPICS[topic].partitions), key)
-        self.beat()
+        self.write_heartbeat()
         return self._position
 
-    def beat(self) -> None:
+    def write_heartbeat(self) -> None:
         if self.silent:
             return
         with self._lock:
-            beat = Heartbeat(self.store, self._position, dict(self._sent))
-            self._writer.append("heartbeats", self.store.encode(), beat.to_json(), partition=0)
+            heartbeat = Heartbeat(self.store, self._position, dict(self._sent))
+            self._writer.append("heartbeats", self.store.encode(), heartbeat.to_json(), partition=0)
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join(2)
         self._writer.close()
 
-    def _said(self, subject: str) -> dict[str, Any]:
+    def _head(self, subject: str) -> dict[str, Any]:
         self._versions[subject] = self._versions.get(subject, 0) + 1
         return {"event_id": new_id(), "occurred_at": now_us(), "producer": "decided-facts", "version": self._versions[subject]}
 
@@ -84,9 +84,9 @@ class DecidedFactWriter:
             self._writer.append(topic, key, self.codec.encode(fact, topic), headers, partition)
             self._sent[tp] = self._position
 
-    def _beat_forever(self) -> None:
-        while not self._stop.wait(BEAT_S):
-            self.beat()
+    def _write_heartbeats(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            self.write_heartbeat()
 
     # --- the words of the domain
 

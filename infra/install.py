@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"set-up failed: {failure}\n")
         return 1
     if changed:
-        say(f"set-up done in {time.monotonic() - started:.0f} s")
+        print_line(f"set-up done in {time.monotonic() - started:.0f} s")
     return 0
 
 
@@ -129,7 +129,7 @@ def fastest_python() -> str:
     fastest = min(others, key=compile_s, default=sys.executable)
     if compile_s(fastest) > CLEARLY_FASTER * compile_s(sys.executable):
         return sys.executable
-    say(f"· Python: {fastest}, which is faster here than {sys.executable}. For another one: make setup PYTHON=…")
+    print_line(f"· Python: {fastest}, which is faster here than {sys.executable}. For another one: make setup PYTHON=…")
     return fastest
 
 
@@ -267,7 +267,7 @@ def install_postgres() -> bool:
     if find_postgres():
         return False
     if not can_install_packages():
-        say("Postgres is not installed: tests that need it are skipped (install the system's package 'postgresql')")
+        print_line("Postgres is not installed: tests that need it are skipped (install the system's package 'postgresql')")
         return False
     try:
         with progress("Postgres from the system's packages"):
@@ -276,7 +276,7 @@ def install_postgres() -> bool:
                 POSTGRES_CLUSTERS.write_text("create_main_cluster = false\n")
             install_package("postgresql")
     except SetupFailed as failure:
-        say(f"Postgres is not installed, tests that need it are skipped: {failure}")
+        print_line(f"Postgres is not installed, tests that need it are skipped: {failure}")
         return False
     return True
 
@@ -302,13 +302,13 @@ def content_key(*parts: bytes) -> str:
 @contextmanager
 def progress(what: str) -> Generator[None]:
     """Two lines, each whole: several steps write at once."""
-    say(f"· {what} …")
+    print_line(f"· {what} …")
     started = time.monotonic()
     yield
-    say(f"· {what}: installed in {time.monotonic() - started:.1f} s")
+    print_line(f"· {what}: installed in {time.monotonic() - started:.1f} s")
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

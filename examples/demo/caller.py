@@ -62,9 +62,9 @@ async def _call(http: aiohttp.ClientSession, url: str, key: str, pixels: Any, na
         try:
             async with http.post(url, json=body, headers=headers) as response:
                 if response.status == 200:
-                    told = await response.json()
-                    answers.labels[index] = int(next(o for o in told["outputs"] if o["name"] == "label")["data"][0])
-                    answers.versions[told["model_version"]] += 1
+                    answered = await response.json()
+                    answers.labels[index] = int(next(o for o in answered["outputs"] if o["name"] == "label")["data"][0])
+                    answers.versions[answered["model_version"]] += 1
                     answers.receipts.append(response.headers["modelmarket-receipt"])
                     answers.latencies_ms.append((time.monotonic() - began) * 1000)
                     return

@@ -39,17 +39,17 @@ class Market:
         url, headers = self.settings.commands + path, {"Authorization": f"Bearer {self.key}"}
         content = {"content": body} if isinstance(body, bytes) else {"json": body}
         answer = self._http.request(method, url, headers=headers, **content)  # type: ignore[arg-type]
-        told: dict[str, Any] = answer.json() if answer.content else {}
+        answered: dict[str, Any] = answer.json() if answer.content else {}
         if expect:
             if answer.status_code != expect:
                 raise DemoFailed(
                     f"{method} {path} should have been refused with {expect}, but answered {answer.status_code}: {answer.text[:500]}"
                 )
-            return told
+            return answered
         if answer.status_code >= 300:
             raise DemoFailed(f"{method} {path} answered {answer.status_code}: {answer.text[:800]}")
-        self.promised.update(f["name"] for f in told.get("facts", []))
-        return told
+        self.promised.update(f["name"] for f in answered.get("facts", []))
+        return answered
 
     def query(self, path: str, **params: Any) -> dict[str, Any]:
         answer = self._http.get(self.settings.queries + path, params=params, headers={"Authorization": f"Bearer {self.key}"})

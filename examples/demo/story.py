@@ -73,7 +73,7 @@ class Story:
     def chapter(self, title: str) -> None:
         self.console.rule(f"[bold]{title}[/]  [dim]{time.monotonic() - self.began:.0f} s[/]", align="left")
 
-    def say(self, text: str) -> None:
+    def narrate(self, text: str) -> None:
         self.console.print(f"  {text}", soft_wrap=True)
 
     def written(self) -> None:
@@ -106,8 +106,8 @@ class Story:
     def start(self) -> None:
         self.chapter("Starting Kafka, registry, ClickHouse engine, Ray and our processes")
         began = time.monotonic()
-        self.stack.up(progress=lambda part, what: self.say(f"[dim]{part}: {what}[/]") if what.startswith("healthy") else None)
-        self.say(f"all healthy after {time.monotonic() - began:.1f} s")
+        self.stack.up(progress=lambda part, what: self.narrate(f"[dim]{part}: {what}[/]") if what.startswith("healthy") else None)
+        self.narrate(f"all healthy after {time.monotonic() - began:.1f} s")
         self.market = Market(self.settings, self.stack.paths.admin_key.read_text().strip())
         self.written()
 
@@ -121,19 +121,19 @@ class Story:
         self.bob = self._key(OWNER, "bob", ["review:business"])
         self.carol = self._key(OWNER, "carol", ["review:security"])
         self.globex = self._key(CALLER, "dave", ["invoke", "read"], department="claims", project="scan")
-        self.say("alice owns models, bob and carol review them, dave at Globex calls them")
-        self.say("CNY 0.002 per call, CNY 0.1 per 100 MB sent")
+        self.narrate("alice owns models, bob and carol review them, dave at Globex calls them")
+        self.narrate("CNY 0.002 per call, CNY 0.1 per 100 MB sent")
         self.written()
 
     def _key(self, tenant: str, user: str, scopes: list[str], **dimensions: str) -> Market:
-        told = self.market.command("POST", f"/v1/tenants/{tenant}/keys", {"user": user, "scopes": scopes, **dimensions})
-        return self.market.as_(str(told["api_key"]))
+        created_key = self.market.command("POST", f"/v1/tenants/{tenant}/keys", {"user": user, "scopes": scopes, **dimensions})
+        return self.market.as_(str(created_key["api_key"]))
 
     def train(self) -> tuple[Trained, Trained]:
         self.chapter("Training two classifiers of handwritten digits")
         first, second = digits.train()
         for m in (first, second):
-            self.say(f"{m.version}: {m.notes}, accuracy {m.accuracy:.3f}, {len(m.onnx)} bytes of ONNX, {m.digest[:19]}…")
+            self.narrate(f"{m.version}: {m.notes}, accuracy {m.accuracy:.3f}, {len(m.onnx)} bytes of ONNX, {m.digest[:19]}…")
         self.images = digits.images()
         return first, second
 
@@ -156,7 +156,7 @@ class Story:
         self._add_version(model, [])
         path = f"/v1/models/{MODEL}/versions/{model.version}/reviews"
         refused = self.alice.command("POST", path, {"review": "business", "verdict": "approved"}, expect=403)
-        self.say(f"alice may not approve her own model: [yellow]{refused['code']}[/], {refused['detail']}")
+        self.narrate(f"alice may not approve her own model: [yellow]{refused['code']}[/], {refused['detail']}")
         self._approve(model)
         self.written()
 
@@ -191,16 +191,18 @@ class Story:
         self.chapter("Deploy: the controller reads it from Kafka and configures Ray Serve")
         self.alice.command("POST", f"/v1/models/{MODEL}/deployments", {"version": model.version})
         seconds = until(f"{MODEL} {model.version} ready", lambda: self.globex.ready(MODEL, model.version), 90)
-        self.say(f"ready at the gateway after {seconds:.1f} s")
+        self.narrate(f"ready at the gateway after {seconds:.1f} s")
         until("the price at the gateway", lambda: bool(self.globex.price(MODEL)), 10)
         price = self.globex.price(MODEL)["calls"]
-        self.say(f"Globex sees in GET /v1/models what a call costs: CNY {price['amount_micros'] / 1_000_000:g} per {price['per_units']}")
+        self.narrate(
+            f"Globex sees in GET /v1/models what a call costs: CNY {price['amount_micros'] / 1_000_000:g} per {price['per_units']}"
+        )
         self.written()
 
     def call_everything(self) -> None:
         self.chapter("Globex and Vision Lab send all 1 797 images through the gateway")
         half = len(self.images.labels) // 2
-        chaos = Chaos(self.stack, len(self.images.labels), self.say) if self.chaos else None
+        chaos = Chaos(self.stack, len(self.images.labels), self.narrate) if self.chaos else None
         total = Answers()
         for tenant, who, span in ((CALLER, self.globex, range(half)), (OWNER, self.alice, range(half, len(self.images.labels)))):
             answers = self._call(tenant, who, [int(i) for i in span], "first", chaos)
@@ -212,11 +214,11 @@ class Story:
         right = sum(int(a == b) for a, b in zip(total.labels, self.images.labels, strict=True))
         self.must(len(total.receipts) == len(total.labels), "an answer came without a receipt")
         latencies = sorted(total.latencies_ms)
-        self.say(
+        self.narrate(
             f"{right} of {len(total.labels)} right ({right / len(total.labels):.3f}); {len(total.labels) / total.seconds:.0f} calls/s, "
             f"p50 {latencies[len(latencies) // 2]:.0f} ms; retried: {total.retries}"
         )
-        self.say(f"each answer names its usage fact, for example {total.receipts[0]}")
+        self.narrate(f"each answer names its usage fact, for example {total.receipts[0]}")
         self.written()
         if chaos is not None:
             self.must(len(chaos.killed) == 4, f"only {chaos.killed} were killed")
@@ -251,7 +253,7 @@ class Story:
 
     def _split(self, answers: Answers) -> None:
         for version, n in sorted(answers.versions.items()):
-            self.say(f"{version} answered {n} of {sum(answers.versions.values())}")
+            self.narrate(f"{version} answered {n} of {sum(answers.versions.values())}")
 
     def roll_back(self, first: Trained, second: Trained) -> None:
         self.chapter("Roll back: one command, no failed call")
@@ -265,7 +267,7 @@ class Story:
         answers = self._call(CALLER, self.globex, [i % 1797 for i in range(AFTER_ROLLBACK_CALLS)], "after")
         self._split(answers)
         self.must(answers.versions[second.version] == 0, f"{second.version} still answers after the rollback")
-        self.say(f"seen at the gateway within {seconds:.1f} s; retried: {answers.retries}")
+        self.narrate(f"seen at the gateway within {seconds:.1f} s; retried: {answers.retries}")
         self.written()
 
     def look_at_catalog(self) -> None:
@@ -327,14 +329,14 @@ class Story:
 
         seconds = until(f"the bill of {tenant}", issued, 60)
         counted = ", ".join(f"{name} {n}" for name, n in found[0]["facts"].items() if n)
-        self.say(f"{tenant}: bill {found[0]['number']} issued after {seconds:.1f} s; facts: {counted}")
+        self.narrate(f"{tenant}: bill {found[0]['number']} issued after {seconds:.1f} s; facts: {counted}")
         return found[0]
 
     def _verify(self, tenant: str, period: str) -> None:
         """`modelmarket bill … --verify`, as an auditor would run it: what was billed against what the log gives."""
         command = [sys.executable, "-m", "cli.app", "bill", tenant, period, "--verify", "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        self.say(f"$ modelmarket bill {tenant} {period} --verify")
+        self.narrate(f"$ modelmarket bill {tenant} {period} --verify")
         self.must(done.returncode == 0, f"the bill of {tenant} does not verify:\n{done.stdout}\n{done.stderr}")
         compared = json.loads(done.stdout)
         difference = sum(abs(line["billed"][1] - line["recomputed"][1]) for one in compared for line in one["lines"])
@@ -342,5 +344,5 @@ class Story:
         difference += abs(self.billed_micros[tenant] - issued)
         lines = sum(len(one["lines"]) for one in compared)
         what = f"{lines} lines of {len(compared)} bills (issued, and running since) recomputed from the log"
-        self.say(f"  {what}: {issued / 1_000_000:.6f} CNY, difference {difference}")
+        self.narrate(f"  {what}: {issued / 1_000_000:.6f} CNY, difference {difference}")
         self.difference += difference

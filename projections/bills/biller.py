@@ -42,7 +42,7 @@ BEHIND_S_MAX = 300.0
 BEHIND_REMEDY = (
     "see to the workers. If they keep up, a row is missing in the middle: start the workers again, each begins where its table ends"
 )
-WAITING_SAID_MAX = 1000
+WAITING_SHOWN_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
 NOBODY = "-"
 """The tenant of calls whose key nobody knew: never billed."""
@@ -124,9 +124,9 @@ class Biller:
 
     def state(self) -> dict[str, Any]:
         """For /healthz. A bill that waits is said, but it is no reason to start this process again."""
-        waiting = dict(sorted(self.waiting.items())[:WAITING_SAID_MAX])
-        said = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in list(waiting.items())[:5])} if waiting else {}
-        return {"status": "ready", "lag": len(self.waiting), "issued": self.issued, "waiting": waiting, **said}
+        waiting = dict(sorted(self.waiting.items())[:WAITING_SHOWN_MAX])
+        detail = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in list(waiting.items())[:5])} if waiting else {}
+        return {"status": "ready", "lag": len(self.waiting), "issued": self.issued, "waiting": waiting, **detail}
 
     # --- running bills
 

@@ -153,10 +153,10 @@ class Issuer:
         """A cut may be seen before a price that was decided earlier: they travel in different partitions. A heartbeat at or past the
         pinned position says which was the last one sent (K5)."""
         end = self._reader.end_offsets("heartbeats")["heartbeats", 0]
-        beat = Heartbeat.from_json(self._reader.record_at("heartbeats", 0, end - 1).value) if end else None
-        if beat is None or beat.position < cut["decided_position"]:
+        newest_heartbeat = Heartbeat.from_json(self._reader.record_at("heartbeats", 0, end - 1).value) if end else None
+        if newest_heartbeat is None or newest_heartbeat.position < cut["decided_position"]:
             return Deferred("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
-        have, sent = newest_position(self._clickhouse, "prices"), beat.sent.get("prices/0", 0)
+        have, sent = newest_position(self._clickhouse, "prices"), newest_heartbeat.sent.get("prices/0", 0)
         if have < min(sent, cut["decided_position"]):
             return Deferred("prices_behind", f"prices are in the table up to position {have}, the relay sent {sent}", alarming=False)
         return None

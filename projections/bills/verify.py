@@ -94,27 +94,27 @@ def _issued(reader: Reader, codec: Codec, decided: TenantBills, issued: Mapping[
         number = bill.cut["number"]
         if number not in asked:
             continue
-        said = issued[number]
+        issued_body = issued[number]
         wrong: list[str] = []
-        if bytes(said["digest"]) != bill.digest():
+        if bytes(issued_body["digest"]) != bill.digest():
             wrong.append("the digest is not that of the recomputed bill")
-        if said["cut_event_id"] != bill.cut["event_id"]:
+        if issued_body["cut_event_id"] != bill.cut["event_id"]:
             wrong.append("it was issued for another cut")
-        if len(said["lines"]) != said["lines_before"] + said["lines_own"]:
+        if len(issued_body["lines"]) != issued_body["lines_before"] + issued_body["lines_own"]:
             wrong.append(
-                f"it says that {said['lines_before']} lines are listed before it, and {len(said['lines']) - said['lines_own']} are"
+                f"it says that {issued_body['lines_before']} lines are listed before it, and {len(issued_body['lines']) - issued_body['lines_own']} are"
             )
-        if said["total_micros"] != sum(line["amount_micros"] for line in said["lines"]):
+        if issued_body["total_micros"] != sum(line["amount_micros"] for line in issued_body["lines"]):
             wrong.append("its lines do not add up to its total")
         before = issued[number - 1]["digest"] if number > 1 else bytes(32)
         if bytes(bill.cut["previous_bill_sha256"]) != bytes(before):
             wrong.append("its cut does not name the bill before")
-        if said["records_written_off"] != bill.records_written_off:
-            wrong.append(f"it says {said['records_written_off']} records were written off, the log says {bill.records_written_off}")
-        lines = [_line(body) for body in said["lines"]]
+        if issued_body["records_written_off"] != bill.records_written_off:
+            wrong.append(f"it says {issued_body['records_written_off']} records were written off, the log says {bill.records_written_off}")
+        lines = [_line(body) for body in issued_body["lines"]]
         compared.append(
             ComparedBill(
-                "issued", number, said["currency"], _compare(lines, bill.lines), tuple(wrong), bill.facts, bill.records_written_off
+                "issued", number, issued_body["currency"], _compare(lines, bill.lines), tuple(wrong), bill.facts, bill.records_written_off
             )
         )
     return compared

@@ -56,8 +56,8 @@ def _key_revoked(d: Document, b: Body) -> Document:
 
 
 def _published(d: Document, b: Body) -> Document:
-    said = {**pick(b, "book_version", "currency", "effective_from", "prices", "by"), "published_at": b["occurred_at"]}
-    return put(put(d, book=b["book"], currency=b["currency"]), "versions", str(b["book_version"]), **said)
+    added = {**pick(b, "book_version", "currency", "effective_from", "prices", "by"), "published_at": b["occurred_at"]}
+    return put(put(d, book=b["book"], currency=b["currency"]), "versions", str(b["book_version"]), **added)
 
 
 def _cut_fixed(d: Document, b: Body) -> Document:
@@ -69,12 +69,12 @@ def _lines_listed(d: Document, _: Body) -> Document:
 
 
 def _issued(d: Document, b: Body) -> Document:
-    said = {
+    added = {
         **pick(b, "number", "period", "digest", "currency", "total_micros"),
         "issued_at": b["occurred_at"],
         "lines": b["lines_before"] + len(b["lines"]),
     }
-    return put(d, tenant=b["tenant"], issued=said)
+    return put(d, tenant=b["tenant"], issued=added)
 
 
 def _write_off_requested(d: Document, b: Body) -> Document:
@@ -116,8 +116,8 @@ def _epoch_written_off(d: Document, b: Body) -> Document:
 
 
 def _raised(d: Document, b: Body) -> Document:
-    said = {**pick(b, "event_id", "producer", "severity", "message", "remedy"), "raised_at": b["occurred_at"]}
-    return put(d, subject=b["subject"], open={**d.get("open", {}), b["rule"]: said})
+    added = {**pick(b, "event_id", "producer", "severity", "message", "remedy"), "raised_at": b["occurred_at"]}
+    return put(d, subject=b["subject"], open={**d.get("open", {}), b["rule"]: added})
 
 
 def _resolved(d: Document, b: Body) -> Document:

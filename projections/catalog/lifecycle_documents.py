@@ -70,22 +70,22 @@ def model_in(document: Document) -> Model:
     """The state that this document shows."""
     if "tenant" not in document:
         return NoModel()
-    versions = {version: _version_in(said) for version, said in document["versions"].items()}
+    versions = {version: _version_in(part) for version, part in document["versions"].items()}
     owned = (document["model"], document["tenant"], document["owner"], document["registered_at"], versions)
     retired = document["retired"]
     return RetiredModel(*owned, retired["successor"], retired["reason"], retired["position"]) if retired else ActiveModel(*owned)
 
 
-def _version_in(said: Document) -> VersionState:
-    release = Release(trusted(Technical, said["technical"]), said["artifact"], said["by"])
-    match said["status"]:
+def _version_in(part: Document) -> VersionState:
+    release = Release(trusted(Technical, part["technical"]), part["artifact"], part["by"])
+    match part["status"]:
         case "draft":
             return Draft(release)
         case "pending_review":
-            business, security = (said["reviews"].get(review, {}).get("by") for review in ("business", "security"))
-            return InReview(release, said["submitted_by"], business, security)
+            business, security = (part["reviews"].get(review, {}).get("by") for review in ("business", "security"))
+            return InReview(release, part["submitted_by"], business, security)
         case "approved":
-            return Approved(release, said["business_by"], said["security_by"])
+            return Approved(release, part["business_by"], part["security_by"])
         case other:
             raise AssertionError(f"no version is {other}")
 
@@ -124,13 +124,13 @@ def _describe_model(d: Document, fact: ModelFact, b: Body, position: int) -> Doc
 def status_in(document: Document) -> DeploymentStatus:
     """The state that this document shows."""
     versions: dict[str, Document] = document.get("versions", {})
-    loaded = {v: said for v, said in versions.items() if said["status"] != UNDEPLOYED}
+    loaded = {v: part for v, part in versions.items() if part["status"] != UNDEPLOYED}
     return DeploymentStatus(
-        _deployment_in(document, {v: trusted(ServiceSpec, said["spec"]) for v, said in loaded.items()}),
-        {v: LoadedVersion(said["position"], _readiness_in(said)) for v, said in loaded.items()},
-        {v: said["position"] for v, said in versions.items() if v not in loaded},
+        _deployment_in(document, {v: trusted(ServiceSpec, part["spec"]) for v, part in loaded.items()}),
+        {v: LoadedVersion(part["position"], _readiness_in(part)) for v, part in loaded.items()},
+        {v: part["position"] for v, part in versions.items() if v not in loaded},
         document.get("stand_in", ""),
-        {gateway: AppliedRoute(said["position"], said["weights"]) for gateway, said in document.get("routes", {}).items()},
+        {gateway: AppliedRoute(part["position"], part["weights"]) for gateway, part in document.get("routes", {}).items()},
     )
 
 
@@ -144,13 +144,13 @@ def _deployment_in(document: Document, there: dict[str, ServiceSpec]) -> Deploym
     return Unloading(standby) if standby else NotDeployed()
 
 
-def _readiness_in(said: Document) -> Readiness:
-    if said["status"] == "loading":
+def _readiness_in(part: Document) -> Readiness:
+    if part["status"] == "loading":
         return Loading()
-    if said["status"] == "ready":
-        return Ready(said["replicas"])
-    code, message = said["error_code"], said["error"].removeprefix(f"{said['error_code']}: ")
-    return Degraded(said["replicas"], code, message) if said["ready"] else Failed(code, message)
+    if part["status"] == "ready":
+        return Ready(part["replicas"])
+    code, message = part["error_code"], part["error"].removeprefix(f"{part['error_code']}: ")
+    return Degraded(part["replicas"], code, message) if part["ready"] else Failed(code, message)
 
 
 def _show_status(document: Document, status: DeploymentStatus) -> Document:

@@ -115,8 +115,8 @@ def _model(row: dict[str, Any], deployment: dict[str, Any] | None) -> Model:
     # A retirement and the unloading it brings are on two topics: the first alone ends the calls.
     traffic = {} if deployment is None or document["retired"] else deployment
     versions = {
-        version: {**said, "deployment": deployed.get(version)}
-        for version, said in sorted(document.get("versions", {}).items(), key=_release)
+        version: {**content, "deployment": deployed.get(version)}
+        for version, content in sorted(document.get("versions", {}).items(), key=_release)
     }
     live = traffic.get("live", "")
     running = deployed.get(live, {}).get("status", "")
@@ -152,11 +152,11 @@ _PUBLIC_DEPLOYMENT = ("status", "replicas", "spec", "requested_at", "ready_at")
 def public(model: Model) -> Model:
     """What the market shows of a model to strangers: the approved versions, without who said what of them and why one did not load."""
     versions: dict[str, Any] = {}
-    for version, said in model["versions"].items():
-        if said["status"] == "approved":
-            deployment: dict[str, Any] | None = said["deployment"]
+    for version, content in model["versions"].items():
+        if content["status"] == "approved":
+            deployment: dict[str, Any] | None = content["deployment"]
             seen = {k: deployment[k] for k in _PUBLIC_DEPLOYMENT if k in deployment} if deployment else None
-            versions[version] = {**{k: said[k] for k in _PUBLIC_VERSION if k in said}, "reviews": {}, "deployment": seen}
+            versions[version] = {**{k: content[k] for k in _PUBLIC_VERSION if k in content}, "reviews": {}, "deployment": seen}
     return {**model, "versions": versions}
 
 

@@ -61,7 +61,7 @@ class HistorySink:
     ) -> None:
         self.topic = topic
         self._codec, self._clickhouse, self._reader = codec, clickhouse, reader
-        self._say_dead, self._ensure_member = publish_dead_letters, ensure_member
+        self._publish_dead_letters, self._ensure_member = publish_dead_letters, ensure_member
         self._alarm = alarm or _log_alarm
         self._folds: dict[int, PartitionFold] = {}
         self._fences: dict[int, str] = {}
@@ -95,7 +95,7 @@ class HistorySink:
 
     def write(self, prepared: _Batch) -> None:
         if prepared.dead:
-            self._say_dead(prepared.dead)
+            self._publish_dead_letters(prepared.dead)
         if not prepared.rows:
             return
         self._ensure_member()

@@ -126,8 +126,8 @@ class _Consumer(driver.Consumer):
     def _to_message(self, tp: Any, records: Any) -> Any:
         last = records[-1]
         at = (last.topic, last.partition, last.offset, last.timestamp / 1000.0, last.timestamp_type)
-        said = (last.headers, last.key, records, last.checksum, 0, 0, tp)
-        return ConsumerMessage(*at, *said, generation_id=self.app.consumer_generation_id)
+        content = (last.headers, last.key, records, last.checksum, 0, 0, tp)
+        return ConsumerMessage(*at, *content, generation_id=self.app.consumer_generation_id)
 
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
         """Chunks are acknowledged whole and in order: there are no gaps to remember."""

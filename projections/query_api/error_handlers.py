@@ -26,11 +26,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, e: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
-        said = [
+        found_violations = [
             Violation("parameter_invalid", str(x["msg"]), ".".join(str(p) for p in x["loc"][1:]), "see /docs for what is taken")
             for x in e.errors()
         ]
-        return _answer(422, *said)
+        return _answer(422, *found_violations)
 
     @app.exception_handler(HTTPException)
     def http(request: Request, e: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]

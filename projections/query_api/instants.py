@@ -18,8 +18,8 @@ def instant_of(text: str) -> int:
         if text.isascii() and text.isdigit():
             micros = int(text)
         else:
-            said = datetime.fromisoformat(text)
-            since = (said if said.tzinfo else said.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+            parsed = datetime.fromisoformat(text)
+            since = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
             micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     except (ValueError, OverflowError) as e:
         raise NotAnInstant(f"'{text}' is no instant") from e

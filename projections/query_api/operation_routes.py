@@ -41,5 +41,5 @@ def healthz(parts: Parts, response: Response) -> Any:
     except (ClickHouseUnavailable, ClickHouseError) as e:
         detail = f"ClickHouse does not answer: {str(e)[:200]}"
     response.status_code = 503 if detail else 200
-    said = {"status": "starting" if detail else "ready", "lag": None, "detail": detail}
-    return {**said, "age_s": round(age, 3) if age < 1e9 else None}
+    health = {"status": "starting" if detail else "ready", "lag": None, "detail": detail}
+    return {**health, "age_s": round(age, 3) if age < 1e9 else None}

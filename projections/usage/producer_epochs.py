@@ -44,8 +44,8 @@ def epochs(clickhouse: ClickHouse, *, only_open: bool = True, epoch: str = "") -
     rows = clickhouse.rows(_SQL, {"epoch": epoch, "everything": not only_open}, _BOUNDS)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for row in rows:
-        said = cast(dict[str, dict[str, Any]], json.loads(row["state"]).get("epochs", {}))
-        for name, one in said.items():
+        known = cast(dict[str, dict[str, Any]], json.loads(row["state"]).get("epochs", {}))
+        for name, one in known.items():
             if epoch in ("", name) and "status" in one and (one["status"] == "open" or not only_open):
                 found[name] = str(row["key"]), one
     heard = _heard(clickhouse, list(found))
@@ -59,16 +59,16 @@ def _heard(clickhouse: ClickHouse, names: list[str]) -> dict[str, int]:
     return {str(r["epoch"]): int(r["last_us"]) for some in asked for r in clickhouse.rows(sql, {"epochs": some}, _BOUNDS)}
 
 
-def _epoch(producer: str, name: str, said: dict[str, Any], last_fact_us: int) -> Epoch:
+def _epoch(producer: str, name: str, known: dict[str, Any], last_fact_us: int) -> Epoch:
     return Epoch(
         producer,
         name,
-        said["status"],
-        str(said.get("host", "")),
-        int(said.get("opened_at", 0)),
-        int(said.get("closed_at", 0)),
+        known["status"],
+        str(known.get("host", "")),
+        int(known.get("opened_at", 0)),
+        int(known.get("closed_at", 0)),
         last_fact_us,
-        str(said.get("requested_by", "")),
-        str(said.get("approver", "")),
-        str(said.get("reason", "")),
+        str(known.get("requested_by", "")),
+        str(known.get("approver", "")),
+        str(known.get("reason", "")),
     )

@@ -95,7 +95,7 @@ class UsageSink:
         rows_max: int = 100_000,
         wait_s: float = 0.15,
     ) -> None:
-        self._clickhouse, self._schemas, self._resume_at, self._say_dead, self._ensure_member = (
+        self._clickhouse, self._schemas, self._resume_at, self._publish_dead_letters, self._ensure_member = (
             clickhouse,
             schemas,
             resume_at,
@@ -243,7 +243,7 @@ class UsageSink:
             return
         with self._quarantining:
             self._ensure_member()
-            self._say_dead(bad)
+            self._publish_dead_letters(bad)
             for within in _split(_runs(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
                 self._insert_tombstones(within)
 

@@ -27,5 +27,5 @@ def require(principal: Principal, scope: Scope) -> None:
 def access_refused(refusal: Refusal) -> Refused:
     """A refusal of access as the gateway answers it."""
     headers = tuple((name.lower().encode(), value.encode()) for name, value in refusal.headers.items())
-    said = refusal.violation
-    return Refused(refusal.status, said.code, said.message, said.field, said.remedy, headers=headers)
+    refused_by = refusal.violation
+    return Refused(refusal.status, refused_by.code, refused_by.message, refused_by.field, refused_by.remedy, headers=headers)

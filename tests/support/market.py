@@ -63,15 +63,15 @@ class Market:
 
     def restart(self) -> None:
         """New sinks that know nothing but what the tables say, as after a kill -9."""
-        letters = DeadLetterPublisher(self.writer, self.codec, "projections")
+        publisher = DeadLetterPublisher(self.writer, self.codec, "projections")
         self.sinks: dict[str, Any] = {
-            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, letters.publish, lambda: None) for topic in HISTORY_TOPICS
+            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, publisher.publish, lambda: None) for topic in HISTORY_TOPICS
         }
         self.sinks["usage"] = UsageSink(
             self.clickhouse,
             InsertPlans(self.reader, self.codec.schemas),
             lambda partition, fence: first_missing(self.clickhouse, self.reader, "usage", "usage", partition, fence=fence),
-            letters.publish,
+            publisher.publish,
             lambda: None,
         )
         self.sinks["dead-letters"] = DeadLetterSink(
@@ -88,19 +88,19 @@ class Market:
             sink, ends = self.sinks[topic], self.reader.end_offsets(topic)
             for _, p in ends.keys() - self._next.keys():
                 self._next[topic, p] = sink.resume(p)
-            lanes: dict[int, list[Record]] = {}
+            by_partition: dict[int, list[Record]] = {}
             if any(self._next[tp] < end for tp, end in ends.items()):
                 starts = {p: self._next[topic, p] for _, p in ends}
                 for r in self.reader.read(topic, starts, {p: end for (_, p), end in ends.items()}):
-                    lanes.setdefault(r.partition, []).append(r)
-            while lanes:
-                p = chance.choice(list(lanes)) if chance else next(iter(lanes))
+                    by_partition.setdefault(r.partition, []).append(r)
+            while by_partition:
+                p = chance.choice(list(by_partition)) if chance else next(iter(by_partition))
                 size = chance.randint(1, 40) if chance else 5000
-                records, lanes[p] = lanes[p][:size], lanes[p][size:]
+                records, by_partition[p] = by_partition[p][:size], by_partition[p][size:]
                 sink.write(sink.prepare([Chunk(topic, p, records)]))
                 self._next[topic, p] = records[-1].offset + 1
-                if not lanes[p]:
-                    del lanes[p]
+                if not by_partition[p]:
+                    del by_partition[p]
 
     def fold_until(self, condition: Callable[[], object], why: str) -> None:
         """Folds until the condition holds."""
@@ -128,8 +128,10 @@ class Market:
     def prices(self, prices: dict[tuple[str, str], tuple[int, int]], book: str = "") -> str:
         """Publishes a version of a book, from now on; returns the book."""
         book = book or f"b{uuid.uuid4().hex[:12]}"
-        said = [{"model": m, "meter": meter, "amount_micros": amount, "per_units": per} for (m, meter), (amount, per) in prices.items()]
-        self.command("POST", f"/v1/price-books/{book}/versions", {"prices": said})
+        price_list = [
+            {"model": m, "meter": meter, "amount_micros": amount, "per_units": per} for (m, meter), (amount, per) in prices.items()
+        ]
+        self.command("POST", f"/v1/price-books/{book}/versions", {"prices": price_list})
         return book
 
     # --- usage, as a gateway writes it

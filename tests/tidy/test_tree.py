@@ -24,8 +24,12 @@ BANNED = {"utils", "util", "helpers", "helper", "common", "base", "manager", "se
 DIALECT = {
     *("desk", "office", "flight", "flights", "passenger", "passengers", "parcel", "bury", "buried", "tariff", "tariffs"),
     *("voice", "bookkeeping", "aboard", "clerk", "follower", "landed"),
+    *("lane", "lanes", "judge", "judges", "say", "said", "told", "beat", "places", "letters"),
 }
-"""Pictures that once stood for the field's words: command processor, batch, queued call, quarantine, current prices, publisher …"""
+"""Pictures that once stood for the field's words: command processor, batch, queued call, quarantine, current prices, publisher, partition,
+validator, heartbeat, coordinates … Forbidden as a whole word of an identifier only: sentences may say any of them."""
+OTHERS = {"events/log/client.py: _said"}
+"""Not renamed yet."""
 FOLDER_MODULES_MAX = 15
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
@@ -78,15 +82,21 @@ def _identifiers(tree: ast.AST) -> set[str]:
     return names | {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
 
 
+def _words(identifier: str) -> list[str]:
+    """In lower case. `letters` is a word of its own only where they are not called dead."""
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", identifier).lower().replace("dead_letters", "deadletters")
+    return words.split("_")
+
+
 def test_identifiers_use_the_words_of_the_field() -> None:
     """Names of tests are sentences and may use any word."""
     found = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in (*CODE, *_modules("tests"))
         for name in sorted({path.stem, *_identifiers(ast.parse(path.read_text()))})
-        if not name.startswith("test_") and DIALECT & set(re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_"))
+        if not name.startswith("test_") and DIALECT & set(_words(name))
     ]
-    assert found == []
+    assert set(found) <= OTHERS, sorted(set(found) - OTHERS)
 
 
 def test_a_folder_holds_one_idea() -> None:

@@ -82,5 +82,5 @@ def test_a_table_that_stays_behind_is_said_as_an_error_with_what_to_do(
         caplog.clear()
         monkeypatch.setattr(biller_module, "BEHIND_S_MAX", -1.0)
         Biller(clickhouse, issuer).issue()
-    said = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
-    assert len(said) == len(BLOCKED) and all("start the workers again" in message for message in said)
+    errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert len(errors) == len(BLOCKED) and all("start the workers again" in message for message in errors)

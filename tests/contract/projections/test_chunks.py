@@ -83,9 +83,9 @@ def test_a_worker_signs_in_as_the_settings_say() -> None:
             "kafka_sasl_password": "secret",
         }
     )
-    told = dict(driver.credentials_to_aiokafka_auth(credentials_of(settings)))
-    assert isinstance(told.pop("ssl_context"), ssl.SSLContext)
-    assert told == {
+    configured = dict(driver.credentials_to_aiokafka_auth(credentials_of(settings)))
+    assert isinstance(configured.pop("ssl_context"), ssl.SSLContext)
+    assert configured == {
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-512",
         "sasl_plain_username": "market",

@@ -59,7 +59,7 @@ def test_executions_that_share_a_key_are_judged_page_by_page_as_from_the_log(
     values = [settled(codec, n) for n in range(CALLS)]
     records = [Record("usage", PARTITION, n, FIRST_MS + n * DAY_MS // 4, TENANT.encode(), v, {}) for n, v in enumerate(values)]
     reader: Any = None
-    sink = UsageSink(clickhouse, InsertPlans(reader, codec.schemas), lambda partition, fence: 0, lambda letters: None, lambda: None)
+    sink = UsageSink(clickhouse, InsertPlans(reader, codec.schemas), lambda partition, fence: 0, lambda dead_letters: None, lambda: None)
     sink.write(sink.prepare([Chunk("usage", PARTITION, records)]))
     cutoff, book = Cutoff({PARTITION: CALLS}, 1 << 60), PriceBook()
     builder = StatementBuilder(cutoff, book, frozenset())

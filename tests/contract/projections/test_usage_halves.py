@@ -27,7 +27,7 @@ from tests.support.todays_codec import todays_schema_set
 
 EACH = SHARED_ROWS_MIN // 2 + 500
 """Records of each of two partitions: together more than one insert takes."""
-Said = list[tuple[int, int]]
+Published = list[tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def schemas() -> SchemaSet:
 def frame(schemas: SchemaSet) -> bytes:
     fields = {k: f.default for k, f in InvocationRefused.model_fields.items() if not f.is_required()}
     who = {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "g", "tenant": "t", "epoch": "e", "sequence": 1}
-    said = {"previous_sha256": bytes(32), "key_id": "k", "user": "u", "region": "r", "model": "m", "operation": "infer"}
-    return Codec(schemas).encode_dict("InvocationRefused", {**fields, **who, **said, "status": 429, "error_code": "limit", "count": 1})
+    published = {"previous_sha256": bytes(32), "key_id": "k", "user": "u", "region": "r", "model": "m", "operation": "infer"}
+    return Codec(schemas).encode_dict("InvocationRefused", {**fields, **who, **published, "status": 429, "error_code": "limit", "count": 1})
 
 
 class Unlucky(ClickHouse):
@@ -75,7 +75,7 @@ class Unlucky(ClickHouse):
 
 
 def sink(
-    clickhouse: ClickHouse, table: str, schemas: SchemaSet, publish_dead_letters: Callable[[Any], None] = lambda letters: None
+    clickhouse: ClickHouse, table: str, schemas: SchemaSet, publish_dead_letters: Callable[[Any], None] = lambda dead_letters: None
 ) -> UsageSink:
     def resume_at(partition: int, fence: str) -> int:
         return dense_end(clickhouse, table, partition, fence=fence)
@@ -150,16 +150,16 @@ def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
 def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
     engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes
 ) -> None:
-    at_once, most, said = 0, 0, Said()
+    at_once, most, published = 0, 0, Published()
     lock = threading.Lock()
 
-    def publish_dead_letters(letters: Sequence[tuple[LogRecord, str, str]]) -> None:
+    def publish_dead_letters(dead_letters: Sequence[tuple[LogRecord, str, str]]) -> None:
         nonlocal at_once, most
         with lock:
             at_once += 1
             most = max(most, at_once)
         time.sleep(0.3)
-        said.extend((r.partition, r.offset) for r, _, _ in letters)
+        published.extend((r.partition, r.offset) for r, _, _ in dead_letters)
         with lock:
             at_once -= 1
 
@@ -168,7 +168,7 @@ def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
     halves = sink(ClickHouse(engine.settings), table, schemas, publish_dead_letters)
     halves.write(halves.prepare([chunk(p, 0, values) for p in (0, 1)]))
     assert most == 1, "whoever is told of dead letters is told by one thread at a time"
-    assert sorted(said) == [(0, 77), (1, 77)]
+    assert sorted(published) == [(0, 77), (1, 77)]
     assert figures(engine, table) == (2 * EACH, 2 * EACH, 2 * (EACH - 1))
 
 

@@ -150,9 +150,9 @@ def test_the_tail_of_the_log_is_its_newest_facts_in_words(market: UsageStack) ->
         expected[f"usage/{record.partition}/{record.offset}"] = decoded(record.value, schemas)
     newest = {at for p in range(4) for at in [at for at in expected if at.startswith(f"usage/{p}/")][-3:]}
 
-    told = {line["at"]: line for line in map(json.loads, run(market.settings, "log", "tail", "usage", "-n", "3", "--json").splitlines())}
-    assert told.keys() == newest
-    for at, line in told.items():
+    printed = {line["at"]: line for line in map(json.loads, run(market.settings, "log", "tail", "usage", "-n", "3", "--json").splitlines())}
+    assert printed.keys() == newest
+    for at, line in printed.items():
         if expected[at] is None:
             assert (line["fact"], line["body"]["code"]) == ("unreadable", "not_framed")
         else:
@@ -171,9 +171,9 @@ def test_a_replay_names_each_row_that_somebody_changed_and_a_switch_heals_them(m
     records, schemas = read_topic(market.settings, "usage"), Schemas(market.settings)
     read = [decoded(r.value, schemas) for r in records]
     market.caught_up()
-    said = run(market.settings, "replay", "usage")
-    assert "difference: 0 rows" in said
-    assert f"compared {len(records)} rows" in said and f"; {read.count(None)} of them unreadable" in said
+    output = run(market.settings, "replay", "usage")
+    assert "difference: 0 rows" in output
+    assert f"compared {len(records)} rows" in output and f"; {read.count(None)} of them unreadable" in output
 
     settled = sorted(
         r.offset for r, fact in zip(records, read, strict=True) if fact and fact[0] == "InvocationSettled" and r.partition == 1

@@ -74,14 +74,14 @@ def digest_of(body: bytes) -> str:
 
 def technical(width: int = 4, **more: Any) -> dict[str, Any]:
     tensor = {"datatype": "FP32", "shape": [-1, width]}
-    said = {
+    found = {
         "format": "onnx",
         "framework": "numpy",
         "precision": "FP32",
         "inputs": [{"name": "x", **tensor}],
         "outputs": [{"name": "y", **tensor}],
     }
-    return {**said, **more}
+    return {**found, **more}
 
 
 COMPLIANCE = {"licence": "MIT", "data_sources": ["uci"], "data_level": "public"}
@@ -110,8 +110,8 @@ class Company:
         return digest
 
     def draft(self, model: str, version: str, body: bytes, **more: Any) -> httpx.Response:
-        said = {"version": version, "artifact": self.upload(body), "technical": technical(), **more}
-        return self.http("POST", f"/v1/models/{model}/versions", self.owner, json=said)
+        found = {"version": version, "artifact": self.upload(body), "technical": technical(), **more}
+        return self.http("POST", f"/v1/models/{model}/versions", self.owner, json=found)
 
     def approve(self, model: str, version: str, body: bytes) -> None:
         assert self.draft(model, version, body).status_code == 201
@@ -154,7 +154,7 @@ def test_the_whole_life_of_a_model_is_on_the_log_in_the_order_it_was_answered(si
     http, model = side.http, acme.register()
     acme.approve(model, "1.0.0", model_file(1))
     acme.approve(model, "1.1.0", model_file(2))
-    told: list[dict[str, Any]] = []
+    decided: list[dict[str, Any]] = []
     for method, path, body in (
         ("POST", "deployments", {"version": "1.0.0"}),
         ("POST", "rollouts", {"version": "1.1.0", "weight_percent": 20}),
@@ -167,8 +167,8 @@ def test_the_whole_life_of_a_model_is_on_the_log_in_the_order_it_was_answered(si
         answer = http(method, f"/v1/models/{model}/{path}", acme.owner, json=body, headers={"X-Correlation-Id": "story"})
         assert answer.status_code in (200, 201), answer.text
         assert answer.headers["X-Correlation-Id"] == "story"
-        told += answer.json()["facts"]
-        assert answer.headers["etag"] == f'"{told[-1]["version"]}"'
+        decided += answer.json()["facts"]
+        assert answer.headers["etag"] == f'"{decided[-1]["version"]}"'
     names = [
         "VersionDeployed",
         "RolloutStarted",
@@ -179,13 +179,13 @@ def test_the_whole_life_of_a_model_is_on_the_log_in_the_order_it_was_answered(si
         "ModelRetired",
         "VersionUndeployed",
     ]
-    assert [f["name"] for f in told] == names
-    eventually(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= told[-1]["position"], "relayed")
+    assert [f["name"] for f in decided] == names
+    eventually(lambda: (found := health(side.settings.relay_health_port)) and found["position"] >= decided[-1]["position"], "relayed")
     records = check_complete(side.settings).records
     reader = Reader(side.settings, "oracle")
     codec, _ = open_codec(side.settings, reader)
     reader.close()
-    for fact in told:
+    for fact in decided:
         record = records[fact["position"]]
         name, body = codec.decode(record.value)
         assert (name, body["event_id"], body["version"], body["correlation_id"]) == (
@@ -213,10 +213,10 @@ def test_every_violation_of_the_description_comes_at_once(side: Side, acme: Comp
     wrong = {"version": "1", "artifact": "sha256:x", "technical": {"format": "pickle", "framework": "f", "precision": "FP32", "inputs": []}}
     body = problem(side.http("POST", f"/v1/models/{acme.register()}/versions", acme.owner, json=wrong), 422, "literal_error")
     assert next(v["code"] for v in body["violations"] if v["field"] == "version") == "version_not_semver"
-    said = {v["field"]: v["message"] for v in body["violations"]}
-    assert said["technical.inputs"] == "input format definition missing"
-    assert said["technical.outputs"] == "output format definition missing"
-    assert set(said) == {"version", "artifact", "technical.format", "technical.inputs", "technical.outputs"}
+    found = {v["field"]: v["message"] for v in body["violations"]}
+    assert found["technical.inputs"] == "input format definition missing"
+    assert found["technical.outputs"] == "output format definition missing"
+    assert set(found) == {"version", "artifact", "technical.format", "technical.inputs", "technical.outputs"}
 
 
 def test_what_a_stranger_may_send_is_refused_with_a_remedy_and_changes_nothing(side: Side, acme: Company) -> None:
@@ -338,8 +338,8 @@ def test_a_version_must_be_described_as_its_file_is(side: Side, acme: Company) -
 
     problem(add(technical=technical(5)), 422, "description_differs")
     other = [{"name": "z", "datatype": "FP32", "shape": [-1, 4]}]
-    said = problem(add(technical=technical(inputs=other)), 422, "description_differs")
-    assert "the file has no input 'z', it has x" in said["detail"]
+    found = problem(add(technical=technical(inputs=other)), 422, "description_differs")
+    assert "the file has no input 'z', it has x" in found["detail"]
     problem(add(technical=technical(outputs=[{"name": "y", "datatype": "INT64", "shape": [-1, 4]}])), 422, "description_differs")
     problem(add(artifact="sha256:" + "0" * 64), 422, "artifact_missing")
     problem(add(lineage={"parents": ["model-vision-lab-nothing-v1.0.0"]}), 422, "parent_unknown")
@@ -388,8 +388,8 @@ def test_a_foreign_version_may_be_named_as_a_parent_once_it_is_approved_and_its_
 
 def test_a_price_that_no_bill_could_hold_is_refused_with_what_was_meant(side: Side, acme: Company) -> None:
     dear = [{"model": "*", "meter": "gpu_us", "amount_micros": 20_000_000}]
-    said = problem(side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}), 422, "price_too_high")
-    assert "per_units 3600000000" in said["remedy"] and said["field"] == "prices.0"
+    found = problem(side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}), 422, "price_too_high")
+    assert "per_units 3600000000" in found["remedy"] and found["field"] == "prices.0"
     dear[0]["per_units"] = 3_600_000_000
     assert side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}).status_code == 201
 
@@ -537,7 +537,7 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
     assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200, 201], [a.text[:200] for a in answers]
     problem(answers[4], 422, "fact_too_large")
     end = side.end()
-    eventually(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= end, "relayed")
+    eventually(lambda: (found := health(side.settings.relay_health_port)) and found["position"] >= end, "relayed")
     check_complete(side.settings)
 
 
@@ -575,11 +575,11 @@ def test_a_bill_is_fixed_and_issued_once(side: Side) -> None:
 def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: Company) -> None:
     for _ in range(3):
         keys = [uuid.uuid4().hex for _ in range(200)]
-        told: dict[str, str] = {}
+        decided: dict[str, str] = {}
         back = threading.Event()
         back.set()
 
-        def register(key: str, told: dict[str, str] = told, back: threading.Event = back) -> None:
+        def register(key: str, decided: dict[str, str] = decided, back: threading.Event = back) -> None:
             for _ in range(200):
                 back.wait(120)
                 try:
@@ -587,14 +587,14 @@ def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: C
                 except httpx.HTTPError:
                     continue
                 assert answer.status_code == 201, answer.text
-                told[key] = answer.json()["facts"][0]["event_id"]
+                decided[key] = answer.json()["facts"][0]["event_id"]
                 return
 
         with ThreadPoolExecutor(8) as pool:
             futures = [pool.submit(register, key) for key in keys]
-            eventually(lambda told=told: len(told) > 20, "under way")
+            eventually(lambda decided=decided: len(decided) > 20, "under way")
             back.clear()
-            before = dict(told)
+            before = dict(decided)
             side.api.kill()
             side.api.start()
             eventually(lambda: is_ready(side.settings.command_port), "the API is back")
@@ -605,7 +605,7 @@ def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: C
             again = side.http.ok("POST", "/v1/models", acme.owner, json=registration(f"m{key}"), headers={"Idempotency-Key": key})
             assert again["facts"][0]["event_id"] == event_id
     end = side.end()
-    eventually(lambda: (said := health(side.settings.relay_health_port)) and said["position"] >= end, "relayed")
+    eventually(lambda: (found := health(side.settings.relay_health_port)) and found["position"] >= end, "relayed")
     check_complete(side.settings)
 
 

@@ -73,7 +73,10 @@ def second_relay(settings: Settings) -> Generator[int]:
         elsewhere = {"KAFKA_BOOTSTRAP": settings.kafka, "BASE_PORT": str(ports), "STORE_URL": settings.store}
         process = Process("commands.relay.relay", settings, elsewhere).start()
         try:
-            eventually(lambda: (said := health(ports + 8)) and "another relay" in said["message"] and said, "the second waits for its turn")
+            eventually(
+                lambda: (relay_health := health(ports + 8)) and "another relay" in relay_health["message"] and relay_health,
+                "the second waits for its turn",
+            )
             yield ports + 8
         finally:
             process.stop()
@@ -129,7 +132,7 @@ def test_the_second_relay_waits_for_the_lock_and_takes_over_from_a_killed_one(lo
             first.kill()
             eventually(lambda: is_ready(port), "the second took over")
             position = creator.create(20)
-            eventually(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
+            eventually(lambda: (relay_health := health(port)) and relay_health["position"] >= position, "the second sends")
     check_complete(log.settings)
 
 
@@ -155,7 +158,7 @@ def test_a_relay_whose_lock_was_lost_ends_instead_of_sending_beside_the_next_one
                 if busy:
                     deciding.join(60)
             position = creator.create(5)
-            eventually(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
+            eventually(lambda: (relay_health := health(port)) and relay_health["position"] >= position, "the second sends")
     check_complete(log.settings)
 
 

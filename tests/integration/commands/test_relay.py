@@ -112,12 +112,12 @@ def test_a_heartbeat_says_what_is_on_every_partition(log: Stack, creator: Tenant
         at = f"{record.topic}/{record.partition}"
         tails[at] = max(tails.get(at, 0), record.position)
 
-    def said() -> bool:
+    def found() -> bool:
         last = max(read_log(log.settings, "heartbeats"), key=lambda r: r.offset)
-        beat = json.loads(last.value)
-        return beat["position"] == position and beat["sent"] == tails
+        heartbeat = json.loads(last.value)
+        return heartbeat["position"] == position and heartbeat["sent"] == tails
 
-    eventually(said, "a heartbeat of everything")
+    eventually(found, "a heartbeat of everything")
     count = len(read_log(log.settings, "heartbeats"))
     eventually(lambda: len(read_log(log.settings, "heartbeats")) >= count + 2, "an idle relay beats on")
 
@@ -235,7 +235,7 @@ def test_the_second_relay_waits_for_its_turn_and_takes_over(log: Stack, creator:
             relay.kill()
             eventually(lambda: is_ready(port), "the second took over")
             position = creator.create(20)
-            eventually(lambda: (said := health(port)) and said["position"] >= position, "the second sends")
+            eventually(lambda: (found := health(port)) and found["position"] >= position, "the second sends")
         finally:
             second.stop()
     check_complete(log.settings)

@@ -163,8 +163,8 @@ def test_issued_bills_add_up_and_late_usage_falls_into_the_next_one(market: Mark
     market.recompute_as_a_stranger(tenant, 2)
 
     answer = query(market, key, f"/v1/bills/{month()}").json()
-    said = [(b["status"], b["number"]) for b in answer["bills"]]
-    assert said == [("issued", 1), ("issued", 2), ("issued", 3), ("running", 4)]
+    listed = [(b["status"], b["number"]) for b in answer["bills"]]
+    assert listed == [("issued", 1), ("issued", 2), ("issued", 3), ("running", 4)]
     assert answer["total_micros"] == first["total_micros"] + second["total_micros"]
     assert answer["bills"][0]["digest"] == first["digest"].hex()
 
@@ -369,8 +369,8 @@ def test_a_stray_on_a_decided_topic_is_a_dead_letter_and_the_catalog_goes_on(mar
     market.fold_until(lambda: Catalog(market.clickhouse).model(f"model-vision-acme-{name}") is not None, "registered")
     dead = market.clickhouse.value("SELECT count() FROM history_rows FINAL WHERE topic = 'models' AND kind = 'dead'")
     assert dead == 2
-    letters = [market.codec.decode(r.value)[1] for r in market.reader.read("dead-letters")]
-    assert {(d["topic"], d["code"]) for d in letters} >= {("models", "not_framed"), ("models", "no_value")}
+    dead_letters = [market.codec.decode(r.value)[1] for r in market.reader.read("dead-letters")]
+    assert {(d["topic"], d["code"]) for d in dead_letters} >= {("models", "not_framed"), ("models", "no_value")}
     ends = market.reader.end_offsets("models")
     for (_, partition), end in ends.items():
         assert (

@@ -73,15 +73,15 @@ def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: U
         market.caught_up()
         after = compare(market.settings)
         assert after["unreadable"] - before == len(garbage)
-        letters = "SELECT topic, partition, offset, code, value_bytes FROM dead_letters WHERE topic = 'usage'"
-        eventually(lambda: len(market.clickhouse.rows(letters)) == after["unreadable"], "every dead letter is in its table")
-    places = {(r["partition"], r["offset"]) for r in market.clickhouse.rows(letters)}
+        dead_letters = "SELECT topic, partition, offset, code, value_bytes FROM dead_letters WHERE topic = 'usage'"
+        eventually(lambda: len(market.clickhouse.rows(dead_letters)) == after["unreadable"], "every dead letter is in its table")
+    coordinates = {(r["partition"], r["offset"]) for r in market.clickhouse.rows(dead_letters)}
     tombs = {
         (r["kafka_partition"], r["kafka_offset"])
         for r in market.clickhouse.rows("SELECT kafka_partition, kafka_offset FROM usage_unreadable")
     }
-    assert places == tombs
-    codes = {r["code"] for r in market.clickhouse.rows(letters)}
+    assert coordinates == tombs
+    codes = {r["code"] for r in market.clickhouse.rows(dead_letters)}
     assert codes >= {
         "no_value",
         "not_framed",
@@ -99,7 +99,7 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
     def put(topic: str, value: bytes | None, headers: dict[str, bytes] | None = None) -> Coordinate:
         return market.writer.append(topic, b"k", value, headers).result(10)
 
-    said = {"occurred_at": 1_800_000_000_000_000, "producer": "controller", "subject": "model-vision-core-digits1", "rule": "load_failed"}
+    shared = {"occurred_at": 1_800_000_000_000_000, "producer": "controller", "subject": "model-vision-core-digits1", "rule": "load_failed"}
     more = {"severity": "critical", "message": "it does not start", "remedy": "deploy another version"}
     raised = str(uuid.uuid4())
     # It reads as a fact, but what it says is no schema: whoever begins after it must begin all the same.
@@ -116,18 +116,18 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
             put("schemas", b"garbage", {"ce_type": b"SchemaRegistered"}): "not_framed",
             put("schemas", b"\x00" + (987654).to_bytes(4, "big")): "unknown_schema",
         }
-        put("alerts", market.codec.encode_dict("AlertRaised", {"event_id": raised, **said, **more}))
+        put("alerts", market.codec.encode_dict("AlertRaised", {"event_id": raised, **shared, **more}))
         columns = "subject, rule, severity, message, remedy, toString(raised) AS raised"
-        wanted = [{"subject": said["subject"], "rule": "load_failed", **more, "raised": "2027-01-15 08:00:00.000000"}]
-        of = f"FROM alerts WHERE subject = '{said['subject']}'"
+        wanted = [{"subject": shared["subject"], "rule": "load_failed", **more, "raised": "2027-01-15 08:00:00.000000"}]
+        of = f"FROM alerts WHERE subject = '{shared['subject']}'"
         eventually(lambda: market.clickhouse.rows(f"SELECT {columns} {of}") == wanted, "the alert is shown")
 
-        letters = "SELECT topic, partition, offset, code FROM dead_letters WHERE topic IN ('alerts', 'schemas')"
-        eventually(lambda: len(market.clickhouse.rows(letters)) >= len(dead), "the dead letters have their rows")
-        found = {Coordinate(r["topic"], r["partition"], r["offset"]): r["code"] for r in market.clickhouse.rows(letters)}
+        dead_letters = "SELECT topic, partition, offset, code FROM dead_letters WHERE topic IN ('alerts', 'schemas')"
+        eventually(lambda: len(market.clickhouse.rows(dead_letters)) >= len(dead), "the dead letters have their rows")
+        found = {Coordinate(r["topic"], r["partition"], r["offset"]): r["code"] for r in market.clickhouse.rows(dead_letters)}
         assert found == dead
 
-        put("alerts", market.codec.encode_dict("AlertResolved", {**said, "event_id": str(uuid.uuid4()), "raised": raised}))
+        put("alerts", market.codec.encode_dict("AlertResolved", {**shared, "event_id": str(uuid.uuid4()), "raised": raised}))
         eventually(lambda: not market.clickhouse.rows(f"SELECT subject {of}"), "the alert is over")
     folded = "SELECT uniqExact(kafka_offset) AS n FROM history_rows WHERE topic = {topic:String}"
     for topic in ("alerts", "schemas"):
@@ -156,8 +156,8 @@ def test_a_forged_schema_log_or_dead_letter_stops_nobody_and_is_named(market: Us
     put("SchemaRegistered", unknown)  # an id that the registry does not know: nobody writes with it, so nobody stops for it
     letter = {**base, "topic": "usage", "partition": 1, "offset": 0, "code": "not_framed", "reason": "forged", "reader": "projections"}
     letter |= {"key": b"", "value": b"", "value_sha256": bytes(32)}
-    letters = (letter, {**letter, "partition": 1 << 40}, {**letter, "offset": -1}, {**letter, "topic": "nowhere"})
-    for forged in letters:
+    dead_letters = (letter, {**letter, "partition": 1 << 40}, {**letter, "offset": -1}, {**letter, "topic": "nowhere"})
+    for forged in dead_letters:
         value = codec.encode_dict("DeadLettered", forged)
         market.writer.append("dead-letters", b"k", value, {"ce_type": b"DeadLettered"}).result(10)
 
@@ -170,11 +170,11 @@ def test_a_forged_schema_log_or_dead_letter_stops_nobody_and_is_named(market: Us
         market.caught_up()
         sql = "SELECT topic, partition, offset, code FROM dead_letters WHERE topic = 'schemas'"
 
-        def named_letters() -> dict[Coordinate, str]:
+        def named_dead_letters() -> dict[Coordinate, str]:
             found = {Coordinate(r["topic"], r["partition"], r["offset"]): r["code"] for r in market.clickhouse.rows(sql)}
             return {at: found.get(at, "") for at in dead}
 
-        eventually(lambda: named_letters() == dead, "each forged record is a dead letter")
+        eventually(lambda: named_dead_letters() == dead, "each forged record is a dead letter")
         alert = "SELECT message FROM alerts WHERE subject = 'schemas/0' AND rule = 'forged_record'"
         eventually(lambda: str(list(dead)[-1]) in str(market.clickhouse.rows(alert)), "the alarm names the record")
         ends = "SELECT uniqExact(kafka_offset) AS n FROM dead_letters_rows"

@@ -108,12 +108,12 @@ def issued(market: Market, tenant: str, number: int) -> dict[str, Any]:
         return (tenant, number) not in cuts_without_bill(market.clickhouse)
 
     market.fold_until(done, f"bill {number} of {tenant}: {biller.waiting}")
-    (said,) = [
+    (known,) = [
         body
         for name, body in (market.codec.decode(r.value) for r in market.reader.read("bills"))
         if name == "BillIssued" and (body["tenant"], body["number"]) == (tenant, number)
     ]
-    return said
+    return known
 
 
 def claimed(market: Market, tenant: str) -> dict[int, tuple[int, int, int]]:
@@ -138,13 +138,13 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
     tenant = tenant_of(market, 0)
     market.append(tenant, [market.settled(tenant)])
     garbage = [b"garbage", None, market.settled(tenant, event_id="NOT-A-UUID")]
-    places = [put(market, tenant, value) for value in garbage]
+    coordinates = [put(market, tenant, value) for value in garbage]
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     waits(market, tenant, 1, "dead_letters")
-    assert {(letter.at, letter.state) for letter in find_dead_letters(market.clickhouse)} >= {(at, "open") for at in places}
+    assert {(letter.at, letter.state) for letter in find_dead_letters(market.clickhouse)} >= {(at, "open") for at in coordinates}
 
-    path = f"/v1/write-offs/records/{places[0]}"
+    path = f"/v1/write-offs/records/{coordinates[0]}"
     right, wrong = hashlib.sha256(b"garbage").hexdigest(), hashlib.sha256(b"other").hexdigest()
     refusals = [
         (post(market, path, {"sha256": wrong, "reason": "r"}), 409, "sha256_differs", "sha256"),
@@ -156,31 +156,31 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
         (post(market, "/v1/write-offs/records/nothing/0/0", {"sha256": right, "reason": "r"}), 404, "topic_unknown", "topic"),
     ]
     for answer, status, code, field in refusals:
-        said = answer.json()
-        assert (answer.status_code, said["code"], said["field"]) == (status, code, field), answer.text
-        assert said["remedy"]
+        known = answer.json()
+        assert (answer.status_code, known["code"], known["field"]) == (status, code, field), answer.text
+        assert known["remedy"]
     _, reader_key = market.tenant("standard")
     assert post(market, path, {"sha256": right, "reason": "r"}, reader_key).status_code == 403
 
-    for at, value in zip(places, garbage, strict=True):
+    for at, value in zip(coordinates, garbage, strict=True):
         sha256 = hashlib.sha256(value or b"").hexdigest()
         path = f"/v1/write-offs/records/{at}"
         assert post(market, path, {"sha256": sha256, "reason": "nobody of ours wrote it"}).status_code == 201
         same = post(market, f"{path}/approve", {"sha256": sha256})
         assert (same.status_code, same.json()["code"]) == (403, "same_person")
     market.fold_until(
-        lambda: {letter.at: letter.state for letter in find_dead_letters(market.clickhouse)}.get(places[0]) == "requested", "requested"
+        lambda: {letter.at: letter.state for letter in find_dead_letters(market.clickhouse)}.get(coordinates[0]) == "requested", "requested"
     )
     waits(market, tenant, 1, "dead_letters")
 
-    for at, value in zip(places, garbage, strict=True):
+    for at, value in zip(coordinates, garbage, strict=True):
         approved = post(market, f"/v1/write-offs/records/{at}/approve", {"sha256": hashlib.sha256(value or b"").hexdigest()}, second)
         assert (approved.status_code, approved.json()["state"], approved.json()["approver"]) == (200, "written_off", "second")
     bill = issued(market, tenant, 1)
     assert (bill["records_written_off"], bill["facts"]["claimed"], bill["total_micros"]) == (3, 2, 2_000_000)
     assert claimed(market, tenant) == {1: (2, 0, 3)}
-    assert not [letter for letter in find_dead_letters(market.clickhouse) if letter.at in places]
-    assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in places} == {"written_off"}
+    assert not [letter for letter in find_dead_letters(market.clickhouse) if letter.at in coordinates]
+    assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in coordinates} == {"written_off"}
 
     # Both sources by themselves, and the next bill of the partition.
     cut = cuts_of(market.clickhouse, tenant, [1])[0]
@@ -247,8 +247,8 @@ def written_with(newer: Schema, frame: bytes) -> bytes:
 
 def publish(market: Market, schema: Schema) -> None:
     fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id}
-    said = {"schema_id": schema.schema_id, "subject": schema.subject, "sha256": schema.sha256, "definition": schema.definition}
-    frame = market.codec.encode_dict("SchemaRegistered", {**fact, **said})
+    known = {"schema_id": schema.schema_id, "subject": schema.subject, "sha256": schema.sha256, "definition": schema.definition}
+    frame = market.codec.encode_dict("SchemaRegistered", {**fact, **known})
     market.writer.append("schemas", str(schema.schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
 
 
@@ -256,22 +256,22 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     tenant = tenant_of(market, 3)
     lost = len(unreadable_below(market.clickhouse, 3, 1 << 40).excluded)
     late = newer_schema(market, "InvocationSettled")
-    places = [
+    coordinates = [
         put(market, tenant, value) for value in (written_with(late, market.settled(tenant)), written_with(late, market.settled(tenant)))
     ]
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     waits(market, tenant, 1, "dead_letters")
     redrive = Redrive(market.settings, market.clickhouse)
-    still = redrive.retry(places[0])
+    still = redrive.retry(coordinates[0])
     redrive.close()
     assert (still.kind, "unknown_schema" in still.message) == ("unreadable", True)
 
     publish(market, late)
     redrive = Redrive(market.settings, market.clickhouse)
-    assert [redrive.retry(at).kind for at in (*places, places[0])] == ["redriven", "redriven", "readable"]
+    assert [redrive.retry(at).kind for at in (*coordinates, coordinates[0])] == ["redriven", "redriven", "readable"]
     redrive.close()
-    assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in places} == {"redriven"}
+    assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in coordinates} == {"redriven"}
     bill = issued(market, tenant, 1)
     assert (bill["facts"]["claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
     market.codec = Codec(read_schemas(market.reader)[0])
@@ -334,9 +334,9 @@ def test_what_was_given_up_and_can_be_read_says_so_until_it_is_read_again(market
         assert f"{at}: written off, and can be read now: `modelmarket dead-letters retry {at}`" in outcome.message
         assert str(rubbish) not in outcome.message
 
-    said = " ".join(run("dead-letters", "retry", "--all", code=None).split())
-    assert f"{at} redriven" in said
-    assert str(rubbish) not in said, "what was given up for good is tried, and no more is said of it"
+    known = " ".join(run("dead-letters", "retry", "--all", code=None).split())
+    assert f"{at} redriven" in known
+    assert str(rubbish) not in known, "what was given up for good is tried, and no more is said of it"
     then, theirs = issued(market, tenant, 2), issued(market, neighbour, 1)
     assert (then["facts"]["claimed"], at.offset in then["excluded"], rubbish.offset in then["excluded"]) == (2, False, True)
     assert (theirs["facts"]["claimed"], theirs["excluded"] == then["excluded"]) == (1, True)
@@ -347,12 +347,12 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
     tenant, epoch = tenant_of(market, 2), str(uuid.uuid4())
     old, newer = market.issuer(), newer_schema(market, "ProducerClosed")
     publish(market, newer)
-    said = {"occurred_at": now_us(), "producer": "gateway-newer", "epoch": epoch}
+    known = {"occurred_at": now_us(), "producer": "gateway-newer", "epoch": epoch}
     opened = {"log_id": market.log_id, "host": "h", "region": "local"}
     closed = {"last": {tenant: 1}, "closed_by": "gateway-newer"}
     market.append(tenant, [market.settled(tenant, epoch=epoch)])
     for name, more in (("ProducerOpened", opened), ("ProducerClosed", closed)):
-        frame = market.codec.encode_dict(name, {**said, "event_id": str(uuid.uuid4()), **more})
+        frame = market.codec.encode_dict(name, {**known, "event_id": str(uuid.uuid4()), **more})
         value = written_with(newer, frame) if name == "ProducerClosed" else frame
         market.writer.append("producers", b"gateway-newer", value, {}).result(10)
     over = post(market, f"/v1/write-offs/producers/gateway-newer/{epoch}", {"reason": "killed"})
@@ -373,8 +373,8 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
 
 def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(market: Market, second: str) -> None:
     tenant, epoch, producer = tenant_of(market, 1), str(uuid.uuid4()), f"gateway-{uuid.uuid4().hex[:8]}"
-    said = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": producer, "epoch": epoch}
-    opened = market.codec.encode_dict("ProducerOpened", {**said, "log_id": market.log_id, "host": "h", "region": "local"})
+    known = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": producer, "epoch": epoch}
+    opened = market.codec.encode_dict("ProducerOpened", {**known, "log_id": market.log_id, "host": "h", "region": "local"})
     path = f"/v1/write-offs/producers/{producer}/{epoch}"
     unknown = post(market, path, {"reason": "killed"})
     assert (unknown.status_code, unknown.json()["code"]) == (404, "epoch_unknown")
@@ -388,7 +388,7 @@ def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(marke
     same = post(market, f"{path}/approve")
     assert (same.status_code, same.json()["code"]) == (403, "same_person")
     # Whoever can write to the topic gives nothing up: the fact counts in the relay's chain.
-    forged = market.codec.encode_dict("ProducerWrittenOff", {**said, "reason": "r", "approver": "nobody"})
+    forged = market.codec.encode_dict("ProducerWrittenOff", {**known, "reason": "r", "approver": "nobody"})
     market.writer.append("producers", producer.encode(), forged, {}).result(10)
     assert market.issue(tenant, month())["producers_open"] == 1
     assert post(market, f"{path}/approve", key=second).status_code == 200
@@ -398,7 +398,7 @@ def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(marke
     assert {n: c[1] for n, c in claimed(market, tenant).items()} == {1: 0, 2: 0, 3: 0}
     assert epoch in epochs_ended(market.reader, market.codec, market.reader.end_offsets("producers")["producers", 0])
 
-    closed, end = {**said, "epoch": str(uuid.uuid4())}, {"last": {tenant: 1}, "closed_by": producer}
+    closed, end = {**known, "epoch": str(uuid.uuid4())}, {"last": {tenant: 1}, "closed_by": producer}
     for name, more in (("ProducerOpened", {"log_id": market.log_id, "host": "h", "region": "local"}), ("ProducerClosed", end)):
         value = market.codec.encode_dict(name, {**closed, "event_id": str(uuid.uuid4()), **more})
         market.writer.append("producers", producer.encode(), value, {}).result(10)
@@ -432,8 +432,8 @@ def test_the_commands_of_operations_lead_through_it(market: Market, second: str,
     assert "is written off" in run("dead-letters", "retry", str(at), code=1), "it asks first, and nobody answered"
     assert "unreadable" in run("dead-letters", "retry", str(at), "--yes", code=1)
     admin = {"Authorization": f"Bearer {market.admin}"}
-    told = httpx.get(f"{settings.queries}/v1/dead-letters", headers=admin, timeout=30).json()["dead_letters"]
-    assert (str(where), "open") in {(letter["record"], letter["state"]) for letter in told}
+    listed = httpx.get(f"{settings.queries}/v1/dead-letters", headers=admin, timeout=30).json()["dead_letters"]
+    assert (str(where), "open") in {(letter["record"], letter["state"]) for letter in listed}
 
     market.append(tenant, [market.settled(tenant)])
     good = put(market, tenant, market.settled(tenant))
@@ -441,8 +441,8 @@ def test_the_commands_of_operations_lead_through_it(market: Market, second: str,
     assert "can be read and is counted" in run("dead-letters", "write-off", str(good), "--reason", "r", code=1)
 
     epoch = str(uuid.uuid4())
-    said = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "gateway-cli", "epoch": epoch}
-    opened = market.codec.encode_dict("ProducerOpened", {**said, "log_id": market.log_id, "host": "h", "region": "local"})
+    known = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "gateway-cli", "epoch": epoch}
+    opened = market.codec.encode_dict("ProducerOpened", {**known, "log_id": market.log_id, "host": "h", "region": "local"})
     market.writer.append("producers", b"gateway-cli", opened, {}).result(10)
     market.fold()
     assert epoch in run("producers", "list")

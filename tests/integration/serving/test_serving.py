@@ -77,14 +77,14 @@ def test_refusals_are_facts_counted_per_second_and_never_billed(gateway: Gateway
     assert {gateway.infer(secret="mm_wrong").status_code for _ in range(20)} == {401}
     assert gateway.infer("model-no-such-thing").status_code == 404
 
-    def told() -> bool:
+    def written() -> bool:
         counts = Counter[tuple[str, str, str]]()
         for _, body, _ in gateway.usage():
             if body["_name"] == "InvocationRefused":
                 counts[body["tenant"], body["model"], body["error_code"]] += body["count"]
         return counts["-", "-", "key_unknown"] >= 20 and counts["caller", "-", "unknown_model"] >= 1
 
-    eventually(told, "refusals are written", 180)
+    eventually(written, "refusals are written", 180)
     check_chains(gateway.usage())
 
 

@@ -135,8 +135,8 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
     gateway.facts.deploy(other, "acme", "1.0.0", digest)
 
     def failed() -> bool:
-        said = [body for name, body in facts(gateway, "deployments") if name == "VersionFailed" and body["model"] == other]
-        return bool(said) and said[-1]["error_code"] == "artifact_missing"
+        failures = [body for name, body in facts(gateway, "deployments") if name == "VersionFailed" and body["model"] == other]
+        return bool(failures) and failures[-1]["error_code"] == "artifact_missing"
 
     eventually(failed, "the failure is told", 180)
     away.rename(file)

@@ -23,8 +23,8 @@ def test_a_dead_letter_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyP
         return [letter]
 
     monkeypatch.setattr(dead_letters, "find_dead_letters", found)
-    said = CliRunner().invoke(dead_letters.app, ["list"])
-    assert said.exit_code == 0 and HOSTILE in said.output and "an[/]admin" in said.output, said.output
+    printed = CliRunner().invoke(dead_letters.app, ["list"])
+    assert printed.exit_code == 0 and HOSTILE in printed.output and "an[/]admin" in printed.output, printed.output
 
 
 def test_a_producer_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_a_producer_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatc
         return [epoch]
 
     monkeypatch.setattr(producers, "epochs", found)
-    said = CliRunner().invoke(producers.app, ["list"])
-    assert said.exit_code == 0 and "gateway[/]" in said.output and "a[/bold]host" in said.output, said.output
+    printed = CliRunner().invoke(producers.app, ["list"])
+    assert printed.exit_code == 0 and "gateway[/]" in printed.output and "a[/bold]host" in printed.output, printed.output
     ended = CliRunner().invoke(producers.app, ["write-off", "e-1", "--reason", "r"])
     assert "gateway[/]" in ended.output, ended.output

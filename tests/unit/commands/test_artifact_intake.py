@@ -44,8 +44,8 @@ def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_
         intake.check(ACME, digest, technical)
     monkeypatch.setattr(artifact_intake, "CHECK_S_MAX", 20.0)
     found: list[object] = []
-    places = artifact_intake.INSPECTIONS_MAX + artifact_intake.CHECKS_WAITING_MAX
-    waiting = [threading.Thread(target=lambda: found.append(intake.check(ACME, digest, technical)), daemon=True) for _ in range(places)]
+    capacity = artifact_intake.INSPECTIONS_MAX + artifact_intake.CHECKS_WAITING_MAX
+    waiting = [threading.Thread(target=lambda: found.append(intake.check(ACME, digest, technical)), daemon=True) for _ in range(capacity)]
     for thread in waiting:
         thread.start()
     while intake._checks._value:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]
@@ -55,4 +55,4 @@ def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_
     intake._slots.release()  # pyright: ignore[reportPrivateUsage]
     for thread in waiting:
         thread.join(20)
-    assert [rejected for _, rejected in found] == [None] * places  # type: ignore[attr-defined, misc]
+    assert [rejected for _, rejected in found] == [None] * capacity  # type: ignore[attr-defined, misc]

@@ -96,8 +96,8 @@ def test_prices_never_change_backwards() -> None:
 
 
 def test_a_clock_that_is_a_little_behind_prices_nothing_that_was_counted_before() -> None:
-    for said in (NOW - PAST_TOLERANCE_US, NOW - 1, NOW, None):
-        (fact,) = given(price_book, NoBook()).when(publish(said)).facts
+    for given_start in (NOW - PAST_TOLERANCE_US, NOW - 1, NOW, None):
+        (fact,) = given(price_book, NoBook()).when(publish(given_start)).facts
         assert fact.effective_from == NOW
 
 
@@ -201,8 +201,8 @@ def test_a_bill_that_does_not_fit_into_one_record_is_listed_before_it_is_issued(
     keys = [LineKey("模" * 200, f"1.0.{i}", "p" * 200, "calls", 1, 1, 1, False) for i in range(5000)]
     lines = tuple(BillLine(**key._asdict(), quantity=i, amount_micros=i) for i, key in enumerate(keys))
     total = sum(line.amount_micros for line in lines)
-    said = tuple(Line(key, i, i) for i, key in enumerate(keys))
-    digest = Bill(fixed(CUT).model_dump(), said, total, COUNTS, 0).digest()
+    given_start = tuple(Line(key, i, i) for i, key in enumerate(keys))
+    digest = Bill(fixed(CUT).model_dump(), given_start, total, COUNTS, 0).digest()
     *listed, last = given(bill, CUT).when(completion(fixed(CUT), lines=lines, total_micros=total, digest=digest, facts=BillCounts())).facts
     assert isinstance(last, BillIssued)
     assert len(listed) > 5

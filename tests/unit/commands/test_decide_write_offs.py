@@ -56,7 +56,7 @@ def test_the_approver_names_the_bytes_that_were_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "rejection"),
     [
         ({"at": Coordinate("no-topic", 0, 0)}, ("missing", "topic_unknown")),
         ({"at": Coordinate("heartbeats", 0, 0)}, ("missing", "topic_unknown")),
@@ -67,8 +67,8 @@ def test_the_approver_names_the_bytes_that_were_asked_for() -> None:
         ({"found": OTHERS}, ("conflict", "sha256_differs")),
     ],
 )
-def test_only_what_lies_on_the_log_can_be_given_up(change: dict[str, Any], said: tuple[str, str]) -> None:
-    given(write_off_record, Untouched()).when(replace(REQUEST, **change), "ann").then_rejected(*reversed(said))
+def test_only_what_lies_on_the_log_can_be_given_up(change: dict[str, Any], rejection: tuple[str, str]) -> None:
+    given(write_off_record, Untouched()).when(replace(REQUEST, **change), "ann").then_rejected(*reversed(rejection))
 
 
 def test_a_record_is_given_up_once_and_other_bytes_at_its_place_once_more() -> None:
@@ -105,8 +105,8 @@ def test_a_dead_epoch_is_given_up_by_two_and_its_fact_lies_beside_its_own() -> N
 
 
 def test_an_epoch_that_is_over_or_was_never_there_is_not_given_up() -> None:
-    for status, said in (("unknown", ("missing", "epoch_unknown")), ("closed", ("conflict", "epoch_closed"))):
-        given(write_off_producer, ProducerState()).when(replace(EPOCH, status=status), "ann").then_rejected(*reversed(said))
+    for status, rejection in (("unknown", ("missing", "epoch_unknown")), ("closed", ("conflict", "epoch_closed"))):
+        given(write_off_producer, ProducerState()).when(replace(EPOCH, status=status), "ann").then_rejected(*reversed(rejection))
     asked = given(write_off_producer, ProducerState(), ("ann", EPOCH)).state
     closed = ApproveProducerWriteOff("gateway-1", "e-1", "closed")
     given(write_off_producer, asked).when(closed, "bob").then_rejected("epoch_closed", "conflict")

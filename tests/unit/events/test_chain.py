@@ -263,11 +263,11 @@ class _Reading:
 
 def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:
     by_partition, heartbeat = _log(codec, 5, random.Random(5))
-    said = Heartbeat.from_json(heartbeat.value)
+    decoded_heartbeat = Heartbeat.from_json(heartbeat.value)
     chain_position = chain_position_of(by_partition["models", 1][-1].headers)
-    assert chain_position is not None and said is not None
+    assert chain_position is not None and decoded_heartbeat is not None
     bad = Record("models", 1, 99, 0, None, b"garbage", ChainPosition("s", 999, chain_position.position).headers)
-    later = Heartbeat("s", 999, {**said.sent, "models/1": 999})
+    later = Heartbeat("s", 999, {**decoded_heartbeat.sent, "models/1": 999})
     fold_runner = _fold_runner(codec, Seen())
     records = [*(r for rs in by_partition.values() for r in rs), bad, Record("heartbeats", 0, 0, 1, None, later.to_json(), {})]
     with pytest.raises(Undecodable, match="not_framed"):

@@ -169,7 +169,7 @@ OK, NOT_OK = Health(ok=True), Health(ok=False)
 
 
 @pytest.mark.parametrize(
-    ("state", "uptime", "exit_status", "health", "once", "said"),
+    ("state", "uptime", "exit_status", "health", "once", "shown"),
     [
         ("RUNNING", 10, 0, OK, False, "healthy"),
         ("STARTING", 1, 0, OK, False, "healthy"),
@@ -185,11 +185,11 @@ OK, NOT_OK = Health(ok=True), Health(ok=False)
     ],
 )
 def test_the_state_that_people_see(
-    parts: dict[str, Part], state: str, uptime: int, exit_status: int, health: Health, once: bool, said: str
+    parts: dict[str, Part], state: str, uptime: int, exit_status: int, health: Health, once: bool, shown: str
 ) -> None:
     part = parts["prepare"] if once else replace(parts["relay"], healthy_s_max=60)
     process = Supervised("it", state, pid=1 if uptime else 0, started=100, now=100 + uptime, exit_status=exit_status)
-    assert state_of(part, process, health) == said
+    assert state_of(part, process, health) == shown
 
 
 def test_a_stack_that_was_never_started_is_stopped_in_all_its_parts(settings: Settings) -> None:

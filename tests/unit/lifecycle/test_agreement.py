@@ -108,12 +108,14 @@ class Market:
         shown, routed, now = self.catalog(), self.routes.models[MODEL], self.decided.deployment
         retired = isinstance(known, RetiredModel)
         assert retired == (shown["retired"] is not None) == (routed.retired is not None)
-        assert {v: state.kind for v, state in known.versions.items()} == {v: said["status"] for v, said in shown["versions"].items()}
+        assert {v: state.kind for v, state in known.versions.items()} == {
+            v: version_shown["status"] for v, version_shown in shown["versions"].items()
+        }
         assert known.versions.keys() == routed.versions.keys()
         self._check_traffic(shown, retired)
         there = set() if retired else set(loaded(now))
-        deployed = {v: said["deployment"] for v, said in shown["versions"].items() if said["deployment"]}
-        assert there == {v for v, said in deployed.items() if said["status"] != "undeployed"}
+        deployed = {v: version_shown["deployment"] for v, version_shown in shown["versions"].items() if version_shown["deployment"]}
+        assert there == {v for v, version_shown in deployed.items() if version_shown["status"] != "undeployed"}
         assert there == {v.version for v in self.routes.versions() if v.deployed} == self.planned()
         assert {v for v in there if deployed[v]["ready"]} == {v.version for v in routed.versions.values() if v.ready}
         # The documents and the snapshot hold the whole state.

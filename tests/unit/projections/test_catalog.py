@@ -112,9 +112,16 @@ class Log:
         self.topic, self.fold, self.offset = topic, PartitionFold(topic, 0, CODEC), 0
         self.dead: list[str] = []
 
-    def put(self, said: tuple[str, dict[str, Any]] | bytes, chain_position: ChainPosition | None = None) -> list[dict[str, Any]]:
-        value = said if isinstance(said, bytes) else CODEC.encode_dict(*said, self.topic if said[0] == "StoreOpened" else None)
-        headers = {CE_TYPE: b"" if isinstance(said, bytes) else said[0].encode(), **(chain_position.headers if chain_position else {})}
+    def put(self, given_fact: tuple[str, dict[str, Any]] | bytes, chain_position: ChainPosition | None = None) -> list[dict[str, Any]]:
+        value = (
+            given_fact
+            if isinstance(given_fact, bytes)
+            else CODEC.encode_dict(*given_fact, self.topic if given_fact[0] == "StoreOpened" else None)
+        )
+        headers = {
+            CE_TYPE: b"" if isinstance(given_fact, bytes) else given_fact[0].encode(),
+            **(chain_position.headers if chain_position else {}),
+        }
         rows, dead = self.fold.take(Record(self.topic, 0, self.offset, 1, b"k", value, headers), headers)
         self.offset += 1
         self.dead += [d.code for d in dead]
@@ -248,23 +255,23 @@ def test_headers_that_claim_a_place_where_there_is_no_chain_hold_nothing_back() 
 def test_an_alert_is_open_until_the_fact_that_resolves_this_one() -> None:
     log = Log("alerts")
 
-    def said(*facts: tuple[str, dict[str, Any]]) -> dict[str, int]:
+    def given_fact(*facts: tuple[str, dict[str, Any]]) -> dict[str, int]:
         for fact in facts:
             log.put(fact)
         return {rule: open_["raised_at"] - 1_000_000 for rule, open_ in log.fold.documents[MODEL]["open"].items()}
 
-    assert said(alert("raised", 1), alert("raised", 2, "document")) == {"stuck": 1, "document": 2}
-    assert said(alert("resolved", 3, of=2)) == {"stuck": 1, "document": 2}, "another rule of the subject"
-    assert said(alert("raised", 4), alert("resolved", 5, of=1)) == {"stuck": 4, "document": 2}, "raised anew meanwhile"
-    assert said(alert("resolved", 6, of=4)) == {"document": 2}
+    assert given_fact(alert("raised", 1), alert("raised", 2, "document")) == {"stuck": 1, "document": 2}
+    assert given_fact(alert("resolved", 3, of=2)) == {"stuck": 1, "document": 2}, "another rule of the subject"
+    assert given_fact(alert("raised", 4), alert("resolved", 5, of=1)) == {"stuck": 4, "document": 2}, "raised anew meanwhile"
+    assert given_fact(alert("resolved", 6, of=4)) == {"document": 2}
     last = log.fold.documents[MODEL]["resolved_last"]
     assert (last["rule"], last["remedy"], last["resolved_at"]) == ("stuck", "restart it", 1_000_006)
 
 
 def registered(number: int, subject: str = "models-StoreOpened", **changed: Any) -> tuple[str, dict[str, Any]]:
     text = str(changed.pop("definition", json.dumps({"type": "record", "name": "StoreOpened", "fields": []})))
-    said = {"log_id": "l", "schema_id": 7, "subject": subject, "definition": text, "sha256": hashlib.sha256(text.encode()).digest()}
-    return "SchemaRegistered", {**base(number), **said, **changed}
+    given_fact = {"log_id": "l", "schema_id": 7, "subject": subject, "definition": text, "sha256": hashlib.sha256(text.encode()).digest()}
+    return "SchemaRegistered", {**base(number), **given_fact, **changed}
 
 
 def test_the_first_record_of_a_schema_id_and_of_the_log_count_and_others_are_dead_letters() -> None:

@@ -41,8 +41,8 @@ def call(
         "1.0.0", tuple(quantities),
     )  # fmt: skip
     record = replace(record, **more)  # type: ignore[arg-type]
-    said = replace(record, partition=0, offset=0, append_us=0, sequence=0)
-    return record if record.sha256 else replace(record, sha256=hashlib.sha256(repr(said).encode()).digest())
+    written = replace(record, partition=0, offset=0, append_us=0, sequence=0)
+    return record if record.sha256 else replace(record, sha256=hashlib.sha256(repr(written).encode()).digest())
 
 
 def void(offset: int, of: str) -> UsageRecord:
@@ -231,9 +231,9 @@ voids = st.integers(0, 15)
 @st.composite
 def logs(draw: st.DrawFn) -> list[UsageRecord]:
     """A tenant's partition: executions whose event ids collide (copies and conflicts), voids before and after, any delay."""
-    said = draw(st.lists(st.one_of(executions, voids), max_size=40))
+    written = draw(st.lists(st.one_of(executions, voids), max_size=40))
     records: list[UsageRecord] = []
-    for offset, what in enumerate(said):
+    for offset, what in enumerate(written):
         if isinstance(what, int):
             records.append(void(offset * 3, f"e{what}"))
             continue

@@ -22,7 +22,7 @@ class RecordedLog:
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self.said: list[tuple[str, str, str, str]] = []
+        self.written: list[tuple[str, str, str, str]] = []
         self.frames: list[bytes | None] = []
 
     def append(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes]) -> None:
@@ -30,7 +30,7 @@ class RecordedLog:
         fact = self._codec.fact(value)
         assert isinstance(fact, AlertRaised | AlertResolved)
         assert (topic, key, headers["ce_type"]) == ("alerts", fact.subject.encode(), type(fact).__name__.encode())
-        self.said.append(
+        self.written.append(
             (type(fact).__name__[5:], fact.subject, fact.rule, fact.raised if isinstance(fact, AlertResolved) else fact.event_id)
         )
 
@@ -51,7 +51,7 @@ def test_an_alert_is_raised_once_and_its_resolution_names_it(alerts: Alerts, log
         alerts.raise_("controller", "behind", f"at {position}", "wait")
     alerts.resolve("controller", "behind")
     alerts.resolve("controller", "behind")
-    (raised, resolved) = log.said
+    (raised, resolved) = log.written
     assert raised[:3] == ("Raised", "controller", "behind") and resolved == ("Resolved", *raised[1:])
 
 
@@ -72,17 +72,17 @@ def test_a_version_is_reported_only_by_a_round_that_knew_it_was_asked_for(log: R
 def test_another_remedy_is_another_alert(alerts: Alerts, log: RecordedLog) -> None:
     alerts.raise_("controller", "mass_removal", "3 of 10", "approve 42")
     alerts.raise_("controller", "mass_removal", "4 of 10", "approve 57")
-    assert [said[0] for said in log.said] == ["Raised", "Resolved", "Raised"]
-    assert log.said[0][3] == log.said[1][3] != log.said[2][3]
+    assert [written[0] for written in log.written] == ["Raised", "Resolved", "Raised"]
+    assert log.written[0][3] == log.written[1][3] != log.written[2][3]
 
 
 def test_those_that_recovered_are_resolved_and_the_others_stay(alerts: Alerts, log: RecordedLog) -> None:
     for subject in ("a", "b", "c"):
         alerts.raise_(subject, "deploy_failed", "", "mend it")
     alerts.raise_("a", "other", "", "")
-    log.said.clear()
+    log.written.clear()
     alerts.resolve_other_subjects("deploy_failed", frozenset({"b"}))
-    assert [said[:3] for said in log.said] == [("Resolved", "a", "deploy_failed"), ("Resolved", "c", "deploy_failed")]
+    assert [written[:3] for written in log.written] == [("Resolved", "a", "deploy_failed"), ("Resolved", "c", "deploy_failed")]
 
 
 def test_a_restarted_controller_resolves_what_it_raised_before_and_raises_nothing_twice(alerts: Alerts, log: RecordedLog) -> None:
@@ -95,10 +95,10 @@ def test_a_restarted_controller_resolves_what_it_raised_before_and_raises_nothin
     before = [b"garbage", None, *log.frames]
     for one in (again, other):
         one.restore(log._codec, before)  # pyright: ignore[reportPrivateUsage]
-    log.said.clear()
+    log.written.clear()
     other.resolve_other_rules("controller", "")
     again.raise_("model-a", "deploy_failed", "", "mend it")
     again.resolve_other_rules("controller", "mass_removal")
-    assert log.said == []
+    assert log.written == []
     again.resolve_other_rules("controller", "")
-    assert [said[:3] for said in log.said] == [("Resolved", "controller", "mass_removal")]
+    assert [written[:3] for written in log.written] == [("Resolved", "controller", "mass_removal")]

@@ -30,14 +30,14 @@ def test_uvicorn_tells_who_left_and_who_stayed_and_nothing_is_lost_by_asking(htt
 
 async def _two_callers(http: Any) -> None:
     asked, go_on = asyncio.Queue[None](), asyncio.Queue[None]()
-    said: list[tuple[bool, bool]] = []
+    received: list[tuple[bool, bool]] = []
 
     async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         assert (await receive())["body"] == b"hello"
         before = disconnected(receive)
         await asked.put(None)
         await go_on.get()
-        said.append((before, disconnected(receive)))
+        received.append((before, disconnected(receive)))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -58,13 +58,13 @@ async def _two_callers(http: Any) -> None:
                 writer.close()
         server.should_exit = True
         await serving
-    assert said == [(False, False), (False, True), (False, False)]
+    assert received == [(False, False), (False, True), (False, False)]
 
 
 def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_caller_left() -> None:
     """Serve's proxy cancels a request when its caller hangs up; the model runs all the same."""
     ended: list[bool] = []
-    said: list[Message] = []
+    received: list[Message] = []
 
     async def run() -> None:
         executed, begun = asyncio.Event(), asyncio.Event()
@@ -80,7 +80,7 @@ def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_ca
             return {}
 
         async def send(message: Message) -> None:
-            said.append(message)
+            received.append(message)
 
         calls = [asyncio.create_task(FinishesAlways(gateway)({"type": "http"}, receive, send)) for _ in range(2)]  # pyright: ignore[reportArgumentType]
         await begun.wait()
@@ -91,7 +91,7 @@ def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_ca
         await calls[1]
 
     asyncio.run(asyncio.wait_for(run(), 10))
-    assert sorted(ended) == [False, True] and len(said) == 1
+    assert sorted(ended) == [False, True] and len(received) == 1
 
 
 def test_a_status_that_http_does_not_name_has_its_problem_document() -> None:

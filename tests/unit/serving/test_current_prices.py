@@ -17,20 +17,20 @@ NOW = 1_800_000_000_000_000
 HOUR = 3600 * 1_000_000
 DIGITS, OTHER = "model-vision-core-digits", "model-vision-core-other"
 
-Told = tuple[str, dict[str, Any]]
+NamedFact = tuple[str, dict[str, Any]]
 
 
-def tenant(name: str, book: str = "standard", currency: str = "CNY") -> Told:
+def tenant(name: str, book: str = "standard", currency: str = "CNY") -> NamedFact:
     return "TenantCreated", {"tenant": name, "display_name": name, "price_book": book, "currency": currency, "occurred_at": NOW}
 
 
-def published(number: int, effective_from: int, *prices: tuple[str, str, int, int], said_at: int = NOW, **more: Any) -> Told:
+def published(number: int, effective_from: int, *prices: tuple[str, str, int, int], decided_at: int = NOW, **more: Any) -> NamedFact:
     named = [{"model": m, "meter": meter, "amount_micros": amount, "per_units": per} for m, meter, amount, per in prices]
     body = {"book": "standard", "book_version": number, "currency": "CNY", "effective_from": effective_from, "prices": named}
-    return "PriceBookPublished", {**body, "occurred_at": said_at, "by": "admin", **more}
+    return "PriceBookPublished", {**body, "occurred_at": decided_at, "by": "admin", **more}
 
 
-def told(*facts: Told) -> Routes:
+def routes_after(*facts: NamedFact) -> Routes:
     routes = Routes()
     for name, body in facts:
         routes.apply(name, body, AT)
@@ -58,7 +58,7 @@ BOOK = published(1, NOW, ("*", "calls", 500, 1), ("*", "cpu_us", 3, 1_000_000), 
 
 
 def test_a_model_has_its_own_prices_and_those_of_any_model_for_its_other_meters() -> None:
-    routes = told(tenant("acme"), BOOK)
+    routes = routes_after(tenant("acme"), BOOK)
     cpu = {"amount_micros": 3, "per_units": 1_000_000}
     head = {"price_book": "standard", "book_version": 1, "currency": "CNY"}
     assert pricing(routes, DIGITS) == {**head, "meters": {"calls": {"amount_micros": 900, "per_units": 1000}, "cpu_us": cpu}}
@@ -66,44 +66,46 @@ def test_a_model_has_its_own_prices_and_those_of_any_model_for_its_other_meters(
 
 
 def test_what_all_models_cost_is_written_out_once() -> None:
-    prices = told(tenant("acme"), BOOK).prices.at("acme", NOW)
+    prices = routes_after(tenant("acme"), BOOK).prices.at("acme", NOW)
     assert prices is not None and prices.pricing("one") is prices.pricing("another") is not prices.pricing(DIGITS)
 
 
 def test_a_price_of_zero_is_shown_and_no_price_is_not_zero() -> None:
-    assert calls(told(tenant("acme"), published(1, NOW, (DIGITS, "calls", 0, 1)))) == 0
-    assert pricing(told(tenant("acme"), published(1, NOW, (DIGITS, "calls", 0, 1))), OTHER) is None
-    assert pricing(told(tenant("acme"), published(1, NOW))) is None
+    assert calls(routes_after(tenant("acme"), published(1, NOW, (DIGITS, "calls", 0, 1)))) == 0
+    assert pricing(routes_after(tenant("acme"), published(1, NOW, (DIGITS, "calls", 0, 1))), OTHER) is None
+    assert pricing(routes_after(tenant("acme"), published(1, NOW))) is None
 
 
 def test_a_version_holds_from_its_instant_until_the_next_ones() -> None:
     first, second = published(1, NOW, ("*", "calls", 1, 1)), published(2, NOW + HOUR, ("*", "calls", 2, 1))
-    routes = told(tenant("acme"), first, second)
+    routes = routes_after(tenant("acme"), first, second)
     prices = [calls(routes, at=at) for at in (NOW - 1, NOW, NOW + HOUR - 1, NOW + HOUR)]
     assert prices == [None, 1, 1, 2]
     assert [calls(again(routes), at=at) for at in (NOW - 1, NOW, NOW + HOUR - 1, NOW + HOUR)] == prices
 
 
 def test_an_unknown_tenant_an_unknown_book_and_one_in_another_currency_price_nothing() -> None:
-    routes = told(BOOK, tenant("lost", "no-such-book"), tenant("abroad", currency="EUR"))
+    routes = routes_after(BOOK, tenant("lost", "no-such-book"), tenant("abroad", currency="EUR"))
     assert [pricing(routes, payer=payer) for payer in ("nobody", "lost", "abroad")] == [None, None, None]
 
 
 def test_a_book_may_be_published_after_its_tenants_came() -> None:
-    routes = told(tenant("acme"))
+    routes = routes_after(tenant("acme"))
     assert pricing(routes) is None
     routes.apply(*BOOK, AT)
     assert calls(routes) == 900
 
 
 def test_a_version_is_forgotten_when_no_clock_can_still_need_it() -> None:
-    routes = told(tenant("acme"), *(published(n, NOW + n * HOUR, ("*", "calls", n, 1), said_at=NOW + n * HOUR) for n in range(1, 50)))
+    routes = routes_after(
+        tenant("acme"), *(published(n, NOW + n * HOUR, ("*", "calls", n, 1), decided_at=NOW + n * HOUR) for n in range(1, 50))
+    )
     assert CLOCKS_APART_US_MAX == HOUR and len(routes.prices.lines()) == 3
     assert [calls(routes, at=NOW + n * HOUR) for n in (47, 48, 49, 50)] == [None, 48, 49, 49]
 
 
 def test_a_price_list_in_use_sees_nothing_of_the_next_publication() -> None:
-    routes = told(tenant("acme"), BOOK)
+    routes = routes_after(tenant("acme"), BOOK)
     prices = routes.prices.at("acme", NOW)
     routes.apply(*published(2, NOW, ("*", "calls", 7, 1)), AT)
     assert prices is not None and prices.version.number == 1
@@ -113,7 +115,7 @@ def test_a_price_list_in_use_sees_nothing_of_the_next_publication() -> None:
 
 def test_a_snapshot_has_the_prices_of_its_moment_however_slowly_it_is_written() -> None:
     many = 5000  # more than one slice
-    routes = told(tenant('a"\n钱'), *(tenant(f"t{n}") for n in range(many)), BOOK)
+    routes = routes_after(tenant('a"\n钱'), *(tenant(f"t{n}") for n in range(many)), BOOK)
     slices: list[bytes] = []
     pieces = routes.dump()
     for n in range(3):
@@ -123,7 +125,7 @@ def test_a_snapshot_has_the_prices_of_its_moment_however_slowly_it_is_written() 
     slices += pieces
     then = Routes()
     then.load(b"".join(slices))
-    assert pricing(then, payer='a"\n钱') == pricing(told(tenant("acme"), BOOK))
+    assert pricing(then, payer='a"\n钱') == pricing(routes_after(tenant("acme"), BOOK))
     assert (calls(then, payer=f"t{many - 1}"), calls(then, payer="late0")) == (900, None)
     assert (calls(routes, payer="t0"), calls(routes, payer="late0")) == (7, 7)
     assert b"".join(again(routes).dump()) == b"".join(routes.dump())

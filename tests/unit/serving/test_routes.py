@@ -25,7 +25,7 @@ M = MODEL
 AT = Coordinate("deployments", 0, 0)
 
 
-def told(*facts: tuple[str, dict[str, Any]]) -> Routes:
+def routes_after(*facts: tuple[str, dict[str, Any]]) -> Routes:
     """Routes after these facts at the positions 1, 2, …"""
     routes = Routes()
     for position, (name, members) in enumerate(facts, 1):
@@ -72,48 +72,48 @@ def undeployed(version: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_a_version_takes_no_calls_before_it_was_seen_ready() -> None:
-    assert told(*LIVE[:-1]).models[M].route == NOWHERE
-    assert weights(told(*LIVE)) == {"1.0.0": 100}
+    assert routes_after(*LIVE[:-1]).models[M].route == NOWHERE
+    assert weights(routes_after(*LIVE)) == {"1.0.0": 100}
 
 
 def test_a_canary_takes_its_share_only_once_it_is_ready() -> None:
-    assert weights(told(*LIVE, rollout(20))) == {"1.0.0": 100}
-    assert weights(told(*CANARY)) == {"1.0.0": 80, "1.1.0": 20}
+    assert weights(routes_after(*LIVE, rollout(20))) == {"1.0.0": 100}
+    assert weights(routes_after(*CANARY)) == {"1.0.0": 80, "1.1.0": 20}
 
 
 def test_a_failed_canary_takes_nothing_and_a_failed_live_version_stays_live() -> None:
-    assert weights(told(*CANARY, failed("1.1.0"))) == {"1.0.0": 100}
-    assert weights(told(*LIVE, failed("1.0.0"))) == {"1.0.0": 100}
+    assert weights(routes_after(*CANARY, failed("1.1.0"))) == {"1.0.0": 100}
+    assert weights(routes_after(*LIVE, failed("1.0.0"))) == {"1.0.0": 100}
 
 
 def test_an_advanced_rollout_changes_the_share_and_a_full_one_leaves_nothing() -> None:
     advance = ("RolloutAdvanced", {"to_version": "1.1.0", "weight_percent": 50})
-    assert weights(told(*CANARY, advance)) == {"1.0.0": 50, "1.1.0": 50}
+    assert weights(routes_after(*CANARY, advance)) == {"1.0.0": 50, "1.1.0": 50}
     full = ("RolloutAdvanced", {"to_version": "1.1.0", "weight_percent": 100})
-    assert weights(told(*CANARY, full)) == {"1.1.0": 100}
+    assert weights(routes_after(*CANARY, full)) == {"1.1.0": 100}
 
 
 def test_a_rollback_during_a_canary_moves_all_calls_at_once() -> None:
-    assert weights(told(*CANARY, BACK)) == {"1.0.0": 100}
+    assert weights(routes_after(*CANARY, BACK)) == {"1.0.0": 100}
 
 
 def test_a_rollback_to_an_unloaded_version_leaves_calls_where_they_are_until_it_is_loaded() -> None:
     facts = (*CANARY, PROMOTED, undeployed("1.0.0"), BACK)
-    assert weights(told(*facts)) == {"1.1.0": 100}
-    assert weights(told(*facts, ready("1.0.0"))) == {"1.0.0": 100}
+    assert weights(routes_after(*facts)) == {"1.1.0": 100}
+    assert weights(routes_after(*facts, ready("1.0.0"))) == {"1.0.0": 100}
 
 
 def test_news_of_an_earlier_deployment_says_nothing_of_the_next() -> None:
     facts = (*CANARY, PROMOTED, undeployed("1.0.0"), BACK)  # BACK is position 10
-    assert weights(told(*facts, ready("1.0.0", position=8))) == {"1.1.0": 100}
+    assert weights(routes_after(*facts, ready("1.0.0", position=8))) == {"1.1.0": 100}
 
 
 def test_a_model_whose_live_version_is_unloaded_falls_back_to_the_one_before() -> None:
-    assert weights(told(*CANARY, PROMOTED, undeployed("1.1.0"))) == {"1.0.0": 100}
+    assert weights(routes_after(*CANARY, PROMOTED, undeployed("1.1.0"))) == {"1.0.0": 100}
 
 
 def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may_go() -> None:
-    routes = told(*CANARY, RETIRED)
+    routes = routes_after(*CANARY, RETIRED)
     model = routes.models[M]
     assert model.route == NOWHERE
     assert model.retired is not None and model.retired.successor == "model-vision-core-new"
@@ -122,19 +122,19 @@ def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may
 
 
 def test_a_version_knows_which_fact_took_it_away() -> None:
-    routes = told(*CANARY, undeployed("1.1.0"), RETIRED)
+    routes = routes_after(*CANARY, undeployed("1.1.0"), RETIRED)
     assert {n: v.withdrawn_at for n, v in routes.models[M].versions.items()} == {"1.1.0": len(CANARY) + 1, "1.0.0": len(CANARY) + 2}
 
 
 def test_observed_facts_of_a_model_that_is_not_change_nothing_and_decided_ones_stop_the_fold() -> None:
-    routes = told(("VersionReady", {"model": "ghost", "model_version": "1.0.0", "replicas": 1, "position": 5}))
+    routes = routes_after(("VersionReady", {"model": "ghost", "model_version": "1.0.0", "replicas": 1, "position": 5}))
     assert routes.models == {}
     with pytest.raises(KeyError, match="ModelRegistered"):
         routes.apply("RolledBack", {"position": 6, **body("RolledBack", model="ghost")}, AT)
 
 
 def test_names_are_full_ids_or_addresses_that_pin_a_version() -> None:
-    routes = told(*CANARY)
+    routes = routes_after(*CANARY)
 
     def found(name: str) -> tuple[str, str | None] | None:
         answer = routes.find(name)
@@ -153,7 +153,7 @@ def issued(**more: Any) -> dict[str, Any]:
 
 
 def test_a_key_works_from_its_issue_until_it_expires_or_is_revoked() -> None:
-    keys = told(("ApiKeyIssued", issued(scopes=["invoke"], expires_at=1000))).keys
+    keys = routes_after(("ApiKeyIssued", issued(scopes=["invoke"], expires_at=1000))).keys
     found = keys.authenticate(b"Bearer mm_secret", 999)
     assert isinstance(found, Principal) and (found.tenant, found.scopes, found.labels) == ("acme", {"invoke"}, {"a": "b"})
     assert keys.authenticate(b"Bearer mm_secret", 1000) is KEY_EXPIRED
@@ -162,7 +162,7 @@ def test_a_key_works_from_its_issue_until_it_expires_or_is_revoked() -> None:
 
 
 def test_a_snapshot_holds_all_that_the_facts_made() -> None:
-    routes, copy = told(*CANARY, ("ApiKeyIssued", issued())), Routes()
+    routes, copy = routes_after(*CANARY, ("ApiKeyIssued", issued())), Routes()
     copy.load(b"".join(routes.dump()))
     found = copy.keys.authenticate(b"Bearer mm_secret", 0)
     assert isinstance(found, Principal) and found == routes.keys.authenticate(b"Bearer mm_secret", 0)
@@ -175,7 +175,7 @@ def test_a_snapshot_holds_all_that_the_facts_made() -> None:
 def test_versions_with_equal_descriptions_share_one_after_a_snapshot() -> None:
     other = {**MEMBERS["technical"], "framework": "another"}
     copy = Routes()
-    copy.load(b"".join(told(*LIVE, ("ModelVersionAdded", {"model_version": "1.2.0", "technical": other})).dump()))
+    copy.load(b"".join(routes_after(*LIVE, ("ModelVersionAdded", {"model_version": "1.2.0", "technical": other})).dump()))
     first, second, third = (copy.models[M].lifecycle.versions[v].release.technical for v in ("1.0.0", "1.1.0", "1.2.0"))
     assert first is second and first != third and third.framework == "another"
 
@@ -201,7 +201,7 @@ def chosen(routes: Routes) -> tuple[str, str]:
 
 def test_a_call_between_two_halves_of_a_change_is_answered_or_refused_with_a_reason() -> None:
     """The fold changes versions, then the route, while calls come in."""
-    routes = told(REGISTERED, added("1.0.0"), deployed("1.0.0"), ready("1.0.0"))
+    routes = routes_after(REGISTERED, added("1.0.0"), deployed("1.0.0"), ready("1.0.0"))
     model, was = routes.models[M], routes.models[M].route
     assert chosen(routes) == ("1.0.0", "steady:100")
     model.route = NOWHERE  # seen ready, and not yet routed

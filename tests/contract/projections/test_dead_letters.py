@@ -30,10 +30,10 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     client = ClickHouse(engine.settings)
     for statement in (*usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *STATEMENTS):
         client.command(statement)
-    told = [(at, SHA256.encode().hex()) for at in OTHERS + USAGE + NEVER_MET] + [(at, "ab" * 32) for at in OTHER_BYTES]
+    listed = [(at, SHA256.encode().hex()) for at in OTHERS + USAGE + NEVER_MET] + [(at, "ab" * 32) for at in OTHER_BYTES]
     rows = [
         {"kafka_offset": n, "event_id": str(n), "topic": at.topic, "partition": at.partition, "offset": at.offset, "value_sha256": sha256}
-        for n, (at, sha256) in enumerate(told)
+        for n, (at, sha256) in enumerate(listed)
     ]
     client.insert_rows("dead_letters_rows", rows)
     usage = [{"kafka_partition": at.partition, "kafka_offset": at.offset, "readable": int(at == READ), "sha256": SHA256} for at in USAGE]
