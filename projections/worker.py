@@ -20,8 +20,9 @@ from events.process.settings import Settings
 from events.schema.codec import Codec
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
 from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink
-from projections.ingest.chunks import MEMBERSHIP, ChunkWorker
+from projections.ingest.chunks import ChunkWorker
 from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.membership import MEMBERSHIP
 from projections.ingest.sink import Sink
 from projections.ingest.table_offsets import first_missing
 from projections.usage.insert_plans import InsertPlans

@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import faust
 import mode
@@ -31,9 +29,10 @@ from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, Group
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.tables import recovery
 from faust.transport.drivers import aiokafka as driver
-from faust.types import TP, ConsumerMessage
+from faust.types import ConsumerMessage
 
 from events.process.settings import Settings
+from projections.ingest.membership import DIED_FAILED, MEMBERSHIP, die, record_contact
 from projections.ingest.sink import Chunk, Sink
 
 logger = logging.getLogger(__name__)
@@ -46,15 +45,6 @@ IDLE_WAIT_S = 0.02
 """Longest a first record waits for company while nothing is being written."""
 CHUNKS_WAITING_MAX = 16
 """Chunks that wait for one sink: with the chunk size it bounds the memory of a worker."""
-DIED_LATE, DIED_FAILED = 75, 70
-"""Exit codes: the group may have given our partitions away; a sink failed."""
-
-
-def die(code: int, why: str) -> NoReturn:
-    """Ends the process now, in the middle of anything: what was not acknowledged is read again."""
-    logger.critical("the worker stops: %s", why)
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def credentials_of(settings: Settings) -> SASLCredentials | SSLCredentials | None:
@@ -66,40 +56,6 @@ def credentials_of(settings: Settings) -> SASLCredentials | SSLCredentials | Non
         mechanism = settings.kafka_sasl_mechanism or "PLAIN"
         return SASLCredentials(username=settings.kafka_sasl_username, password=password, ssl_context=context, mechanism=mechanism)
     return SSLCredentials(context) if context is not None else None
-
-
-# --- are we still a member?
-
-
-class Membership:
-    """When the group last answered us; a paused process learns here that its time is over."""
-
-    def __init__(self) -> None:
-        self.contact_at = time.monotonic()
-        self.session_s = 10.0
-
-    def ensure_member(self) -> None:
-        """Ends the process when the session may have run out: our partitions may be somebody else's."""
-        age = time.monotonic() - self.contact_at
-        if age > self.session_s * 0.8:
-            die(DIED_LATE, f"the group has not answered for {age:.1f} s, the session lasts {self.session_s:g} s")
-
-
-MEMBERSHIP = Membership()
-"""Of this process: a worker is one member of one group."""
-
-
-def _record_contact(cls: type, name: str, good: Callable[[Any], bool]) -> None:
-    real = getattr(cls, name)
-
-    async def hooked(self: Any, *args: Any) -> Any:
-        asked = time.monotonic()
-        answer = await real(self, *args)
-        if good(answer):
-            MEMBERSHIP.contact_at = asked
-        return answer
-
-    setattr(cls, name, hooked)
 
 
 # --- the transport: one message of Faust = a chunk of one partition
@@ -179,9 +135,9 @@ class ChunkWorker:
         self.seeks_done = False
         self._resuming, self._resumer, self._revocations = asyncio.Lock(), ThreadPoolExecutor(1, "resume"), 0
         MEMBERSHIP.session_s, MEMBERSHIP.contact_at = settings.worker_session_s, time.monotonic()
-        _record_contact(GroupCoordinator, "_do_heartbeat", bool)
+        record_contact(GroupCoordinator, "_do_heartbeat", bool)
         # A join may wait for the others without a heartbeat: its answer is contact too.
-        _record_contact(CoordinatorGroupRebalance, "_send_sync_group_request", lambda answer: answer is not None)
+        record_contact(CoordinatorGroupRebalance, "_send_sync_group_request", lambda answer: answer is not None)
         self.app = self._make_app(settings, group, member)
         for sink in sinks:
             self._add(sink)
@@ -338,6 +294,3 @@ class _SinkPipeline:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._sink.write, prepared)
         for event in events:
             event.ack()
-
-
-__all__ = ["MEMBERSHIP", "TP", "ChunkWorker", "die"]

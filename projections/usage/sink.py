@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from threading import Lock
 from typing import TypeVar, cast
 
@@ -23,7 +22,8 @@ from projections.ingest.clickhouse import ClickHouse, ClickHouseError
 from projections.ingest.sink import Chunk, DeadLetter, PublishDeadLetters
 from projections.ingest.table_offsets import stored_within
 from projections.usage.insert_plans import InsertPlan, InsertPlans
-from projections.usage.table import OFFSETS_PER_PARTITION, UNREADABLE
+from projections.usage.runs import Run, balanced, ranges_of, runs_of, split
+from projections.usage.table import UNREADABLE
 from projections.usage.validator import validate
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ BUSY = frozenset({159, 202, 252, 425, 999})
 """Codes that pass: time-out, too many queries, too many parts, no coordination service."""
 BUSY_S_MAX = 60.0
 INSERTS_AT_ONCE = 2
-SHARED_ROWS_MIN = 20_000
-"""So many rows of several partitions become two inserts side by side; for fewer the fixed cost of an insert (12 ms) is more than is won."""
 INSERT_SETTINGS = {
     "max_insert_threads": 1,  # one insert is one part of each partition (K7)
     "optimize_on_insert": 0,  # rows of one insert are distinct: collapsing them costs a third of the time
@@ -48,14 +46,6 @@ INSERT_SETTINGS = {
 }
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Records of one partition, offsets growing."""
-
-    partition: int
-    records: Sequence[LogRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +125,7 @@ class UsageSink:
             if isinstance(plan, Undecodable):
                 batch.bad += [DeadLetter(r, plan.code, plan.reason) for run in runs for r in run.records]
             else:
-                batch.parts += [_prepared_insert(self.table, plan, some) for within in _split(runs) for some in _balanced(within)]
+                batch.parts += [_prepared_insert(self.table, plan, some) for within in split(runs) for some in balanced(within)]
         return batch
 
     def write(self, prepared: Batch) -> None:
@@ -210,7 +200,7 @@ class UsageSink:
         self._quarantine(bad)
 
     def _insert_all(self, plan: InsertPlan, records: Sequence[LogRecord]) -> None:
-        for within in _split(_runs(records)):
+        for within in split(runs_of(records)):
             self._insert(_prepared_insert(self.table, plan, within))
 
     def _send(self, part: PreparedInsert, again: str = "") -> None:
@@ -227,7 +217,7 @@ class UsageSink:
         """What the table misses of an insert that was tried more than once: a server that remembers its token, or the tokens of some of its
         parts, says yes to the second try without writing anything. It comes in under a token of its own, once; doubles collapse."""
         absent = list[LogRecord]()
-        for run in _runs(records):
+        for run in runs_of(records):
             first, last = run.records[0].offset, run.records[-1].offset
             there, _ = self._retry_while_busy(partial(stored_within, self._clickhouse, self.table, run.partition, first, last))
             absent += [r for r in run.records if r.offset not in there]
@@ -235,7 +225,7 @@ class UsageSink:
             raise AssertionError(f"{token}: {len(absent)} rows are not in the table, and it says that it has them")
         if absent:
             logger.error("%s: %d rows of an insert that was tried again are not in the table and are put in", token, len(absent))
-        return _split(_runs(absent))
+        return split(runs_of(absent))
 
     def _quarantine(self, bad: Sequence[DeadLetter]) -> None:
         """The dead letter first, then the tombstone: after a crash between them the dead letter is published again with the same event_id."""
@@ -244,11 +234,11 @@ class UsageSink:
         with self._quarantining:
             self._ensure_member()
             self._publish_dead_letters(bad)
-            for within in _split(_runs(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
+            for within in split(runs_of(sorted((r for r, _, _ in bad), key=lambda r: (r.partition, r.offset)))):
                 self._insert_tombstones(within)
 
     def _insert_tombstones(self, runs: Sequence[Run], again: str = "") -> None:
-        ranges, partitions = _ranges(runs)
+        ranges, partitions = ranges_of(runs)
         sql = f"INSERT INTO {self.table} (fact, readable, kafka_partition, kafka_offset, kafka_time_us, schema_id, sha256) FORMAT RowBinary"
         token, fence = f"{self.table}/{ranges}/unreadable{again}", self._fence(partitions)
         records = [r for run in runs for r in run.records]
@@ -278,48 +268,10 @@ class UsageSink:
 
 
 def _prepared_insert(table: str, plan: InsertPlan, runs: Sequence[Run]) -> PreparedInsert:
-    ranges, partitions = _ranges(runs)
+    ranges, partitions = ranges_of(runs)
     records = [r for run in runs for r in run.records]
     wrapped = container.wrap(plan.extended, records, os.urandom(16), os.urandom(16))
     return PreparedInsert(plan, records, wrapped, f"{table}/{ranges}/{plan.insert.schema_id}", partitions)
-
-
-def _ranges(runs: Sequence[Run]) -> tuple[str, tuple[int, ...]]:
-    """`partition:first-last#count` of each run, the insert's token, and the partitions."""
-    token = ",".join(f"{run.partition}:{run.records[0].offset}-{run.records[-1].offset}#{len(run.records)}" for run in runs)
-    return token, tuple(dict.fromkeys(run.partition for run in runs))
-
-
-def _runs(records: Sequence[LogRecord]) -> list[Run]:
-    """Of records sorted by partition and offset."""
-    return [Run(p, list(of_partition)) for p, of_partition in groupby(records, key=lambda r: r.partition)]
-
-
-def _split(runs: Sequence[Run]) -> list[list[Run]]:
-    """So that no insert reaches two partitions of the table that belong to one Kafka partition (K7): at every 10 million offsets."""
-    if not runs:
-        return []
-    inserts = dict[int, list[Run]]()
-    firsts = dict[int, int]()
-    for run in runs:
-        base = firsts.setdefault(run.partition, run.records[0].offset // OFFSETS_PER_PARTITION)
-        if run.records[-1].offset // OFFSETS_PER_PARTITION == base:
-            inserts.setdefault(0, []).append(run)
-            continue
-        for nth, within in groupby(run.records, key=lambda r: r.offset // OFFSETS_PER_PARTITION):
-            inserts.setdefault(nth - base, []).append(Run(run.partition, list(within)))
-    return list(inserts.values())
-
-
-def _balanced(runs: Sequence[Run]) -> list[Sequence[Run]]:
-    """Many rows as two inserts of about the same size; no Kafka partition is in both, so each still gets one part per insert."""
-    rows = sum(len(run.records) for run in runs)
-    if len(runs) < 2 or rows < SHARED_ROWS_MIN:
-        return [runs]
-    taken, at = 0, 0
-    while at < len(runs) - 1 and taken < rows / 2:
-        taken, at = taken + len(runs[at].records), at + 1
-    return [runs[:at], runs[at:]]
 
 
 _FIXED = struct.Struct("<BiQqI")

@@ -19,7 +19,8 @@ from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHous
 from projections.ingest.sink import Chunk
 from projections.ingest.table_offsets import dense_end
 from projections.usage.insert_plans import InsertPlans
-from projections.usage.sink import SHARED_ROWS_MIN, UsageSink
+from projections.usage.runs import SHARED_ROWS_MIN
+from projections.usage.sink import UsageSink
 from projections.usage.table import alter_settings
 from projections.usage.views import usage_statements
 from tests.support.clickhouse_process import ClickHouseProcess

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.usage.sink import Run, _split  # pyright: ignore[reportPrivateUsage]
+from projections.usage.runs import Run, split
 from projections.usage.table import OFFSETS_PER_PARTITION as SIZE
 
 
@@ -30,7 +30,7 @@ def test_an_insert_never_reaches_two_parts_of_one_partition_and_nothing_is_left_
         records = [Kept(partition, start + i * step) for i in range(count)]
         ends[partition] = records[-1].offset + 1
         runs.append(Run(partition, records))
-    inserts = _split(runs)
+    inserts = split(runs)
     for insert in inserts:
         parts = {(run.partition, r.offset // SIZE) for run in insert for r in run.records}
         assert len(parts) == len({p for p, _ in parts})
