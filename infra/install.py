@@ -41,7 +41,7 @@ POSTGRES_CLUSTERS = Path("/etc/postgresql-common/createcluster.conf")
 FETCH_S_MAX = 1800
 """A fetch may be slow, but must not hang for ever."""
 ANSWER_S_MAX = 20
-CLEARLY_FASTER = 0.85
+CLEARLY_FASTER = 0.9
 UNATTENDED = ("env", "DEBIAN_FRONTEND=noninteractive")
 """A package that asks its questions on a terminal would wait for an answer until that bound."""
 
@@ -143,7 +143,7 @@ def compile_s(python: str) -> float:
             compile(source, "", "exec")
             return time.process_time() - began
         source = open({__file__!r}).read()
-        print(min(took() for _ in range(20)))"""
+        print(min(took() for _ in range(40)))"""
     try:
         answer = subprocess.run([python, "-c", program], check=False, capture_output=True, text=True, timeout=ANSWER_S_MAX)
         return float(answer.stdout) if answer.returncode == 0 else math.inf

@@ -51,7 +51,9 @@ class ModelHistory(Answer):
 
 
 class UsagePage(Answer):
-    rows: list[dict[str, Any]] = Field(description="The dimensions asked for, executions, succeeded, refused, every meter, latency.")
+    rows: list[dict[str, Any]] = Field(
+        description="The dimensions asked for, executions, succeeded, voided, shadows, refused, every meter of the executions that bills charge, latency."
+    )
     truncated: bool
     group_by: list[str]
     view: str

@@ -9,10 +9,8 @@ from typing import Any
 import orjson
 
 from access.keys import KEYS_FORMAT, Keys
+from events.facts.accounts import DEFAULT_TIMEZONE
 from events.log.record import Coordinate
-
-DEFAULT_ZONE = "Asia/Shanghai"
-"""Of a caller without a tenant of its own, such as the first admin."""
 
 
 class KeysFromLog:
@@ -26,7 +24,8 @@ class KeysFromLog:
         self._zones: dict[str, str] = {}
 
     def zone(self, tenant: str) -> str:
-        return self._zones.get(tenant, DEFAULT_ZONE)
+        """The default one for a caller without a tenant of its own, such as the first admin."""
+        return self._zones.get(tenant, DEFAULT_TIMEZONE)
 
     def apply(self, name: str, body: dict[str, Any], at: Coordinate) -> None:
         if name == "TenantCreated":

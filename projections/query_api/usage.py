@@ -23,7 +23,7 @@ _EXPRESSIONS = {
     "day": "toString(toDate(fromUnixTimestamp64Micro(effective), {zone:String}))",
     "hour": "formatDateTime(toStartOfHour(fromUnixTimestamp64Micro(effective), {zone:String}), '%Y-%m-%dT%H:00', {zone:String})",
 }
-_SUMS = ",\n    ".join(f"sumIf(toInt64({m}), settled) AS {m}" for m in METERS)
+_SUMS = ",\n    ".join(f"sumIf(toInt64({m}), metered) AS {m}" for m in METERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ def usage(clickhouse: ClickHouse, question: Question) -> tuple[list[dict[str, An
     limit = min(question.limit, ROWS_MAX)
     sql = f"""
     SELECT {"".join(d + ", " for d in dimensions)}
-        countIf(settled) AS executions, countIf(settled AND outcome = 'succeeded') AS succeeded, sumIf(`count`, NOT settled) AS refused,
+        countIf(settled) AS executions, countIf(metered) AS succeeded, countIf(settled AND is_voided) AS voided,
+        countIf(settled AND shadow AND NOT is_voided) AS shadows, sumIf(`count`, NOT settled) AS refused,
         {_SUMS},
         toInt64(ifNotFinite(avgIf(latency_us, settled), 0)) AS latency_us_mean,
         toInt64(ifNotFinite(quantileTDigestIf(0.99)(latency_us, settled), 0)) AS latency_us_p99

@@ -5,9 +5,10 @@ Recomputed when asked, never added up (K10), so that any number of copies, retri
 
 from __future__ import annotations
 
+from events.facts.accounts import DEFAULT_TIMEZONE
 from events.facts.meters import METERS
 from projections.usage.table import COLUMNS, LOG_COLUMNS, alter_settings, create_table
-from rating.rules import EFFECTIVE_US_SQL, RETIMED_SQL
+from rating.rules import BILLABLE_SQL, EFFECTIVE_US_SQL, RETIMED_SQL
 
 _SUMMED = (*METERS, "queue_us")
 
@@ -52,7 +53,8 @@ COMMENT 'Records of topic usage that nobody could read: no bill is cut over one 
 def _counted(suffix: str) -> str:
     comment = (
         "Every fact once: the first record of its event_id. copies = how often it was written; conflict = later ones had other bytes;"
-        " is_voided = its answer never reached the caller; effective_at = occurred_at, or the append time where that is out of bounds (retimed)"
+        " is_voided = its answer never reached the caller; metered = a succeeded execution that is neither voided nor shadow, which alone bills"
+        " charge; effective_at = occurred_at, or the append time where that is out of bounds (retimed)"
     )
     return f"""
 CREATE OR REPLACE VIEW usage_counted{suffix} AS
@@ -60,6 +62,7 @@ SELECT u.*,
     greatest(c.copies, 1) AS copies,
     c.conflict = 1 AS conflict,
     u.fact = 'InvocationSettled' AND (u.tenant, u.event_id) IN (SELECT tenant, voided FROM usage_rows{suffix} WHERE fact = 'InvocationVoided') AS is_voided,
+    {BILLABLE_SQL} AND NOT is_voided AS metered,
     {EFFECTIVE_US_SQL} AS effective_at,
     {RETIMED_SQL} AS retimed
 FROM usage_rows{suffix} AS u
@@ -74,23 +77,25 @@ COMMENT '{comment}'
 
 def _daily(suffix: str) -> str:
     comment = (
-        "Tenant, model, version and day (UTC): calls = executions with an answer or an error, shadows and voided ones left out;"
-        " refused = calls turned away; the rest are sums of the meters and exact quantiles of latency"
+        "Tenant, model, version and day in the time zone of the tenant: succeeded and the sums of the meters = metered executions; failed = other"
+        " answers; refused = calls turned away; voided and shadow ones apart; exact quantiles of the latency of metered executions"
     )
     sums = ",\n    ".join(f"sumIf(u.{m}, metered) AS {m}" for m in _SUMMED)
+    zone = f"if(t.timezone = '', '{DEFAULT_TIMEZONE}', t.timezone)"
     return f"""
 CREATE OR REPLACE VIEW metering_daily{suffix} AS
-WITH fact = 'InvocationSettled' AND NOT is_voided AND NOT shadow AS metered
-SELECT tenant, model, model_version, toDate(fromUnixTimestamp64Micro(effective_at, 'UTC')) AS day,
-    countIf(metered AND outcome = 'succeeded') AS succeeded,
-    countIf(metered AND outcome != 'succeeded') AS failed,
-    sumIf(u.count, fact = 'InvocationRefused') AS refused,
+WITH u.fact = 'InvocationSettled' AS settled
+SELECT u.tenant AS tenant, model, model_version, toDate(formatDateTime(fromUnixTimestamp64Micro(effective_at), '%Y-%m-%d', {zone})) AS day,
+    countIf(metered) AS succeeded,
+    countIf(settled AND NOT is_voided AND NOT shadow AND outcome != 'succeeded') AS failed,
+    sumIf(u.count, NOT settled) AS refused,
     countIf(is_voided) AS voided_calls,
+    countIf(settled AND shadow AND NOT is_voided) AS shadow_calls,
     {sums},
     quantileExactIf(0.5)(latency_us, metered) AS latency_us_p50,
     quantileExactIf(0.95)(latency_us, metered) AS latency_us_p95,
     quantileExactIf(0.99)(latency_us, metered) AS latency_us_p99
-FROM usage_counted{suffix} AS u
+FROM usage_counted{suffix} AS u LEFT JOIN tenants AS t ON t.tenant = u.tenant
 WHERE fact IN ('InvocationSettled', 'InvocationRefused')
 GROUP BY tenant, model, model_version, day
 COMMENT '{comment}'

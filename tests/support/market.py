@@ -118,10 +118,10 @@ class Market:
         assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
         return answer.json()
 
-    def tenant(self, book: str, scopes: tuple[str, ...] = ("read",)) -> tuple[str, str]:
+    def tenant(self, book: str, scopes: tuple[str, ...] = ("read",), **terms: str) -> tuple[str, str]:
         """A new tenant and a key of it."""
         tenant = f"t{uuid.uuid4().hex[:12]}"
-        self.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": tenant, "price_book": book})
+        self.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": tenant, "price_book": book, **terms})
         key = self.command("POST", f"/v1/tenants/{tenant}/keys", {"scopes": list(scopes)})
         return tenant, str(key["api_key"])
 

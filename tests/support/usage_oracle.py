@@ -210,7 +210,8 @@ def daily(records: Iterable[tuple[str, Mapping[str, Any], int]]) -> dict[tuple[s
         if fact == "InvocationRefused":
             line[2] += body["count"]
         elif body["event_id"] not in voided and not body["shadow"]:
-            line[0] += body["calls"]
-            line[1] += body["outcome"] == "succeeded"
-            line[3] += body["bytes_in"]
+            billed = body["outcome"] == "succeeded"
+            line[0] += body["calls"] * billed
+            line[1] += billed
+            line[3] += body["bytes_in"] * billed
     return {k: (v[0], v[1], v[2], v[3]) for k, v in out.items()}

@@ -28,7 +28,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     engine = ClickHouseProcess(tmp_path_factory.mktemp("letters"))
     engine.start()
     client = ClickHouse(engine.settings)
-    for statement in (*usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *STATEMENTS):
+    for statement in (*STATEMENTS, *usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW):
         client.command(statement)
     listed = [(at, SHA256.encode().hex()) for at in OTHERS + USAGE + NEVER_MET] + [(at, "ab" * 32) for at in OTHER_BYTES]
     rows = [

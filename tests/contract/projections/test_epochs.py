@@ -27,7 +27,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     engine = ClickHouseProcess(tmp_path_factory.mktemp("epochs"))
     engine.start()
     client = ClickHouse(engine.settings)
-    for statement in (*usage_statements("usage"), *STATEMENTS):
+    for statement in (*STATEMENTS, *usage_statements("usage")):
         client.command(statement)
     rows = [
         {

@@ -16,6 +16,7 @@ from events.schema.codec import Codec
 from projections.bills import bill_from_tables
 from projections.bills.bill_from_log import usage_record
 from projections.bills.bill_from_tables import UsageTable
+from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
 from projections.usage.insert_plans import InsertPlans
@@ -35,7 +36,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     engine = ClickHouseProcess(tmp_path_factory.mktemp("repeats"))
     engine.start()
     client = ClickHouse(engine.settings)
-    for statement in usage_statements("usage"):
+    for statement in (*STATEMENTS, *usage_statements("usage")):
         client.command(statement)
     yield client
     engine.stop()

@@ -169,6 +169,28 @@ def test_issued_bills_add_up_and_late_usage_falls_into_the_next_one(market: Mark
     assert answer["bills"][0]["digest"] == first["digest"].hex()
 
 
+def test_usage_daily_metering_and_bills_count_the_same_executions_and_days(market: Market) -> None:
+    zone = ZoneInfo("Pacific/Kiritimati")  # the day begins 14 hours before UTC's
+    book = market.prices(PRICED)
+    tenant, key = market.tenant(book, timezone=str(zone))
+    lost = str(uuid.uuid4())
+    frames = [market.settled(tenant) for _ in range(3)]
+    frames += [
+        market.settled(tenant, shadow=True),
+        market.settled(tenant, outcome="failed", status=500),
+        market.settled(tenant, event_id=lost),
+    ]
+    market.append(tenant, [*frames, frames[0], market.voided(tenant, lost)])
+    today = datetime.now(UTC).astimezone(zone)
+    bill = market.issue(tenant, today.strftime("%Y-%m"))
+    assert (calls(bill), bill["facts"]["claimed"], bill["facts"]["voided"], bill["facts"]["copied"]) == (3, 3, 1, 1)
+    rows = query(market, key, "/v1/usage", group_by="day").json()["rows"]
+    assert [(r["day"], r["calls"], r["succeeded"], r["voided"], r["shadows"]) for r in rows] == [(f"{today:%Y-%m-%d}", 3, 3, 1, 1)]
+    daily = market.clickhouse.rows("SELECT * FROM metering_daily WHERE tenant = {t:String}", {"t": tenant})
+    counted = [(r["day"], r["calls"], r["succeeded"], r["failed"], r["voided_calls"], r["shadow_calls"], r["bytes_in"]) for r in daily]
+    assert counted == [(f"{today:%Y-%m-%d}", 3, 3, 1, 1, 1, 300)]
+
+
 def test_a_call_voided_after_its_bill_is_given_back_on_the_next(market: Market) -> None:
     tenant, _ = market.tenant(market.prices(PRICED))
     event_id = str(uuid.uuid4())
