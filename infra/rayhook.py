@@ -6,8 +6,14 @@ They live outside the launcher's package, so that no Ray worker loads the launch
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
+
+T = TypeVar("T")
+
+RAYLET_S_MAX = 120.0
+"""How long this node's own raylet may take to report. Ray's own bound is 30 s, and a busy machine took longer, again at each new try."""
 
 
 class StartParameters(Protocol):
@@ -28,6 +34,24 @@ def small_head(parameters: StartParameters, head: bool) -> None:
         return start(command, process_type, *arguments, **named)
 
     setattr(services, "start_ray_process", start_small)  # noqa: B010, it has a type of its own
+    services.get_node = patient(services.get_node, RAYLET_S_MAX)
+
+
+def patient(ask: Callable[..., T], seconds: float, pause_s: float = 0.2) -> Callable[..., T]:
+    """Asks again for so long while the answer is a RuntimeError."""
+
+    @functools.wraps(ask)
+    def asked(*arguments: object, **named: object) -> T:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments, **named)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(pause_s)
+
+    return asked
 
 
 def replicas_on_loopback() -> None:
