@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from events.process.settings import Settings
 from infra.launcher import jvm, raynode
+from infra.launcher.part_secrets import withheld
 from infra.launcher.paths import ROOT, StackPaths
 from infra.launcher.probes import ExitProbe, HttpProbe, KafkaProbe, Probe
 
@@ -41,7 +42,8 @@ class Part:
 def parts_of(settings: Settings, paths: StackPaths) -> dict[str, Part]:
     """All parts of this stack by name, in an order in which each comes after what it needs."""
     own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings)]
-    return {part.name: part for part in [kafka(settings, paths), registry(settings, paths), ray(settings, paths), *own]}
+    parts = [kafka(settings, paths), registry(settings, paths), ray(settings, paths), *own]
+    return {part.name: replace(part, environment=withheld(part.name) | dict(part.environment)) if part.command else part for part in parts}
 
 
 def module(name: str, *arguments: str) -> tuple[str, ...]:

@@ -86,6 +86,17 @@ def before(gateway: GatewayStack) -> set[str]:
     return set(opened(gateway))
 
 
+def test_processes_that_run_models_hold_no_secret_of_the_command_side(gateway: GatewayStack) -> None:
+    admin_key = gateway.stack.environment()["MODELMARKET_ADMIN_KEY"]
+    assert len(admin_key) > 20
+    running = gateway.pids("ray::ServeReplica:")
+    assert running
+    for pid in running:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert not any(admin_key.encode() in variable for variable in environment)
+        assert b"MODELMARKET_ADMIN_KEY=" in environment
+
+
 def disconnect(gateway: GatewayStack, port: int, after_s: float) -> None:
     """Sends a whole call and goes away before its answer."""
     body = httpx.Request("POST", "http://x", json={"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]})

@@ -12,6 +12,7 @@ import yaml
 
 from events.process.settings import Settings
 from infra.install import LOCK, UV_LOCK, python_install
+from infra.launcher.part_secrets import KAFKA, NEEDED, REGISTRY, SECRETS
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ROOT / "infra" / "docker-compose.yml"
@@ -103,6 +104,19 @@ def test_the_image_installs_its_packages_as_set_up_does() -> None:
     assert {"-r", UV_LOCK.name, "--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(by_pip)
     assert [option for option in python_install("uv")[1:-2] if option not in by_uv] == []
     assert by_uv[0].endswith("/uv") and by_uv[-1] == LOCK.name
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if service["image"].startswith("modelmarket:")])
+def test_a_service_is_given_the_secrets_it_needs_and_no_other(name: str) -> None:
+    given = {variable.removeprefix("MODELMARKET_") for variable in settings_of(SERVICES[name])} & set(SECRETS)
+    assert given == NEEDED[name.partition("-")[0]] - {KAFKA, REGISTRY}, "the brokers and the registry ask for none here"
+
+
+def test_nodes_where_models_run_may_only_read_artifacts_and_nobody_is_given_the_root_of_the_store() -> None:
+    for name, service in SERVICES.items():
+        values = " ".join(map(str, service.get("environment", {}).values()))
+        assert ("S3_ROOT" in values) == (name in ("minio", "bucket")), name
+        assert not name.startswith("ray-") or ("S3_READER_SECRET_KEY" in values and "S3_SECRET_KEY" not in values), name
 
 
 def test_no_secret_stands_in_the_file() -> None:

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from events.process.settings import PORTS_PER_STACK, Settings
 from infra.launcher import Stack, processes, raynode
+from infra.launcher.part_secrets import NEEDED, SECRETS
 from infra.launcher.parts import Part, parts_of
 from infra.launcher.paths import MARK_VARIABLE, paths_of
 from infra.launcher.ports import free_block
@@ -85,6 +86,16 @@ def test_processes_get_the_settings_that_were_chosen_and_none_of_the_callers(set
     assert environment["MODELMARKET_WORKERS"] == "2"
     assert "RAY_ADDRESS" not in environment
     assert "MODELMARKET_REGION" not in environment
+
+
+def test_a_part_is_given_the_secrets_it_needs_and_no_other(parts: dict[str, Part]) -> None:
+    assert {name.upper() for name, field in Settings.model_fields.items() if field.annotation is SecretStr} == set(SECRETS)
+    for part in filter(lambda part: part.command, parts.values()):
+        withheld = {name for name, value in part.environment.items() if value == ""}
+        needed = NEEDED[part.name.partition("-")[0]]
+        assert {f"MODELMARKET_{secret}" for secret in SECRETS if secret not in needed} <= withheld
+        assert not any(f"MODELMARKET_{secret}" in part.environment for secret in needed)
+    assert parts["ray"].environment["MODELMARKET_ADMIN_KEY"] == ""
 
 
 def test_settings_survive_the_way_through_the_environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,33 @@
+"""Which secrets each part is given. Models of tenants run in Ray's processes: what those can read, a model can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+KAFKA, REGISTRY, STORE, CLICKHOUSE = "KAFKA_SASL_PASSWORD", "REGISTRY_PASSWORD", "STORE_PASSWORD", "CLICKHOUSE_PASSWORD"
+ARTIFACTS, RAY, ADMIN = "S3_SECRET_KEY", "RAY_AUTH_TOKEN", "ADMIN_KEY"
+SECRETS = (KAFKA, REGISTRY, STORE, CLICKHOUSE, ARTIFACTS, RAY, ADMIN)
+"""Every setting that is a secret, by its name in the environment without `MODELMARKET_`."""
+
+NEEDED: Mapping[str, frozenset[str]] = {
+    "kafka": frozenset(),
+    "registry": frozenset(),
+    "clickhouse": frozenset({CLICKHOUSE}),
+    "prepare": frozenset({KAFKA, REGISTRY, CLICKHOUSE}),
+    "commands": frozenset({KAFKA, REGISTRY, STORE, ARTIFACTS, ADMIN}),
+    "relay": frozenset({KAFKA, STORE}),
+    "worker": frozenset({KAFKA, CLICKHOUSE}),
+    # ADMIN: it knows the first admin by the digest of that key.
+    "queries": frozenset({KAFKA, CLICKHOUSE, ADMIN}),
+    # ADMIN: it posts the bills that it has computed to the command API.
+    "biller": frozenset({KAFKA, CLICKHOUSE, ADMIN}),
+    "controller": frozenset({KAFKA, RAY}),
+    # Gateways write usage, and replicas read artifacts. Ray's own token comes in Ray's own variables.
+    "ray": frozenset({KAFKA, ARTIFACTS}),
+}
+
+
+def withheld(part: str) -> dict[str, str]:
+    """Environment variables that empty each secret which the part does not need. `worker-0` is a `worker`."""
+    needed = NEEDED[part.partition("-")[0]]
+    return {f"MODELMARKET_{name}": "" for name in SECRETS if name not in needed}
