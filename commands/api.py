@@ -17,9 +17,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from fastapi_offline import FastAPIOffline
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from access.codes import PREFIX
@@ -27,8 +25,9 @@ from commands.artifacts.intake import ArtifactIntake
 from commands.artifacts.routes import Artifacts
 from commands.bills.routes import Bills
 from commands.deployments.routes import Deployments
-from commands.http.answers import JSON, Problem
+from commands.http.answers import JSON
 from commands.http.command_app import CommandApp, open_command_app
+from commands.http.operations import EVERYWHERE
 from commands.http.problem_answers import HttpProblem, problem_answer, unavailable_answer, violations_of
 from commands.models.routes import Models
 from commands.prices.routes import PriceBooks
@@ -38,6 +37,7 @@ from commands.tenants.routes import Tenants
 from commands.write_offs.producer_routes import ProducerWriteOffs
 from commands.write_offs.record_routes import RecordWriteOffs
 from events.log.client import LogMismatch
+from events.process.http_api import make_api
 from events.process.json_logging import start_logging
 from events.process.problem import Violation
 from events.process.settings import Settings
@@ -59,14 +59,7 @@ def build(commands: CommandApp) -> FastAPI:
         await asyncio.to_thread(commands.close)
 
     bearer = HTTPBearer(auto_error=False, description=f"An API key: {PREFIX}…")
-    api = FastAPIOffline(  # its pages contain their scripts: a closed network reaches no content delivery network
-        title="modelmarket commands",
-        version="1",
-        description=(__doc__ or ""),
-        lifespan=life,
-        dependencies=[Security(bearer)],
-        responses={code: {"model": Problem} for code in ("4XX", "503")},
-    )
+    api = make_api("modelmarket commands", __doc__ or "", EVERYWHERE, lifespan=life, dependencies=[Security(bearer)])
     intake = ArtifactIntake(commands.artifacts, commands.settings.folder / "uploads")
     features = (
         Artifacts(commands, intake),
@@ -112,12 +105,6 @@ def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(StoreUnavailable)
     async def store_unavailable(_: Request, e: StoreUnavailable) -> Response:
         return unavailable_answer("store_unavailable", "the event store does not answer", "try again with the same Idempotency-Key")
-
-    @api.exception_handler(StarletteHTTPException)
-    async def http_error(_: Request, e: StarletteHTTPException) -> Response:
-        codes = {400: "body_unreadable", 404: "no_such_resource", 405: "method_not_allowed", 413: "body_too_large"}
-        violation = Violation(codes.get(e.status_code, "refused"), str(e.detail), "", "see /docs")
-        return problem_answer(e.status_code, [violation], e.headers)
 
     @api.exception_handler(Exception)
     async def internal_error(request: Request, e: Exception) -> Response:

@@ -8,10 +8,12 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from fastapi import Path as PathParameter
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -23,6 +25,7 @@ from commands.http.problem_answers import HttpProblem, problem_answer, rejected_
 from commands.processor.rejection import Rejected, invalid
 from commands.tenants.lookup import acting_tenant
 from events.facts.fact import TenantId
+from events.process.openapi import Responses, problems
 from events.process.problem import Violation
 
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
@@ -30,6 +33,25 @@ UPLOADS_MAX = 8
 """Uploads under way at once: bounds the disk they take before they are inspected."""
 UPLOAD_S_MAX = 900.0
 """Longest an upload may take: else eight callers who send nothing would keep everybody else from uploading."""
+
+
+DigestPath = Annotated[str, PathParameter(json_schema_extra={"pattern": _DIGEST.pattern})]
+
+
+class Tensor(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class UploadedArtifact(BaseModel):
+    """A file that was taken in, with the inputs and outputs that it really has."""
+
+    artifact: str
+    bytes: int
+    tenant: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
 class Artifacts:
@@ -41,10 +63,12 @@ class Artifacts:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
-        routes.put("/{digest}", status_code=201)(self.upload)
+        body = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+        responses: Responses = {201: {"model": UploadedArtifact}} | problems(404, 408, 413)
+        routes.put("/{digest}", status_code=201, responses=responses, openapi_extra={"requestBody": body})(self.upload)
         return routes
 
-    async def upload(self, digest: str, request: Request, tenant: str | None = None) -> Response:
+    async def upload(self, digest: DigestPath, request: Request, tenant: str | None = None) -> Response:
         """The raw file as body. 201 with its inputs and outputs; the same file again changes nothing."""
         call = await run_in_threadpool(self._app.authorize, request, "models")
         owner = await run_in_threadpool(acting_tenant, self._app, call, tenant)

@@ -6,12 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from commands.bills.answers import BillAnswer, BillShown
 from commands.bills.decide import BillCommand, FixCut, decide
 from commands.bills.requests import CompleteBillRequest
 from commands.bills.state import BILLS, BillState, Issued, NoBills
-from commands.http.answers import CREATED, OK, state_answer
-from commands.http.bounds import SlugPath, TextPath
+from commands.http.answers import state_answer
+from commands.http.bounds import PeriodPath, SlugPath
 from commands.http.command_app import CommandApp
+from commands.http.operations import command, reading
 from commands.http.problem_answers import rejected_answer
 from commands.prices.lookup import book_currency
 from commands.processor.command_handler import CommandHandler
@@ -31,35 +33,35 @@ class Bills:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/bills", tags=["bills"])
-        routes.get("/{name}")(self.read)
-        routes.post("/{name}/{period}/cut", status_code=201, responses=CREATED)(self.fix_cut)
-        routes.post("/{name}/{period}/complete", responses=OK)(self.complete)
+        reading(routes, "/{tenant}", BillShown)(self.read)
+        command(routes, "POST", "/{tenant}/{period}/cut", BillAnswer, created=True)(self.fix_cut)
+        command(routes, "POST", "/{tenant}/{period}/complete", BillAnswer)(self.complete)
         return routes
 
-    def read(self, name: SlugPath, request: Request) -> Response:
+    def read(self, tenant: SlugPath, request: Request) -> Response:
         """The newest bill of a tenant: fixed or issued. Lines are in the query API."""
         call = self._app.authorize(request, "read")
-        if not call.principal.acts_for(name):
+        if not call.principal.acts_for(tenant):
             return rejected_answer(no_tenant(), call.headers)
-        state = self._app.aggregates.load(BILLS, name)
+        state = self._app.aggregates.load(BILLS, tenant)
         if isinstance(state, NoBills):
             return rejected_answer(missing("no_bill", "this tenant has no bill yet", "tenant", "fix a cut first"), call.headers)
         return state_answer(call.headers, state.version, _answer(state))
 
-    def fix_cut(self, name: SlugPath, period: TextPath, request: Request) -> Response:
+    def fix_cut(self, tenant: SlugPath, period: PeriodPath, request: Request) -> Response:
         """Fixes what the next bill covers: everything on the log now, up to the period's end or now."""
         call = self._app.authorize(request, "admin")
-        tenant = existing_tenant(self._app, name)
+        payer = existing_tenant(self._app, tenant)
         try:
-            start, end = period_bounds(period, tenant.terms.timezone)
+            start, end = period_bounds(period, payer.terms.timezone)
         except InvalidPeriod as e:
             return rejected_answer(invalid("period_malformed", str(e), "period", "write YYYY-MM or YYYY-MM-DD"), call.headers)
-        return self._app.run(call, FIX_CUT, name, self._cut(tenant, period, start, end))
+        return self._app.run(call, FIX_CUT, tenant, self._cut(payer, period, start, end))
 
-    def complete(self, name: SlugPath, period: TextPath, body: CompleteBillRequest, request: Request) -> Response:
+    def complete(self, tenant: SlugPath, period: PeriodPath, body: CompleteBillRequest, request: Request) -> Response:
         """The biller's result. The same digest again is fine; another one is 409."""
         call = self._app.authorize(request, "admin")
-        return self._app.run(call, COMPLETE, name, body.command(period), body)
+        return self._app.run(call, COMPLETE, tenant, body.command(period), body)
 
     def _cut(self, tenant: ActiveTenant, period: str, start: int, end: int) -> FixCut:
         with self._app.log_reader() as reader:

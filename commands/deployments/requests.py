@@ -13,7 +13,7 @@ from commands.models.requests import SemVerText
 from events.facts.deployments import ServiceSpec
 from events.facts.fact import Signed
 
-Weight = Annotated[Signed, Field(description="Percent of the calls, 1…99")]
+Weight = Annotated[Signed, Field(description="Percent of the calls", json_schema_extra={"minimum": 1, "maximum": 99})]
 
 
 def _spec_order(spec: ServiceSpec) -> ServiceSpec:

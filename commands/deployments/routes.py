@@ -6,10 +6,11 @@ from fastapi import APIRouter, Request, Response
 
 from commands.deployments.decide import DeploymentCommand, PromoteRollout, UndeployVersion, decide
 from commands.deployments.requests import AdvanceRequest, DeployRequest, RollBackRequest, RolloutRequest
-from commands.http.answers import CREATED, OK
 from commands.http.bounds import REASON_CHARS_MAX, ModelPath, TextPath
 from commands.http.command_app import CommandApp
+from commands.http.operations import command
 from commands.models.aggregate import MODEL
+from commands.models.answers import ModelAnswer
 from commands.models.visibility import model_answer, owned
 from commands.processor.command_handler import CommandHandler
 from lifecycle.state import Lifecycle
@@ -23,12 +24,12 @@ class Deployments:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/models", tags=["traffic"])
-        routes.post("/{model}/deployments", status_code=201, responses=CREATED)(self.deploy)
-        routes.delete("/{model}/deployments/{version}", responses=OK)(self.undeploy)
-        routes.post("/{model}/rollouts", status_code=201, responses=CREATED)(self.start_rollout)
-        routes.post("/{model}/rollouts/advance", responses=OK)(self.advance)
-        routes.post("/{model}/promote", responses=OK)(self.promote)
-        routes.post("/{model}/rollback", responses=OK)(self.roll_back)
+        command(routes, "POST", "/{model}/deployments", ModelAnswer, created=True, gone=True)(self.deploy)
+        command(routes, "DELETE", "/{model}/deployments/{version}", ModelAnswer, gone=True)(self.undeploy)
+        command(routes, "POST", "/{model}/rollouts", ModelAnswer, created=True, gone=True)(self.start_rollout)
+        command(routes, "POST", "/{model}/rollouts/advance", ModelAnswer, gone=True)(self.advance)
+        command(routes, "POST", "/{model}/promote", ModelAnswer, gone=True)(self.promote)
+        command(routes, "POST", "/{model}/rollback", ModelAnswer, gone=True)(self.roll_back)
         return routes
 
     def deploy(self, model: ModelPath, body: DeployRequest, request: Request) -> Response:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, Field
 
 from commands.processor.command_processor import Done
 
@@ -19,41 +19,14 @@ class WrittenFact(BaseModel):
 
     name: str
     event_id: str
-    version: int
-    position: int
+    version: int = Field(description="Of its aggregate, from 1.")
+    position: int = Field(description="In the order of all decisions.")
 
 
 class Accepted(BaseModel):
-    """The command happened. More members tell what it made."""
-
-    model_config = ConfigDict(extra="allow")
+    """The command happened. Its own kind of answer has more members."""
 
     facts: list[WrittenFact]
-
-
-OK: dict[int | str, dict[str, Any]] = {200: {"model": Accepted}}
-CREATED: dict[int | str, dict[str, Any]] = {201: {"model": Accepted}}
-"""For a route's documentation."""
-
-
-class ProblemViolation(BaseModel):
-    code: str
-    message: str
-    field: str
-    remedy: str
-
-
-class Problem(BaseModel):
-    """RFC 9457, with our code, field, remedy, and every violation at once."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    field: str
-    remedy: str
-    violations: list[ProblemViolation]
 
 
 def state_answer(headers: Mapping[str, str], version: int, content: Mapping[str, Any]) -> Response:

@@ -16,6 +16,8 @@ REASON_CHARS_MAX = 1000
 # What stands in a path becomes part of an aggregate's id: nothing else gets as far as the store.
 ModelPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,200}$")]
 SlugPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,63}$")]
+PERIOD = r"^[1-9][0-9]{3}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?$"
+PeriodPath = Annotated[str, Path(max_length=200, json_schema_extra={"pattern": PERIOD}, description="YYYY-MM or YYYY-MM-DD.")]
 TextPath = Annotated[str, Path(max_length=200)]
 WordPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 NonNegativePath = Annotated[int, Path(ge=0, le=INT64_MAX)]

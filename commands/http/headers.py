@@ -9,15 +9,20 @@ from fastapi import Request
 from commands.http.problem_answers import HttpProblem, problem_answer
 from events.process.problem import Violation
 
-_IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
+IDEMPOTENCY_KEY = r"^[\x21-\x7e]{1,255}$"
+IF_MATCH = r'^(\*|"?[0-9]{1,15}"?)$'
+_IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
+_IF_MATCH = re.compile(IF_MATCH)
 _CORRELATION_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
 
 
 def idempotency_key(request: Request) -> str:
     """Empty when none was sent. Raises HttpProblem."""
-    key = request.headers.get("idempotency-key", "")
-    if key and not _IDEMPOTENCY_KEY.match(key):
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return ""
+    if not _IDEMPOTENCY_KEY.match(key):
         message = "the key is no word of 1 to 255 visible ASCII characters"
         raise _malformed("idempotency_key_malformed", message, "Idempotency-Key", "send a UUID")
     return key
@@ -26,12 +31,11 @@ def idempotency_key(request: Request) -> str:
 def if_match(request: Request) -> int | None:
     """The version that the caller wants to change; None: any. Raises HttpProblem."""
     given = request.headers.get("if-match")
-    if given is None or given.strip() == "*":
+    if given is None or given == "*":
         return None
-    text = given.strip().strip('"')
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
+    if not _IF_MATCH.match(given):
         raise _malformed("if_match_malformed", "If-Match is no ETag of ours", "If-Match", 'send the ETag you were given, for example "7"')
-    return int(text)
+    return int(given.strip('"'))
 
 
 def correlation_id(request: Request) -> str:

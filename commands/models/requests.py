@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from commands.http.bounds import Reason, RequestBody
 from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion
-from commands.models.semver import TEXT_MAX, parse
+from commands.models.semver import PATTERN, TEXT_MAX, parse
 from events.facts.fact import ModelId, Slug, TenantId, UserId
 from events.facts.models import ModelName, Registration, Review, VersionContent
 
@@ -27,7 +27,7 @@ def _no_version_end(text: str) -> str:
     return text
 
 
-SemVerText = Annotated[str, Field(max_length=TEXT_MAX), AfterValidator(_semver)]
+SemVerText = Annotated[str, Field(max_length=TEXT_MAX, json_schema_extra={"pattern": PATTERN}), AfterValidator(_semver)]
 
 
 class RegisterModelRequest(Registration):

@@ -7,11 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from commands.artifacts.intake import ArtifactIntake, InspectionBusy
-from commands.http.answers import CREATED, OK, state_answer
+from commands.http.answers import state_answer
 from commands.http.bounds import ModelPath, TextPath
 from commands.http.command_app import AuthorizedCall, CommandApp
+from commands.http.operations import command, reading
 from commands.http.problem_answers import HttpProblem, rejected_answer, unavailable_answer
 from commands.models.aggregate import MODEL
+from commands.models.answers import ModelAnswer, Registered, WholeModel
 from commands.models.decide import AddVersion, RegisterModel, RetireModel, ReviewVersion, SubmitVersion, decide
 from commands.models.guards import active_model
 from commands.models.requests import AddVersionRequest, RegisterModelRequest, RetireRequest, ReviewRequest
@@ -32,12 +34,12 @@ class Models:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/models", tags=["models"])
-        routes.post("", status_code=201, responses=CREATED)(self.register)
-        routes.get("/{model}")(self.read)
-        routes.post("/{model}/versions", status_code=201, responses=CREATED)(self.add_version)
-        routes.post("/{model}/versions/{version}/submit", responses=OK)(self.submit)
-        routes.post("/{model}/versions/{version}/reviews", responses=OK)(self.review)
-        routes.post("/{model}/retire", responses=OK)(self.retire)
+        command(routes, "POST", "", Registered, created=True)(self.register)
+        reading(routes, "/{model}", WholeModel)(self.read)
+        command(routes, "POST", "/{model}/versions", ModelAnswer, created=True, gone=True)(self.add_version)
+        command(routes, "POST", "/{model}/versions/{version}/submit", ModelAnswer, gone=True)(self.submit)
+        command(routes, "POST", "/{model}/versions/{version}/reviews", ModelAnswer, gone=True)(self.review)
+        command(routes, "POST", "/{model}/retire", ModelAnswer, gone=True)(self.retire)
         return routes
 
     def register(self, body: RegisterModelRequest, request: Request) -> Response:

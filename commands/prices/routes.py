@@ -6,9 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from commands.http.answers import CREATED
 from commands.http.bounds import SlugPath
 from commands.http.command_app import CommandApp
+from commands.http.operations import command, reading
+from commands.prices.answers import BookAnswer, BookShown, book_answer, book_head
 from commands.prices.decide import PublishPriceBook, decide
 from commands.prices.requests import PublishRequest
 from commands.prices.state import PRICE_BOOK, BookState, OpenBook
@@ -24,8 +25,14 @@ class PriceBooks:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/price-books", tags=["prices"])
-        routes.post("/{book}/versions", status_code=201, responses=CREATED)(self.publish)
+        reading(routes, "/{book}", BookShown)(self.read)
+        command(routes, "POST", "/{book}/versions", BookAnswer, created=True)(self.publish)
         return routes
+
+    def read(self, book: SlugPath, request: Request) -> Response:
+        """The newest version that was published, also one that holds only later. A tenant reads its own: /v1/tenants/{tenant}/price-book."""
+        call = self._app.authorize(request, "admin")
+        return book_answer(call, self._app.aggregates.load(PRICE_BOOK, book))
 
     def publish(self, book: SlugPath, body: PublishRequest, request: Request) -> Response:
         """Prices from an instant on; never backwards."""
@@ -35,7 +42,7 @@ class PriceBooks:
 
 def _answer(state: BookState, _command: PublishPriceBook) -> dict[str, Any]:
     assert isinstance(state, OpenBook)
-    return {"book": state.book, "book_version": state.book_version, "effective_from": state.effective_from, "currency": state.currency}
+    return book_head(state)
 
 
 PUBLISH = CommandHandler(PRICE_BOOK, decide, _answer, created=True)

@@ -1,4 +1,4 @@
-"""A price book: in which currency it is, and from when on its newest version holds."""
+"""A price book: in which currency it is, and its newest version: what it costs, from when on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from commands.processor.aggregate_kind import AggregateKind
 from events.facts.fact import BookId, Timestamp
-from events.facts.prices import PriceBookPublished
+from events.facts.prices import Price, PriceBookPublished
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class OpenBook:
     book_version: int
     currency: str
     effective_from: Timestamp
+    prices: tuple[Price, ...]
     kind: Literal["open"] = "open"
 
 
@@ -31,7 +32,7 @@ BookState = NoBook | OpenBook
 
 def evolve(state: BookState, fact: PriceBookPublished) -> BookState:
     assert fact.version == state.version + 1, f"fact {fact.version} after state {state.version}"
-    return OpenBook(fact.version, fact.book, fact.book_version, fact.currency, fact.effective_from)
+    return OpenBook(fact.version, fact.book, fact.book_version, fact.currency, fact.effective_from, fact.prices)
 
 
 PRICE_BOOK: AggregateKind[BookState] = AggregateKind("prices", NoBook(), evolve)

@@ -12,12 +12,16 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from access.bearer import api_key, digest_of
-from commands.http.answers import CREATED, OK, state_answer
+from commands.http.answers import state_answer
 from commands.http.bounds import REASON_CHARS_MAX, SlugPath, TextPath
-from commands.http.command_app import CommandApp
-from commands.http.problem_answers import rejected_answer
+from commands.http.command_app import AuthorizedCall, CommandApp
+from commands.http.operations import command, reading
+from commands.http.problem_answers import HttpProblem, rejected_answer
+from commands.prices.answers import BookShown, book_answer, unpublished
 from commands.prices.lookup import book_currency
+from commands.prices.state import PRICE_BOOK, NoBook
 from commands.processor.command_handler import CommandHandler
+from commands.tenants.answers import KeyIssued, KeyRevoked, TenantAnswer, TenantShown
 from commands.tenants.decide import CreateTenant, IssueApiKey, RevokeApiKey, decide
 from commands.tenants.requests import CreateTenantRequest, IssueKeyRequest
 from commands.tenants.state import TENANT, ActiveTenant, TenantState, no_tenant
@@ -32,10 +36,11 @@ class Tenants:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/tenants", tags=["tenants"])
-        routes.post("", status_code=201, responses=CREATED)(self.create)
-        routes.get("/{name}")(self.read)
-        routes.post("/{name}/keys", status_code=201, responses=CREATED)(self.issue_key)
-        routes.delete("/{name}/keys/{key_id}", responses=OK)(self.revoke_key)
+        command(routes, "POST", "", TenantAnswer, created=True)(self.create)
+        reading(routes, "/{tenant}", TenantShown)(self.read)
+        reading(routes, "/{tenant}/price-book", BookShown)(self.price_book)
+        command(routes, "POST", "/{tenant}/keys", KeyIssued, created=True)(self.issue_key)
+        command(routes, "DELETE", "/{tenant}/keys/{key_id}", KeyRevoked)(self.revoke_key)
         return routes
 
     def create(self, body: CreateTenantRequest, request: Request) -> Response:
@@ -44,12 +49,10 @@ class Tenants:
         command = body.command(book_currency(self._app.aggregates, body.price_book))
         return self._app.run(call, CREATE, body.tenant, command, body)
 
-    def read(self, name: SlugPath, request: Request) -> Response:
+    def read(self, tenant: SlugPath, request: Request) -> Response:
         """The tenant and its working keys, without their secrets."""
         call = self._app.authorize(request, "read")
-        state = self._app.aggregates.load(TENANT, name)
-        if not isinstance(state, ActiveTenant) or not call.principal.acts_for(name):
-            return rejected_answer(no_tenant(), call.headers)
+        state = self._own(call, tenant)
         content = {
             "tenant": state.tenant,
             **state.terms.model_dump(),
@@ -57,19 +60,33 @@ class Tenants:
         }
         return state_answer(call.headers, state.version, content)
 
-    def issue_key(self, name: SlugPath, body: IssueKeyRequest, request: Request) -> Response:
+    def price_book(self, tenant: SlugPath, request: Request) -> Response:
+        """What the tenant pays by: the newest version that was published, also one that holds only later."""
+        call = self._app.authorize(request, "read")
+        own = self._own(call, tenant)
+        book = self._app.aggregates.load(PRICE_BOOK, own.terms.price_book)
+        return unpublished(call, own.terms) if isinstance(book, NoBook) else book_answer(call, book)
+
+    def _own(self, call: AuthorizedCall, tenant: str) -> ActiveTenant:
+        """Raises HttpProblem: another tenant is as unknown as one that does not exist."""
+        state = self._app.aggregates.load(TENANT, tenant)
+        if not isinstance(state, ActiveTenant) or not call.principal.acts_for(tenant):
+            raise HttpProblem(rejected_answer(no_tenant(), call.headers))
+        return state
+
+    def issue_key(self, tenant: SlugPath, body: IssueKeyRequest, request: Request) -> Response:
         """A new API key. `api_key` is shown here and nowhere else; a repeat with the same Idempotency-Key shows it again.
 
         To the same caller only: under another admin's key the Idempotency-Key is refused as used."""
         call = self._app.authorize(request, "admin")
         key_id, nonce = KeyId(f"k-{uuid.uuid4().hex}"), secrets.token_hex(16)
         command = body.command(key_id, digest_of(_secret_of(call.secret, key_id, nonce).encode()).hex(), nonce)
-        return self._app.run(call, ISSUE_KEY, name, command, body)
+        return self._app.run(call, ISSUE_KEY, tenant, command, body)
 
-    def revoke_key(self, name: SlugPath, key_id: TextPath, request: Request, reason: str = "") -> Response:
+    def revoke_key(self, tenant: SlugPath, key_id: TextPath, request: Request, reason: str = "") -> Response:
         """The key stops working at every gateway within two seconds."""
         call = self._app.authorize(request, "admin")
-        return self._app.run(call, REVOKE_KEY, name, RevokeApiKey(KeyId(key_id), reason[:REASON_CHARS_MAX]))
+        return self._app.run(call, REVOKE_KEY, tenant, RevokeApiKey(KeyId(key_id), reason[:REASON_CHARS_MAX]))
 
 
 def _created(state: TenantState, command: CreateTenant) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from commands.http.answers import CREATED, OK, state_answer
+from commands.http.answers import state_answer
 from commands.http.bounds import WordPath
 from commands.http.command_app import CommandApp
+from commands.http.operations import command, reading
 from commands.http.problem_answers import rejected_answer
 from commands.processor.command_handler import CommandHandler
 from commands.processor.rejection import missing
+from commands.write_offs.answers import ProducerWriteOffAnswer, ProducerWriteOffShown
 from commands.write_offs.log_evidence import epoch_status
 from commands.write_offs.producers import (
     PRODUCER,
@@ -35,9 +37,9 @@ class ProducerWriteOffs:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/write-offs/producers/{producer}/{epoch}", tags=["write-offs"])
-        routes.get("")(self.read)
-        routes.post("", status_code=201, responses=CREATED)(self.request)
-        routes.post("/approve", responses=OK)(self.approve)
+        reading(routes, "", ProducerWriteOffShown)(self.read)
+        command(routes, "POST", "", ProducerWriteOffAnswer, created=True)(self.request)
+        command(routes, "POST", "/approve", ProducerWriteOffAnswer)(self.approve)
         return routes
 
     def read(self, producer: WordPath, epoch: WordPath, request: Request) -> Response:

@@ -6,12 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from commands.http.answers import CREATED, OK, state_answer
+from commands.http.answers import state_answer
 from commands.http.bounds import NonNegativePath, WordPath
 from commands.http.command_app import CommandApp
+from commands.http.operations import command, reading
 from commands.http.problem_answers import rejected_answer
 from commands.processor.command_handler import CommandHandler
 from commands.processor.rejection import missing
+from commands.write_offs.answers import RecordWriteOffAnswer, RecordWriteOffShown
 from commands.write_offs.log_evidence import sha256_at
 from commands.write_offs.records import (
     RECORD,
@@ -38,9 +40,9 @@ class RecordWriteOffs:
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/write-offs/records/{topic}/{partition}/{offset}", tags=["write-offs"])
-        routes.get("")(self.read)
-        routes.post("", status_code=201, responses=CREATED)(self.request)
-        routes.post("/approve", responses=OK)(self.approve)
+        reading(routes, "", RecordWriteOffShown)(self.read)
+        command(routes, "POST", "", RecordWriteOffAnswer, created=True)(self.request)
+        command(routes, "POST", "/approve", RecordWriteOffAnswer)(self.approve)
         return routes
 
     def read(self, topic: WordPath, partition: NonNegativePath, offset: NonNegativePath, request: Request) -> Response:

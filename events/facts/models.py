@@ -29,9 +29,11 @@ Review = Literal["business", "security"]
 class TensorSpec(NestedRecord):
     """One input or output tensor, in the words of the Open Inference Protocol v2; -1 is a free dimension."""
 
-    name: str
+    name: Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": 128})]
     datatype: Datatype
-    shape: tuple[Annotated[int, Field(ge=-1)], ...]
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=-1, json_schema_extra={"maximum": 1 << 31})], ...], Field(json_schema_extra={"maxItems": 16})
+    ]
 
 
 def _described_once(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

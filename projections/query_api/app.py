@@ -11,14 +11,15 @@ import time
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 
 from access.bearer import first_admin_digest
 from events.log.client import Reader
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.process.admin_key import admin_key
+from events.process.http_api import make_api
 from events.process.json_logging import start_logging
+from events.process.openapi import problems
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
 from projections.query_api import bill_routes, catalog_routes, operation_routes, usage_routes
@@ -31,7 +32,7 @@ WATCH_S, GRACE_S = 0.5, 10
 
 def make_app(queries: Queries | None = None) -> FastAPI:
     """The application; without `queries` the composition root sets `app.state.queries` before it serves."""
-    app = FastAPIOffline(title="modelmarket queries", version="1", description="Catalog, usage and bills: folds of the facts on the log.")
+    app = make_api("modelmarket queries", "Catalog, usage and bills: folds of the facts on the log.", problems(422, 500))
     app.state.queries = queries
     add_error_handlers(app)
     for routes in (catalog_routes, usage_routes, bill_routes, operation_routes):

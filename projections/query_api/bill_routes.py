@@ -10,20 +10,20 @@ from projections.query_api.answers import Bill, BillPage
 from projections.query_api.bills import bill_of, bills_of
 from projections.query_api.callers import tenant_asked
 from projections.query_api.problems import invalid
-from projections.query_api.request_context import MayRead, Parts, TenantFilter
+from projections.query_api.request_context import ASKED, MayRead, Parts, TenantFilter
 from rating.period import InvalidPeriod, period_bounds
 
 router = APIRouter(tags=["bills"])
 LinesFrom = Annotated[int, Query(ge=0, le=1 << 40, description="Where this page of lines begins: `next_lines_from` of the last one.")]
 
 
-@router.get("/v1/bills", response_model=BillPage)
+@router.get("/v1/bills", response_model=BillPage, responses=ASKED)
 def bills(parts: Parts, caller: MayRead, tenant: TenantFilter = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Any:
     """Bills, newest first: the issued ones, and the running one that nobody owes yet."""
     return {"bills": bills_of(parts.clickhouse, tenant_asked(caller, tenant), limit)}
 
 
-@router.get("/v1/bills/{period}", response_model=Bill)
+@router.get("/v1/bills/{period}", response_model=Bill, responses=ASKED)
 def bill(parts: Parts, caller: MayRead, period: str, tenant: TenantFilter = "", lines_from: LinesFrom = 0) -> Any:
     """A period's bills with their lines, page by page: `YYYY-MM` or `YYYY-MM-DD` in the tenant's zone."""
     whose = tenant_asked(caller, tenant)

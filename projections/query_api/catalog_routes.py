@@ -8,16 +8,17 @@ from fastapi import APIRouter, Query
 
 from access.codes import MODEL_FOREIGN
 from access.principal import Principal
+from events.process.openapi import problems
 from events.process.problem import Violation
 from projections.catalog.queries import END_OF_TIME, PAGE_MAX, Wanted, public
 from projections.query_api.answers import CatalogPage, Model, ModelHistory
 from projections.query_api.problems import Problem, access_problem
-from projections.query_api.request_context import Instant, Known, Parts, Text, instant
+from projections.query_api.request_context import ASKED, Instant, Known, Parts, Text, instant
 
 router = APIRouter(tags=["catalog"])
 
 
-@router.get("/v1/catalog", response_model=CatalogPage)
+@router.get("/v1/catalog", response_model=CatalogPage, responses=ASKED)
 def catalog(
     parts: Parts,
     caller: Known,
@@ -39,7 +40,7 @@ def catalog(
     return {"models": [_shown(caller, m) for m in models], "next": following, "as_of": None if at == END_OF_TIME else at}
 
 
-@router.get("/v1/catalog/{model}", response_model=Model)
+@router.get("/v1/catalog/{model}", response_model=Model, responses=ASKED | problems(404))
 def model(parts: Parts, caller: Known, model: str, as_of: Instant = "") -> Any:
     """One model with its versions, reviews and deployment as they were at an instant."""
     found = parts.catalog.model(model, instant(as_of, "as_of", END_OF_TIME))
@@ -48,7 +49,7 @@ def model(parts: Parts, caller: Known, model: str, as_of: Instant = "") -> Any:
     return _shown(caller, found)
 
 
-@router.get("/v1/catalog/{model}/history", response_model=ModelHistory)
+@router.get("/v1/catalog/{model}/history", response_model=ModelHistory, responses=ASKED)
 def history(parts: Parts, caller: Known, model: str, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Any:
     """What happened to a model, newest first, each fact with its place on the log. For its owner and reviewers."""
     found = parts.catalog.model(model)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from events.process.problem import PROBLEM_JSON, Violation, problem
 from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
@@ -31,10 +30,6 @@ def add_error_handlers(app: FastAPI) -> None:
             for x in e.errors()
         ]
         return _answer(422, *found_violations)
-
-    @app.exception_handler(HTTPException)
-    def http(request: Request, e: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
-        return _answer(e.status_code, Violation("http", str(e.detail), "", "see /docs for what there is"), headers=dict(e.headers or {}))
 
     @app.exception_handler(ClickHouseUnavailable)
     def away(request: Request, e: ClickHouseUnavailable) -> Response:  # pyright: ignore[reportUnusedFunction]

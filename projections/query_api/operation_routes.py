@@ -10,25 +10,25 @@ from fastapi import APIRouter, Response
 from projections.dead_letters.queries import OPEN, STATES, find_dead_letters
 from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
 from projections.query_api.answers import DeadLetterPage, EpochPage, Health
-from projections.query_api.request_context import Admin, Parts
+from projections.query_api.request_context import ASKED, Admin, Parts
 from projections.usage.producer_epochs import epochs
 
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/v1/dead-letters", response_model=DeadLetterPage)
+@router.get("/v1/dead-letters", response_model=DeadLetterPage, responses=ASKED)
 def dead_letters(parts: Parts, caller: Admin, everything: bool = False) -> Any:
     """Records nobody could read: open ones, or all with what became of them. Their bytes stay on the log."""
     return {"dead_letters": [d.to_json() for d in find_dead_letters(parts.clickhouse, STATES if everything else OPEN)]}
 
 
-@router.get("/v1/producers", response_model=EpochPage)
+@router.get("/v1/producers", response_model=EpochPage, responses=ASKED)
 def producers(parts: Parts, caller: Admin, everything: bool = False) -> Any:
     """Epochs of producers, newest first: open ones, or all; and when the last fact of each came."""
     return {"epochs": [asdict(e) for e in epochs(parts.clickhouse, only_open=not everything)]}
 
 
-@router.get("/healthz", response_model=Health)
+@router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
 def healthz(parts: Parts, response: Response) -> Any:
     """Ready when the keys are folded and ClickHouse answers."""
     age, detail = parts.age_s(), ""

@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from access.codes import PREFIX, keys_stale
 from access.principal import Principal
 from events.process.clock import now_us
+from events.process.openapi import problems
 from projections.catalog.queries import Catalog
 from projections.ingest.clickhouse import ClickHouse
 from projections.query_api.callers import identify, require
@@ -64,6 +65,8 @@ def _admin(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     return require(caller, "admin")
 
 
+ASKED = problems(401, 403, 503)
+"""Of every route that asks who calls."""
 Parts = Annotated[Queries, Depends(_queries)]
 Known = Annotated[Principal, Depends(_caller)]
 MayRead = Annotated[Principal, Depends(_reader)]

@@ -5,23 +5,28 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 
 from events.process.clock import now_us
 from projections.query_api import usage as usage_queries
 from projections.query_api.answers import UsagePage
 from projections.query_api.callers import tenant_asked
 from projections.query_api.problems import invalid
-from projections.query_api.request_context import MayRead, Parts, TenantFilter, Text, instant
+from projections.query_api.request_context import ASKED, MayRead, Parts, TenantFilter, Text, instant
 
 router = APIRouter(tags=["usage"])
+_DIMENSION = f"({'|'.join(sorted(usage_queries.ADMIN_DIMENSIONS))})"
+Dimensions = Annotated[str, Field(json_schema_extra={"pattern": f"^{_DIMENSION}(,{_DIMENSION})*$"})]
 DEFAULT_DIMENSIONS = ("day", "model", "model_version")
 
 
-@router.get("/v1/usage", response_model=UsagePage)
+@router.get("/v1/usage", response_model=UsagePage, responses=ASKED)
 def usage(
     parts: Parts,
     caller: MayRead,
-    group_by: Annotated[tuple[str, ...], Query(max_length=8, description="Dimensions, repeated or with commas")] = DEFAULT_DIMENSIONS,
+    group_by: Annotated[
+        tuple[Dimensions, ...], Query(max_length=8, description="Dimensions, repeated or with commas")
+    ] = DEFAULT_DIMENSIONS,
     since: Annotated[str, Query(alias="from", max_length=40, description="ISO 8601 or µs; 31 days ago if empty.")] = "",
     until: Annotated[str, Query(alias="to", max_length=40, description="ISO 8601 or µs, exclusive; now if empty.")] = "",
     model: Text = "",

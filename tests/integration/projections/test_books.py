@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
+from access.bearer import first_admin_digest
 from access.codes import KEY_MALFORMED, KEY_MISSING, KEY_UNKNOWN, Refusal
 from events.facts.meters import METERS
 from events.process.clock import now_us
@@ -23,8 +24,12 @@ from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify
 from projections.catalog.queries import Catalog, Wanted
 from projections.ingest.table_offsets import dense_end
+from projections.query_api.app import make_app
 from projections.query_api.bills import bill_of, whole_bill_of
-from tests.support.market import Market, key_of, running_market
+from projections.query_api.keys_from_log import KeysFromLog
+from projections.query_api.request_context import Queries
+from tests.support.market import MODEL, Market, key_of, running_market
+from tests.support.openapi_cases import findings
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
     ("*", meter): (0, 1) for meter in METERS if meter not in ("calls", "bytes_in")
@@ -491,3 +496,15 @@ def test_without_a_good_key_nothing_is_answered(market: Market, header: dict[str
     answer = httpx.get(f"{market.settings.queries}/v1/catalog", headers=header, timeout=10)
     assert (answer.status_code, answer.json()["code"]) == (401, refusal.code)
     assert answer.headers["www-authenticate"] == refusal.challenge
+
+
+def test_schemathesis_finds_nothing_in_the_query_api(market: Market) -> None:
+    tenant, _ = market.tenant(market.prices(PRICED))
+    market.append(tenant, [market.settled(tenant) for _ in range(3)])
+    market.issue(tenant, month())
+    accounts = KeysFromLog(first_admin_digest(market.admin))
+    api = make_app(Queries(market.clickhouse, accounts, lambda: 0.0, lambda: True, 60))
+    known = {"tenant": tenant, "period": month(), "model": MODEL}
+    cases, found = findings(api, market.admin, known, examples=10, seed=1)
+    assert not found, "\n\n".join(found)
+    assert cases > 200
