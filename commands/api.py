@@ -13,16 +13,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from access.codes import PREFIX
+from access.codes import PREFIX, Refusal
+from access.principal import Principal
 from commands.artifacts.intake import ArtifactIntake
-from commands.artifacts.routes import Artifacts
+from commands.artifacts.routes import UPLOAD_S_MAX, Artifacts
 from commands.bills.routes import Bills
 from commands.deployments.routes import Deployments
 from commands.http.answers import JSON
@@ -37,19 +38,21 @@ from commands.tenants.routes import Tenants
 from commands.write_offs.producer_routes import ProducerWriteOffs
 from commands.write_offs.record_routes import RecordWriteOffs
 from events.log.client import LogMismatch
+from events.process.clock import now_us
+from events.process.http_admission import BODY_S_MAX, CALLER, Admission, NotAdmitted
 from events.process.http_api import make_api
+from events.process.http_server import make_server
 from events.process.json_logging import start_logging
 from events.process.problem import Violation
 from events.process.settings import Settings
 
 logger = logging.getLogger(__name__)
 BODY_BYTES_MAX = 1 << 20
-"""A JSON body; a command whose fact fits into 512 KiB fits into this. A bill may have many lines, and takes more."""
+"""A JSON body; a command whose fact fits into 512 KiB fits into this. A bill may have many lines, and takes more: of admins only."""
 BILL_BYTES_MAX = 32 << 20
 """100 000 lines of a bill, with names of usual length."""
-CONNECTIONS_MAX = 1000
-GRACE_S = 10
-"""Requests under way at the end; a caller who sends slowly must not keep alive a process whose command processor has failed."""
+TENANT_REQUESTS_MAX = 256
+"""Under way at once, of one tenant: a quarter of the connections."""
 
 
 def build(commands: CommandApp) -> FastAPI:
@@ -85,8 +88,21 @@ def build(commands: CommandApp) -> FastAPI:
             health |= {"status": "failed", "message": str(e)[:300]}
         return Response(orjson.dumps(health), 200 if health["status"] == "ready" else 503, media_type=JSON)
 
+    async def identify(authorization: bytes) -> Principal:
+        known = commands.keys.recognize(authorization, now_us())
+        if isinstance(known, Refusal):  # it may be newer than what was read
+            known = await run_in_threadpool(commands.keys.authenticate, authorization, now_us())
+        if isinstance(known, Refusal):
+            raise NotAdmitted(known.status, known.violation, known.headers)
+        return known
+
     api.add_middleware(BodyBound)
+    api.add_middleware(Admission, identify=identify, tenant_requests_max=TENANT_REQUESTS_MAX, limit_s=_body_s_max)
     return api
+
+
+def _body_s_max(path: str) -> float:
+    return UPLOAD_S_MAX if path.startswith("/v1/artifacts/") else BODY_S_MAX
 
 
 def _answer_errors(api: FastAPI) -> None:
@@ -121,10 +137,11 @@ class BodyBound:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
-        if scope["type"] != "http" or path.startswith("/v1/artifacts/"):
+        if CALLER not in scope or path.startswith("/v1/artifacts/"):
             await self._app(scope, receive, send)
             return
-        limit = BILL_BYTES_MAX if path.startswith("/v1/bills/") else BODY_BYTES_MAX
+        caller: Principal = scope[CALLER]
+        limit = BILL_BYTES_MAX if path.startswith("/v1/bills/") and caller.admin else BODY_BYTES_MAX
         came = 0
 
         async def counted() -> Message:
@@ -145,18 +162,7 @@ def main() -> int:
         commands = open_command_app(settings)
     except (LogMismatch, StoreMismatch) as e:
         raise SystemExit(f"the command API does not start: {e}") from e
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build(commands),
-            host=settings.host,
-            port=settings.command_port,
-            log_config=None,
-            access_log=False,
-            limit_concurrency=CONNECTIONS_MAX,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
+    server = make_server(build(commands), settings.host, settings.command_port, address_max=settings.address_connections_max)
 
     def stop() -> None:
         server.should_exit = True

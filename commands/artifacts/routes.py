@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
 import tempfile
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -31,8 +33,9 @@ from events.process.problem import Violation
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 UPLOADS_MAX = 8
 """Uploads under way at once: bounds the disk they take before they are inspected."""
+TENANT_UPLOADS_MAX = 3
 UPLOAD_S_MAX = 900.0
-"""Longest an upload may take: else eight callers who send nothing would keep everybody else from uploading."""
+"""Longest an upload may take. One of which nothing comes for seconds is ended before (`events/process/http_admission.py`)."""
 
 
 DigestPath = Annotated[str, PathParameter(json_schema_extra={"pattern": _DIGEST.pattern})]
@@ -59,7 +62,7 @@ class Artifacts:
 
     def __init__(self, app: CommandApp, intake: ArtifactIntake) -> None:
         self._app, self._intake = app, intake
-        self._slots = asyncio.Semaphore(UPLOADS_MAX)
+        self._uploads: Counter[str] = Counter()
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -75,7 +78,7 @@ class Artifacts:
         if not _DIGEST.match(digest):
             remedy = "PUT /v1/artifacts/sha256:<64 hexadecimal digits>"
             return rejected_answer(invalid("digest_malformed", "the path names no digest", "digest", remedy), call.headers)
-        async with self._slots:
+        with self._slot(call):
             handle, name = tempfile.mkstemp(dir=self._intake.folder, suffix=".onnx")
             try:
                 with os.fdopen(handle, "wb") as file:
@@ -83,6 +86,21 @@ class Artifacts:
                 return await self._take(call, owner, digest, size, Path(name))
             finally:
                 os.unlink(name)
+
+    @contextmanager
+    def _slot(self, call: AuthorizedCall) -> Generator[None]:
+        """One of the uploads under way. Raises HttpProblem."""
+        tenant, headers = call.principal.tenant, {**call.headers, "Connection": "close"}
+        if self._uploads.total() >= UPLOADS_MAX:
+            raise HttpProblem(unavailable_answer("uploads_busy", f"{UPLOADS_MAX} files are coming in", "try again", 5, headers))
+        if self._uploads[tenant] >= TENANT_UPLOADS_MAX:
+            message = f"{TENANT_UPLOADS_MAX} files of your tenant are coming in"
+            raise _failed(429, call, Violation("too_many_uploads", message, "", "send them one after another"), {"Retry-After": "5"})
+        self._uploads[tenant] += 1
+        try:
+            yield
+        finally:
+            self._uploads[tenant] -= 1
 
     async def _take(self, call: AuthorizedCall, tenant: TenantId, digest: str, size: int, file: Path) -> Response:
         try:
@@ -99,17 +117,13 @@ async def _receive(request: Request, call: AuthorizedCall, file: IO[bytes], dige
     """Writes the body to the file; its size. Raises HttpProblem unless it is the file of that digest, whole, small enough and in time."""
     size, found = 0, hashlib.sha256()
     try:
-        async with asyncio.timeout(UPLOAD_S_MAX):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > bytes_max:
-                    remedy = "make the model smaller, or raise artifact_bytes_max"
-                    raise _failed(413, call, Violation("artifact_too_large", f"more than {bytes_max} bytes", "", remedy))
-                found.update(chunk)
-                file.write(chunk)
-    except TimeoutError:
-        message = f"the file did not come within {UPLOAD_S_MAX:.0f} s"
-        raise _failed(408, call, Violation("upload_slow", message, "", "send it faster")) from None
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > bytes_max:
+                remedy = "make the model smaller, or raise artifact_bytes_max"
+                raise _failed(413, call, Violation("artifact_too_large", f"more than {bytes_max} bytes", "", remedy))
+            found.update(chunk)
+            file.write(chunk)
     except ClientDisconnect:
         violation = Violation("upload_broken", "the upload ended early", "", "send it again")
         raise HttpProblem(problem_answer(400, [violation], call.headers)) from None
@@ -120,9 +134,9 @@ async def _receive(request: Request, call: AuthorizedCall, file: IO[bytes], dige
     return size
 
 
-def _failed(status: int, call: AuthorizedCall, violation: Violation) -> HttpProblem:
+def _failed(status: int, call: AuthorizedCall, violation: Violation, headers: Mapping[str, str] | None = None) -> HttpProblem:
     """The rest of the body is not read, so the connection ends."""
-    return HttpProblem(problem_answer(status, [violation], {**call.headers, "Connection": "close"}))
+    return HttpProblem(problem_answer(status, [violation], {**call.headers, **(headers or {}), "Connection": "close"}))
 
 
 def _tensors(signature: Signature) -> dict[str, list[dict[str, Any]]]:

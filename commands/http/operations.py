@@ -12,9 +12,9 @@ from commands.http.answers import Accepted
 from commands.http.headers import IDEMPOTENCY_KEY, IF_MATCH
 from events.process.openapi import Responses, problems
 
-EVERYWHERE = problems(400, 401, 403, 422, 500, 503)
+EVERYWHERE = problems(400, 401, 403, 422, 429, 500, 503)
 """Of every operation."""
-_WRITES = problems(404, 409, 412, 413)
+_WRITES = problems(404, 408, 409, 412, 413)
 _ETAG = {"description": "The version of the aggregate, for If-Match.", "schema": {"type": "string", "pattern": '^"[0-9]+"$'}}
 _REPLAYED = {"description": "This request came before; nothing happened again.", "schema": {"const": "true"}}
 

@@ -30,6 +30,11 @@ class KeysFromStore:
         self._catch_up()
         return self._keys.authenticate(authorization, now)
 
+    def recognize(self, authorization: bytes, now: Timestamp) -> Principal | Refusal:
+        """As `authenticate` of the facts read so far: asks no store, so it may run on an event loop. A key that was revoked a moment ago
+        may still be good here, a new one not yet."""
+        return self._keys.authenticate(authorization, now)
+
     def _catch_up(self) -> None:
         with self._lock:
             newest = self._store.last_position()

@@ -14,7 +14,7 @@ from starlette.routing import Match, Route
 from events.process.openapi import Responses, exact
 from events.process.problem import PROBLEM_JSON, Violation, problem
 
-_CODES = {400: "body_unreadable", 404: "no_such_resource", 405: "method_not_allowed", 413: "body_too_large"}
+_CODES = {400: "body_unreadable", 404: "no_such_resource", 405: "method_not_allowed", 408: "body_slow", 413: "body_too_large"}
 
 
 def make_api(title: str, description: str, responses: Responses, **more: Any) -> FastAPI:

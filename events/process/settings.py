@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     gateways_per_node: int = Field(default=1, ge=1, le=16, description="Gateway replicas on each Ray node.")
     ray_node_cpus: int = Field(default=16, ge=1, description="Logical CPUs of a Ray node; a replica reserves a tenth by default.")
     artifact_bytes_max: int = Field(default=512 << 20, ge=1, description="Largest upload the command API takes.")
+    address_connections_max: int = Field(
+        default=256,
+        ge=1,
+        description="Connections that one address may hold at an API; behind a proxy all callers have its address: raise it.",
+    )
     infer_bytes_max: int = Field(default=4 << 20, ge=1024, description="Largest inference request the gateway takes.")
     worker_session_s: float = Field(
         default=6.0, ge=1, description="How long the group waits for a silent Faust worker before others take over."

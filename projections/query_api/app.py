@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 
-import uvicorn
 from fastapi import FastAPI
 
 from access.bearer import first_admin_digest
+from access.codes import Refusal
+from access.principal import Principal
 from events.log.client import Reader
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.process.admin_key import admin_key
+from events.process.http_admission import Admission, NotAdmitted
 from events.process.http_api import make_api
+from events.process.http_server import Server, make_server
 from events.process.json_logging import start_logging
 from events.process.openapi import problems
 from events.process.settings import Settings
@@ -27,20 +30,30 @@ from projections.query_api.error_handlers import add_error_handlers
 from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.request_context import Queries
 
-WATCH_S, GRACE_S = 0.5, 10
+WATCH_S = 0.5
+TENANT_REQUESTS_MAX = 20
+"""Under way at once, of one tenant: a question may take 20 s, and half of the threads that ask are left to others."""
 
 
 def make_app(queries: Queries | None = None) -> FastAPI:
     """The application; without `queries` the composition root sets `app.state.queries` before it serves."""
     app = make_api("modelmarket queries", "Catalog, usage and bills: folds of the facts on the log.", problems(422, 500))
     app.state.queries = queries
+
+    async def identify(authorization: bytes) -> Principal:
+        found = app.state.queries.caller(authorization)
+        if isinstance(found, Refusal):
+            raise NotAdmitted(found.status, found.violation, found.headers)
+        return found
+
+    app.add_middleware(Admission, identify=identify, tenant_requests_max=TENANT_REQUESTS_MAX)
     add_error_handlers(app)
     for routes in (catalog_routes, usage_routes, bill_routes, operation_routes):
         app.include_router(routes.router)
     return app
 
 
-def _stop_with(fold_runner: FoldRunner, server: uvicorn.Server) -> None:
+def _stop_with(fold_runner: FoldRunner, server: Server) -> None:
     """A process whose fold of keys failed can answer nobody: it ends, and the supervisor starts another."""
     while fold_runner.failure is None:
         time.sleep(WATCH_S)
@@ -61,17 +74,7 @@ def main() -> int:
     queries = Queries(
         ClickHouse(settings, patience_s=5), accounts, fold_runner.age_s, lambda: fold_runner.caught_up, settings.staleness_s_max
     )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(queries),
-            settings.host,
-            settings.query_port,
-            log_config=None,
-            access_log=False,
-            limit_concurrency=256,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
+    server = make_server(make_app(queries), settings.host, settings.query_port, address_max=settings.address_connections_max)
     threading.Thread(target=_stop_with, args=(fold_runner, server), name="watch", daemon=True).start()
     server.run()
     fold_runner.stop()

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from access.codes import Refusal
-from access.keys import Keys
 from access.principal import Principal, require_scope, require_tenant
 from events.facts.accounts import Scope
 from projections.query_api.problems import access_problem
-
-
-def identify(keys: Keys, authorization: str, now_us: int) -> Principal:
-    """The holder of the key in an Authorization header. Raises Problem (401)."""
-    found = keys.authenticate(authorization.encode("latin-1"), now_us)
-    if isinstance(found, Refusal):
-        raise access_problem(found)
-    return found
 
 
 def require(caller: Principal, scope: Scope) -> Principal:

@@ -8,13 +8,13 @@ from typing import Annotated
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from access.codes import PREFIX, keys_stale
+from access.codes import PREFIX, Refusal, keys_stale
 from access.principal import Principal
 from events.process.clock import now_us
 from events.process.openapi import problems
 from projections.catalog.queries import Catalog
 from projections.ingest.clickhouse import ClickHouse
-from projections.query_api.callers import identify, require
+from projections.query_api.callers import require
 from projections.query_api.instants import NotAnInstant, instant_of
 from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.problems import access_problem, invalid
@@ -39,11 +39,11 @@ class Queries:
         self.age_s, self.caught_up, self.staleness_s_max = age_s, caught_up, staleness_s_max
         self.catalog = Catalog(clickhouse)
 
-    def caller(self, authorization: str) -> Principal:
+    def caller(self, authorization: bytes) -> Principal | Refusal:
         """K5: who cannot know whether a key was revoked lets nobody in."""
         if not self.caught_up() or self.age_s() > self.staleness_s_max:
-            raise access_problem(keys_stale(self.staleness_s_max))
-        return identify(self.accounts.keys, authorization, now_us())
+            return keys_stale(self.staleness_s_max)
+        return self.accounts.keys.authenticate(authorization, now_us())
 
 
 _bearer = HTTPBearer(auto_error=False, description=f"An API key: `{PREFIX}…`")
@@ -54,7 +54,10 @@ def _queries(request: Request) -> Queries:
 
 
 def _caller(request: Request, _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> Principal:
-    return _queries(request).caller(request.headers.get("authorization", ""))
+    found = _queries(request).caller(request.headers.get("authorization", "").encode("latin-1"))
+    if isinstance(found, Refusal):
+        raise access_problem(found)
+    return found
 
 
 def _reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
@@ -65,7 +68,7 @@ def _admin(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     return require(caller, "admin")
 
 
-ASKED = problems(401, 403, 503)
+ASKED = problems(401, 403, 429, 503)
 """Of every route that asks who calls."""
 Parts = Annotated[Queries, Depends(_queries)]
 Known = Annotated[Principal, Depends(_caller)]

@@ -13,9 +13,9 @@ import sys
 from types import FrameType
 from typing import Any
 
-import uvicorn
 import uvloop
 
+from events.process.http_server import make_server
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from serving.gateway.asgi import Gateway
@@ -25,23 +25,21 @@ from serving.replicas.ray_client import RayReplicas, join_cluster
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1.0
-SHUTDOWN_S_MAX = 10
+CONNECTIONS_MAX = 4096
 
 
 async def serve(settings: Settings) -> int:
     """Until a signal (0), or until only a new process helps (1)."""
     state = GatewayState(settings, RayReplicas())
     app: Any = Gateway(state)
-    config = uvicorn.Config(
+    server = make_server(
         app,
-        host=settings.host,
-        port=settings.standalone_gateway_port,
+        settings.host,
+        settings.standalone_gateway_port,
+        connections_max=CONNECTIONS_MAX,
+        address_max=CONNECTIONS_MAX // 4,
         lifespan="on",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=SHUTDOWN_S_MAX,
     )
-    server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     while not running.done():
         await asyncio.wait([running], timeout=WATCH_S)

@@ -157,3 +157,19 @@ def test_a_key_without_the_scope_is_refused_in_the_same_words_everywhere(listene
 @pytest.mark.parametrize("listener", [name for name in LISTENERS if name is not gateway])
 def test_a_foreign_tenant_is_refused_in_the_same_words_wherever_one_can_be_named(listener: Listener) -> None:
     assert listener("Bearer mm_good", "globex") == expected(TENANT_FOREIGN)
+
+
+@pytest.mark.parametrize("name", ["commands", "queries"])
+def test_every_operation_asks_for_the_key_before_it_looks_at_anything_else(name: str) -> None:
+    queries = Queries(ClickHouse(Settings()), KeysFromLog(), lambda: 0.0, lambda: True, 60)
+    client = COMMANDS["client"] if name == "commands" else TestClient(make_app(queries))
+    asked = 0
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method in operations.keys() - ({"get"} if path == "/healthz" else set()):
+            answer = client.request(
+                method, path.replace("{", "!").replace("}", "!") + "?limit=many", content=b'{"', headers={"If-Match": "x"}
+            )
+            said = Answer(answer.status_code, answer.json()["violations"], answer.headers.get("WWW-Authenticate", ""))
+            assert said == expected(KEY_MISSING), (method, path)
+            asked += 1
+    assert asked > 5

@@ -1,0 +1,113 @@
+"""The HTTP server of an API: whoever says nothing, or says it slowly, holds a connection for seconds; one address holds a part of them.
+
+The only file that imports uvicorn for our APIs. Time-outs and shares are ours: uvicorn waits for ever for the first header of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADERS_S_MAX = 10.0
+"""From the connection, or the first byte of a later request, to the end of its headers."""
+HEADERS_BYTES_MAX = 64 << 10
+"""The parser has no bound of its own."""
+KEEP_ALIVE_S, GRACE_S = 30, 10
+"""A silent connection after an answer; requests under way at the end, so that a slow sender keeps no failed process alive."""
+CONNECTIONS_MAX, ADDRESS_CONNECTIONS_MAX = 1024, 256
+_REFUSED = (
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/problem+json\r\nConnection: close\r\nRetry-After: 1\r\n"
+    b"Content-Length: %d\r\n\r\n%s"
+)
+Server = uvicorn.Server
+_TOO_MANY = (
+    b'{"type":"urn:modelmarket:problem:too_many_connections","title":"Too Many Requests","status":429,"detail":"this address has too many '
+    b'connections","code":"too_many_connections","field":"","remedy":"reuse connections","violations":[{"code":"too_many_connections",'
+    b'"message":"this address has too many connections","field":"","remedy":"reuse connections"}]}'
+)
+
+
+def make_server(
+    app: Any,
+    host: str,
+    port: int,
+    *,
+    connections_max: int = CONNECTIONS_MAX,
+    address_max: int = ADDRESS_CONNECTIONS_MAX,
+    headers_s_max: float = HEADERS_S_MAX,
+    **more: Any,
+) -> uvicorn.Server:
+    """`more` are settings of uvicorn. Behind a proxy every caller has its address: raise `address_max` there."""
+    held: Counter[str] = Counter()
+
+    class Connection(BoundedConnection):
+        connections_of, address_connections_max, headers_wait_s = held, address_max, headers_s_max
+
+    config = uvicorn.Config(
+        app,
+        host,
+        port,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        limit_concurrency=connections_max,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        **more,
+    )
+    return uvicorn.Server(config)
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """One connection. Each server has a class of its own, which holds its bounds and counts."""
+
+    connections_of: Counter[str]
+    address_connections_max: int
+    headers_wait_s: float
+    _waiting: asyncio.TimerHandle | None = None
+    _address = ""
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._address = self.client[0] if self.client else ""
+        self.connections_of[self._address] += 1
+        if self.connections_of[self._address] > self.address_connections_max:
+            transport.write(_REFUSED % (len(_TOO_MANY), _TOO_MANY))
+            transport.close()
+        else:
+            self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        self.connections_of[self._address] -= 1
+        if not self.connections_of[self._address]:
+            del self.connections_of[self._address]
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is None or self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison] (None before the first request)
+            self._wait_for_headers()
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._waiting is not None and self._head_bytes > HEADERS_BYTES_MAX:
+            self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def _wait_for_headers(self) -> None:
+        if self._waiting is None:
+            self._waiting = self.loop.call_later(self.headers_wait_s, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None

@@ -1,0 +1,91 @@
+"""Uploads under way: a tenant has its share, all have a bound, and one that ends gives its place back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from commands.api import build
+from commands.artifacts.routes import TENANT_UPLOADS_MAX, UPLOADS_MAX
+from commands.http.command_app import CommandApp
+from commands.store.event_store import open_store
+from events.log.client import Reader
+from events.process.settings import Settings
+from tests.support.todays_codec import todays_codec
+
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module")
+def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The command API, and a key of each of four tenants. Nothing here needs the log."""
+    settings = Settings(data=tmp_path_factory.mktemp("uploads"), admin_key=SecretStr("mm_first"))
+    app = CommandApp(settings, open_store(settings), todays_codec(), "log", Reader(settings, "test-uploads"))
+    api = build(app)
+    client, keys = TestClient(api, headers={"Authorization": "Bearer mm_first"}), dict[str, str]()
+    for tenant in ("a", "b", "c", "d"):
+        assert client.post("/v1/tenants", json={"tenant": tenant, "display_name": tenant}).status_code == 201
+        keys[tenant] = client.post(f"/v1/tenants/{tenant}/keys", json={"scopes": ["models"]}).json()["api_key"]
+    yield api, keys
+    app.close()
+
+
+class Upload:
+    """One that has begun and sends the rest of its body when it is told to."""
+
+    def __init__(self, api: Any, key: str) -> None:
+        self._rest, self.begun = asyncio.Event(), asyncio.Event()
+        self._messages: list[dict[str, Any]] = []
+        scope = {
+            "type": "http",
+            "method": "PUT",
+            "path": f"/v1/artifacts/{DIGEST}",
+            "query_string": b"",
+            "headers": [(b"authorization", f"Bearer {key}".encode())],
+        }
+        self._task = asyncio.create_task(api(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self.begun.is_set():
+            self.begun.set()
+            return {"type": "http.request", "body": b"first", "more_body": True}
+        await self._rest.wait()
+        return {"type": "http.request", "body": b"last", "more_body": False}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self._messages.append(message)
+
+    async def answer(self, *, goes_on: bool) -> tuple[int, str]:
+        if goes_on:
+            self._rest.set()
+        await asyncio.wait_for(self._task, 20)
+        return self._messages[0]["status"], orjson.loads(self._messages[1]["body"])["code"]
+
+
+def test_a_tenant_has_a_share_of_the_uploads_and_all_have_a_bound_and_places_come_back(side: tuple[Any, dict[str, str]]) -> None:
+    api, keys = side
+
+    async def begun(tenant: str) -> Upload:
+        upload = Upload(api, keys[tenant])
+        await asyncio.wait_for(upload.begun.wait(), 20)
+        return upload
+
+    async def refused(tenant: str) -> tuple[int, str]:
+        return await Upload(api, keys[tenant]).answer(goes_on=False)
+
+    async def test() -> None:
+        of_a = [await begun("a") for _ in range(TENANT_UPLOADS_MAX)]
+        assert await refused("a") == (429, "too_many_uploads")
+        others = [await begun(tenant) for tenant in "bcbcbc"[: UPLOADS_MAX - TENANT_UPLOADS_MAX]]
+        assert await refused("d") == (503, "uploads_busy")
+        for upload in [*of_a, *others]:
+            assert await upload.answer(goes_on=True) == (422, "digest_mismatch")
+        assert await (await begun("a")).answer(goes_on=True) == (422, "digest_mismatch")
+
+    asyncio.run(test())

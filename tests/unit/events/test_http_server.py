@@ -1,0 +1,193 @@
+"""Whoever says nothing, says it slowly or has no key holds no connection, no body and no share of others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+
+from events.process.http_admission import Admission, NotAdmitted
+from events.process.http_api import make_api
+from events.process.http_server import make_server
+from events.process.openapi import problems
+from events.process.problem import Violation
+
+TENANTS = {b"one": "acme", b"two": "acme", b"three": "globex"}
+IN_TIME_S = 20
+
+
+@dataclass(frozen=True)
+class Who:
+    tenant: str
+
+
+async def identify(authorization: bytes) -> Who:
+    if authorization not in TENANTS:
+        raise NotAdmitted(401, Violation("key_unknown", "no", "Authorization", "send a key"), {"WWW-Authenticate": "Bearer"})
+    return Who(TENANTS[authorization])
+
+
+class Api:
+    """An API that keeps each request until it may answer."""
+
+    def __init__(self, idle_s: float = 5, **bounds: Any) -> None:
+        self.bounds = bounds
+        self.asked, self.go_on = asyncio.Queue[str](), asyncio.Event()
+        self.go_on.set()
+        self.app: FastAPI = make_api("test", "", problems(422))
+
+        @self.app.post("/echo")
+        async def echo(request: Request) -> dict[str, int]:  # pyright: ignore[reportUnusedFunction]
+            await self.asked.put("")
+            size = len(await request.body())
+            await self.go_on.wait()
+            return {"size": size}
+
+        self.app.add_middleware(Admission, identify=identify, tenant_requests_max=2, idle_s=idle_s)
+        self.port = 0
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def send(self, head: bytes, body: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self.open()
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n" + body)
+        return reader, writer
+
+    async def status(self, head: bytes, body: bytes = b"") -> int:
+        reader, writer = await self.send(head, body)
+        found = await status_of(reader)
+        writer.close()
+        return found
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    return int((await reader.readuntil(b"\r\n")).split()[1])
+
+
+@asynccontextmanager
+async def running(api: Api) -> AsyncGenerator[Api]:
+    server = make_server(api.app, "127.0.0.1", 0, **api.bounds)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    api.port = server.servers[0].sockets[0].getsockname()[1]
+    yield api
+    server.should_exit = True
+    await serving
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), IN_TIME_S))
+
+
+def test_silent_and_slow_connections_are_closed_and_nobody_waits_for_them() -> None:
+    async def test() -> None:
+        async with running(Api(headers_s_max=0.5, connections_max=8)) as api:
+            silent = [await api.open() for _ in range(9)]
+            slow, trickle = await api.open()
+
+            async def drip() -> None:
+                for byte in b"POST /echo HTTP/1.1\r\nx-header: " + b"a" * 10_000:
+                    trickle.write(bytes([byte]))
+                    await asyncio.sleep(0.05)
+
+            dripping = asyncio.create_task(drip())
+            for reader, _ in [*silent, (slow, trickle)]:
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            dripping.cancel()
+            assert await api.status(b"authorization: one\r\ncontent-length: 2\r\n", b"hi") == 200
+
+    run(test)
+
+
+def test_a_connection_may_be_silent_after_an_answer_and_a_slow_second_head_ends_it() -> None:
+    async def test() -> None:
+        async with running(Api(headers_s_max=0.5)) as api:
+            reader, writer = await api.send(b"authorization: one\r\ncontent-length: 2\r\n", b"hi")
+            assert await status_of(reader) == 200
+            await reader.readuntil(b'{"size":2}')
+            await asyncio.sleep(0.7)  # longer than a head may take
+            writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\nauthorization: one\r\ncontent-length: 0\r\n\r\n")
+            assert await status_of(reader) == 200
+            await reader.readuntil(b'{"size":0}')
+            writer.write(b"POST /echo HT")
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+
+    run(test)
+
+
+def test_endless_headers_end_the_connection() -> None:
+    async def test() -> None:
+        async with running(Api(headers_s_max=60)) as api:
+            reader, writer = await api.open()
+            writer.write(b"POST /echo HTTP/1.1\r\n")
+            try:
+                for _ in range(100):
+                    writer.write(b"x-more: " + b"a" * 8000 + b"\r\n")
+                    await writer.drain()
+                await reader.read()
+            except ConnectionError:
+                pass
+            assert await api.status(b"authorization: one\r\ncontent-length: 0\r\n") == 200
+
+    run(test)
+
+
+def test_one_address_has_its_share_of_the_connections_and_gets_it_back() -> None:
+    async def test() -> None:
+        async with running(Api(headers_s_max=60, address_max=3)) as api:
+            held = [await api.open() for _ in range(2)]
+            head = b"authorization: one\r\ncontent-length: 0\r\nconnection: close\r\n"
+            assert await api.status(head) == 200
+            held += [await api.open()]
+            statuses = {await api.status(head)}
+            held[0][1].close()
+            while (status := await api.status(head)) == 429:
+                await asyncio.sleep(0.01)
+            assert (statuses, status) == ({429}, 200)
+
+    run(test)
+
+
+def test_without_a_key_nothing_of_the_body_is_waited_for_and_no_route_is_asked() -> None:
+    async def test() -> None:
+        async with running(Api()) as api:
+            for head in (b"", b"authorization: nobody\r\n"):
+                reader, _ = await api.send(head + b"content-length: 15000000\r\n", b"{")
+                answer = await reader.read()  # to its end: the connection is closed
+                assert answer.startswith(b"HTTP/1.1 401") and b"application/problem+json" in answer
+            assert api.asked.empty()
+
+    run(test)
+
+
+def test_a_body_of_which_nothing_comes_ends_its_request() -> None:
+    async def test() -> None:
+        async with running(Api(idle_s=0.3)) as api:
+            assert await api.status(b"authorization: one\r\ncontent-length: 10\r\n", b"12345") == 408
+
+    run(test)
+
+
+def test_a_tenant_has_a_share_of_the_requests_whatever_its_keys_and_others_go_on() -> None:
+    async def test() -> None:
+        async with running(Api()) as api:
+            api.go_on.clear()
+            waiting = [await api.send(b"authorization: %b\r\ncontent-length: 0\r\n" % key) for key in (b"one", b"two")]
+            for _ in waiting:
+                await api.asked.get()
+            assert await api.status(b"authorization: one\r\ncontent-length: 0\r\n") == 429
+            other, _ = await api.send(b"authorization: three\r\ncontent-length: 0\r\n")
+            await api.asked.get()
+            api.go_on.set()
+            assert [await status_of(reader) for reader in (other, *(r for r, _ in waiting))] == [200] * 3
+            assert await api.status(b"authorization: one\r\ncontent-length: 0\r\n") == 200
+
+    run(test)
