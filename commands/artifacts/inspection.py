@@ -1,29 +1,35 @@
 """Is this file the model it claims to be? Run as a process of its own, so that a crafted file takes nothing down with it.
 
-`python -m commands.artifacts.inspection FILE` prints one JSON object: the model's inputs and outputs, or what is wrong. Allowed: ONNX without
-external data, of operator sets this build knows. Pickles and other files that run code when loaded are rejected: they are not ONNX.
+`python -m commands.artifacts.inspection read FILE` prints one JSON object: the model's inputs and outputs, or what is wrong; `load FILE`
+whether ONNX Runtime loads it. Both say whether they had a network. Allowed: ONNX without external data, of operator sets this build
+knows. Pickles and other files that run code when loaded are rejected: they are not ONNX.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from commands.artifacts.sandbox import confine, run_confined
 from commands.processor.rejection import Rejected, invalid
 from events.facts.models import Technical, TensorSpec
 
-CHECK_S_MAX = 60
-MEMORY_BYTES_MAX = 8 << 30
-"""Address space of a check: a model is read whole, twice at worst."""
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 OPSET_MIN = 7
 """Older operator sets are not run by today's runtimes."""
+MESSAGE_CHARS_MAX = 300
+"""ONNX Runtime's messages carry whole graphs at times."""
+_REMEDIES = {
+    "locale": "export without a locale: the machines that run models have none but C and POSIX",
+    "not implemented": "export with data types and operators that ONNX Runtime implements on a CPU",
+    "could not find an implementation": "export with data types and operators that ONNX Runtime implements on a CPU",
+    "not a registered function": "export with operators that ONNX Runtime has; none of a library of your own",
+    "no op registered": "export with operators that ONNX Runtime has; none of a library of your own",
+}
 _REMEDY = "export the model to ONNX again, as one file, and check it with onnx.checker"
 
 
@@ -37,23 +43,28 @@ class Signature:
 
 def inspect(file: Path) -> Signature | Rejected:
     """Blocks up to a minute."""
+    report = _report("read", file)
+    if isinstance(report, Rejected):
+        return report
+    return Signature(*(tuple((n, d, tuple(s)) for n, d, s in report[part]) for part in ("inputs", "outputs")))
+
+
+def load_once(file: Path) -> Rejected | None:
+    """Whether the runtime that will run the file can load it: a rejection with what to do. Blocks up to a minute."""
+    report = _report("load", file)
+    return report if isinstance(report, Rejected) else None
+
+
+def _report(task: str, file: Path) -> dict[str, Any] | Rejected:
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "commands.artifacts.inspection", str(file)],
-            capture_output=True,
-            timeout=CHECK_S_MAX,
-            check=False,
-            cwd=Path(__file__).resolve().parents[2],
-        )
-    except subprocess.TimeoutExpired:
-        return invalid("artifact_unreadable", f"the file could not be checked within {CHECK_S_MAX} s", "artifact", _REMEDY)
-    try:
-        report = json.loads(done.stdout)
-    except ValueError:
+        report = run_confined("commands.artifacts.inspection", task, str(file))
+    except TimeoutError as e:
+        return invalid("artifact_unreadable", f"the file could not be checked: {e}", "artifact", _REMEDY)
+    if report is None:
         return invalid("artifact_unreadable", "the inspection of the file crashed", "artifact", _REMEDY)
     if "code" in report:
-        return invalid(report["code"], report["message"], "artifact", _REMEDY)
-    return Signature(*(tuple((n, d, tuple(s)) for n, d, s in report[part]) for part in ("inputs", "outputs")))
+        return invalid(report["code"], report["message"], "artifact", report.get("remedy", _REMEDY))
+    return report
 
 
 def contradictions(signature: Signature, technical: Technical) -> tuple[str, ...]:
@@ -72,9 +83,12 @@ def contradictions(signature: Signature, technical: Technical) -> tuple[str, ...
 
 
 def _tensor(what: str, described: TensorSpec, datatype: str, shape: tuple[int, ...]) -> list[str]:
+    if not datatype:
+        return [f"{what} '{described.name}' is a sequence or map in the file, which no caller can get: export with zipmap=False"]
     if datatype != described.datatype:
-        return [f"{what} '{described.name}' is {datatype or 'no tensor'} in the file, {described.datatype} in the description"]
-    if len(shape) != len(described.shape) or any(-1 not in (a, b) and a != b for a, b in zip(shape, described.shape, strict=True)):
+        return [f"{what} '{described.name}' is {datatype} in the file, {described.datatype} in the description"]
+    # What is free in the file may be fixed in the description, which callers are held to; never the other way round.
+    if len(shape) != len(described.shape) or any(in_file not in (-1, n) for in_file, n in zip(shape, described.shape, strict=True)):
         return [f"{what} '{described.name}' has shape {list(shape)} in the file, {list(described.shape)} in the description"]
     return []
 
@@ -82,8 +96,33 @@ def _tensor(what: str, described: TensorSpec, datatype: str, shape: tuple[int, .
 # --- what runs in the process of its own
 
 
-def _main(file: str) -> dict[str, Any]:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+def _main(task: str, file: str) -> dict[str, Any]:
+    network = confine()
+    return {**(_load(file) if task == "load" else _read(file)), "network": network}
+
+
+def _load(file: str) -> dict[str, Any]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what runs is what was read
+    try:
+        ort.InferenceSession(Path(file).read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # ONNX Runtime raises its own classes and plain RuntimeError
+        message = " ".join(str(e).split())[:MESSAGE_CHARS_MAX]
+        return {**_problem("artifact_not_loadable", f"ONNX Runtime {ort.__version__}: {message}"), "remedy": _remedy(message.lower())}
+    return {}
+
+
+def _remedy(message: str) -> str:
+    return next(
+        (remedy for sign, remedy in _REMEDIES.items() if sign in message), "load it with onnxruntime yourself, and mend what it says"
+    )
+
+
+def _read(file: str) -> dict[str, Any]:
     import onnx
     from onnx.checker import ValidationError, check_model
 
@@ -147,4 +186,4 @@ def _problem(code: str, message: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_main(sys.argv[1])))
+    sys.stdout.write(json.dumps(_main(*sys.argv[1:])))

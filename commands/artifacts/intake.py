@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from commands.artifacts.inspection import Signature, contradictions, inspect
+from commands.artifacts.inspection import Signature, contradictions, inspect, load_once
 from commands.processor.rejection import Rejected, invalid
 from events.facts.fact import TenantId
 from events.facts.models import Technical
@@ -37,6 +38,7 @@ class ArtifactIntake:
         self._slots = threading.Semaphore(INSPECTIONS_MAX)
         self._checks = threading.Semaphore(CHECKS_WAITING_MAX + INSPECTIONS_MAX)
         self._signatures: OrderedDict[str, Signature] = OrderedDict()
+        self._loadable: OrderedDict[str, None] = OrderedDict()
 
     def take(self, tenant: TenantId, digest: str, file: Path) -> Signature | Rejected:
         """Stores a file whose hash the caller has compared, if it is a model we allow. Raises InspectionBusy."""
@@ -61,26 +63,46 @@ class ArtifactIntake:
             "description_differs", "; ".join(differences), "technical", "describe the file as it is, or upload the right one"
         )
 
+    def load(self, tenant: TenantId, digest: str) -> Rejected | None:
+        """A rejection when the runtime cannot load the file, so that nobody reviews it. Raises ArtifactMissing, InspectionBusy."""
+        if digest in self._loadable:
+            return None
+        with self._fetched(tenant, digest) as file:
+            failed = load_once(file)
+        if failed is None:
+            self._loadable[digest] = None
+            _forget_oldest(self._loadable)
+        return failed
+
     def _read(self, tenant: TenantId, digest: str) -> Signature | Rejected:
+        with self._fetched(tenant, digest) as file:
+            if known := self._signatures.get(digest):  # somebody else asked for the same file
+                return known
+            found = inspect(file)
+        if isinstance(found, Signature):
+            self._remember(digest, found)
+        return found
+
+    @contextmanager
+    def _fetched(self, tenant: TenantId, digest: str) -> Generator[Path]:
+        """A stored file on this disk, and a place to look at it."""
         with (
             _slot(self._checks, 0),
             _slot(self._slots, CHECK_S_MAX),
             tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file,
         ):
-            if known := self._signatures.get(digest):  # somebody else asked for the same file
-                return known
-            body = self._artifacts.read(tenant, digest)
-            file.write(body)
+            file.write(self._artifacts.read(tenant, digest))
             file.flush()
-            found = inspect(Path(file.name))
-        if isinstance(found, Signature):
-            self._remember(digest, found)
-        return found
+            yield Path(file.name)
 
     def _remember(self, digest: str, signature: Signature) -> None:
         self._signatures[digest] = signature
-        while len(self._signatures) > SIGNATURES_KEPT_MAX:
-            self._signatures.popitem(last=False)
+        _forget_oldest(self._signatures)
+
+
+def _forget_oldest(known: OrderedDict[str, Any]) -> None:
+    while len(known) > SIGNATURES_KEPT_MAX:
+        known.popitem(last=False)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from commands.processor.command_handler import CommandHandler
 from commands.processor.rejection import Rejected, invalid
 from commands.tenants.lookup import acting_tenant
 from events.process.artifacts import ArtifactMissing
-from lifecycle.model import ActiveModel
+from lifecycle.model import ActiveModel, Draft
 from lifecycle.state import Lifecycle
 
 
@@ -79,8 +79,28 @@ class Models:
         return body.command(size, known)
 
     def submit(self, model: ModelPath, version: TextPath, request: Request) -> Response:
-        """Asks for review."""
-        return self._app.run(self._app.authorize(request, "models"), SUBMIT, model, SubmitVersion(version))
+        """Asks for review. The file is loaded once, so that nobody reviews what cannot run."""
+        call = self._app.authorize(request, "models")
+        self._require_loadable(call, model, version)
+        return self._app.run(call, SUBMIT, model, SubmitVersion(version))
+
+    def _require_loadable(self, call: AuthorizedCall, model: str, version: str) -> None:
+        """Raises HttpProblem. What is no draft of the caller's is left to the rule, which says so."""
+        state = self._app.aggregates.load(MODEL, model)
+        if not isinstance(state.model, ActiveModel) or owned(state, call.principal):
+            return
+        draft = state.model.versions.get(version)
+        if not isinstance(draft, Draft):
+            return
+        try:
+            failed = self._intake.load(state.model.tenant, draft.release.artifact)
+        except ArtifactMissing:
+            remedy = f"PUT the file to /v1/artifacts/{draft.release.artifact} again"
+            failed = invalid("artifact_missing", "the file of this version is gone", "artifact", remedy)
+        except InspectionBusy as e:
+            raise HttpProblem(unavailable_answer("inspection_busy", str(e), "try again in a moment", 2, call.headers)) from e
+        if failed is not None:
+            raise HttpProblem(rejected_answer(failed, call.headers))
 
     def review(self, model: ModelPath, version: TextPath, body: ReviewRequest, request: Request) -> Response:
         """One reviewer's verdict. Business and security are given by two people who did not make the version."""

@@ -9,11 +9,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
 from events.process.openapi import Responses, exact
 from events.process.problem import PROBLEM_JSON, Violation, problem
 
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _CODES = {400: "body_unreadable", 404: "no_such_resource", 405: "method_not_allowed", 408: "body_slow", 413: "body_too_large"}
 
 
@@ -26,7 +27,7 @@ def make_api(title: str, description: str, responses: Responses, **more: Any) ->
     async def http_error(request: Request, e: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
         headers = dict(e.headers or {})
         if e.status_code == 405:
-            headers["Allow"] = ", ".join(sorted(_methods(api, request)))
+            headers["Allow"] = ", ".join(_methods(api, request))
         violation = Violation(_CODES.get(e.status_code, "refused"), str(e.detail), "", "see /docs")
         return JSONResponse(problem(e.status_code, [violation]), e.status_code, headers, PROBLEM_JSON)
 
@@ -42,10 +43,6 @@ def _exact_document(api: FastAPI, made: Callable[[], dict[str, Any]]) -> Callabl
     return document
 
 
-def _methods(api: FastAPI, request: Request) -> set[str]:
+def _methods(api: FastAPI, request: Request) -> list[str]:
     """Of every route at the path of the request: the framework names those of the first one only."""
-    found: set[str] = set()
-    for route in api.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
-    return found
+    return [m for m in _METHODS if any(route.matches({**request.scope, "method": m})[0] is Match.FULL for route in api.routes)]

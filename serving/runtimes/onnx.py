@@ -32,6 +32,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # A file may be of two formats at once: what was read and reviewed is the ONNX one.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             self._session = ort.InferenceSession(model, options, providers=_providers())
         except Exception as e:  # ONNX Runtime raises its own classes and plain RuntimeError

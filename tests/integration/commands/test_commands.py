@@ -348,6 +348,20 @@ def test_a_version_must_be_described_as_its_file_is(side: Side, acme: Company) -
     problem(add(), 409, "version_exists")
 
 
+def test_a_file_that_cannot_be_loaded_is_refused_before_anybody_reviews_it(side: Side, acme: Company) -> None:
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in ("x", "y")]
+    node = helper.make_node("NoSuchOperator", ["x"], ["y"], domain="com.microsoft")
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    body = helper.make_model(
+        helper.make_graph([node], "g", tensors[:1], tensors[1:]), opset_imports=opsets, ir_version=8
+    ).SerializeToString()
+    model = acme.register()
+    assert acme.draft(model, "1.0.0", body).status_code == 201
+    said = problem(side.http("POST", f"/v1/models/{model}/versions/1.0.0/submit", acme.owner), 422, "artifact_not_loadable")
+    assert "operators that ONNX Runtime has" in said["remedy"]
+    assert side.http.ok("GET", f"/v1/models/{model}", acme.owner)["versions"]["1.0.0"]["kind"] == "draft"
+
+
 def test_one_tenants_models_are_nothing_to_another(side: Side, acme: Company) -> None:
     http, globex, model = side.http, company(side), acme.register()
     acme.approve(model, "1.0.0", model_file(6))
