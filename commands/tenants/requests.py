@@ -35,7 +35,9 @@ def _known_timezone(name: str) -> str:
 
 class CreateTenantRequest(TenantTerms):
     tenant: Annotated[Slug, Field(json_schema_extra={"not": {"enum": sorted(RESERVED)}}), AfterValidator(_not_reserved)]
-    timezone: Annotated[str, Field(max_length=64, json_schema_extra={"format": "timezone"}), AfterValidator(_known_timezone)] = DEFAULT_TIMEZONE
+    timezone: Annotated[str, Field(max_length=64, json_schema_extra={"format": "timezone"}), AfterValidator(_known_timezone)] = (
+        DEFAULT_TIMEZONE
+    )
 
     def command(self, book_currency: str) -> CreateTenant:
         return CreateTenant(TenantId(self.tenant), TenantTerms(**self.shared(TenantTerms)), book_currency)

@@ -66,7 +66,9 @@ class TenantTerms(NestedRecord):
 class KeyGrant(KeyDimensions):
     """What an API key allows, says of its holder, and until when. The one list of it: request, command and fact are made from it."""
 
-    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=7, json_schema_extra={"uniqueItems": True}), AfterValidator(_each_once)]
+    scopes: Annotated[
+        tuple[Scope, ...], Field(min_length=1, max_length=7, json_schema_extra={"uniqueItems": True}), AfterValidator(_each_once)
+    ]
     labels: Annotated[dict[Slug, OptionalLine], Field(max_length=20, json_schema_extra={"additionalProperties": False})] = {}
     expires_at: Annotated[Timestamp, Field(ge=0, le=INT64_MAX)] | None = Field(default=None, description="µs UTC; none: never.")
 

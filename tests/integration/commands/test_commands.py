@@ -357,8 +357,8 @@ def test_a_file_that_cannot_be_loaded_is_refused_before_anybody_reviews_it(side:
     ).SerializeToString()
     model = acme.register()
     assert acme.draft(model, "1.0.0", body).status_code == 201
-    said = problem(side.http("POST", f"/v1/models/{model}/versions/1.0.0/submit", acme.owner), 422, "artifact_not_loadable")
-    assert "operators that ONNX Runtime has" in said["remedy"]
+    refusal = problem(side.http("POST", f"/v1/models/{model}/versions/1.0.0/submit", acme.owner), 422, "artifact_not_loadable")
+    assert "operators that ONNX Runtime has" in refusal["remedy"]
     assert side.http.ok("GET", f"/v1/models/{model}", acme.owner)["versions"]["1.0.0"]["kind"] == "draft"
 
 

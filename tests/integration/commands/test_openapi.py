@@ -14,7 +14,7 @@ from commands.api import build
 from commands.http.command_app import open_command_app
 from events.process.problem import PROBLEM_JSON
 from tests.support.command_processes import ADMIN
-from tests.support.openapi_cases import findings
+from tests.support.openapi.cases import findings
 from tests.support.stacks import prepared_log
 
 KNOWN = {"tenant": "acme", "model": "model-vision-lab-digits", "book": "standard", "period": "2026-01", "version": "1.0.0"}
@@ -29,8 +29,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
         price = {"model": "*", "meter": "calls", "amount_micros": 7}
         ok(api, "POST", "/v1/price-books/standard/versions", {"prices": [price]})
         ok(api, "POST", "/v1/tenants", {"tenant": "acme", "display_name": "Acme"})
-        said = {"domain": "vision", "team": "lab", "name": "digits", "scenario": "post", "task": "reading", "compliance": COMPLIANCE}
-        ok(api, "POST", "/v1/models", {**said, "tenant": "acme"})
+        described = {"domain": "vision", "team": "lab", "name": "digits", "scenario": "post", "task": "reading", "compliance": COMPLIANCE}
+        ok(api, "POST", "/v1/models", {**described, "tenant": "acme"})
         yield api
         commands.close()
 

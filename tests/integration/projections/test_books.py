@@ -29,7 +29,7 @@ from projections.query_api.bills import bill_of, whole_bill_of
 from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.request_context import Queries
 from tests.support.market import MODEL, Market, key_of, running_market
-from tests.support.openapi_cases import findings
+from tests.support.openapi.cases import findings
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
     ("*", meter): (0, 1) for meter in METERS if meter not in ("calls", "bytes_in")

@@ -169,7 +169,7 @@ def test_every_operation_asks_for_the_key_before_it_looks_at_anything_else(name:
             answer = client.request(
                 method, path.replace("{", "!").replace("}", "!") + "?limit=many", content=b'{"', headers={"If-Match": "x"}
             )
-            said = Answer(answer.status_code, answer.json()["violations"], answer.headers.get("WWW-Authenticate", ""))
-            assert said == expected(KEY_MISSING), (method, path)
+            refusal = Answer(answer.status_code, answer.json()["violations"], answer.headers.get("WWW-Authenticate", ""))
+            assert refusal == expected(KEY_MISSING), (method, path)
             asked += 1
     assert asked > 5

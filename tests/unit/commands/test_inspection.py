@@ -1,4 +1,4 @@
-"""What is read of an uploaded file is what will run, and what cannot run is said before anybody reviews it."""
+"""What is read of an uploaded file is what will run, and what cannot run is contradiction before anybody reviews it."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_an_output_that_no_caller_can_get_says_how_to_export(tmp_path: Path) -> 
     outputs = [helper.make_value_info("y", helper.make_sequence_type_proto(value))]
     signature = inspect(written(tmp_path, model(zipmap, outputs=outputs)))
     assert isinstance(signature, Signature)
-    (said,) = contradictions(signature, described((-1, 4)))
-    assert "zipmap=False" in said
+    (contradiction,) = contradictions(signature, described((-1, 4)))
+    assert "zipmap=False" in contradiction
 
 
 STRINGS = [[helper.make_tensor_value_info(name, TensorProto.STRING, [None])] for name in ("x", "y")]
@@ -98,7 +98,7 @@ def test_what_cannot_load_is_said_with_what_to_do(tmp_path: Path, body: bytes, r
 
 def test_who_reads_uploads_has_nothing_in_its_environment_and_bounds_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELMARKET_ADMIN_KEY", "mm_secret")
-    report = run_confined("tests.support.confined_probe")
+    report = run_confined("tests.unit.commands.confined_probe")
     assert report is not None
     assert report["environment"] in ([], ["LC_CTYPE"])  # Python's own, where the locale is C
     assert all(bound > 0 for bound in report["bounds"]) and not report["wrote"]
