@@ -9,9 +9,9 @@ import pytest
 from access.bearer import digest_of
 from access.codes import KEY_REVOKED
 from access.principal import FIRST_ADMIN, Principal
-from events.facts.accounts import KEY_DIMENSIONS
+from events.facts.accounts import DEFAULT_TIMEZONE, KEY_DIMENSIONS
 from events.log.record import Coordinate
-from projections.query_api.keys_from_log import DEFAULT_ZONE, KeysFromLog
+from projections.query_api.keys_from_log import KeysFromLog
 
 AT = Coordinate("accounts", 0, 0)
 ADMIN = digest_of(b"mm_admin")
@@ -36,7 +36,7 @@ def test_a_snapshot_brings_back_keys_zones_and_the_first_admin() -> None:
         assert isinstance(accounts.keys.authenticate(b"Bearer mm_works", 0), Principal)
         assert accounts.keys.authenticate(b"Bearer mm_revoked", 0) is KEY_REVOKED
         assert accounts.keys.authenticate(b"Bearer mm_admin", 0) is FIRST_ADMIN
-        assert (accounts.zone("acme"), accounts.zone("")) == ("Europe/Berlin", DEFAULT_ZONE)
+        assert (accounts.zone("acme"), accounts.zone("")) == ("Europe/Berlin", DEFAULT_TIMEZONE)
 
 
 @pytest.mark.parametrize("state", [b"", b"{}", b"[[],[],[]", b"{}\nnot a key\n", b"no json\n"])
