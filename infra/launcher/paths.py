@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 MARK_VARIABLE = "MODELMARKET_STACK_MARK"
 """In the environment of every process of a stack, and of all their children: what `down` sweeps by."""
+PART_VARIABLE = "MODELMARKET_PART"
+"""In the environment of every process of a part: its name."""
 
 SHORT = Path("/tmp")
 """Unix socket paths end at 107 bytes, so sockets cannot live below an arbitrary data folder."""

@@ -8,14 +8,14 @@ import sys
 
 from events.process.settings import Settings
 from infra.launcher import raynode
-from infra.launcher.paths import paths_of
+from infra.launcher.paths import PART_VARIABLE, paths_of
 from infra.launcher.processes import end_all
 
 
 def main() -> None:
     settings = Settings()
     paths = paths_of(settings)
-    end_all(paths.mark, f"{raynode.PART_VARIABLE}=ray", gently_s=0)
+    end_all(paths.mark, f"{PART_VARIABLE}=ray", gently_s=0)
     shutil.rmtree(paths.ray, ignore_errors=True)
     os.execv(sys.executable, raynode.command(settings, paths, sys.executable))
 

