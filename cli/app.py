@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from cli import bill, dead_letters, log, producers, replay, stack, store
+from cli.failures import kept_in_a_file
 
 app = typer.Typer(help="The AI model market on this machine.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(stack.app)
@@ -19,7 +22,10 @@ app.add_typer(log.schemas, name="schemas")
 
 
 def main() -> None:
-    app(prog_name="modelmarket")
+    try:
+        app(prog_name="modelmarket")
+    except Exception as e:
+        sys.exit(kept_in_a_file(e))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -9,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from events.log.client import LogMismatch, LogUnavailable
+from events.log.client import LogBroken, LogMismatch, LogUnavailable
+from events.schema.codec import Undecodable
 from events.schema.registry import IncompatibleSchema, RegistryUnavailable
-from projections.ingest.clickhouse import ClickHouseUnavailable
+from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
+from rating.statement import UnknownRatingVersion
 
 console = Console()
 
@@ -25,6 +30,26 @@ def explained_failures() -> Generator[None]:
         raise not_available(e) from e
     except (LogMismatch, IncompatibleSchema) as e:
         raise failed("refused", str(e), "docs/operations.md, 'Log and registry do not belong together'", exit_code=2) from e
+    except ClickHouseError as e:
+        remedy = "`modelmarket logs clickhouse`, and `modelmarket logs prepare`: it makes the tables"
+        raise failed("ClickHouse refused", f"code {e.code}: {e}", remedy, exit_code=2) from e
+    except LogBroken as e:
+        raise failed(
+            "not written", str(e), "look at what is there with `modelmarket log tail`, and run the command again", exit_code=2
+        ) from e
+    except Undecodable as e:
+        raise failed("unreadable", str(e), "`modelmarket schemas check`, and `modelmarket dead-letters list`", exit_code=2) from e
+    except UnknownRatingVersion as e:
+        raise failed("refused", str(e), "use the release of this program that cut the bill, or a newer one", exit_code=2) from e
+
+
+def kept_in_a_file(failure: Exception) -> int:
+    """For a failure that nobody foresaw: where its traceback lies. Returns the exit code."""
+    descriptor, name = tempfile.mkstemp(prefix="modelmarket-failure-", suffix=".txt")
+    with os.fdopen(descriptor, "w") as file:
+        traceback.print_exception(failure, file=file)
+    failed("unexpected", f"{type(failure).__name__}: {failure}", f"report it with the file {name}", exit_code=3)
+    return 3
 
 
 def not_available(e: Exception) -> typer.Exit:

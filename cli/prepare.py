@@ -6,13 +6,13 @@ import logging
 import sys
 import time
 
-from events.log.client import LogMismatch, LogUnavailable, Reader, Writer
+from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader, Writer
 from events.log.schemas import publish
 from events.log.topic_admin import apply_topics, check_partitions
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.registry import IncompatibleSchema, RegistryUnavailable
-from projections.ingest.clickhouse import ClickHouseUnavailable
+from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
 from projections.tables import apply_tables
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,12 @@ def main() -> int:
         except (LogMismatch, IncompatibleSchema) as e:
             logger.error("log, registry and this program do not belong together, nothing was changed: %s (docs/operations.md)", e)
             return 2
-        except (LogUnavailable, RegistryUnavailable, ClickHouseUnavailable) as e:
+        except ClickHouseError as e:
+            logger.error("ClickHouse refused a table (code %s), the log is there: %s. Look at `modelmarket logs clickhouse`", e.code, e)
+            return 2
+        except (LogUnavailable, RegistryUnavailable, ClickHouseUnavailable, LogBroken) as e:
             if time.monotonic() > end:
-                logger.error("gave up after %s s: %s", PREPARE_S_MAX, e)
+                logger.error("gave up after %.0f s: %s. `modelmarket status` says which part is not healthy", PREPARE_S_MAX, e)
                 return 1
             logger.warning("not yet: %s", e)
             time.sleep(0.5)

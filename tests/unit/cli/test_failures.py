@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import typer
 from pydantic import SecretStr
 
 from cli.admin_client import call_command_api
-from cli.failures import explained_failures
-from events.log.client import LogMismatch, LogUnavailable
+from cli.failures import explained_failures, kept_in_a_file
+from events.log.client import LogBroken, LogMismatch, LogUnavailable
 from events.process.settings import Settings
+from events.schema.codec import Undecodable
 from events.schema.registry import IncompatibleSchema, RegistryUnavailable
-from projections.ingest.clickhouse import ClickHouseUnavailable
+from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
+from rating.statement import UnknownRatingVersion
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,10 @@ from projections.ingest.clickhouse import ClickHouseUnavailable
         (ClickHouseUnavailable("x"), "not available: ClickHouseUnavailable: x", "start the stack"),
         (LogMismatch("x"), "refused: x", "docs/operations.md"),
         (IncompatibleSchema("x"), "refused: x", "docs/operations.md"),
+        (ClickHouseError(62, "x"), "ClickHouse refused: code 62: x", "`modelmarket logs clickhouse`"),
+        (LogBroken("x"), "not written: x", "look at what is there"),
+        (Undecodable("not_framed", "x"), "unreadable: not_framed: x", "`modelmarket schemas check`"),
+        (UnknownRatingVersion("x"), "refused: x", "use the release"),
     ],
 )
 def test_a_failure_is_printed_with_what_to_do(failure: Exception, what: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,6 +45,19 @@ def test_a_command_api_that_does_not_answer_is_a_failure_like_the_others(capsys:
     with pytest.raises(typer.Exit) as ended:
         call_command_api(settings, None, "GET", "/v1/tenants/t")
     assert ended.value.exit_code == 2 and capsys.readouterr().out.startswith("not available: ConnectError: ")
+
+
+def test_a_failure_nobody_foresaw_is_a_sentence_too_and_its_traceback_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(KeyError) as caught:
+        raise KeyError("x")
+    assert kept_in_a_file(caught.value) == 3
+    first, second = capsys.readouterr().out.splitlines()
+    (file,) = tmp_path.iterdir()
+    assert (first, second) == ("unexpected: KeyError: 'x'", f"what to do: report it with the file {file}")
+    assert "Traceback" in file.read_text()
 
 
 def test_our_own_mistake_is_not_hidden_by_a_sentence() -> None:
