@@ -88,6 +88,8 @@ def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
             return conflict("cut_open", message, "period", "wait for the biller; see the workers' and the biller's health")
         case Issued():
             last = state.cut
+            # A clock that was fast when the last bill was cut moved its end ahead: the next one ends no earlier, and is not refused for it.
+            until = min(c.period_end, max(o.now, last.until))
             if until < last.until:
                 return conflict(
                     "period_already_billed", f"bill {last.number} covers everything until {last.until}", "period", "bill a later period"

@@ -95,9 +95,9 @@ class FoldRunner:
             (t, p): _PartitionTracker(Chain(), 0, deque()) for t in topics for p in range(TOPICS[t].partitions)
         }
         self._accepted: list[_Accepted] = []
-        self._heartbeats: deque[tuple[Heartbeat, int]] = deque(maxlen=HEARTBEATS_KEPT)
+        self._heartbeats: deque[tuple[Heartbeat, int, float]] = deque(maxlen=HEARTBEATS_KEPT)
         self._position = 0
-        self._heartbeat_ms = 0
+        self._heartbeat_ms, self._heartbeat_came_s = 0, 0.0
         self._ends_at_start: dict[TP, int] = {}
         self._caught_up = False
         self._stop = threading.Event()
@@ -128,8 +128,11 @@ class FoldRunner:
         return max((tracker.chain for tracker in self._trackers.values()), key=lambda c: c.position).store
 
     def age_s(self) -> float:
-        """Age of the newest heartbeat whose records are all applied; the clock of the broker's append time."""
-        return max(0.0, time.time() - self._heartbeat_ms / 1000) if self._heartbeat_ms else float("inf")
+        """Age of the newest heartbeat whose records are all applied: by the broker's append time, and at least since it came here. A clock
+        that is slow makes the first of the two small, and nothing else may depend on it: who is cut off must not let revoked keys in (K5)."""
+        if not self._heartbeat_ms:
+            return float("inf")
+        return max(time.time() - self._heartbeat_ms / 1000, time.monotonic() - self._heartbeat_came_s)
 
     @property
     def ready(self) -> bool:
@@ -202,7 +205,7 @@ class FoldRunner:
         if tp == HEARTBEAT:
             heartbeat = Heartbeat.from_json(record.value)
             if heartbeat is not None:
-                self._heartbeats.append((heartbeat, record.timestamp))
+                self._heartbeats.append((heartbeat, record.timestamp, time.monotonic()))
             return
         tracker = self._trackers[tp]
         tracker.next_offset = record.offset + 1
@@ -272,7 +275,7 @@ class FoldRunner:
             return
         for _ in range(found):  # the newer one covers the older ones
             self._heartbeats.popleft()
-        heartbeat, at_ms = self._heartbeats.popleft()
+        heartbeat, at_ms, came_s = self._heartbeats.popleft()
         due = sorted(d for d in self._accepted if d[0] <= heartbeat.position)
         for position, observed, offset, topic, partition, frame in due:
             name, body = self._codec.decode(frame)  # Undecodable stops the fold: it skips nothing
@@ -281,7 +284,7 @@ class FoldRunner:
             self._fold.apply(name, body, Coordinate(topic, partition, offset))
         if due:
             self._accepted = [d for d in self._accepted if d[0] > heartbeat.position]
-        self._position, self._heartbeat_ms = max(self._position, heartbeat.position), at_ms
+        self._position, self._heartbeat_ms, self._heartbeat_came_s = max(self._position, heartbeat.position), at_ms, came_s
         if not self._caught_up and all(
             self._trackers[tp].next_offset >= end and not self._trackers[tp].waiting for tp, end in self._ends_at_start.items()
         ):

@@ -191,6 +191,12 @@ def test_cuts_and_instants_only_grow() -> None:
     given(bill, state).when(fix(end=NOW), now=NOW + 1).then_accepted()  # late usage of the same period
 
 
+def test_a_clock_that_was_fast_when_a_bill_was_cut_blocks_no_later_bill() -> None:
+    fast = issued(given(bill, NoBills(), fix(end=NOW + DAY), now=NOW + 600_000_000).state)
+    later = given(bill, fast).when(fix(ends=20, end=NOW + DAY), now=NOW + 1)
+    assert later.facts[0].until == NOW + 600_000_000
+
+
 def test_a_bill_is_issued_as_it_was_computed() -> None:
     (fact,) = given(bill, CUT).when(completion(fixed(CUT))).facts
     assert isinstance(fact, BillIssued)

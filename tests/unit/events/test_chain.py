@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -273,3 +274,23 @@ def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> No
     with pytest.raises(Undecodable, match="not_framed"):
         _feed(fold_runner, records)
     assert fold_runner.position == 0
+
+
+def test_a_slow_clock_makes_no_old_heartbeat_fresh(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that is cut off lets revoked keys in for as long as it believes to be fresh (K5)."""
+    by_partition, heartbeat = _log(codec, 5, random.Random(6))
+    here, elapsed = time.time() - 600, time.monotonic()  # ten minutes slow
+    monkeypatch.setattr(time, "time", lambda: here)
+    monkeypatch.setattr(time, "monotonic", lambda: elapsed)
+    fold_runner = _fold_runner(codec, Seen())
+    _feed(fold_runner, [r for rs in by_partition.values() for r in rs] + [replace(heartbeat, timestamp=round((here + 600) * 1000))])
+    assert fold_runner.age_s() == 0
+    here, elapsed = here + 61, elapsed + 61
+    assert fold_runner.age_s() == pytest.approx(61)
+
+
+def test_an_old_heartbeat_is_old_when_it_comes(codec: Codec) -> None:
+    by_partition, heartbeat = _log(codec, 5, random.Random(7))
+    fold_runner = _fold_runner(codec, Seen())
+    _feed(fold_runner, [r for rs in by_partition.values() for r in rs] + [replace(heartbeat, timestamp=round((time.time() - 300) * 1000))])
+    assert 299 < fold_runner.age_s() < 310
