@@ -23,15 +23,12 @@ from infra.launcher.parts import Part, parts_of
 from infra.launcher.paths import PART_VARIABLE, paths_of
 from infra.launcher.ports import is_free
 from infra.launcher.probes import Health, check
+from infra.launcher.readiness import POLL_S, tail, wait_until_healthy
 from infra.launcher.status import PartStatus, state_of
 from infra.launcher.supervision import Supervised, Supervisor, fingerprint, stack_environment
 
-POLL_S = 0.2
-CRASHES_MAX = 3
-"""A part that ends so often while it is waited for will not come up by waiting longer."""
 LEFT_OVER_S_MAX = 3.0
 """How long what an earlier, killed stack left may take to end by itself."""
-LOG_TAIL_LINES = 15
 
 Progress = Callable[[str, str], None]
 """Called with (part, what happened), from several threads."""
@@ -160,7 +157,7 @@ class Stack:
                     part.before()
             self.supervisor.start(part.name)
         progress(part.name, "starting")
-        self.wait_until_healthy(part, part.healthy_s_max, cancelled)
+        wait_until_healthy(self.supervisor, self.paths, part, part.healthy_s_max, cancelled)
         progress(part.name, f"{'done' if part.runs_once else 'healthy'} after {time.monotonic() - began:.1f} s")
 
     def check_ports(self, part: Part) -> None:
@@ -178,49 +175,11 @@ class Stack:
     def wait_healthy(self, part: str, timeout_s: float | None = None) -> None:
         """Return when the part is healthy; LaunchFailed after `timeout_s` (default: what a start of it may take)."""
         wanted = self.parts[part]
-        self.wait_until_healthy(wanted, wanted.healthy_s_max if timeout_s is None else timeout_s, threading.Event())
-
-    def wait_until_healthy(self, part: Part, timeout_s: float, cancelled: threading.Event) -> None:
-        deadline = time.monotonic() + timeout_s
-        starts: set[int] = set()
-        while True:
-            health = self.health(part, starts)
-            if health.ok:
-                return
-            if cancelled.is_set():
-                raise LaunchFailed("cancelled", f"{part.name} was still starting when another part failed", part=part.name)
-            if len(starts) > CRASHES_MAX:
-                raise self.failed(part, "part-crashes", f"{part.name} ended {len(starts) - 1} times while starting")
-            if time.monotonic() > deadline:
-                raise self.failed(part, "part-not-healthy", f"{part.name} is not healthy after {timeout_s:.0f} s ({health.detail})")
-            time.sleep(POLL_S)
-
-    def health(self, part: Part, starts: set[int]) -> Health:
-        """Asks the part only while its process runs, so that nobody else's answer on its port counts."""
-        if not part.command:
-            return check(part.probe)
-        process = self.supervisor.recent(part.name)
-        if process.started:
-            starts.add(process.started)
-        if part.runs_once:
-            if process.state == "EXITED" and process.exit_status != 0:
-                raise self.failed(part, "part-failed", f"{part.name} ended with {process.exit_status}")
-            return Health(ok=process.state == "EXITED", detail=process.state.lower())
-        if process.state == "FATAL":
-            raise self.failed(part, "part-failed", f"{part.name} could not be started")
-        return check(part.probe) if process.pid else Health(ok=False, detail=process.state.lower())
-
-    def failed(self, part: Part, code: str, message: str) -> LaunchFailed:
-        tail = "\n".join(self.tail(part.name, LOG_TAIL_LINES))
-        return LaunchFailed(code, message, part=part.name, remedy=f"read its log: {self.paths.log(part.name)}", log_tail=tail)
+        wait_until_healthy(self.supervisor, self.paths, wanted, wanted.healthy_s_max if timeout_s is None else timeout_s, threading.Event())
 
     def tail(self, part: str, lines: int) -> list[str]:
-        try:
-            with self.paths.log(part).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
-                return file.read().decode(errors="replace").splitlines()[-lines:]
-        except FileNotFoundError:
-            return []
+        """The newest lines of a part's log; none when it has no log yet."""
+        return tail(self.paths.log(part), lines)
 
     def supervised(self, part: str) -> Supervised:
         return self.supervisor.one(part)
