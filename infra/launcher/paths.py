@@ -64,4 +64,8 @@ class StackPaths:
 
 def paths_of(settings: Settings) -> StackPaths:
     mark = hashlib.sha256(str(settings.folder).encode()).hexdigest()[:16]
-    return StackPaths(folder=settings.folder, mark=mark, short=SHORT / f"mm-{os.getuid()}-{mark[:8]}")
+    return StackPaths(folder=settings.folder, mark=mark, short=short_folder(mark))
+
+
+def short_folder(mark: str) -> Path:
+    return SHORT / f"mm-{os.getuid()}-{mark[:8]}"
