@@ -54,9 +54,9 @@ def main() -> int:
             return 2
         except (LogUnavailable, RegistryUnavailable, ClickHouseUnavailable, LogBroken) as e:
             if time.monotonic() > end:
-                logger.error("gave up after %.0f s: %s. `modelmarket status` says which part is not healthy", PREPARE_S_MAX, e)
+                logger.error("preparation stops after %.0f s: %s. `modelmarket status` says which part is not healthy", PREPARE_S_MAX, e)
                 return 1
-            logger.warning("not yet: %s", e)
+            logger.warning("what preparation needs does not answer yet, waiting: %s", e)
             time.sleep(0.5)
 
 

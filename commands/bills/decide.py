@@ -80,7 +80,12 @@ def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
         return conflict("period_not_begun", f"{c.period} has not begun", "period", "bill it when it has")
     if c.book_currency not in ("", c.currency):
         message = f"{c.tenant} pays in {c.currency}, book {c.price_book} is in {c.book_currency}"
-        return conflict("currency_differs", message, "tenant", "an amount of one currency is never billed in another; a person must decide")
+        return conflict(
+            "currency_differs",
+            message,
+            "tenant",
+            "tell an admin: amounts are never converted, so this tenant cannot be billed from this book",
+        )
     until = min(c.period_end, o.now)
     match state:
         case CutOpen():
@@ -98,7 +103,10 @@ def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
             # The log never shrinks. If its end lies below an earlier cut, this is another log, and billing from it would bill twice.
             if c.log_id != last.log_id or any(ends.get(x.partition, -1) < x.offset for x in last.cuts):
                 return conflict(
-                    "log_shrunk", f"the last bill was cut on log {last.log_id}, further on", "", "connect to the log of the last bill"
+                    "log_shrunk",
+                    f"this log ends before the cut of the last bill, or is not its log {last.log_id}",
+                    "",
+                    "connect to the log of the last bill",
                 )
             number, previous = last.number + 1, state.digest
         case NoBills():

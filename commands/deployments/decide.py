@@ -202,7 +202,7 @@ def _roll_back(state: Lifecycle, model: ActiveModel, c: RollBack, o: CommandCont
         return approved
     leaving = was.candidate if isinstance(was, Shifting) else was.live
     if to == leaving:
-        return conflict("already_live", f"version {to} is the one to be left", "to_version", "name another approved version")
+        return conflict("already_live", f"version {to} is the one that takes calls now", "to_version", "name another approved version")
     if to not in loaded(was) and len(loaded(was)) >= LOADED_MAX + 1:
         # One more than a rollout may use: going back must not fail for want of room.
         return conflict(

@@ -71,8 +71,8 @@ def _issue(state: TenantState, c: IssueApiKey, o: CommandContext) -> Decision:
         return active
     if c.grant.expires_at is not None and c.grant.expires_at <= o.now:
         return invalid(
-            "expired_at_birth",
-            "the key would have ended before it begins",
+            "expires_in_past",
+            "the key would expire before it is issued",
             "expires_at",
             "give an instant in the future, in µs UTC, or none",
         )

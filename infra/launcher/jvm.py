@@ -120,6 +120,7 @@ def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
             "kafka-format-failed",
             f"the broker's storage {fresh} could not be formatted",
             part="kafka",
+            remedy="mend what its last lines name, then run `modelmarket up` again",
             log_tail=(done.stdout + done.stderr)[-2000:],
         )
     (fresh / "log").rename(log)

@@ -28,7 +28,9 @@ def wait_until_healthy(supervisor: Supervisor, paths: StackPaths, part: Part, ti
         if health.ok:
             return
         if cancelled.is_set():
-            raise LaunchFailed("cancelled", f"{part.name} was still starting when another part failed", part=part.name)
+            raise LaunchFailed(
+                "cancelled", f"{part.name} was still starting when another part failed", part=part.name, remedy="mend that part first"
+            )
         if len(starts) > CRASHES_MAX:
             raise _failed(paths, part, "part-crashes", f"{part.name} ended {len(starts) - 1} times while starting")
         if time.monotonic() > deadline:

@@ -105,7 +105,9 @@ class Stack:
             short.mkdir(mode=0o700)
         except FileExistsError:
             raise LaunchFailed(
-                "folder-taken", f"{short} belongs to somebody else", remedy="remove it, or use another data folder"
+                "folder-taken",
+                f"{short} is there and this user cannot remove it",
+                remedy="have its owner remove it, or choose another data folder: MODELMARKET_DATA",
             ) from None
 
     @property
@@ -204,7 +206,7 @@ class Stack:
         """Kill the main process of a part as a crash would, and say which it was."""
         pid = self.pid(part)
         if pid is None:
-            raise LaunchFailed("not-running", f"{part} has no process to kill", part=part)
+            raise LaunchFailed("not-running", f"{part} has no process to kill", part=part, remedy="start it with `modelmarket up`")
         os.kill(pid, signal.SIGKILL)
         return pid
 

@@ -48,7 +48,7 @@ def model_after(document: Document, fact: ModelFact, body: Body, position: int) 
     """A model's document after a fact of topic `models`; the same one for a fact that does not follow (K26)."""
     model = models.evolve(model_in(document), fact, position)
     if isinstance(model, Misfit):
-        logger.warning("position %d changes nothing: %s", position, model.reason)
+        logger.warning("the fact at position %d does not follow from those before it and changes nothing: %s", position, model.reason)
         return document
     return _show_model(_describe_model(document, fact, body, position), model)
 
@@ -58,7 +58,7 @@ def deployment_after(document: Document, fact: DeploymentFact | ObservedFact, bo
     before = status_in(document)
     status = statuses.evolve(before, fact, position)
     if isinstance(status, Misfit):
-        logger.warning("position %d changes nothing: %s", position, status.reason)
+        logger.warning("the fact at position %d does not follow from those before it and changes nothing: %s", position, status.reason)
         return document
     return _show_status(_describe_deployment(document, fact, body, frozenset(before.versions)), status)
 

@@ -182,10 +182,10 @@ class DeadLetterSink:
         try:
             name, body = self._codec.decode(record.value)
         except Undecodable as e:
-            logger.warning("unreadable record on dead-letters at %s: %s", record.offset, e)
+            logger.warning("the record at offset %s of dead-letters cannot be read: %s", record.offset, e)
             return row
         if name != "DeadLettered" or not _plausible(body):
-            logger.warning("no dead letter of ours on dead-letters at %s: %s", record.offset, name)
+            logger.warning("the record at offset %s of dead-letters is no dead letter of this market: %s", record.offset, name)
             return row
         words = {k: body[k] for k in ("event_id", "topic", "partition", "offset", "code", "reason", "reader")}
         key = bytes(body["key"]).decode("utf-8", "backslashreplace")

@@ -173,7 +173,7 @@ class ChunkWorker:
                     first = await loop.run_in_executor(self._resumer, self.sinks[tp.topic].resume, tp.partition)
                 except Exception as e:
                     self._check_ours(asked)
-                    logger.exception("resume of %s/%s", tp.topic, tp.partition)
+                    logger.exception("the table cannot say where to read %s/%s on", tp.topic, tp.partition)
                     die(DIED_FAILED, f"{tp.topic}/{tp.partition}: {type(e).__name__}: {e}")
                 self._check_ours(asked)
                 self.next[tp] = first

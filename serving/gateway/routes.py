@@ -85,7 +85,7 @@ class Routes:
         route = model.route
         misfit = model.apply(fact, position)
         if misfit is not None:
-            logger.warning("position %d changes nothing: %s", position, misfit.reason)
+            logger.warning("the fact at position %d does not follow from those before it and changes nothing: %s", position, misfit.reason)
             return
         self._moved.add(fact.model)
         if model.route != route:

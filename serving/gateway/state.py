@@ -80,7 +80,7 @@ class GatewayState:
         except asyncio.CancelledError:
             raise
         except Exception as e:  # the health check restarts the process
-            logger.exception("the gateway cannot go on")
+            logger.exception("the gateway's background work failed; its health check ends this process")
             self.failure = e
 
     async def _open(self) -> None:

@@ -44,7 +44,7 @@ async def serve(settings: Settings) -> int:
     while not running.done():
         await asyncio.wait([running], timeout=WATCH_S)
         if state.broken and not server.should_exit:
-            logger.error("the gateway must be replaced: %s", state.health())
+            logger.error("the gateway ends, to be started again: %s", state.health())
             server.should_exit = True
     await running
     return int(state.broken)

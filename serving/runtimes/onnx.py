@@ -57,7 +57,7 @@ class OnnxRuntime:
         self._run_alone(RunInput((1,), shapes, zeros))
         self._rows_independent = self._interface.stackable and self._rows_are_independent()
         if self._interface.stackable and not self._rows_independent:
-            logger.warning("the rows of this model's inputs are not independent: its calls are never stacked")
+            logger.warning("the rows of this model's inputs are not independent: each call runs alone, never in one batch with others")
 
     def predict(self, runs: Sequence[RunInput]) -> list[Prediction]:
         results: list[Prediction] = []

@@ -55,7 +55,7 @@ def test_a_tenant_is_created_once() -> None:
 
 
 def test_a_key_that_has_ended_is_not_issued() -> None:
-    given(tenant, ACME).when(issue("k1", expires_at=NOW)).then_rejected("expired_at_birth")
+    given(tenant, ACME).when(issue("k1", expires_at=NOW)).then_rejected("expires_in_past")
     given(tenant, ACME).when(issue("k1", expires_at=NOW + 1)).then_accepted()
 
 
