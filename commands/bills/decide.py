@@ -14,8 +14,8 @@ from typing import assert_never
 from commands.bills.state import BillFact, BillState, CutOpen, Issued, NoBills
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, missing
-from events.facts.bills import BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
-from events.facts.fact import NO_HASH, BookId, TenantId, Timestamp
+from events.facts.bills import BillCutFixed, BillIssued, BillLine, BillLinesListed, BillResult, CutPins
+from events.facts.fact import NO_HASH, TenantId, Timestamp
 from events.process.problem import Violation
 from rating.bill import Bill
 from rating.statement import Line, LineKey
@@ -28,19 +28,12 @@ NUMBERS_BYTES_MAX = 80
 
 @dataclass(frozen=True, slots=True)
 class FixCut:
-    """`cuts` and `producers_offset` are the ends of the log, `decided_position` the end of the store, all read before deciding."""
+    """In `pins`, `cuts` and `producers_offset` are the ends of the log, `decided_position` the end of the store, all read before deciding."""
 
     tenant: TenantId
-    period: str
     period_start: Timestamp
     period_end: Timestamp
-    log_id: str
-    cuts: tuple[Cut, ...]
-    decided_position: int
-    producers_offset: int
-    rating_version: int
-    price_book: BookId
-    currency: str
+    pins: CutPins
     book_currency: str = ""
     """What the book's prices are in; empty when there is no such book yet, and everything is held."""
 
@@ -48,14 +41,9 @@ class FixCut:
 @dataclass(frozen=True, slots=True)
 class CompleteBill:
     period: str
-    number: int
-    cut_event_id: str
     digest: bytes
     lines: tuple[BillLine, ...]
-    total_micros: int
-    facts: BillCounts
-    producers_open: int
-    excluded: tuple[int, ...] = ()
+    result: BillResult
 
 
 BillCommand = FixCut | CompleteBill
@@ -76,10 +64,11 @@ def decide(state: BillState, command: BillCommand, context: CommandContext) -> D
 
 
 def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
+    pins = c.pins
     if c.period_start > o.now:
-        return conflict("period_not_begun", f"{c.period} has not begun", "period", "bill it when it has")
-    if c.book_currency not in ("", c.currency):
-        message = f"{c.tenant} pays in {c.currency}, book {c.price_book} is in {c.book_currency}"
+        return conflict("period_not_begun", f"{pins.period} has not begun", "period", "bill it when it has")
+    if c.book_currency not in ("", pins.currency):
+        message = f"{c.tenant} pays in {pins.currency}, book {pins.price_book} is in {c.book_currency}"
         return conflict(
             "currency_differs",
             message,
@@ -99,9 +88,9 @@ def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
                 return conflict(
                     "period_already_billed", f"bill {last.number} covers everything until {last.until}", "period", "bill a later period"
                 )
-            ends = {x.partition: x.offset for x in c.cuts}
+            ends = {x.partition: x.offset for x in pins.cuts}
             # The log never shrinks. If its end lies below an earlier cut, this is another log, and billing from it would bill twice.
-            if c.log_id != last.log_id or any(ends.get(x.partition, -1) < x.offset for x in last.cuts):
+            if pins.log_id != last.log_id or any(ends.get(x.partition, -1) < x.offset for x in last.cuts):
                 return conflict(
                     "log_shrunk",
                     f"this log ends before the cut of the last bill, or is not its log {last.log_id}",
@@ -116,16 +105,9 @@ def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
     fact = BillCutFixed(
         **o.head(state.version + 1),
         tenant=c.tenant,
-        period=c.period,
         number=number,
-        log_id=c.log_id,
-        cuts=c.cuts,
         until=until,
-        decided_position=c.decided_position,
-        producers_offset=c.producers_offset,
-        rating_version=c.rating_version,
-        price_book=c.price_book,
-        currency=c.currency,
+        **c.pins.shared(CutPins),
         previous_bill_sha256=previous,
         by=o.by,
     )
@@ -135,8 +117,8 @@ def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
 def _complete(state: BillState, c: CompleteBill, o: CommandContext) -> Decision:
     if isinstance(state, NoBills):
         return missing("no_cut", "no bill of this tenant was fixed", "number", "fix a cut first")
-    cut = state.cut
-    if (c.number, c.cut_event_id, c.period) != (cut.number, cut.event_id, cut.period):
+    cut, result = state.cut, c.result
+    if (result.number, result.cut_event_id, c.period) != (cut.number, cut.event_id, cut.period):
         message = f"the last cut is bill {cut.number} ({cut.period}), {cut.event_id}"
         return conflict("no_such_cut", message, "number", "compute the bill of that cut")
     match state:
@@ -157,17 +139,12 @@ def _complete(state: BillState, c: CompleteBill, o: CommandContext) -> Decision:
         **o.head(state.version + 1 + len(listed)),
         tenant=cut.tenant,
         period=cut.period,
-        number=cut.number,
-        cut_event_id=cut.event_id,
         digest=c.digest,
         currency=cut.currency,
-        total_micros=c.total_micros,
         lines=last,
         lines_before=len(c.lines) - len(last),
-        facts=c.facts,
-        producers_open=c.producers_open,
-        records_written_off=len(c.excluded),
-        excluded=c.excluded,
+        records_written_off=len(result.excluded),
+        **result.shared(BillResult),
     )
     return (*listed, fact)
 
@@ -188,17 +165,19 @@ def parts_of(lines: Sequence[BillLine]) -> list[tuple[BillLine, ...]]:
 
 def _wrong(cut: BillCutFixed, c: CompleteBill) -> tuple[Violation, ...]:
     """A bill must add up, and its digest must be of what it says: else nobody could check it later."""
-    found: list[Violation] = []
+    found, result = list[Violation](), c.result
     charged = sum(line.amount_micros for line in c.lines if not line.held)
-    if charged != c.total_micros:
+    if charged != result.total_micros:
         found.append(
-            Violation("total_differs", f"the lines add up to {charged}, not {c.total_micros}", "total_micros", "send the sum of the lines")
+            Violation(
+                "total_differs", f"the lines add up to {charged}, not {result.total_micros}", "total_micros", "send the sum of the lines"
+            )
         )
     keys = (LineKey(**line.model_dump(include=set(LineKey._fields))) for line in c.lines)
     lines = tuple(Line(key, line.quantity, line.amount_micros) for key, line in zip(keys, c.lines, strict=True))
-    if list(c.excluded) != sorted(set(c.excluded)):
+    if list(result.excluded) != sorted(set(result.excluded)):
         found.append(Violation("not_in_order", "offsets grow, and none comes twice", "excluded", "sort them"))
-    digest = Bill(cut.model_dump(), lines, c.total_micros, c.facts.model_dump(), c.producers_open, c.excluded).digest()
+    digest = Bill(cut.model_dump(), lines, result.total_micros, result.facts.model_dump(), result.producers_open, result.excluded).digest()
     if digest != c.digest:
         remedy = "hash the canonical bytes of this cut and these lines (rating/bill.py)"
         found.append(Violation("digest_wrong", f"the bill hashes to {digest.hex()}", "digest", remedy))

@@ -20,7 +20,7 @@ from commands.processor.command_handler import CommandHandler
 from commands.processor.rejection import invalid, missing
 from commands.tenants.lookup import existing_tenant
 from commands.tenants.state import ActiveTenant, no_tenant
-from events.facts.bills import Cut
+from events.facts.bills import Cut, CutPins
 from rating.period import InvalidPeriod, period_bounds
 from rating.rules import RATING_VERSION
 
@@ -68,16 +68,18 @@ class Bills:
             ends = reader.end_offsets("usage", "producers")
         return FixCut(
             tenant.tenant,
-            period,
             start,
             end,
-            self._app.log_id,
-            tuple(Cut(partition=p, offset=o) for (topic, p), o in sorted(ends.items()) if topic == "usage"),
-            self._app.store.last_position(),
-            ends["producers", 0],
-            RATING_VERSION,
-            tenant.terms.price_book,
-            tenant.terms.currency,
+            CutPins(
+                period=period,
+                log_id=self._app.log_id,
+                cuts=tuple(Cut(partition=p, offset=o) for (topic, p), o in sorted(ends.items()) if topic == "usage"),
+                decided_position=self._app.store.last_position(),
+                producers_offset=ends["producers", 0],
+                rating_version=RATING_VERSION,
+                price_book=tenant.terms.price_book,
+                currency=tenant.terms.currency,
+            ),
             book_currency(self._app.aggregates, tenant.terms.price_book),
         )
 

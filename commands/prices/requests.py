@@ -9,20 +9,15 @@ from pydantic_core import PydanticCustomError
 
 from commands.http.bounds import RequestBody
 from commands.prices.decide import PublishPriceBook
-from events.facts.fact import DEFAULT_CURRENCY, INT64_MAX, BookId, Currency, Line
-from events.facts.meters import READINGS, Meter
+from events.facts.fact import DEFAULT_CURRENCY, INT64_MAX, BookId, Currency
+from events.facts.meters import READINGS
 from events.facts.prices import Price
 
 _AMOUNT_MICROS_MAX = 10**18
 """Micro-units of currency: what an amount in a fact can hold."""
 
 
-class PriceRequest(RequestBody):
-    model: Line
-    meter: Meter
-    amount_micros: Annotated[int, Field(ge=0, le=10**15)]
-    per_units: Annotated[int, Field(ge=1, le=10**15)] = 1
-
+class PriceRequest(Price):
     @model_validator(mode="after")
     def _payable(self) -> Self:
         """20 CNY an hour, published as 20 000 000 per microsecond, would make a bill that no fact can hold: that tenant could never be
@@ -41,4 +36,4 @@ class PublishRequest(RequestBody):
     prices: Annotated[tuple[PriceRequest, ...], Field(min_length=1, max_length=10_000)]
 
     def command(self, book: BookId) -> PublishPriceBook:
-        return PublishPriceBook(book, self.currency, self.effective_from, tuple(Price(**p.model_dump()) for p in self.prices))
+        return PublishPriceBook(book, self.currency, self.effective_from, tuple(Price(**p.shared(Price)) for p in self.prices))

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from events.facts.fact import (
     DEFAULT_CURRENCY,
+    INT64_MAX,
     BookId,
     Count,
     DecidedFact,
@@ -77,21 +78,26 @@ class BillCounts(NestedRecord):
 BILL_COUNTERS: tuple[str, ...] = tuple(BillCounts.model_fields)
 
 
-class BillCutFixed(DecidedFact):
-    """Bill `number` of a tenant is fixed in advance: any biller computes the same bytes from it (K21)."""
+class CutPins(NestedRecord):
+    """What a cut pins, so that any biller computes the same bill from it. The one list of it: command and fact are made from it."""
 
-    tenant: TenantId
     period: Period
-    number: Annotated[int, Field(ge=1)]
     log_id: str
     cuts: tuple[Cut, ...]
-    until: Timestamp
     decided_position: Count
     producers_offset: Count = 0
     """Records of `producers` at or past this offset say nothing about this bill."""
     rating_version: Count
     price_book: BookId
     currency: str = DEFAULT_CURRENCY
+
+
+class BillCutFixed(CutPins, DecidedFact):
+    """Bill `number` of a tenant is fixed in advance: any biller computes the same bytes from it (K21)."""
+
+    tenant: TenantId
+    number: Annotated[int, Field(ge=1)]
+    until: Timestamp
     previous_bill_sha256: Sha256
     by: UserId
 
@@ -106,7 +112,19 @@ class BillLinesListed(DecidedFact):
     lines: tuple[BillLine, ...]
 
 
-class BillIssued(DecidedFact):
+class BillResult(NestedRecord):
+    """What a biller computed from a cut, but for the lines and the digest. The one list of it: request, command and fact are made from it."""
+
+    number: Annotated[int, Field(ge=1, le=INT64_MAX)]
+    cut_event_id: Annotated[str, Field(max_length=64)]
+    total_micros: Signed
+    facts: BillCounts
+    producers_open: NonNegative
+    excluded: Annotated[tuple[NonNegative, ...], Field(max_length=10_000, description="Offsets that two people gave up, in order.")] = ()
+    """One that can be read later stays left out of this bill, and the next one counts it."""
+
+
+class BillIssued(BillResult, DecidedFact):
     """The bill is out: these lines are owed, and nothing of it changes. `facts.claimed` is the difference to the bill before;
     the other counts are of all the tenant's records below the cut, so that the claims of bills 1 to n and the counts of bill n
     add up to every record. `digest` is of the canonical bytes in `rating/bill.py`.
@@ -116,20 +134,14 @@ class BillIssued(DecidedFact):
 
     tenant: TenantId
     period: Period
-    number: Annotated[int, Field(ge=1)]
-    cut_event_id: str
     digest: Sha256
     currency: str = DEFAULT_CURRENCY
-    total_micros: int
     lines: tuple[BillLine, ...]
     lines_before: Count = 0
     """So many of its lines stand in the `BillLinesListed` of its number, and come before `lines`."""
-    facts: BillCounts
-    producers_open: Count
     records_written_off: Count = 0
-    """Records of the tenant's usage partition below the cut that nobody can read and two people wrote off: anybody's, billed to nobody."""
-    excluded: tuple[Count, ...] = ()
-    """Their offsets. One that can be read later stays left out of this bill, and the next one counts it."""
+    """Records of the tenant's usage partition below the cut that nobody can read and two people wrote off: anybody's, billed to nobody.
+    `excluded` has their offsets."""
     merkle_root: bytes = b""
     checkpoint: str = ""
     issued_by: Literal["biller", "person"] = "biller"

@@ -6,17 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from events.facts.fact import DEFAULT_CURRENCY, BookId, Count, DecidedFact, NestedRecord, Timestamp, UserId
+from events.facts.fact import DEFAULT_CURRENCY, BookId, DecidedFact, Line, NestedRecord, Timestamp, UserId
 from events.facts.meters import Meter
 
 
 class Price(NestedRecord):
     """`amount_micros` of the book's currency per `per_units` of a meter, pro rata. Model `*` is any model without its own price."""
 
-    model: str
+    # The one list of these fields: request, command and fact are made from it.
+    model: Line
     meter: Meter
-    amount_micros: Count
-    per_units: Annotated[int, Field(ge=1)] = 1
+    amount_micros: Annotated[int, Field(ge=0, le=10**15)]
+    per_units: Annotated[int, Field(ge=1, le=10**15)] = 1
 
 
 class PriceBookPublished(DecidedFact):

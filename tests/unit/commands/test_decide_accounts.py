@@ -16,7 +16,7 @@ from commands.tenants import decide as tenant_decide
 from commands.tenants.decide import KEYS_MAX, CreateTenant, IssueApiKey, RevokeApiKey
 from commands.tenants.state import TENANT, ActiveTenant, NoTenant, TenantState
 from events.facts.accounts import KeyGrant, TenantTerms
-from events.facts.bills import BILL_COUNTERS, BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, Cut
+from events.facts.bills import BILL_COUNTERS, BillCounts, BillCutFixed, BillIssued, BillLine, BillLinesListed, BillResult, Cut, CutPins
 from events.facts.fact import NO_HASH, BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
 from events.schema.codec import FRAME_BYTES_MAX
@@ -139,14 +139,25 @@ COUNTS = dict.fromkeys(BILL_COUNTERS, 0)
 
 def fix(period: str = "2027-01", start: int = NOW - DAY, end: int = NOW + DAY, ends: int = 10, log: str = "log") -> FixCut:
     cuts = tuple(Cut(partition=p, offset=ends) for p in range(4))
-    return FixCut(TenantId("acme"), period, start, end, log, cuts, 7, 3, 1, BookId("standard"), "CNY")
+    pins = CutPins(
+        period=period,
+        log_id=log,
+        cuts=cuts,
+        decided_position=7,
+        producers_offset=3,
+        rating_version=1,
+        price_book=BookId("standard"),
+        currency="CNY",
+    )
+    return FixCut(TenantId("acme"), start, end, pins)
 
 
 def completion(cut: BillCutFixed, **changes: Any) -> CompleteBill:
     line = Line(LineKey("m", "1.0.0", "acme", "calls", 1, 1000, 1, False), 2, 2000)
     digest = Bill(cut.model_dump(), (line,), 2000, {**COUNTS, "claimed": 2}, 0).digest()
-    command = CompleteBill(cut.period, cut.number, cut.event_id, digest, (LINE,), 2000, BillCounts(claimed=2), 0)
-    return replace(command, **changes)
+    result = BillResult(number=cut.number, cut_event_id=cut.event_id, total_micros=2000, facts=BillCounts(claimed=2), producers_open=0)
+    result = result.model_copy(update={name: changes.pop(name) for name in BillResult.model_fields if name in changes})
+    return replace(CompleteBill(cut.period, digest, (LINE,), result), **changes)
 
 
 CUT: BillState = given(bill, NoBills(), fix()).state
