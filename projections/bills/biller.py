@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, assert_never
+from typing import Any, assert_never, get_args
 
+from events.alerts.alerts import Alerts
+from events.alerts.fact_publisher import FactPublisher
 from events.facts.topics import TOPICS
-from events.log.client import LogUnavailable, Reader
+from events.log.client import LogUnavailable, Reader, Writer
 from events.log.schemas import open_codec
 from events.process.admin_key import admin_key
 from events.process.clock import now_us
@@ -25,7 +27,7 @@ from events.process.settings import Settings
 from events.schema.codec import Undecodable
 from projections.bills import issue as bill_issue
 from projections.bills.bill_from_tables import TooManyWrittenOff
-from projections.bills.issue import Deferred, Issued, Issuer, Outcome, cuts_without_bill
+from projections.bills.issue import Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
 from projections.bills.running import RunningBills, newest_position
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from rating.period import InvalidPeriod
@@ -42,6 +44,8 @@ BEHIND_S_MAX = 300.0
 BEHIND_REMEDY = (
     "see to the workers. If they keep up, a row is missing in the middle: start the workers again, each begins where its table ends"
 )
+PRODUCER = "biller"
+WAITING_REMEDY = "docs/operations.md, 'A bill does not come'; /healthz of the biller names every bill that waits"
 WAITING_SHOWN_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
 NOBODY = "-"
@@ -51,8 +55,8 @@ NOBODY = "-"
 class Biller:
     """One round at a time; every round begins from what the tables say."""
 
-    def __init__(self, clickhouse: ClickHouse, issuer: Issuer, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clickhouse, self._issuer, self._clock = clickhouse, issuer, clock
+    def __init__(self, clickhouse: ClickHouse, issuer: Issuer, alerts: Alerts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clickhouse, self._issuer, self._alerts, self._clock = clickhouse, issuer, alerts, clock
         self._running = RunningBills(clickhouse)
         self._taken = dict.fromkeys(range(TOPICS["usage"].partitions), 0)
         self._positions: dict[str, int] = {}
@@ -64,6 +68,8 @@ class Biller:
         self._after = ""
         """The tenant after whom the next round looks for open cuts."""
         self.waiting: dict[str, str] = {}
+        self.alarming: dict[str, str] = {}
+        """Of those that wait for something that a person must mend: what it is."""
         self.issued = 0
 
     def round(self) -> None:
@@ -84,6 +90,7 @@ class Biller:
                     # The fact comes back on the log; until then the cut still looks open.
                     self._retries[tenant, number] = (self._clock() + 2.0, 0.5)
                     self.waiting.pop(f"{tenant}#{number}", None)
+                    self.alarming.pop(f"{tenant}#{number}", None)
                     logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
                 case Deferred():
                     alarming, message = outcome.alarming, outcome.message
@@ -92,9 +99,24 @@ class Biller:
                     pause = min(pause * 2, RETRY_S_MAX) if alarming else ROUND_S / 2
                     self._retries[tenant, number] = (self._clock() + pause, pause)
                     self.waiting[f"{tenant}#{number}"] = outcome.reason
+                    self.alarming.pop(f"{tenant}#{number}", None)
+                    if alarming:
+                        self.alarming[f"{tenant}#{number}"] = message
                     logger.log(logging.ERROR if alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, message)
                 case _:
                     assert_never(outcome)
+        self._alert()
+
+    def _alert(self) -> None:
+        """One alert for each reason, however many bills wait for it; it is resolved when none does."""
+        reasons = dict[str, str]()
+        for bill, message in self.alarming.items():
+            reasons.setdefault(self.waiting[bill], f"bill {bill.replace('#', ', number ')} waits: {message}")
+        for reason, message in reasons.items():
+            self._alerts.raise_(PRODUCER, f"bills.{reason}", message[:1000], WAITING_REMEDY)
+        for reason in get_args(Reason):
+            if reason not in reasons:
+                self._alerts.resolve(PRODUCER, f"bills.{reason}")
 
     def _stays_behind(self, tenant: str, number: int, outcome: Deferred) -> bool:
         """Workers catch up by themselves; a row that is missing below what they have written since does not."""
@@ -113,6 +135,7 @@ class Biller:
         self._behind = {k: v for k, v in self._behind.items() if k in self._retries}
         known = {f"{tenant}#{number}" for tenant, number in self._retries}
         self.waiting = {k: v for k, v in self.waiting.items() if k in known}
+        self.alarming = {k: v for k, v in self.alarming.items() if k in known}
         return page
 
     def _issue(self, tenant: str, number: int) -> Outcome:
@@ -126,7 +149,14 @@ class Biller:
         """For /healthz. A bill that waits is said, but it is no reason to start this process again."""
         waiting = dict(sorted(self.waiting.items())[:WAITING_SHOWN_MAX])
         detail = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in list(waiting.items())[:5])} if waiting else {}
-        return {"status": "ready", "lag": len(self.waiting), "issued": self.issued, "waiting": waiting, **detail}
+        return {
+            "status": "ready",
+            "lag": len(self.waiting),
+            "issued": self.issued,
+            "waiting": waiting,
+            "alarming": len(self.alarming),
+            **detail,
+        }
 
     # --- running bills
 
@@ -185,7 +215,10 @@ def main() -> int:
     reader = Reader(settings, "biller")
     codec, _ = open_codec(settings, reader)
     clickhouse = ClickHouse(settings)
-    biller = Biller(clickhouse, Issuer(clickhouse, reader, codec, settings.commands, admin_key(settings)))
+    writer = Writer(settings, PRODUCER)
+    alerts = Alerts(PRODUCER, FactPublisher(writer, codec))
+    alerts.restore(codec, (record.value for record in reader.read("alerts")))
+    biller = Biller(clickhouse, Issuer(clickhouse, reader, codec, settings.commands, admin_key(settings)), alerts)
     while not stop.wait(ROUND_S):
         try:
             biller.round()
@@ -194,6 +227,7 @@ def main() -> int:
             logger.warning("not now: %s", e)
             state = {"status": "starting", "lag": None, "detail": str(e)[:300]}
     server.shutdown()
+    writer.close()
     reader.close()
     return 0
 

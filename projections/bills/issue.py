@@ -33,20 +33,23 @@ POST_S_MAX = 60
 Body = Mapping[str, Any]
 
 
+Reason = Literal[
+    "table_behind",
+    "prices_behind",
+    "dead_letters",
+    "sources_disagree",
+    "log_incomplete",
+    "not_computable",
+    "refused",
+    "commands_away",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Deferred:
     """Not yet, and why: nothing is wrong, the table or the relay is behind; or something is, and a person must look."""
 
-    reason: Literal[
-        "table_behind",
-        "prices_behind",
-        "dead_letters",
-        "sources_disagree",
-        "log_incomplete",
-        "not_computable",
-        "refused",
-        "commands_away",
-    ]
+    reason: Reason
     message: str
     alarming: bool
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, assert_never
 
+from events.alerts.alerts import Alerts
+from events.alerts.fact_publisher import FactPublisher
 from events.log.client import LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
@@ -22,8 +24,6 @@ from events.process.file_lock import FileLock
 from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
-from serving.control.alerts import Alerts
-from serving.control.fact_publisher import FactPublisher
 from serving.control.retries import Retries, attempts_exhausted
 from serving.control.serve_plan import ApplyConfig, Blocked, ClusterShape, ConfigVersion, KeepConfig, attempt_of, plan
 from serving.control.serve_rest import DEPLOY_FAILED, ConfigRefused, ServeRest, ServeStatus, ServeUnavailable

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 
+from events.alerts.fact_publisher import FactPublisher
 from events.facts.deployments import VersionFailed, VersionReady
 from events.facts.fact import ModelId, ModelVersion
 from events.process.clock import now_us
 from events.process.ids import new_id
-from serving.control.fact_publisher import FactPublisher
 from serving.control.serve_rest import DEPLOY_FAILED, AppStatus
 from serving.gateway.served_models import Version
 

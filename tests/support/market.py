@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from events.alerts.alerts import Alerts
+from events.alerts.fact_publisher import FactPublisher
 from events.log.client import Reader, Writer
 from events.log.record import Record
 from events.log.schemas import open_codec
@@ -171,7 +173,7 @@ class Market:
         return Issuer(self.clickhouse, self.reader, self.codec, self.settings.commands, self.admin)
 
     def biller(self) -> Biller:
-        return Biller(self.clickhouse, self.issuer())
+        return Biller(self.clickhouse, self.issuer(), Alerts("biller", FactPublisher(self.writer, self.codec)))
 
     def issue(self, tenant: str, period: str) -> dict[str, Any]:
         """Fixes a cut and lets a biller issue it; returns the issued bill's body, read from Kafka."""

@@ -16,6 +16,7 @@ from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill
 from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.todays_codec import RecordedLog, todays_codec
 
 BLOCKED = [f"blocked-{n}" for n in range(7)]
 LAST = "zeta"
@@ -39,6 +40,11 @@ def decided(clickhouse: ClickHouse, fact: str, tenants: list[str]) -> None:
     clickhouse.insert_rows("history_rows", [{**row, "key": t, "kafka_offset": first + n} for n, t in enumerate(tenants)])
 
 
+@pytest.fixture
+def log() -> RecordedLog:
+    return RecordedLog(todays_codec())
+
+
 class Refusing(Issuer):
     """Nobody could read something of every tenant but the last."""
 
@@ -53,15 +59,18 @@ class Refusing(Issuer):
 
 
 @pytest.mark.parametrize("page", [1, 2, 8, 1000])
-def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(
+    clickhouse: ClickHouse, log: RecordedLog, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
     monkeypatch.setattr(bill_issue, "CUTS_MAX", page)
     issuer = Refusing(clickhouse)
-    biller = Biller(clickhouse, issuer, clock=lambda: 100.0)  # no pause ends while the rounds last
+    biller = Biller(clickhouse, issuer, log.alerts("biller"), clock=lambda: 100.0)  # no pause ends while the rounds last
     rounds = len(BLOCKED) // page + 1
     for _ in range(rounds):
         biller.issue()
     assert (biller.issued, sorted(issuer.tried)) == (1, [*BLOCKED, LAST])
     assert sorted(biller.waiting) == [f"{tenant}#1" for tenant in BLOCKED], "all are said, not only those of the last page"
+    assert [written[:3] for written in log.written] == [("Raised", "biller", "bills.dead_letters")], "one alert, however many wait"
 
     decided(clickhouse, "BillIssued", [BLOCKED[0], LAST])
     decided(clickhouse, "BillCutFixed", ["alpha"])
@@ -70,17 +79,22 @@ def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(clickhouse: ClickH
     assert issuer.tried[-1] == "alpha" and biller.issued == 2, "after the last page the first comes again"
     assert sorted(biller.waiting) == [f"{tenant}#1" for tenant in BLOCKED[1:]], "an issued one is said no more"
 
+    decided(clickhouse, "BillIssued", BLOCKED[1:])
+    for _ in range(rounds):
+        biller.issue()
+    assert [written[0] for written in log.written] == ["Raised", "Resolved"] and not biller.alarming
+
 
 def test_a_table_that_stays_behind_is_said_as_an_error_with_what_to_do(
-    clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clickhouse: ClickHouse, log: RecordedLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     issuer = Refusing(clickhouse)
     issuer.outcome = Deferred("table_behind", "usage/0 is in the table up to 3, the cut is 4", alarming=False)
     with caplog.at_level(logging.INFO, "projections.bills.biller"):
-        Biller(clickhouse, issuer).issue()
+        Biller(clickhouse, issuer, log.alerts("biller")).issue()
         assert {r.levelname for r in caplog.records} == {"INFO"}
         caplog.clear()
         monkeypatch.setattr(biller_module, "BEHIND_S_MAX", -1.0)
-        Biller(clickhouse, issuer).issue()
+        Biller(clickhouse, issuer, log.alerts("biller")).issue()
     errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert len(errors) == len(BLOCKED) and all("start the workers again" in message for message in errors)

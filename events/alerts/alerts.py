@@ -1,14 +1,14 @@
-"""The controller's alerts: each is raised once, raised anew when its remedy changes, and resolved when its cause is gone."""
+"""The alerts of one producer: each is raised once, raised anew when its remedy changes, and resolved when its cause is gone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from events.alerts.fact_publisher import FactPublisher
 from events.facts.alerts import AlertRaised, AlertResolved
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.schema.codec import Codec, Undecodable
-from serving.control.fact_publisher import FactPublisher
 
 
 class Alerts:
@@ -58,8 +58,8 @@ class Alerts:
                 self.resolve(open_subject, open_rule)
 
     def restore(self, codec: Codec, frames: Iterable[bytes | None]) -> None:
-        """Takes over the alerts that an earlier process left open, from the records of topic `alerts` in their order. A person who approves
-        a removal starts the controller anew, and then the alert must be resolved."""
+        """Takes over the alerts that an earlier process left open, from the records of topic `alerts` in their order: a cause that has gone
+        while nobody was there is resolved, too."""
         for frame in frames:
             try:
                 name, body = codec.decode(frame)

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from events.facts.alerts import AlertRaised, AlertResolved
+from events.alerts.alerts import Alerts
+from events.alerts.fact_publisher import FactPublisher
 from events.schema.codec import Codec
-from serving.control.alerts import Alerts
-from serving.control.fact_publisher import FactPublisher
 from serving.control.serve_rest import AppStatus
 from serving.control.version_reports import VersionReports
 from serving.gateway.served_models import Version
 from serving.model_interface import Interface
-
-
-class RecordedLog:
-    """Takes what a log would."""
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self.written: list[tuple[str, str, str, str]] = []
-        self.frames: list[bytes | None] = []
-
-    def append(self, topic: str, key: bytes, value: bytes, headers: Mapping[str, bytes]) -> None:
-        self.frames.append(value)
-        fact = self._codec.fact(value)
-        assert isinstance(fact, AlertRaised | AlertResolved)
-        assert (topic, key, headers["ce_type"]) == ("alerts", fact.subject.encode(), type(fact).__name__.encode())
-        self.written.append(
-            (type(fact).__name__[5:], fact.subject, fact.rule, fact.raised if isinstance(fact, AlertResolved) else fact.event_id)
-        )
+from tests.support.todays_codec import RecordedLog
 
 
 @pytest.fixture

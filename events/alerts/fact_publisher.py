@@ -1,4 +1,4 @@
-"""Appends the controller's facts to the log."""
+"""Appends the facts of one producer to the log, and waits for nothing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What a process says when a person should look, as facts on topic `alerts`."""
