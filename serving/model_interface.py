@@ -9,11 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One declared input or output; -1 is a free dimension."""
+    """One declared input or output; -1 is a free dimension. `nan_allowed`: NaN and infinity are values of it."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    nan_allowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

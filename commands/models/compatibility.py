@@ -36,6 +36,8 @@ def _inputs(old: Sequence[TensorSpec], new: Sequence[TensorSpec]) -> list[str]:
             found.append(f"input '{name}' was {a.datatype}, now {b.datatype}")
         elif len(a.shape) != len(b.shape) or any(n not in (ANY, o) for o, n in zip(a.shape, b.shape, strict=True)):
             found.append(f"input '{name}' took shape {list(a.shape)}, now only {list(b.shape)}")
+        elif a.nan_allowed and not b.nan_allowed:
+            found.append(f"input '{name}' took NaN and infinity, now only finite numbers")
     return sorted(found)
 
 

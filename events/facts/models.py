@@ -34,6 +34,7 @@ class TensorSpec(NestedRecord):
     shape: Annotated[
         tuple[Annotated[int, Field(ge=-1, json_schema_extra={"maximum": 1 << 31})], ...], Field(json_schema_extra={"maxItems": 16})
     ]
+    nan_allowed: Annotated[bool, Field(description="NaN and infinity are values of this input, as of an imputer's.")] = False
 
 
 def _described_once(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

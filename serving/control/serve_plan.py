@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from serving.gateway.served_models import Version
+from serving.model_interface import Tensor
 from serving.serve_names import BUILD_GATEWAY, BUILD_MODEL, GATEWAY_APP, GATEWAY_DEPLOYMENT
 
 REMOVED_SHARE_MAX = 0.2
@@ -86,12 +87,17 @@ def model_app(version: Version) -> Config:
         "provider": version.provider,
         "artifact": version.artifact,
         "interface": {
-            "inputs": [asdict(t) | {"shape": list(t.shape)} for t in version.interface.inputs],
-            "outputs": [asdict(t) | {"shape": list(t.shape)} for t in version.interface.outputs],
+            "inputs": _tensors(version.interface.inputs),
+            "outputs": _tensors(version.interface.outputs),
         },
         "spec": version.spec.model_dump(),
     }
     return {"name": version.address, "route_prefix": None, "import_path": BUILD_MODEL, "args": args}
+
+
+def _tensors(tensors: Sequence[Tensor]) -> list[Config]:
+    """What a replica needs of them. Not what only callers are held to: another word here would restart every replica of the market."""
+    return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
 
 
 def gateway_app(shape: ClusterShape, version: ConfigVersion) -> Config:

@@ -46,7 +46,7 @@ def pick(weights: tuple[tuple[str, int], ...], turn: int) -> str:
 class Routes:
     """The fold: implements `events.log.fold_runner.Fold`. It never skips a fact silently."""
 
-    code_version = f"routes-8 {KEYS_FORMAT}"
+    code_version = f"routes-9 {KEYS_FORMAT}"
 
     def __init__(self) -> None:
         self.keys = Keys()

@@ -147,4 +147,4 @@ def _interface(technical: Technical) -> Interface:
 
 
 def _tensors(declared: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
-    return tuple([Tensor(t.name, t.datatype, t.shape) for t in declared])
+    return tuple([Tensor(t.name, t.datatype, t.shape, t.nan_allowed) for t in declared])

@@ -203,7 +203,7 @@ def _check_binary(raw: memoryview, shape: tuple[int, ...], want: Tensor, at: str
         raise bad(
             "wrong_data_length", f"shape {list(shape)} of {want.datatype} takes {_count(shape) * dtype.itemsize} bytes, not {len(raw)}", at
         )
-    if dtype.kind == "f":
+    if dtype.kind == "f" and not want.nan_allowed:
         _check_finite(np.frombuffer(raw, dtype), at)
     elif dtype.kind == "b" and len(raw) and max(raw) > 1:
         raise bad("wrong_data", "a BOOL is one byte, 0 or 1", at)
@@ -211,7 +211,8 @@ def _check_binary(raw: memoryview, shape: tuple[int, ...], want: Tensor, at: str
 
 def _check_finite(array: np.ndarray[Any, Any], at: str) -> None:
     if not np.isfinite(array).all():
-        raise bad("not_finite", "NaN and infinity are no input", at, "send finite numbers of the declared precision")
+        remedy = "send finite numbers of the declared precision; a model that takes others says so: nan_allowed"
+        raise bad("not_finite", "NaN and infinity are no values of this input", at, remedy)
 
 
 def _check_bytes(raw: memoryview, count: int, at: str) -> None:

@@ -52,6 +52,12 @@ def add(version: str, **changes: Any) -> AddVersion:
     return replace(AddVersion(version, 10, VersionContent(**content)), **changes)
 
 
+def test_callers_who_send_nan_are_not_refused_by_a_newer_version() -> None:
+    allowed = technical((TensorSpec(name="x", datatype="FP32", shape=(-1, 64), nan_allowed=True),))
+    assert differences(allowed, technical()) == ("input 'x' took NaN and infinity, now only finite numbers",)
+    assert differences(technical(), allowed) == ()
+
+
 class LifecycleDecider:
     decide, evolve = staticmethod(model_decide.decide), staticmethod(evolve)
 

@@ -158,6 +158,13 @@ def test_binary_nan_and_infinity_are_refused() -> None:
         assert refused(body, header_length=head)[0] == "not_finite"
 
 
+def test_nan_and_infinity_are_values_of_an_input_whose_description_says_so() -> None:
+    imputer = Interface((Tensor("x", "FP32", (-1, 2), nan_allowed=True),), ONE.outputs)
+    raw = np.array([np.nan, -np.inf], "<f4").tobytes()
+    body, head = binary(raw)
+    assert bytes(parse(body, head, imputer).tensors[0]) == raw
+
+
 def test_inputs_are_complete_and_none_is_twice() -> None:
     n = {"name": "n", "datatype": "INT8", "shape": [1], "data": [7]}
     s = {"name": "s", "datatype": "BYTES", "shape": [1], "data": ["é"]}
