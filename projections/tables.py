@@ -17,10 +17,8 @@ _NAME = re.compile(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW) (?:IF NOT EXISTS )?(\
 def apply_tables(settings: Settings) -> list[str]:
     """Creates what is missing and returns every name. Safe to repeat: views are replaced, tables never are; a table that changes its
     columns is rebuilt beside (`modelmarket replay usage`)."""
-    clickhouse = ClickHouse(settings, "default")
-    if settings.clickhouse_database != "default":
-        clickhouse.command(f"CREATE DATABASE IF NOT EXISTS `{settings.clickhouse_database}`")
-        clickhouse = ClickHouse(settings)
+    ClickHouse(settings, "system").command(f"CREATE DATABASE IF NOT EXISTS `{settings.clickhouse_database}`")
+    clickhouse = ClickHouse(settings)
     statements = (*history_tables.STATEMENTS, *usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *bill_tables.STATEMENTS)
     for statement in statements:
         clickhouse.command(statement)

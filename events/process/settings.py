@@ -17,6 +17,7 @@ PORTS_PER_STACK = 200
 """Ports a stack may use, counted from `base_port`: the named ones below, then Ray's workers from +100 on."""
 
 StackName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+DatabaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
@@ -46,9 +47,13 @@ class Settings(BaseSettings):
     store_url: str = Field(default="", description="Event store: sqlite:///FILE or postgresql://user@host:port/db")
     store_password: SecretStr = Field(default=SecretStr(""), description="Password of the user in `store_url`.")
     clickhouse_url: str = Field(default="", description="ClickHouse HTTP endpoint.")
-    clickhouse_database: str = Field(default="default", description="Database of all tables; a new one is filled from the log.")
-    clickhouse_user: str = Field(default="default", description="Who we are to ClickHouse.")
-    clickhouse_password: SecretStr = Field(default=SecretStr(""), description="Its password; set, the local engine asks for it too.")
+    clickhouse_database: DatabaseName = Field(default="market", description="Database of all tables; a new one is filled from the log.")
+    clickhouse_user: str = Field(
+        default="operator", description="Who we are to ClickHouse; the local engine knows ingest, bills and operator."
+    )
+    clickhouse_password: SecretStr = Field(
+        default=SecretStr(""), description="Its password; empty = the one that the local engine minted into the data folder."
+    )
     artifacts_url: str = Field(default="", description="Artifact store: file:///FOLDER or s3://bucket/prefix")
     s3_endpoint: str = Field(default="", description="Of an S3 that is not Amazon's, such as MinIO.")
     s3_region: str = Field(default="us-east-1", description="Of the bucket.")

@@ -10,17 +10,18 @@ import clickhouse_connect
 
 from events.facts.topics import TOPICS
 from events.log.client import Reader
+from events.process.clickhouse_password import clickhouse_password
 from events.process.settings import Settings
 
 
 def analyst(settings: Settings) -> Any:
-    """A ClickHouse client, as an analyst would open it."""
+    """A ClickHouse client of the market's own analyst, who sees every tenant; a tenant's would give `analyst` and an API key."""
     url = urlsplit(settings.clickhouse)
     return clickhouse_connect.get_client(
         host=url.hostname or "",
         port=url.port or 8123,
         username=settings.clickhouse_user,
-        password=settings.clickhouse_password.get_secret_value(),
+        password=clickhouse_password(settings),
         database=settings.clickhouse_database,
         autogenerate_session_id=False,
     )

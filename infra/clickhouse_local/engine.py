@@ -9,102 +9,146 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import threading
 import time
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
+from xml.sax.saxutils import escape
 
 import uvicorn
 
+from events.process.clickhouse_password import password_file
 from events.process.file_lock import FileLock
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
-from infra.clickhouse_local import statements
 from infra.clickhouse_local.fences import Fences
-from infra.clickhouse_local.http_protocol import Application, EngineError, Job, Result
+from infra.clickhouse_local.grants import LOADER, OWN_ROLES, TENANT_SETTING, Role, users_xml
+from infra.clickhouse_local.http_protocol import Application, Job, Result
+from infra.clickhouse_local.parsing import BadStatement, Parser, Statement, identifier, structures
+from infra.clickhouse_local.permissions import check, check_settings
 from infra.clickhouse_local.request_bodies import decoded, in_memory
+from infra.clickhouse_local.requests import read_request
+from infra.clickhouse_local.sessions import Session
+from infra.clickhouse_local.sign_in import SignIn, ask_query_api
+from infra.launcher.keys import read_or_create_secret, write_secret
 
 logger = logging.getLogger(__name__)
-READERS, WRITERS = 4, 2
-"""Threads, a connection each. Inserts have their own: a slow query never delays facts."""
-DEFAULTS = {
+READERS, WRITERS, ANALYSTS = 4, 2, 2
+"""Threads. Inserts of the workers have their own, and analysts theirs: a slow query never delays facts or bills."""
+READ_BOUNDS = {
     "max_execution_time": "60",
     "max_memory_usage": str(6 << 30),
     "max_result_bytes": str(512 << 20),
     "result_overflow_mode": "throw",
     "max_threads": str(max(1, (os.cpu_count() or 2) // 2)),  # a query leaves cores to the inserts
 }
-"""Bounds of one statement where the client names none."""
+"""Bounds of one statement that reads, where the client names none."""
+ANALYST_BOUNDS = {**READ_BOUNDS, "max_execution_time": "30", "max_memory_usage": str(2 << 30)}
+BASE = {"use_structure_from_insertion_table_in_table_functions": "0"}  # the structure of `input(…)` is the statement's own
 CONNECTIONS_MAX, KEEP_ALIVE_S, GRACE_S = 512, 75, 10
-
-NOT_TEXT = "Code: 117. DB::Exception: the engine's message quotes data that is no text, so Python has lost it (INCORRECT_DATA)"
-"""Instead of an empty message: before 3.11.4 Python drops one that is not UTF-8."""
 
 
 class ChdbEngine:
-    """Runs statements on the folder. `await run(job)`; close() when nothing runs any more."""
+    """Runs statements on the folder. `await run(job)`; close() when nothing runs any more. `database` is made, and is the analysts' one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str) -> None:
         import chdb  # loads 300 MB: only the process that owns the folder
 
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _own(folder / "owner.lock")
-        self._path, self._connect = str(folder / "data"), cast(Any, chdb).connect
+        self._database, self._path = database, f"{folder / 'data'}?config-file={_write_access(folder / 'access', database)}"
+        self._connect = cast(Any, chdb).connect
         self._keeps_open = self._connect(self._path)
+        self._keeps_open.query("SET ROLE operator")
+        self._keeps_open.query(f"CREATE DATABASE IF NOT EXISTS {identifier(database)}")
         self._local, self._fences = threading.local(), Fences(folder / "fences.json")
-        self._readers = ThreadPoolExecutor(READERS, "read", initializer=self._open)
-        self._writers = ThreadPoolExecutor(WRITERS, "write", initializer=self._open)
+        self._readers, self._writers = ThreadPoolExecutor(READERS, "read"), ThreadPoolExecutor(WRITERS, "write")
+        self._analysts = ThreadPoolExecutor(ANALYSTS, "analyst")
+        self._parser = Parser(self._ask)
 
     async def run(self, job: Job) -> Result:
-        reads = isinstance(job.statement, statements.Other) and job.statement.reads_only
-        return await asyncio.get_running_loop().run_in_executor(self._readers if reads else self._writers, self._run, job)
+        match job.caller.role:
+            case "ingest":
+                pool = self._writers
+            case "analyst":
+                pool = self._analysts
+            case "bills" | "operator":
+                pool = self._readers
+        return await asyncio.get_running_loop().run_in_executor(pool, self._run, job)
 
     def close(self) -> None:
-        self._readers.shutdown()
-        self._writers.shutdown()
+        for pool in (self._readers, self._writers, self._analysts):
+            pool.shutdown()
         self._keeps_open.close()
         self._lock.release()
 
-    def _open(self) -> None:
-        self._local.connection, self._local.database = self._connect(self._path), "default"
-
     def _run(self, job: Job) -> Result:
         began = time.monotonic_ns()
-        with self._fences.held(job.fence):
-            self._use(job.database or "default")
-            match job.statement:
-                case statements.Insert():
-                    done, size = self._insert(job, job.statement)
-                case statements.Other():
-                    settings = {**DEFAULTS, **job.settings} if job.statement.reads_only else job.settings
-                    sql = statements.with_settings(job.statement, job.format, settings)
-                    done, size = self._query(sql, job.format, job.params), 0
-        body = bytes(done.bytes() or b"")
-        return Result(body, int(done.rows_read()), int(done.rows_written()), size, time.monotonic_ns() - began)
+        statement, rows, encoding = read_request(self._parser, job.sql, job.body, job.encoding)
+        if job.only_reads and not statement.reads_only:
+            raise BadStatement(164, "READONLY", "GET only reads; use POST")
+        self._check(job, statement)
+        form = statement.format or job.format
+        with self._fences.held(job.fence), self._session(job, statement) as session:
+            if statement.takes_rows:
+                done, size = self._insert(session, job, statement, rows, encoding)
+            else:
+                done, size = session.query(statement.text, form, job.params), 0
+            body = bytes(done.bytes() or b"")
+        elapsed = time.monotonic_ns() - began
+        return Result(body, form, statement.reads_only, int(done.rows_read()), int(done.rows_written()), size, elapsed)
 
-    def _insert(self, job: Job, statement: statements.Insert) -> tuple[Any, int]:
-        fd, size = in_memory(decoded(job.body, job.encoding))
+    def _check(self, job: Job, statement: Statement) -> None:
+        check(job.caller.role, statement, self._database)
+        check_settings(job.caller.role, job.settings)
+        for structure in structures(statement):  # columns may have defaults, and those are expressions
+            check("operator", self._parser.statement(f"CREATE TABLE t ({structure}) ENGINE = Null"), self._database)
+
+    def _insert(self, session: Session, job: Job, statement: Statement, rows: Sequence[bytes], encoding: str) -> tuple[Any, int]:
+        fd, size = in_memory(decoded(rows, encoding))
         try:
-            # The structure of `input(…)` is the statement's own: the table's must not be mixed in.
-            settings = {"use_structure_from_insertion_table_in_table_functions": "0", **job.settings}
-            return self._query(statements.insert_from(statement, f"/proc/self/fd/{fd}", settings), "TabSeparated", job.params), size
+            return session.query(self._parser.with_rows_from(statement, f"/proc/self/fd/{fd}"), "TabSeparated", job.params), size
         finally:
             os.close(fd)
 
-    def _use(self, database: str) -> None:
-        if self._local.database != database:
-            self._query(f"USE {statements.identifier(database)}", "Null", {})
-            self._local.database = database
+    @contextmanager
+    def _session(self, job: Job, statement: Statement) -> Generator[Session]:
+        """The thread's own for this role; an analyst's is for one statement, and can change nothing any more."""
+        bounds = READ_BOUNDS if statement.reads_only else {}
+        if job.caller.role == "analyst":
+            with closing(Session(self._connect, self._path, "analyst")) as session:
+                session.use(job.database or self._database)
+                session.set({**BASE, **ANALYST_BOUNDS, **job.settings, TENANT_SETTING: job.caller.tenant, "readonly": "1"})
+                yield session
+        else:
+            session = self._own_session(f"{job.caller.role}, {LOADER}" if statement.takes_rows else job.caller.role)
+            session.use(job.database or self._database)
+            session.set({**BASE, **bounds, **job.settings})
+            yield session
 
-    def _query(self, sql: str, form: str, params: dict[str, str]) -> Any:
-        try:
-            return self._local.connection.query(sql, form, params=params or None)
-        except UnicodeDecodeError as e:  # the message quotes data that is no text
-            raise EngineError(e.object.decode("utf-8", "replace")) from e
-        except Exception as e:  # chdb.ChdbError, which is imported only here; whatever it is, the client gets it as an answer
-            raise EngineError(str(e) or NOT_TEXT) from e
+    def _own_session(self, role: str) -> Session:
+        sessions: dict[str, Session] = self._local.__dict__.setdefault("sessions", {})
+        if role not in sessions or sessions[role].broken:
+            sessions[role] = Session(self._connect, self._path, role)
+        return sessions[role]
+
+    def _ask(self, sql: str) -> str:
+        """A question about a statement's text, without any right."""
+        return bytes(self._own_session("NONE").query(sql, "TSVRaw", {}).bytes() or b"").decode("utf-8", "replace").removesuffix("\n")
+
+
+def _write_access(folder: Path, database: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    users, config = folder / "users.xml", folder / "config.xml"
+    users.write_text(users_xml(database))
+    config.write_text(f"<clickhouse><users_config>{escape(str(users))}</users_config></clickhouse>\n")
+    return config
 
 
 def _own(path: Path) -> FileLock:
@@ -112,6 +156,18 @@ def _own(path: Path) -> FileLock:
     if not lock.acquire():
         raise SystemExit(f"{path}: another process owns this folder")
     return lock
+
+
+def _passwords(settings: Settings) -> dict[Role, str]:
+    """Of our own roles: made at the first start; a setting gives that of its user."""
+    given = {settings.clickhouse_user: settings.clickhouse_password.get_secret_value()}
+    found = dict[Role, str]()
+    for role in OWN_ROLES:
+        file = password_file(settings.folder, role)
+        if given.get(role):
+            write_secret(file, given[role])
+        found[role] = read_or_create_secret(file, secrets.token_hex(32))
+    return found
 
 
 def _ignored(number: int, frame: object) -> None:
@@ -123,8 +179,9 @@ def main() -> None:
     time.tzset()
     settings = Settings()
     start_logging("clickhouse")
-    engine = ChdbEngine(settings.folder / "clickhouse")
-    application = Application(engine, settings.clickhouse_user, settings.clickhouse_password.get_secret_value())
+    engine = ChdbEngine(settings.folder / "clickhouse", settings.clickhouse_database)
+    own_hosts = frozenset(["localhost", settings.host, urlsplit(settings.clickhouse).hostname or "localhost"])
+    application = Application(engine, SignIn(_passwords(settings), ask_query_api(settings.queries)), own_hosts)
     config = uvicorn.Config(
         cast(Any, application),
         host=settings.host,

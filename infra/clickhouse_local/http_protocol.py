@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 import json
 import re
 import uuid
@@ -16,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from infra.clickhouse_local import statements
 from infra.clickhouse_local.fences import BadFence, Fenced
-from infra.clickhouse_local.request_bodies import DECODED_BYTES_MAX, BadBody, BodyTooLarge, decoded, form_fields
-from infra.clickhouse_local.statements import BadStatement
+from infra.clickhouse_local.parsing import BadStatement, EngineError
+from infra.clickhouse_local.request_bodies import BadBody, BodyTooLarge, form_fields
+from infra.clickhouse_local.sign_in import Caller, KeysAway, SignIn, is_foreign
 
 BODY_BYTES_MAX = 256 << 20
 """Largest body as sent."""
@@ -58,10 +57,23 @@ _TRANSPORT = frozenset(
         "add_http_cors_header",
     ]
 )
-_STATUS = {60: 404, 81: 404, 516: 403, 194: 401, 497: 403, 164: 403, 202: 503, 241: 507, 159: 408, Fenced.code: 409, 48: 501, 999: 503}
+_STATUS = {
+    60: 404,
+    81: 404,
+    516: 403,
+    194: 401,
+    497: 403,
+    164: 403,
+    452: 403,
+    202: 503,
+    241: 507,
+    159: 408,
+    Fenced.code: 409,
+    48: 501,
+    999: 503,
+}
 """ClickHouse's error code → HTTP status; any other code is the client's 400, except the engine's own below."""
 _OUR_FAULT = frozenset({49, 74, 75, 76, 243, 1000, 1001, 1002})  # logical error, cannot read/write/open file, no space, system exceptions
-_CODE = re.compile(r"Code:? (\d+)")
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -70,9 +82,10 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One statement, ready for the engine. `insert` with `body`, or `other`."""
+    """One request, ready for the engine: what the URL says (`sql`) and the body, as it was sent."""
 
-    statement: statements.Insert | statements.Other
+    caller: Caller
+    sql: str
     body: list[bytes] = field(default_factory=list[bytes])
     encoding: str = ""
     format: str = "TabSeparated"
@@ -80,11 +93,14 @@ class Job:
     settings: dict[str, str] = field(default_factory=dict[str, str])
     database: str = ""
     fence: str = ""
+    only_reads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     body: bytes
+    format: str
+    reads_only: bool
     read_rows: int
     written_rows: int
     written_bytes: int
@@ -102,10 +118,10 @@ class _Refused(Exception):
 
 
 class Application:
-    """`user` and `password` are required of a request when a password is set."""
+    """`own_hosts` are the names under which this server is asked; addresses are always good."""
 
-    def __init__(self, engine: Engine, user: str = "default", password: str = "") -> None:
-        self._engine, self._user, self._password = engine, user, password
+    def __init__(self, engine: Engine, sign_in: SignIn, own_hosts: frozenset[str] = frozenset()) -> None:
+        self._engine, self._sign_in, self._own_hosts = engine, sign_in, own_hosts
         self._bodies = asyncio.Semaphore(BODIES_MAX)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,14 +140,16 @@ class Application:
             await _reply(send, e.status, str(e).encode(), {"x-clickhouse-exception-code": str(e.code), "x-clickhouse-query-id": query_id})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, query_id: str) -> None:
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        if is_foreign(headers, self._own_hosts):
+            raise _Refused(403, 497, "Code: 497. DB::Exception: a foreign Origin or Host is not served. (ACCESS_DENIED)")
         if scope["path"] in ("/ping", "/replicas_status"):
             await _reply(send, 200, b"Ok.\n", {"x-modelmarket-fences": "1"})
             return
         if scope["path"] != "/":
             raise _Refused(404, 1000, f"There is no handle {scope['path'][:100]}")
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         query = _query(scope)
-        self._authenticate(headers, query)
+        caller = await self._authenticate(headers, query)
         try:
             async with asyncio.timeout(ADMISSION_S_MAX):
                 await self._bodies.acquire()
@@ -141,7 +159,7 @@ class Application:
             body = await _body(receive, headers)
             if headers.get("content-type", "").lower().startswith("multipart/form-data"):
                 query, body = query | form_fields(body, headers["content-type"]), []
-            job = _job(body, headers, query, scope["method"])
+            job = _job(caller, body, headers, query, scope["method"])
             if isinstance(job, bytes):
                 await _reply(send, 200, job, {})
                 return
@@ -158,32 +176,24 @@ class Application:
             raise _Refused(_status(e.code), e.code, str(e)) from e
         finally:
             self._bodies.release()
-        await _reply(send, 200, result.body, _success(job, result, query.get("query_id", query_id)))
+        await _reply(send, 200, result.body, _success(result, query.get("query_id", query_id)))
 
-    def _authenticate(self, headers: dict[str, str], query: dict[str, str]) -> None:
-        if not self._password:
-            return
-        user, password = (
-            headers.get("x-clickhouse-user") or query.get("user", ""),
-            headers.get("x-clickhouse-key") or query.get("password", ""),
-        )
+    async def _authenticate(self, headers: dict[str, str], query: dict[str, str]) -> Caller:
+        user = headers.get("x-clickhouse-user") or query.get("user", "")
+        password = headers.get("x-clickhouse-key") or query.get("password", "")
         basic = headers.get("authorization", "")
         if basic.lower().startswith("basic "):
             try:
                 user, _, password = base64.b64decode(basic[6:], validate=True).decode().partition(":")
             except ValueError:
                 user = password = ""
-        if user != self._user or not hmac.compare_digest(password.encode(), self._password.encode()):
+        try:
+            caller = await self._sign_in.caller(user, password)
+        except KeysAway as e:
+            raise _Refused(503, 202, f"Code: 202. DB::Exception: {e}; try again. (TOO_MANY_SIMULTANEOUS_QUERIES)") from e
+        if caller is None:
             raise _Refused(403, 516, f"Code: 516. DB::Exception: {user[:64]}: Authentication failed. (AUTHENTICATION_FAILED)")
-
-
-class EngineError(Exception):
-    """An error of ClickHouse, with its `code`."""
-
-    def __init__(self, text: str) -> None:
-        found = _CODE.search(text)
-        super().__init__(text)
-        self.code = int(found.group(1)) if found else 1002
+        return caller
 
 
 def _status(code: int) -> int:
@@ -222,82 +232,33 @@ async def _body(receive: Receive, headers: dict[str, str]) -> list[bytes]:
     return pieces
 
 
-def _job(body: list[bytes], headers: dict[str, str], query: dict[str, str], method: str) -> Job | bytes:
-    """The statement as a job; or the answer itself, for a request without a statement."""
+def _job(caller: Caller, body: list[bytes], headers: dict[str, str], query: dict[str, str], method: str) -> Job | bytes:
+    """The request as a job; or the answer itself, for a request without a statement."""
     if query.get("decompress", "0") not in ("", "0"):
         raise BadBody("ClickHouse's native compression is not supported here; use Content-Encoding")
-    encoding, sql = headers.get("content-encoding", "").strip().lower(), query.get("query", "")
-    reading = method in ("GET", "HEAD")
+    sql, reading = query.get("query", ""), method in ("GET", "HEAD")
     if not sql and not body:
         if reading:
             return b"Ok.\n"
         raise BadStatement(62, "SYNTAX_ERROR", "Empty query")
-    statement, body, encoding = _in_body(body, encoding) if not sql else _in_url(sql, body, encoding)
-    if reading and not (isinstance(statement, statements.Other) and statement.reads_only):
-        raise BadStatement(164, "READONLY", "GET only reads; use POST")
-    settings = {k: v for k, v in query.items() if k not in _TRANSPORT and not k.startswith("param_")}
-    statements.check_settings(settings)
-    chosen = statement.format if isinstance(statement, statements.Other) else None
-    form = chosen or query.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
+    form = query.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
     if not re.fullmatch(r"\w{1,64}", form):
         raise BadStatement(73, "UNKNOWN_FORMAT", f"Unknown format {form[:64]!r}")
     return Job(
-        statement,
+        caller,
+        sql,
         body,
-        encoding,
+        headers.get("content-encoding", "").strip().lower(),
         form,
         {k[6:]: v for k, v in query.items() if k.startswith("param_")},
-        settings,
+        {k: v for k, v in query.items() if k not in _TRANSPORT and not k.startswith("param_")},
         query.get("database") or headers.get("x-clickhouse-database", ""),
-        query.get("fence", ""),
+        query.get("fence", "") if caller.role in ("ingest", "operator") else "",
+        reading,
     )
 
 
-_Parsed = tuple[statements.Insert | statements.Other, list[bytes], str]
-"""The statement, the rows that come with it, and their encoding."""
-
-
-def _in_body(body: list[bytes], encoding: str) -> _Parsed:
-    text = b"".join(_bounded(decoded(body, encoding)))
-    sql = text[: statements.HEAD_BYTES_MAX].decode("utf-8", "replace")
-    statement = statements.parse(sql)
-    if isinstance(statement, statements.Insert):
-        return statement, [text[len(sql[: statement.data_at].encode()) :]], ""
-    _check_length(len(text))
-    return statement, [], ""
-
-
-def _in_url(sql: str, body: list[bytes], encoding: str) -> _Parsed:
-    """The body holds the rows of an INSERT … FORMAT, or goes on where the URL ends."""
-    statement = statements.parse(sql)
-    if isinstance(statement, statements.Insert):
-        inline = sql[statement.data_at :]
-        if not inline.strip():
-            return statement, body, encoding
-        return statement, [inline.encode(), b"\n", *_bounded(decoded(body, encoding))], ""
-    rest = b"".join(_bounded(decoded(body, encoding)))
-    if not rest:
-        return statement, [], ""
-    _check_length(len(rest))
-    return statements.parse(f"{sql}\n{rest.decode('utf-8', 'replace')}"), [], ""
-
-
-def _check_length(size: int) -> None:
-    if size > statements.HEAD_BYTES_MAX:
-        raise BadStatement(62, "SYNTAX_ERROR", f"The statement is longer than {statements.HEAD_BYTES_MAX} bytes")
-
-
-def _bounded(pieces: Any) -> list[bytes]:
-    out, size = list[bytes](), 0
-    for piece in pieces:
-        size += len(piece)
-        if size > DECODED_BYTES_MAX:
-            raise BodyTooLarge(f"> {DECODED_BYTES_MAX}")
-        out.append(piece)
-    return out
-
-
-def _success(job: Job, result: Result, query_id: str) -> dict[str, str]:
+def _success(result: Result, query_id: str) -> dict[str, str]:
     summary = {
         "read_rows": str(result.read_rows),
         "read_bytes": "0",
@@ -309,8 +270,8 @@ def _success(job: Job, result: Result, query_id: str) -> dict[str, str]:
         "elapsed_ns": str(result.elapsed_ns),
     }
     headers = {"x-clickhouse-summary": json.dumps(summary), "x-clickhouse-query-id": query_id[:128]}
-    if result.body or (isinstance(job.statement, statements.Other) and job.statement.reads_only):
-        headers["x-clickhouse-format"] = job.format
+    if result.body or result.reads_only:
+        headers["x-clickhouse-format"] = result.format
     return headers
 
 

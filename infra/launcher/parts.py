@@ -113,21 +113,23 @@ def prepare() -> Part:
 def processes(settings: Settings) -> list[Part]:
     """This project's own processes: they need the topics, the schemas and the tables that `prepare` has made."""
 
-    def own(name: str, command: tuple[str, ...], port: int, *also_after: str) -> Part:
-        return Part(
-            name, command, healthz(settings, port), after=("prepare", *also_after), ports=(port,), environment={"PYTHONPATH": str(ROOT)}
-        )
+    def own(name: str, command: tuple[str, ...], port: int, role: str = "") -> Part:
+        """`role` is the user of the local ClickHouse that it signs in as; its password is in a file that only such a process reads."""
+        environment = {"PYTHONPATH": str(ROOT)}
+        if role and not settings.clickhouse_url:
+            environment["MODELMARKET_CLICKHOUSE_USER"] = role
+        return Part(name, command, healthz(settings, port), after=("prepare",), ports=(port,), environment=environment)
 
     workers = (
-        own(f"worker-{index}", module("projections.worker", "--index", str(index)), settings.worker_health_port(index))
+        own(f"worker-{index}", module("projections.worker", "--index", str(index)), settings.worker_health_port(index), "ingest")
         for index in range(settings.workers)
     )
     return [
         own("commands", module("commands.api"), settings.command_port),
         own("relay", module("commands.relay.relay"), settings.relay_health_port),
         *workers,
-        own("queries", module("projections.query_api.app"), settings.query_port),
-        own("biller", module("projections.bills.biller"), settings.biller_health_port),
+        own("queries", module("projections.query_api.app"), settings.query_port, "bills"),
+        own("biller", module("projections.bills.biller"), settings.biller_health_port, "bills"),
         # It waits for Ray itself, and is loaded by the time that Ray is there.
         own("controller", module("serving.control.controller"), settings.controller_health_port),
     ]

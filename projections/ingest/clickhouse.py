@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from events.process.clickhouse_password import clickhouse_password
 from events.process.settings import Settings
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class ClickHouse:
             url.hostname or "127.0.0.1",
             url.port or (8443 if secure else 8123),
             self._settings.clickhouse_user,
-            self._settings.clickhouse_password.get_secret_value(),
+            clickhouse_password(self._settings),
             self.database,
             proxy_path=url.path,
             compress=False,

@@ -116,3 +116,10 @@ class Health(Answer):
     detail: str
     """Why it is not ready; empty when it is."""
     age_s: float | None
+
+
+class Caller(Answer):
+    tenant: str
+    user: str
+    key_id: str
+    scopes: list[str]

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Response
 
 from projections.dead_letters.queries import OPEN, STATES, find_dead_letters
 from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
-from projections.query_api.answers import DeadLetterPage, EpochPage, Health
-from projections.query_api.request_context import ASKED, Admin, Parts
+from projections.query_api.answers import Caller, DeadLetterPage, EpochPage, Health
+from projections.query_api.request_context import ASKED, Admin, MayRead, Parts
 from projections.usage.producer_epochs import epochs
 
 router = APIRouter(tags=["operation"])
@@ -26,6 +26,12 @@ def dead_letters(parts: Parts, caller: Admin, everything: bool = False) -> Any:
 def producers(parts: Parts, caller: Admin, everything: bool = False) -> Any:
     """Epochs of producers, newest first: open ones, or all; and when the last fact of each came."""
     return {"epochs": [asdict(e) for e in epochs(parts.clickhouse, only_open=not everything)]}
+
+
+@router.get("/v1/caller", response_model=Caller, responses=ASKED)
+def caller(caller: MayRead) -> Any:
+    """Whose key this is. The ClickHouse endpoint asks it when an analyst signs in."""
+    return {"tenant": caller.tenant, "user": caller.user, "key_id": caller.key_id, "scopes": sorted(caller.scopes)}
 
 
 @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})

@@ -23,7 +23,7 @@ from projections.ingest.sink import Chunk, DeadLetter, PublishDeadLetters
 from projections.ingest.table_offsets import stored_within
 from projections.usage.insert_plans import InsertPlan, InsertPlans
 from projections.usage.runs import Run, balanced, ranges_of, runs_of, split
-from projections.usage.table import UNREADABLE
+from projections.usage.table import GUARD_SETTING, UNREADABLE
 from projections.usage.validator import validate
 
 logger = logging.getLogger(__name__)
@@ -205,8 +205,8 @@ class UsageSink:
 
     def _send(self, part: PreparedInsert, again: str = "") -> None:
         c, fence, token = part.wrapped, self._fence(part.partitions), part.token + again
-        sql = part.plan.insert.sql(self.table, c.guard)
-        written, tries = self._retry_while_busy(lambda: self._clickhouse.insert(sql, c.pieces, INSERT_SETTINGS, fence, token))
+        sql, settings = part.plan.insert.sql(self.table), {**INSERT_SETTINGS, GUARD_SETTING: c.guard.hex()}
+        written, tries = self._retry_while_busy(lambda: self._clickhouse.insert(sql, c.pieces, settings, fence, token))
         if written != c.rows:
             raise AssertionError(f"{token}: {c.rows} records became {written} rows")
         if tries > 1:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from events.process.clickhouse_password import password_file
 from events.process.settings import Settings
 
 START_S_MAX = 30
@@ -37,6 +38,10 @@ class ClickHouseProcess:
         process.environment = {"MODELMARKET_DATA": str(settings.folder), "MODELMARKET_BASE_PORT": str(settings.base_port)}
         process.settings, process.port, process.process = settings, settings.clickhouse_port, None
         return process
+
+    def password(self, user: str = "operator") -> str:
+        """Of one of the market's own roles, made at the first start."""
+        return password_file(self.settings.folder, user).read_text().strip()
 
     def start(self) -> None:
         self.process = subprocess.Popen(

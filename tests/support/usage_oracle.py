@@ -16,6 +16,7 @@ import clickhouse_connect
 import confluent_kafka as ck
 import fastavro
 
+from events.process.clickhouse_password import clickhouse_password
 from events.process.settings import Settings
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -161,7 +162,14 @@ def compare(settings: Settings) -> dict[str, int]:
 
 
 def table_rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    client = clickhouse_connect.get_client(host=settings.host, port=settings.clickhouse_port, autogenerate_session_id=False)
+    client = clickhouse_connect.get_client(
+        host=settings.host,
+        port=settings.clickhouse_port,
+        username=settings.clickhouse_user,
+        password=clickhouse_password(settings),
+        database=settings.clickhouse_database,
+        autogenerate_session_id=False,
+    )
     try:
         result = client.query(sql, query_formats={"FixedString": "bytes"})
         return [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]

@@ -78,6 +78,7 @@ class UsageStack:
             **os.environ,
             "MODELMARKET_DATA": str(settings.folder),
             "MODELMARKET_BASE_PORT": str(settings.base_port),
+            "MODELMARKET_CLICKHOUSE_USER": "ingest",  # of the workers, which this is the environment of
             "MODELMARKET_WORKER_SESSION_S": str(settings.worker_session_s),
             "TZ": "UTC",
         }

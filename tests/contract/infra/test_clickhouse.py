@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,9 +45,20 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseProce
 
 @pytest.fixture(scope="module")
 def official(engine: ClickHouseProcess) -> Iterator[Any]:
-    client = clickhouse_connect.get_client(host="127.0.0.1", port=engine.port, autogenerate_session_id=False)
+    client = as_official(engine)
     yield client
     client.close()
+
+
+def as_official(engine: ClickHouseProcess, database: str = "market") -> Any:
+    return clickhouse_connect.get_client(
+        host="127.0.0.1",
+        port=engine.port,
+        username="operator",
+        password=engine.password(),
+        database=database,
+        autogenerate_session_id=False,
+    )
 
 
 @pytest.fixture
@@ -58,7 +70,9 @@ def post(
     engine: ClickHouseProcess, body: bytes, headers: dict[str, str] | None = None, **arguments: str
 ) -> tuple[int, bytes, dict[str, str]]:
     url = f"http://127.0.0.1:{engine.port}/?{urlencode(arguments)}"
-    request = urllib.request.Request(url, data=body, headers=headers or {}, method="POST")
+    given = headers or {}
+    who = {} if "X-ClickHouse-User" in given else {"X-ClickHouse-User": "operator", "X-ClickHouse-Key": engine.password()}
+    request = urllib.request.Request(url, data=body, headers={**who, **given}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=30) as r:
             return r.status, r.read(), {k.lower(): v for k, v in r.headers.items()}
@@ -107,10 +121,10 @@ def test_the_official_client_hears_clickhouses_own_error(official: Any) -> None:
 
 def test_a_database_is_chosen_per_request_and_never_leaks_into_the_next(engine: ClickHouseProcess, official: Any) -> None:
     official.command("CREATE DATABASE IF NOT EXISTS other")
-    other = clickhouse_connect.get_client(host="127.0.0.1", port=engine.port, database="other", autogenerate_session_id=False)
+    other = as_official(engine, "other")
     for _ in range(20):
         assert other.query("SELECT currentDatabase()").result_rows == [("other",)]
-        assert official.query("SELECT currentDatabase()").result_rows == [("default",)]
+        assert official.query("SELECT currentDatabase()").result_rows == [("market",)]
     other.close()
 
 
@@ -172,7 +186,7 @@ def test_only_one_statement_a_request(engine: ClickHouseProcess) -> None:
 
 
 def test_get_only_reads(engine: ClickHouseProcess) -> None:
-    base = f"http://127.0.0.1:{engine.port}/?"
+    base = f"http://127.0.0.1:{engine.port}/?user=operator&password={engine.password()}&"
     assert urllib.request.urlopen(base + urlencode({"query": "SELECT 7"}), timeout=10).read() == b"7\n"
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(base + urlencode({"query": "CREATE TABLE by_get (a Int8) ENGINE Memory"}), timeout=10)
@@ -254,22 +268,25 @@ def test_an_older_owner_is_fenced_out_also_after_a_restart(tmp_path: Path) -> No
 def test_an_unfinished_body_inserts_nothing(engine: ClickHouseProcess, ours: ClickHouse) -> None:
     ours.command("CREATE TABLE unfinished (a UInt64) ENGINE MergeTree ORDER BY a")
     with socket.create_connection(("127.0.0.1", engine.port), timeout=10) as s:
-        query = urlencode({"query": "INSERT INTO unfinished FORMAT CSV"})
-        s.sendall(f"POST /?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1\n2\n".encode())
+        query, who = urlencode({"query": "INSERT INTO unfinished FORMAT CSV"}), b64encode(f"operator:{engine.password()}".encode()).decode()
+        s.sendall(
+            f"POST /?{query} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic {who}\r\nContent-Length: 1000\r\n\r\n1\n2\n".encode()
+        )
     time.sleep(0.2)
     assert ours.value("SELECT count() FROM unfinished") == 0
 
 
-def test_a_password_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
-    process = ClickHouseProcess(tmp_path, clickhouse_user="market", clickhouse_password="s3cret")
+def test_a_password_is_always_asked_for_and_may_be_set(tmp_path: Path) -> None:
+    process = ClickHouseProcess(tmp_path, clickhouse_user="operator", clickhouse_password="s3cret")
     process.start()
     assert ClickHouse(process.settings).value("SELECT 1") == 1
     client = clickhouse_connect.get_client(
-        host="127.0.0.1", port=process.port, username="market", password="s3cret", autogenerate_session_id=False
+        host="127.0.0.1", port=process.port, username="operator", password="s3cret", autogenerate_session_id=False
     )
     assert client.query("SELECT 1").result_rows == [(1,)]
     client.close()
-    assert post(process, b"SELECT 1")[0] == 403
+    for user, password in (("operator", "s3cre"), ("operator", ""), ("default", ""), ("", ""), ("bills", "s3cret"), ("loader", "s3cret")):
+        assert post(process, b"SELECT 1", {"X-ClickHouse-User": user, "X-ClickHouse-Key": password})[0] in (403, 503), user
     process.stop()
 
 
@@ -351,30 +368,30 @@ def broken(engine: ClickHouseProcess) -> Iterator[Callable[[int], BreaksConnecti
         proxy.close()
 
 
-def through(proxy: BreaksConnections, before_try: Callable[[], None] = lambda: None) -> ClickHouse:
-    settings = Settings.model_validate({"clickhouse_url": f"http://127.0.0.1:{proxy.port}"})
+def through(engine: ClickHouseProcess, proxy: BreaksConnections, before_try: Callable[[], None] = lambda: None) -> ClickHouse:
+    settings = Settings.model_validate({"clickhouse_url": f"http://127.0.0.1:{proxy.port}", "clickhouse_password": engine.password()})
     return ClickHouse(settings, patience_s=10, before_try=before_try)
 
 
 def test_an_insert_without_a_token_is_sent_once_whatever_becomes_of_it(
-    ours: ClickHouse, broken: Callable[[int], BreaksConnections]
+    engine: ClickHouseProcess, ours: ClickHouse, broken: Callable[[int], BreaksConnections]
 ) -> None:
     ours.command("CREATE TABLE sent_once (a UInt64, s String) ENGINE MergeTree ORDER BY a")
     proxy = broken(1)
     with pytest.raises(ClickHouseUnavailable):
-        through(proxy).insert("INSERT INTO sent_once FORMAT CSV", b"1,MARKED\n")
+        through(engine, proxy).insert("INSERT INTO sent_once FORMAT CSV", b"1,MARKED\n")
     assert proxy.arrived == 1
     assert ours.value("SELECT count() FROM sent_once") == 1
 
 
 def test_an_insert_with_a_token_is_sent_again_and_each_time_asks_whether_it_may(
-    ours: ClickHouse, broken: Callable[[int], BreaksConnections]
+    engine: ClickHouseProcess, ours: ClickHouse, broken: Callable[[int], BreaksConnections]
 ) -> None:
     ours.command(
         "CREATE TABLE sent_again (a UInt64, s String) ENGINE MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window=1000"
     )
     proxy, asked = broken(2), list[int]()
-    client = through(proxy, lambda: asked.append(proxy.arrived))
+    client = through(engine, proxy, lambda: asked.append(proxy.arrived))
     client.insert("INSERT INTO sent_again FORMAT CSV", b"1,MARKED\n", token="t-again")
     assert (proxy.arrived, client.tries, asked[-3:]) == (3, 3, [0, 1, 2])
     assert ours.value("SELECT count() FROM sent_again") == 1
@@ -384,7 +401,9 @@ class NoMember(Exception):
     pass
 
 
-def test_who_lost_its_right_to_write_sends_nothing_again(ours: ClickHouse, broken: Callable[[int], BreaksConnections]) -> None:
+def test_who_lost_its_right_to_write_sends_nothing_again(
+    engine: ClickHouseProcess, ours: ClickHouse, broken: Callable[[int], BreaksConnections]
+) -> None:
     ours.command("CREATE TABLE lost (a UInt64, s String) ENGINE MergeTree ORDER BY a")
     proxy = broken(9)
 
@@ -395,7 +414,7 @@ def test_who_lost_its_right_to_write_sends_nothing_again(ours: ClickHouse, broke
     for statement in ("INSERT INTO lost SELECT 1, 'MARKED'", "SELECT 'MARKED'"):
         proxy.arrived = 0
         with pytest.raises(NoMember):
-            through(proxy, ensure_member).command(statement)
+            through(engine, proxy, ensure_member).command(statement)
         assert proxy.arrived == 1
 
 

@@ -37,6 +37,17 @@ def parts(settings: Settings) -> dict[str, Part]:
     return parts_of(settings, paths_of(settings))
 
 
+def test_each_process_signs_in_at_the_local_clickhouse_as_what_it_is(parts: dict[str, Part]) -> None:
+    users = {name: part.environment.get("MODELMARKET_CLICKHOUSE_USER") for name, part in parts.items()}
+    workers = {f"worker-{n}": "ingest" for n in range(3)}
+    assert {name: user for name, user in users.items() if user} == {**workers, "queries": "bills", "biller": "bills"}
+
+
+def test_a_production_server_has_users_of_its_own(settings: Settings) -> None:
+    elsewhere = settings.model_copy(update={"clickhouse_url": "https://clickhouse.example"})
+    assert not any("MODELMARKET_CLICKHOUSE_USER" in part.environment for part in parts_of(elsewhere, paths_of(elsewhere)).values())
+
+
 def test_each_part_comes_after_what_it_needs(parts: dict[str, Part]) -> None:
     seen: set[str] = set()
     for part in parts.values():

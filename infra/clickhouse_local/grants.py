@@ -1,0 +1,160 @@
+"""Who may do what inside the engine: roles, grants and row policies, once, as chDB's users file and as the DDL of a clickhouse-server.
+
+A row policy compares a row with the tenant that the session was opened for. In chDB that is the setting `log_comment`: there are no settings
+of one's own, and one user, whose roles are switched. On a server it is `SQL_tenant`, which is constant for the user.
+
+`python -m infra.clickhouse_local.grants [TENANT …]` writes the DDL, with a fresh password for the analysts of each tenant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+from typing import Literal
+from xml.sax.saxutils import escape
+
+from events.process.settings import Settings
+
+Role = Literal["ingest", "bills", "operator", "analyst"]
+OWN_ROLES: tuple[Role, ...] = ("ingest", "bills", "operator")
+"""Of the market's own processes and people; each has a password. An analyst has an API key."""
+ROLES: tuple[Role, ...] = (*OWN_ROLES, "analyst")
+LOADER = "loader"
+"""Reads the rows of an INSERT from memory: enabled for such a statement only."""
+TENANT_SETTING, SERVER_TENANT_SETTING = "log_comment", "SQL_tenant"
+
+ENGINES = (
+    *(f"{kind}MergeTree" for kind in ("", "Replacing", "Summing", "Aggregating", "Collapsing", "VersionedCollapsing")),
+    "Memory",
+    "Null",
+)
+"""Of tables that may be made: they keep their rows themselves. ReplicatedMergeTree and the like are for a server."""
+
+_GRANTS: dict[Role, tuple[str, ...]] = {
+    "ingest": ("SELECT, INSERT ON *.*",),
+    "bills": ("SELECT ON *.*",),
+    "operator": (
+        "SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP DATABASE, DROP TABLE, DROP VIEW, TRUNCATE, OPTIMIZE ON *.*",
+        "KILL QUERY ON *.*",
+        *(f"TABLE ENGINE ON {engine}" for engine in ENGINES),
+    ),
+}
+
+OWN_ROWS = {
+    "usage": "tenant = {tenant}",
+    "bills_running_rows": "tenant = {tenant}",
+    "bill_lines_running_rows": "tenant = {tenant}",
+    "history_rows": "topic IN ('accounts', 'bills') AND key = {tenant} OR topic IN ('models', 'deployments') AND JSONExtractString(state, 'tenant') = {tenant}",
+}
+"""Tables that an analyst reads, and which of their rows. Views read with the rights of who asks, so these decide for them too."""
+VIEWS = (
+    *("metering_daily", "usage_counted", "usage_rows", "bills", "bill_lines", "bills_running"),
+    *("history", "documents", "catalog", "catalog_history", "tenants", "api_keys"),
+)
+
+SYSTEM_TABLES = frozenset(
+    (
+        *("one", "numbers", "numbers_mt", "zeros", "zeros_mt", "databases", "tables", "columns", "settings", "functions"),
+        *("table_functions",),
+        *("data_type_families", "formats", "table_engines", "time_zones", "collations", "keywords", "build_options", "licenses"),
+        *("contributors",),
+        *("aggregate_function_combinators", "merge_tree_settings", "macros", "data_skipping_indices", "dictionaries"),
+    )
+)
+"""Of database `system` for an analyst: they show the engine, and of tables only those with a grant."""
+_HIDDEN = (
+    *(
+        "processes",
+        "query_cache",
+        "errors",
+        "stack_trace",
+        "parts",
+        "parts_columns",
+        "detached_parts",
+        "projection_parts",
+        "mutations",
+        "merges",
+    ),
+    *("events", "metrics", "asynchronous_metrics", "query_log", "query_thread_log", "part_log", "text_log", "trace_log", "session_log"),
+    *("asynchronous_insert_log", "query_views_log", "view_refreshes", "dropped_tables", "moves", "part_moves_between_shards", "warnings"),
+    *("user_processes", "background_schedule_pool", "filesystem_cache", "query_metric_log", "processors_profile_log", "error_log", "disks"),
+)
+"""They tell of other tenants' statements and data, and the engine shows them to everybody: nobody who is an analyst has a row there."""
+
+_SIZES = {"tables": "name", "columns": "table", "data_skipping_indices": "table"}
+"""They tell how large a table is, all tenants together, and in which files: an analyst finds the views there, which have no size."""
+
+
+def users_xml(database: str) -> str:
+    """chDB's users file: one user that has every role; a session keeps one of them (`SET ROLE`)."""
+    roles = {role: [f"GRANT {g}" for g in _granted(role, database)] for role in ROLES} | {
+        LOADER: ["GRANT READ ON FILE", "GRANT CREATE TEMPORARY TABLE ON *.*"]
+    }
+    defined = "".join(
+        f"<{r}><grants>{''.join(f'<query>{escape(g)}</query>' for g in grants)}</grants></{r}>" for r, grants in roles.items()
+    )
+    unless = "NOT has(currentRoles(), 'analyst')"
+    own = "".join(_filter(table, f"{unless} OR ({_condition(table, TENANT_SETTING)})") for table in OWN_ROWS)
+    names = ", ".join(f"'{table}'" for table in OWN_ROWS)
+    hidden = "".join(_filter(table, unless) for table in _HIDDEN)
+    hidden += "".join(_filter(system, f"{unless} OR {column} NOT IN ({names})") for system, column in _SIZES.items())
+    return f"""<clickhouse>
+<profiles><default/></profiles><quotas><default/></quotas>
+<roles>{defined}</roles>
+<users><default><password></password><networks><ip>::1</ip><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota>
+<grants>{"".join(f"<query>GRANT {role}</query>" for role in roles)}</grants>
+<databases><{database}>{own}</{database}><system>{hidden}</system></databases>
+</default></users>
+</clickhouse>
+"""
+
+
+def server_statements(database: str) -> list[str]:
+    """What a clickhouse-server needs once for the same: roles, grants and row policies. Its configuration sets `custom_settings_prefixes`
+    to `SQL_`, and `access_control_improvements.select_from_system_db_requires_grant` to true."""
+    statements = [f"CREATE ROLE IF NOT EXISTS {role}" for role in ROLES]
+    statements += [f"GRANT {granted} TO {role}" for role in ROLES for granted in _granted(role, database)]
+    statements += [f"GRANT SELECT ON system.{table} TO analyst" for table in sorted(SYSTEM_TABLES)]
+    for table in OWN_ROWS:
+        target = f"{database}.{table}"
+        statements.append(f"CREATE ROW POLICY OR REPLACE own_rows ON {target} USING {_condition(table, SERVER_TENANT_SETTING)} TO analyst")
+        statements.append(f"CREATE ROW POLICY OR REPLACE every_row ON {target} USING 1 TO ALL EXCEPT analyst")
+    return statements
+
+
+def server_analyst(user: str, tenant: str, password_sha256: str) -> str:
+    """The user of one tenant's analysts on a clickhouse-server. `user` and `tenant` are names of this market: letters, digits, - and _."""
+    assert all(c.isalnum() or c in "-_" for c in user + tenant) and len(password_sha256) == 64
+    return (
+        f"CREATE USER OR REPLACE `{user}` IDENTIFIED WITH sha256_hash BY '{password_sha256}' DEFAULT ROLE analyst"
+        f" SETTINGS {SERVER_TENANT_SETTING} = '{tenant}' CONST, readonly = 1"
+    )
+
+
+def _granted(role: Role, database: str) -> tuple[str, ...]:
+    if role == "analyst":
+        return tuple(f"SELECT ON {database}.{name}" for name in (*OWN_ROWS, *VIEWS))
+    return _GRANTS[role]
+
+
+def _condition(table: str, setting: str) -> str:
+    """A session without a tenant has no row."""
+    return OWN_ROWS[table].format(tenant=f"nullIf(getSetting('{setting}'), '')")
+
+
+def _filter(table: str, condition: str) -> str:
+    return f"<{table}><filter>{escape(condition)}</filter></{table}>"
+
+
+def main() -> None:
+    statements = server_statements(Settings().clickhouse_database)
+    for tenant in sys.argv[1:]:
+        password = secrets.token_hex(32)
+        statements += [f"-- password of analyst-{tenant}: {password}"]
+        statements += [server_analyst(f"analyst-{tenant}", tenant, hashlib.sha256(password.encode()).hexdigest())]
+    sys.stdout.write("".join(s + ("\n" if s.startswith("--") else ";\n") for s in statements))
+
+
+if __name__ == "__main__":
+    main()
