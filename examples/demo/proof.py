@@ -34,7 +34,7 @@ class Witness:
         self._settings, self._next = settings, dict[tuple[str, int], int]()
 
     def new(self) -> Counter[tuple[str, str]]:
-        """(topic, fact) → records that came since. Heartbeats are no facts, and schemas nobody's news."""
+        """(topic, fact) → records that came since. Heartbeats are no facts, and records of schemas are not counted."""
         found = Counter[tuple[str, str]]()
         reader = Reader(self._settings, "demo")
         for topic in (t for t in TOPICS if t not in ("heartbeats", "schemas")):

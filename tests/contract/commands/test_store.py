@@ -272,7 +272,7 @@ def test_if_match_refuses_what_was_decided_on_an_old_state(processors: Callable[
     assert refused(processor, add("m", "1.1.0", if_match=1)) == "version_changed"
 
 
-def test_if_match_tells_a_stranger_nothing(processors: Callable[[], CommandProcessor]) -> None:
+def test_if_match_shows_nothing_to_another_tenant(processors: Callable[[], CommandProcessor]) -> None:
     processor = processors()
     done(processor, register("m"))
 

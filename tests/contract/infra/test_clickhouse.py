@@ -112,7 +112,7 @@ def test_the_official_client_streams_blocks_and_inserts_compressed_bodies_whole(
             assert sum(row[0] for block in stream for row in block) == ROWS * (ROWS - 1) // 2
 
 
-def test_the_official_client_hears_clickhouses_own_error(official: Any) -> None:
+def test_the_official_client_gets_clickhouses_own_error(official: Any) -> None:
     with pytest.raises(DatabaseError, match="UNKNOWN_TABLE"):
         official.query("SELECT * FROM nowhere")
     with pytest.raises(DatabaseError, match="SYNTAX_ERROR"):

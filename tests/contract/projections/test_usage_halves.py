@@ -173,7 +173,7 @@ def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
     assert figures(engine, table) == (2 * EACH, 2 * EACH, 2 * (EACH - 1))
 
 
-def test_settings_said_again_forget_no_token(engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes) -> None:
+def test_settings_given_again_lose_no_token(engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes) -> None:
     """Each start says them again to a table that workers are writing to: an insert repeated after it must still be known."""
     same = sink(ClickHouse(engine.settings), table, schemas)
     for _ in range(2):

@@ -334,7 +334,7 @@ def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(
 
 
 def _follows(settings: Settings, creator: TenantCreator, tenants: int) -> None:
-    """While a relay runs: a fold is fresh only as long as it hears one."""
+    """While a relay runs: a fold is fresh only as long as heartbeats arrive."""
     folded: list[str] = []
     fold_runner = FoldRunner(settings, creator.codec, creator.log_id, ("accounts", "prices"), Names(folded), name="after-rebuild")
     try:
@@ -345,7 +345,7 @@ def _follows(settings: Settings, creator: TenantCreator, tenants: int) -> None:
 
 
 class Names:
-    """A fold that remembers what it was told."""
+    """A fold that keeps the facts it is given."""
 
     code_version = "1"
 

@@ -198,7 +198,7 @@ def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(
     assert compare(market.settings)["unreadable"] > MUTANTS // 2
 
 
-def test_a_record_cannot_swallow_its_neighbour_or_forge_a_row(market: UsageStack) -> None:
+def test_a_damaged_record_changes_no_other_row_and_forges_none(market: UsageStack) -> None:
     """The attack that a container without a guard falls for: a record that holds a whole row, its tail, and the beginning of a second
     row, whose bytes field swallows the true tail and the next record's beginning. As many rows as records, none of them true."""
     for _ in range(50):

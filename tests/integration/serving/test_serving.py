@@ -235,7 +235,7 @@ def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(ga
     assert not voided & {a.headers["modelmarket-event-id"] for a in (*before, *after)}
 
 
-def test_a_gateway_that_hears_nothing_stops_answering_before_a_revoked_key_could_matter_for_long(gateway: GatewayStack) -> None:
+def test_a_gateway_without_heartbeats_stops_answering_before_a_revoked_key_could_matter_for_long(gateway: GatewayStack) -> None:
     secret = "mm_soon-revoked"
     key_id = gateway.facts.key("caller", secret)
     eventually(lambda: gateway.infer(secret=secret).status_code == 200, "the new key works", 180)

@@ -149,7 +149,7 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
         failures = [body for name, body in facts(gateway, "deployments") if name == "VersionFailed" and body["model"] == other]
         return bool(failures) and failures[-1]["error_code"] == "artifact_missing"
 
-    eventually(failed, "the failure is told", 180)
+    eventually(failed, "the failure is on the log", 180)
     away.rename(file)
     assert Artifacts(gateway.settings).read(TenantId("acme"), digest)
     eventually(lambda: gateway.infer(other).status_code == 200, "it is tried again and answers", 180)

@@ -155,7 +155,7 @@ def test_a_position_no_store_can_have_is_no_place() -> None:
         assert chain_position_of({"store": b"s", "position": position, "previous": previous}) is None
 
 
-def test_a_decided_fact_without_a_place_is_not_applied(codec: Codec) -> None:
+def test_a_decided_fact_without_a_chain_position_is_not_applied(codec: Codec) -> None:
     by_partition, heartbeat = _log(codec, 20, random.Random(6))
     again = [
         Record(r.topic, r.partition, 900 + i, 0, r.key, r.value, {}) for i, r in enumerate(r for rs in by_partition.values() for r in rs)
@@ -277,7 +277,7 @@ def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> No
 
 
 def test_a_slow_clock_makes_no_old_heartbeat_fresh(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway that is cut off lets revoked keys in for as long as it believes to be fresh (K5)."""
+    """A gateway that is cut off lets revoked keys in for as long as it counts as fresh (K5)."""
     by_partition, heartbeat = _log(codec, 5, random.Random(6))
     here, elapsed = time.time() - 600, time.monotonic()  # ten minutes slow
     monkeypatch.setattr(time, "time", lambda: here)

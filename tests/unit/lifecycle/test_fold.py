@@ -204,7 +204,7 @@ def test_a_version_rolled_back_to_runs_like_the_one_it_replaces() -> None:
     assert specs(now.deployment) == {"1.2.0": ServiceSpec(batch_max=8), "1.0.0": ServiceSpec(batch_max=8)}
 
 
-def test_news_of_an_earlier_deployment_says_nothing_of_the_next() -> None:
+def test_a_report_of_an_earlier_deployment_changes_nothing_of_the_next() -> None:
     now = status(*PROMOTED, fact("VersionUndeployed"), fact("RolledBack", from_version="1.1.0", to_version="1.0.0"))  # position 7
     assert isinstance(statuses.evolve(now, fact("VersionReady", position=6), 0), Misfit)
     assert isinstance(statuses.evolve(now, fact("VersionReady", position=7), 0), DeploymentStatus)

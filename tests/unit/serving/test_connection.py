@@ -24,7 +24,7 @@ def disconnected(receive: Callable[[], Awaitable[Message]]) -> bool:
 
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
-def test_uvicorn_tells_who_left_and_who_stayed_and_nothing_is_lost_by_asking(http: Any) -> None:
+def test_uvicorn_reports_who_disconnected_and_asking_consumes_nothing(http: Any) -> None:
     asyncio.run(asyncio.wait_for(_two_callers(http), 20))
 
 
@@ -61,7 +61,7 @@ async def _two_callers(http: Any) -> None:
     assert received == [(False, False), (False, True), (False, False)]
 
 
-def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_hears_that_its_caller_left() -> None:
+def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_is_sent_the_disconnect() -> None:
     """Serve's proxy cancels a request when its caller hangs up; the model runs all the same."""
     ended: list[bool] = []
     received: list[Message] = []

@@ -1,4 +1,4 @@
-"""Open Inference bodies: everything a caller can get wrong is told with its field, and nothing else ever happens."""
+"""Open Inference bodies: everything a caller can get wrong is refused with its field, and never raises anything else."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_nested_data_of_an_input_without_dimensions_is_refused() -> None:
     assert refused(request(shape=[], data=[[1]]), scalar) == ("wrong_data_length", "inputs[0].data")
 
 
-def test_lengths_that_lie_are_refused() -> None:
+def test_lengths_that_the_data_does_not_have_are_refused() -> None:
     raw = np.array([1, 2], "<f4").tobytes()
     body, head = binary(raw)
     assert refused(body[:-1], header_length=head)[0] == "binary_length"

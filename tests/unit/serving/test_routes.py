@@ -103,7 +103,7 @@ def test_a_rollback_to_an_unloaded_version_leaves_calls_where_they_are_until_it_
     assert weights(routes_after(*facts, ready("1.0.0"))) == {"1.0.0": 100}
 
 
-def test_news_of_an_earlier_deployment_says_nothing_of_the_next() -> None:
+def test_a_report_of_an_earlier_deployment_changes_nothing_of_the_next() -> None:
     facts = (*CANARY, PROMOTED, undeployed("1.0.0"), BACK)  # BACK is position 10
     assert weights(routes_after(*facts, ready("1.0.0", position=8))) == {"1.1.0": 100}
 
