@@ -18,7 +18,7 @@ from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
-from projections.dead_letters.queries import DEAD_LETTERS_MAX, OPEN, STATES, TRIED, DeadLetterStatus, all_dead_letters, find_dead_letters
+from projections.dead_letters.queries import OPEN, STATES, TRIED, DeadLetterStatus, all_dead_letters, find_dead_letters
 from projections.dead_letters.redrive import Redrive, Tried
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.validator import why_unreadable
@@ -34,7 +34,7 @@ def list_(
 ) -> None:
     """Open dead letters: where, why, since when, and whether a write-off is requested."""
     with explained_failures():
-        found = find_dead_letters(ClickHouse(Settings()), STATES if everything else OPEN)
+        found = list(all_dead_letters(ClickHouse(Settings()), "", STATES if everything else OPEN))
     if as_json:
         console.print_json(json.dumps([letter.to_json() for letter in found]))
         return
@@ -45,8 +45,6 @@ def list_(
     for letter in found:
         table.add_row(str(letter.at), escape(f"{letter.code}: {letter.reason}"[:120]), when(letter.first_us), escape(_state(letter)))
     console.print(table)
-    if len(found) == DEAD_LETTERS_MAX:
-        console.print(f"the first {DEAD_LETTERS_MAX}; there are more")
     if any(letter.at.topic == "usage" and letter.state in OPEN for letter in found):
         console.print("bills of the partitions of usage named here wait")
 

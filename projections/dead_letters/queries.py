@@ -100,12 +100,12 @@ def find_dead_letters(
     ]
 
 
-def all_dead_letters(clickhouse: ClickHouse, topic: str, states: tuple[State, ...] = OPEN) -> Iterator[DeadLetterStatus]:
-    """All of a topic in one of the states, however many: those that stay as they are do not hide the ones behind them."""
+def all_dead_letters(clickhouse: ClickHouse, topic: str = "", states: tuple[State, ...] = OPEN) -> Iterator[DeadLetterStatus]:
+    """All of a topic, or of every topic, in one of the states, however many: those that stay as they are do not hide the ones behind them."""
     at = Coordinate(topic, -1, -1)
     while page := find_dead_letters(clickhouse, states, after=at):
         for dead_letter in page:
-            if dead_letter.at.topic != topic:
+            if topic and dead_letter.at.topic != topic:
                 return
             yield dead_letter
         at = page[-1].at

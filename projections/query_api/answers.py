@@ -104,6 +104,7 @@ class Bill(Answer):
 
 class DeadLetterPage(Answer):
     dead_letters: list[dict[str, Any]] = Field(description="record, state (open, requested, written_off, redriven), code, reason, sha256.")
+    next: str = Field(description="Pass as `after`; empty at the end.")
 
 
 class EpochPage(Answer):

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
-from projections.dead_letters.queries import OPEN, STATES, find_dead_letters
+from events.log.record import Coordinate
+from projections.dead_letters.queries import DEAD_LETTERS_MAX, OPEN, STATES, find_dead_letters
 from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
 from projections.query_api.answers import Caller, DeadLetterPage, EpochPage, Health
 from projections.query_api.request_context import ASKED, Admin, MayRead, Parts
 from projections.usage.producer_epochs import epochs
 
 router = APIRouter(tags=["operation"])
+After = Annotated[str, Query(pattern="^([a-z-]{1,40}/[0-9]{1,9}/[0-9]{1,18})?$", description="`next` of the page before.")]
 
 
 @router.get("/v1/dead-letters", response_model=DeadLetterPage, responses=ASKED)
-def dead_letters(parts: Parts, caller: Admin, everything: bool = False) -> Any:
-    """Records nobody could read: open ones, or all with what became of them. Their bytes stay on the log."""
-    return {"dead_letters": [d.to_json() for d in find_dead_letters(parts.clickhouse, STATES if everything else OPEN)]}
+def dead_letters(
+    parts: Parts,
+    caller: Admin,
+    everything: bool = False,
+    after: After = "",
+    limit: Annotated[int, Query(ge=1, le=DEAD_LETTERS_MAX)] = DEAD_LETTERS_MAX,
+) -> Any:
+    """Records nobody could read, in the order of their coordinates: open ones, or all with what became of them. Their bytes stay on the
+    log; `next` goes into `after` for the next page."""
+    topic, partition, offset = after.split("/") if after else ("", -1, -1)
+    start = Coordinate(topic, int(partition), int(offset))
+    page = find_dead_letters(parts.clickhouse, STATES if everything else OPEN, limit=limit, after=start)
+    return {"dead_letters": [d.to_json() for d in page], "next": str(page[-1].at) if len(page) == limit else ""}
 
 
 @router.get("/v1/producers", response_model=EpochPage, responses=ASKED)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from starlette.testclient import TestClient
 
+from access.bearer import digest_of
 from events.log.record import Coordinate
 from projections.catalog.tables import STATEMENTS
 from projections.dead_letters import queries as module
 from projections.dead_letters.queries import STATES, all_dead_letters, find_dead_letters
 from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.ingest.clickhouse import ClickHouse
+from projections.query_api.app import make_app
+from projections.query_api.keys_from_log import KeysFromLog
+from projections.query_api.request_context import Queries
 from projections.usage.views import usage_statements
 from tests.support.clickhouse_process import ClickHouseProcess
 
@@ -53,6 +58,24 @@ def test_every_dead_letter_of_a_topic_comes_once_whatever_lies_before_it(
     assert [letter.at for letter in all_dead_letters(clickhouse, "usage")] == wanted
     assert len(find_dead_letters(clickhouse)) == min(page, len(OTHERS) + len(wanted))
     assert find_dead_letters(clickhouse)[0].at == OTHERS[0]
+
+
+def test_the_list_goes_on_page_after_page_for_whoever_asks(clickhouse: ClickHouse) -> None:
+    wanted = [*OTHERS, *sorted(at for at in USAGE if at != READ)]
+    wanted.sort()
+    assert [d.at for d in all_dead_letters(clickhouse)] == wanted
+    accounts = KeysFromLog(digest_of(b"mm_first"))
+    client = TestClient(
+        make_app(Queries(clickhouse, accounts, lambda: 0.0, lambda: True, 60)), headers={"Authorization": "Bearer mm_first"}
+    )
+    records, after = list[str](), ""
+    for _ in wanted:
+        page = client.get("/v1/dead-letters", params={"limit": 4, "after": after}).json()
+        records += [d["record"] for d in page["dead_letters"]]
+        after = page["next"]
+        if not after:
+            break
+    assert records == [str(at) for at in wanted]
 
 
 def test_a_forged_dead_letter_names_a_record_that_was_never_met_or_other_bytes_and_is_not_believed(clickhouse: ClickHouse) -> None:

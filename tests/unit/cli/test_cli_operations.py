@@ -22,7 +22,7 @@ def test_a_dead_letter_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyP
     def found(*_: Any) -> list[DeadLetterStatus]:
         return [letter]
 
-    monkeypatch.setattr(dead_letters, "find_dead_letters", found)
+    monkeypatch.setattr(dead_letters, "all_dead_letters", found)
     printed = CliRunner().invoke(dead_letters.app, ["list"])
     assert printed.exit_code == 0 and HOSTILE in printed.output and "an[/]admin" in printed.output, printed.output
 
