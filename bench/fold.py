@@ -20,7 +20,9 @@ from events.log.fold_runner import FoldRunner
 from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.schemas import open_codec
+from events.process.clock import now_us
 from events.process.settings import Settings
+from events.process.signing_keys import signing_key
 from infra.launcher import Stack
 from serving.gateway.routes import Routes
 from serving.gateway.state import TOPICS as FOLDED
@@ -70,6 +72,7 @@ class _Relay:
     def __init__(self, settings: Settings) -> None:
         self.writer, reader = Writer(settings, "bench", linger_ms=20), Reader(settings, "bench")
         self.codec, _ = open_codec(settings, reader)
+        self.key = signing_key(settings, "relay")
         self.position = 0
         self.sent: dict[str, int] = {}
 
@@ -111,7 +114,8 @@ class _Relay:
         self.sent[partition_key] = self.position
 
     def heartbeat(self) -> None:
-        self.writer.append("heartbeats", b"bench", Heartbeat("bench", self.position, self.sent).to_json()).result(10)
+        heartbeat = Heartbeat("bench", self.position, self.sent, now_us())
+        self.writer.append("heartbeats", heartbeat.key, heartbeat.to_json(), heartbeat.signed_headers(self.key)).result(10)
 
 
 def _ignore(_at: object, error: Exception | None) -> None:

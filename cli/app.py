@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import bill, dead_letters, log, producers, replay, stack, store
+from cli import bill, dead_letters, keys, log, producers, replay, stack, store
 from cli.failures import kept_in_a_file
 
 app = typer.Typer(help="The AI model market on this machine.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -16,6 +16,7 @@ app.add_typer(replay.replay, name="replay")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(producers.app, name="producers")
 app.add_typer(store.app, name="store")
+app.command("keys")(keys.keys)
 app.add_typer(log.log, name="log")
 app.add_typer(log.topics, name="topics")
 app.add_typer(log.schemas, name="schemas")

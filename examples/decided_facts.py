@@ -23,6 +23,7 @@ from events.process.artifacts import Artifacts
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.process.settings import Settings
+from events.process.signing_keys import signing_key
 
 HEARTBEAT_S = 0.3
 
@@ -35,7 +36,7 @@ class DecidedFactWriter:
         self.codec, self.log_id = open_codec(settings, reader)
         reader.close()
         self.settings, self.store = settings, f"store-{uuid.uuid4()}"
-        self._writer = Writer(settings, "decided-facts")
+        self._writer, self._key = Writer(settings, "decided-facts"), signing_key(settings, "relay")
         self.silent = False
         """While true no heartbeat is sent, as when the relay is dead or a fold is cut off."""
         self._position = 0
@@ -63,8 +64,8 @@ class DecidedFactWriter:
         if self.silent:
             return
         with self._lock:
-            heartbeat = Heartbeat(self.store, self._position, dict(self._sent))
-            self._writer.append("heartbeats", self.store.encode(), heartbeat.to_json(), partition=0)
+            heartbeat = Heartbeat(self.store, self._position, dict(self._sent), now_us())
+            self._writer.append("heartbeats", heartbeat.key, heartbeat.to_json(), heartbeat.signed_headers(self._key), partition=0)
 
     def close(self) -> None:
         self._stop.set()

@@ -14,22 +14,26 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from commands.relay.lock import LockLost, RelayLock
-from commands.relay.resume import TP, StoreMismatch, newest_heartbeat, read_tails, resume, start_after
+from commands.relay.resume import TP, StoreMismatch, is_newest, read_tails, resume, start_after
 from commands.store.event_store import ANSWER_EVENT, Event, Store, StoreUnavailable, open_store
 from commands.store.generation import StoreGeneration, current_generation
 from commands.store.stored_record import unpack
 from events.log.chain import ChainPosition
 from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader, Writer
-from events.log.heartbeat import Heartbeat
+from events.log.heartbeat import TOPIC as HEARTBEATS
+from events.log.heartbeat import Heartbeat, newest_heartbeats
 from events.log.record import Coordinate
 from events.log.topic_admin import check_partitions
+from events.process.clock import now_us
 from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
+from events.process.signing_keys import KeyMissing, SigningKey, signing_key
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +75,14 @@ class Progress:
 
 
 class Relay:
-    """Runs in the caller's thread until `stop` is set. Raises StoreMismatch, LogBroken, LogMismatch, StoreUnavailable, and
-    whatever `check_lock` raises, which is called before anything is sent."""
+    """Runs in the caller's thread until `stop` is set. Its creation raises LogMismatch without the relay's key. Raises StoreMismatch,
+    LogBroken, LogMismatch, StoreUnavailable, and whatever `check_lock` raises, which is called before anything is sent."""
 
     def __init__(self, settings: Settings, store: Store, stop: threading.Event, check_lock: Callable[[], None] = lambda: None) -> None:
         self._settings, self._store, self._stop, self._check_lock = settings, store, stop, check_lock
         self._acknowledged: dict[TP, float] = {}
         """When each partition last acknowledged a record of this relay, by the monotonic clock."""
+        self._key = _own_key(settings)
         self.progress = Progress()
 
     def run(self) -> None:
@@ -86,14 +91,14 @@ class Relay:
             return
         reader = Reader(self._settings, "relay")
         try:
-            sent, position = self._starting_point(reader, generation)
+            sent, position, number = self._starting_point(reader, generation)
         finally:
             reader.close()
         self.progress.store, self.progress.sent, self.progress.position = generation.store, sent, position
         logger.info("relaying", extra={"store": generation.store, "after_position": position})
         writer, flush_s = Writer(self._settings, "relay"), 0.0
         try:
-            self._relay(writer, generation)
+            self._relay(writer, generation, number)
             flush_s = 5.0
         finally:
             writer.close(flush_s)  # after an error the records in the queue are dropped: the next relay sends them, from the tail
@@ -108,18 +113,21 @@ class Relay:
             self._stop.wait(WAIT_S)
         return None
 
-    def _starting_point(self, reader: Reader, generation: StoreGeneration) -> tuple[dict[TP, int], int]:
+    def _starting_point(self, reader: Reader, generation: StoreGeneration) -> tuple[dict[TP, int], int, int]:
+        """What was sent to each partition, the position to go on after, and the number of the last heartbeat."""
         while True:
             try:
-                sent = resume(self._store, generation, read_tails(reader))
-                return sent, start_after(self._store, generation, sent, newest_heartbeat(reader))
+                seen = newest_heartbeats(reader)
+                sent = resume(self._store, generation, read_tails(reader, partial(is_newest, self._store, generation, seen)), seen)
+                newest = seen[0].heartbeat if seen else None
+                return sent, start_after(self._store, generation, sent, newest), newest.number if newest else 0
             except LogUnavailable as e:
                 self.progress.message = str(e)
                 if self._stop.wait(WAIT_S):
                     raise
 
-    def _relay(self, writer: Writer, generation: StoreGeneration) -> None:
-        heartbeats = _Heartbeats(writer, generation.store, self.progress)
+    def _relay(self, writer: Writer, generation: StoreGeneration, number: int) -> None:
+        heartbeats = _Heartbeats(writer, self._key, generation.store, self.progress, number)
         self.progress.newest = self._store.last_position()
         self.progress.status, self.progress.message = "ready", ""
         while not self._stop.is_set():
@@ -182,8 +190,8 @@ class Relay:
 class _Heartbeats:
     """Tells how far the relay is, each second and after each batch; never more than one heartbeat waits for Kafka."""
 
-    def __init__(self, writer: Writer, store: str, progress: Progress) -> None:
-        self._writer, self._store, self._progress = writer, store, progress
+    def __init__(self, writer: Writer, key: SigningKey, store: str, progress: Progress, number: int) -> None:
+        self._writer, self._key, self._store, self._progress, self._number = writer, key, store, progress, number
         self._last = 0.0
         self._moved = True
         self._pending: Future[Coordinate] | None = None
@@ -198,9 +206,18 @@ class _Heartbeats:
         if not self.due():
             return
         sent = {f"{topic}/{partition}": position for (topic, partition), position in self._progress.sent.items() if position}
-        heartbeat = Heartbeat(self._store, self._progress.position, sent)
-        self._pending = self._writer.append("heartbeats", self._store.encode(), heartbeat.to_json(), partition=0)
+        self._number = max(self._number + 1, now_us())  # the clock too: heartbeats are kept for a day, and a relay may be away longer
+        heartbeat = Heartbeat(self._store, self._progress.position, sent, self._number)
+        headers = heartbeat.signed_headers(self._key)
+        self._pending = self._writer.append(HEARTBEATS, heartbeat.key, heartbeat.to_json(), headers, partition=0)
         self._last, self._moved = time.monotonic(), False
+
+
+def _own_key(settings: Settings) -> SigningKey:
+    try:
+        return signing_key(settings, "relay")
+    except KeyMissing as e:
+        raise LogMismatch(str(e)) from e
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

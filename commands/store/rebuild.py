@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from commands.store.event_store import Event, Store, StoreUnavailable, open_store
 from commands.store.generation import STORE, decided_partitions
@@ -21,6 +22,7 @@ from events.log.chain import POSITION, PREVIOUS, STORE_OPENED, Chain, ChainCheck
 from events.log.chain import STORE as STORE_HEADER
 from events.log.chain_check import check_chain
 from events.log.client import LogMismatch, LogUnavailable, Reader
+from events.log.heartbeat import Heartbeat, is_covered, newest_heartbeats
 from events.log.record import Record
 from events.log.schemas import open_codec
 from events.process.json_logging import start_logging
@@ -42,14 +44,23 @@ class NotRebuilt(Exception):
     remove the new store and try again."""
 
 
-def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -> int:
-    """Fills an empty store from all records of the decided topics, per partition in order; the number of facts. Raises NotRebuilt."""
+def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId, newest: Heartbeat | None = None) -> int:
+    """Fills an empty store from all records of the decided topics, per partition in order; the number of facts. Raises NotRebuilt.
+    `newest`: the relay's last heartbeat; beyond what it names, a record without its predecessor is somebody else's."""
     if store.last_position():
         raise NotRebuilt(f"the store {store.url} is not empty; move it away first")
     chains = {tp: Chain() for tp in decided_partitions()}
     events: dict[int, Event] = {}
+    waiting = defaultdict[TP, list[Record]](list)
     for record in records:
-        add_record(record, codec, chains[record.topic, record.partition], events)
+        queue, chain = waiting[record.topic, record.partition], chains[record.topic, record.partition]
+        if not add_record(record, codec, chain, events):
+            queue.append(record)
+            continue
+        while (taken := next((r for r in queue if add_record(r, codec, chain, events)), None)) is not None:
+            queue.remove(taken)
+    for tp, queue in waiting.items():
+        _require_foreign(tp, queue, chains[tp], newest)
     ordered = [events[position] for position in sorted(events)]
     for start in range(0, len(ordered), EVENTS_APPENDED_MAX):
         store.append_at(ordered[start : start + EVENTS_APPENDED_MAX])
@@ -60,21 +71,28 @@ def rebuild(store: Store, codec: Codec, records: Iterable[Record], by: UserId) -
     return len(ordered)
 
 
-def add_record(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> None:
-    """One record of a partition, in order, into `events` by position. Raises NotRebuilt."""
+def _require_foreign(tp: TP, queue: Sequence[Record], chain: Chain, newest: Heartbeat | None) -> None:
+    """Raises NotRebuilt when a record whose predecessor is missing may be the relay's."""
+    if queue and not (newest and is_covered(newest, *tp, chain)):
+        first = chain_position_of(queue[0].headers)
+        raise NotRebuilt(f"{queue[0].coordinate} is {first}, but {chain.position} is the last before it: the log is not whole")
+    for record in queue:
+        logger.warning("set %s aside: the relay did not send it", record.coordinate)
+
+
+def add_record(record: Record, codec: Codec, chain: Chain, events: dict[int, Event]) -> bool:
+    """One record of a partition into `events` by position; False when it has to wait for its predecessor. Raises NotRebuilt."""
     chain_position = chain_position_of(record.headers)
     if chain_position is None:
-        return  # an observed fact, or no fact at all: no decision
+        return True  # an observed fact, or no fact at all: no decision
     match check_chain(chain, codec, chain_position, record.headers, record.value):
         case ChainCheck.COPY:
-            return
+            return True
         case ChainCheck.UNREADABLE:
             logger.warning("set %s aside: it claims to open store %s and cannot be read", record.coordinate, chain_position.store)
-            return
+            return True
         case ChainCheck.WAIT:
-            raise NotRebuilt(
-                f"{record.coordinate} follows position {chain_position.previous}, but {chain.position} is the last before it: the log is not whole"
-            )
+            return False
         case ChainCheck.NEXT:
             chain.advance(chain_position)
     try:
@@ -87,6 +105,7 @@ def add_record(record: Record, codec: Codec, chain: Chain, events: dict[int, Eve
     stored = StoredRecord(record.topic, record.partition, record.key, headers, record.value, opening)
     originator = STORE if opening else f"{KIND_OF_FACT.get(name, KIND_OF[record.topic])}/{record.key.decode()}"
     events[chain_position.position] = Event(originator, int(body["version"]), name, stored.pack(), chain_position.position)
+    return True
 
 
 def read_decided(reader: Reader) -> Iterable[Record]:
@@ -101,7 +120,8 @@ def rebuild_store(settings: Settings) -> int:
         codec, _ = open_codec(settings, reader)
         store = open_store(settings)
         try:
-            return rebuild(store, codec, read_decided(reader), UserId("rebuild"))
+            seen = newest_heartbeats(reader)
+            return rebuild(store, codec, read_decided(reader), UserId("rebuild"), seen[0].heartbeat if seen else None)
         finally:
             store.close()
     except (LogMismatch, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:

@@ -221,6 +221,7 @@ class Reader:
     """Reads records from where it is told. No group, no commit: the position is the caller's."""
 
     def __init__(self, settings: Settings, client_id: str = "reader") -> None:
+        self.settings = settings
         self._config = client_config(settings) | {"client.id": client_id}
         self._admin: AdminClient | None = None
         self._known: set[str] = set()

@@ -21,7 +21,7 @@ from events.log import snapshot as snapshots
 from events.log.chain import STALLED_S_MAX, Chain, ChainCheck, chain_position_of
 from events.log.chain_check import check_chain
 from events.log.client import LogMismatch, LogUnavailable, Reader
-from events.log.heartbeat import Heartbeat
+from events.log.heartbeat import SKEW_MS_MAX, Heartbeat, relay_keys
 from events.log.record import Coordinate, Record
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
@@ -34,6 +34,8 @@ SLICE_PAUSE_S = 0.005
 """Pause between two slices of a snapshot, for the other threads: a million keys take two seconds, and no call is slower."""
 HEARTBEATS_KEPT = 10_000
 """Heartbeats that wait for their records: eight minutes at 20 a second. Older ones are dropped; only the newest counts."""
+NAMED_MAX = 10
+"""Records that one alarm names."""
 HEARTBEAT = ("heartbeats", 0)
 TP = tuple[str, int]
 
@@ -73,7 +75,8 @@ these. They hold plain values only: Python's garbage collector stops tracking su
 
 
 class FoldRunner:
-    """Runs the fold in a thread. `alarm(subject, message)` is called once when a chain has stalled for 30 s."""
+    """Runs the fold in a thread. `alarm(subject, message)` is called once when a chain has stalled for 30 s. Its creation raises
+    LogMismatch when this process does not know the relay's key."""
 
     def __init__(
         self,
@@ -95,10 +98,12 @@ class FoldRunner:
             (t, p): _PartitionTracker(Chain(), 0, deque()) for t in topics for p in range(TOPICS[t].partitions)
         }
         self._accepted: list[_Accepted] = []
-        self._heartbeats: deque[tuple[Heartbeat, int, float]] = deque(maxlen=HEARTBEATS_KEPT)
+        self._heartbeats: deque[tuple[Heartbeat, Record, float]] = deque(maxlen=HEARTBEATS_KEPT)
+        self._relay_keys = relay_keys(settings)
         self._position = 0
-        self._heartbeat_ms, self._heartbeat_came_s = 0, 0.0
+        self._heartbeat_ms, self._heartbeat_came_s, self._heartbeat_number = 0, 0.0, 0
         self._ends_at_start: dict[TP, int] = {}
+        self._heartbeats_end = 0
         self._caught_up = False
         self._stop = threading.Event()
         self._caught_up_event = threading.Event()
@@ -175,7 +180,8 @@ class FoldRunner:
         try:
             self._restore()
             self._ends_at_start = self._ends(reader)
-            heartbeats_from = max(0, self._ends_at_start.pop(HEARTBEAT) - 50)
+            self._heartbeats_end = self._ends_at_start.pop(HEARTBEAT)
+            heartbeats_from = max(0, self._heartbeats_end - 50)
             for tp, tracker in self._trackers.items():
                 if tracker.next_offset > self._ends_at_start[tp]:
                     raise LogMismatch(
@@ -203,21 +209,21 @@ class FoldRunner:
     def _receive(self, record: Record) -> None:
         tp = (record.topic, record.partition)
         if tp == HEARTBEAT:
-            heartbeat = Heartbeat.from_json(record.value)
-            if heartbeat is not None:
-                self._heartbeats.append((heartbeat, record.timestamp, time.monotonic()))
+            heartbeat = Heartbeat.from_record(record, self._relay_keys)
+            if heartbeat is not None and heartbeat.number > self._heartbeat_number:  # an old one written once more makes nothing fresh
+                self._heartbeat_number = heartbeat.number
+                self._heartbeats.append((heartbeat, record, time.monotonic()))
             return
         tracker = self._trackers[tp]
         tracker.next_offset = record.offset + 1
         tracker.waiting.append(record)
-        while tracker.waiting and self._accept(tracker, tracker.waiting[0]):
-            tracker.waiting.popleft()
-            tracker.stalled_at = None
-        if len(tracker.waiting) > 1:
-            head = tracker.waiting[0]
-            self._accept_out_of_order(tracker)
-            if not tracker.waiting or tracker.waiting[0] is not head:
-                tracker.stalled_at = None  # accepting later records does not shorten the wait of the first
+        head = tracker.waiting[0]
+        if self._accept(tracker, record):
+            tracker.waiting.pop()
+            if tracker.waiting:
+                self._accept_out_of_order(tracker)
+        if not tracker.waiting or tracker.waiting[0] is not head:
+            tracker.stalled_at = None  # accepting later records does not shorten the wait of the first
         if tracker.waiting and tracker.stalled_at is None:
             tracker.stalled_at = time.monotonic()
 
@@ -275,7 +281,7 @@ class FoldRunner:
             return
         for _ in range(found):  # the newer one covers the older ones
             self._heartbeats.popleft()
-        heartbeat, at_ms, came_s = self._heartbeats.popleft()
+        heartbeat, record, came_s = self._heartbeats.popleft()
         due = sorted(d for d in self._accepted if d[0] <= heartbeat.position)
         for position, observed, offset, topic, partition, frame in due:
             name, body = self._codec.decode(frame)  # Undecodable stops the fold: it skips nothing
@@ -284,13 +290,28 @@ class FoldRunner:
             self._fold.apply(name, body, Coordinate(topic, partition, offset))
         if due:
             self._accepted = [d for d in self._accepted if d[0] > heartbeat.position]
-        self._position, self._heartbeat_ms, self._heartbeat_came_s = max(self._position, heartbeat.position), at_ms, came_s
-        if not self._caught_up and all(
-            self._trackers[tp].next_offset >= end and not self._trackers[tp].waiting for tp, end in self._ends_at_start.items()
-        ):
-            self._caught_up = not self._accepted
+        self._set_aside_older(self._heartbeat_ms - SKEW_MS_MAX)
+        self._position, self._heartbeat_ms, self._heartbeat_came_s = max(self._position, heartbeat.position), record.timestamp, came_s
+        if not self._caught_up and all(self._trackers[tp].next_offset >= end for tp, end in self._ends_at_start.items()):
+            # What waits beyond the second heartbeat after the start is not the relay's, and must not keep a process from starting.
+            self._caught_up = self.lag == 0 or record.offset > self._heartbeats_end
             if self._caught_up:
                 self._caught_up_event.set()
+
+    def _set_aside_older(self, at_ms: float) -> None:
+        """Called when all that a heartbeat speaks of is applied, with the append time of the one before. The relay writes one heartbeat at a
+        time, and none while it sends: so this one speaks of every record of the relay that was there before the last one was. What is older
+        and still waits was written by somebody else."""
+        for (topic, partition), tracker in self._trackers.items():
+            foreign = [r for r in tracker.waiting if r.timestamp < at_ms]
+            if not foreign:
+                continue
+            tracker.waiting = deque(r for r in tracker.waiting if r.timestamp >= at_ms)
+            tracker.stalled_at = time.monotonic() if tracker.waiting else None
+            self.unreadable += len(foreign)
+            named = ", ".join(str(r.coordinate) for r in foreign[:NAMED_MAX])
+            more = f" and {len(foreign) - NAMED_MAX} more" if len(foreign) > NAMED_MAX else ""
+            self._alarm(f"{topic}/{partition}", f"fold {self._name} set {named}{more} aside: the relay did not send it")
 
     def _all_seen(self, heartbeat: Heartbeat) -> bool:
         for (topic, partition), tracker in self._trackers.items():

@@ -1,7 +1,7 @@
 """What topic `schemas` says: the first identity of the log, and the first text of each schema id (K2).
 
-Anybody who can write to the topic can write a record that claims something else. The first record counts, when its own SHA-256 is that of
-its text; a later one that differs is refused with a reason, and stops nobody. Pure.
+Anybody who can write to the topic can write a record that claims something else. The first one that set-up signed counts, when its own
+SHA-256 is that of its text; any other is refused with a reason, and stops nobody. Pure.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any
 from events.facts.log import LogCreated, SchemaRegistered
 from events.log.headers import CE_TYPE
 from events.log.record import LogRecord
+from events.log.signature import is_signed
+from events.process.signing_keys import PublicKeys
 from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, todays_schemas
 
-FORGED = frozenset({"another_log", "wrong_sha256", "schema_changed", "no_schema", "no_type"})
+FORGED = frozenset({"another_log", "wrong_sha256", "schema_changed", "no_schema", "not_signed"})
 """Codes of records that set-up never writes."""
 READ_BEFORE_ANY_SCHEMA = (LogCreated.__name__, SchemaRegistered.__name__)
 
 
 @dataclass(slots=True)
 class RecordedSchemas:
-    """A fold of the topic, from its first record on."""
+    """A fold of the topic, from its first record on. `keys`: of set-up."""
 
+    keys: PublicKeys
     schemas: SchemaSet = field(default_factory=SchemaSet)
     created: Mapping[str, Any] | None = None
     """Body of the LogCreated that counts."""
@@ -38,10 +41,11 @@ class RecordedSchemas:
     def take(self, record: LogRecord) -> Undecodable | None:
         """Learns what the record says; what is wrong with it otherwise, and then nothing is learned. None for a copy, and for records
         without the header of one of the two facts: nobody reads those."""
-        name = claimed_fact(dict(record.headers))
+        name = claimed_fact(record)
         if name is None:
             return None
         try:
+            check_signature(record, self.keys)
             body = read_claim(name, record.value)
             if name == LogCreated.__name__:
                 check_log(body, self.created)
@@ -60,9 +64,15 @@ class RecordedSchemas:
             self.schemas.add(schema)
 
 
-def claimed_fact(headers: Mapping[str, bytes]) -> str | None:
+def check_signature(record: LogRecord, keys: PublicKeys) -> None:
+    """Raises Undecodable unless set-up signed it."""
+    if not is_signed(record, keys):
+        raise Undecodable("not_signed", "set-up did not sign it")
+
+
+def claimed_fact(record: LogRecord) -> str | None:
     """Which of the two facts that are read before any schema is known a record claims to be, by its header."""
-    name = headers.get(CE_TYPE, b"").decode("utf-8", "replace")
+    name = dict(record.headers).get(CE_TYPE, b"").decode("utf-8", "replace")
     return name if name in READ_BEFORE_ANY_SCHEMA else None
 
 

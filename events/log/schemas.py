@@ -13,18 +13,21 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from events.facts.fact import Fact
 from events.facts.log import LogCreated, SchemaRegistered
-from events.facts.topics import TOPICS
+from events.facts.topics import TOPICS, key_of
 from events.log.client import PARTITIONER, LogMismatch, LogUnavailable, Reader, Writer
 from events.log.headers import headers_of
+from events.log.record import Coordinate
 from events.log.recorded_schemas import RecordedSchemas
+from events.log.signature import signed_headers
 from events.log.topic_admin import check_partitions
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.process.settings import Settings
+from events.process.signing_keys import KeyMissing, PublicKeys, SigningKey, mint_keys, public_keys, signing_key
 from events.schema.codec import Codec, Schema, SchemaSet, Undecodable, frame_schema_id, todays_schemas
 from events.schema.registry import RegistryUnavailable, SchemaRegistry
 
@@ -39,12 +42,14 @@ ASKED_MAX = 10_000
 
 
 def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
-    """Registers today's schemas and records every new id on the log; returns the subjects that were new. Safe to repeat."""
-    registry, recorded = SchemaRegistry(settings), _read(reader)
+    """Registers today's schemas and records every new id on the log; returns the subjects that were new. Safe to repeat.
+    Raises LogMismatch when this process was not given the key of set-up."""
+    signed_by, registry, recorded = _own_key(settings), SchemaRegistry(settings), _read(reader)
     schemas, log_id = recorded.schemas, recorded.log_id
     registry.require_compatibility()
     todays = todays_schemas()
-    _compare_all(registry, schemas)
+    for known in sorted(schemas.by_id.values(), key=lambda s: s.schema_id):
+        compare(registry, known)
     codec_schemas = SchemaSet()
     for subject, definition in todays.items():
         schema_id = registry.register(subject, definition)
@@ -61,7 +66,7 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
         created = LogCreated(
             event_id=new_id(), occurred_at=now_us(), producer="prepare", log_id=log_id, partitioner=PARTITIONER, partitions=partitions
         )
-        _append(writer, codec, created, log_id)
+        append_signed(writer, codec, signed_by, created)
     for subject in new:
         schema = codec_schemas.current[subject]
         fact = SchemaRegistered(
@@ -74,14 +79,24 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
             sha256=schema.sha256,
             definition=schema.definition,
         )
-        _append(writer, codec, fact, str(schema.schema_id))
+        append_signed(writer, codec, signed_by, fact)
     if not writer.flush(30):
         raise LogUnavailable("Kafka did not acknowledge the schemas within 30 s")
     return new
 
 
-def _append(writer: Writer, codec: Codec, fact: Fact, key: str) -> None:
-    writer.append("schemas", key.encode(), codec.encode(fact), headers_of(fact))
+def _own_key(settings: Settings) -> SigningKey:
+    mint_keys(settings)
+    try:
+        return signing_key(settings, "setup")
+    except KeyMissing as e:
+        raise LogMismatch(str(e)) from e
+
+
+def append_signed(writer: Writer, codec: Codec, signed_by: SigningKey, fact: LogCreated | SchemaRegistered) -> Future[Coordinate]:
+    """What set-up says of the log. A record without its signature is believed by nobody."""
+    key, value = key_of(fact), codec.encode(fact)
+    return writer.append("schemas", key, value, {**headers_of(fact), **signed_headers(signed_by, "schemas", key, value)})
 
 
 # --- what every process does at start
@@ -96,7 +111,8 @@ def open_codec(settings: Settings, reader: Reader) -> tuple[Codec, str]:
     registry, end = SchemaRegistry(settings), time.monotonic() + REGISTRY_S_MAX
     while True:
         try:
-            _compare_all(registry, schemas)
+            for schema in schemas.by_id.values():
+                compare(registry, schema)
             return LogCodec(settings, schemas), log_id
         except RegistryUnavailable as e:
             if time.monotonic() > end:
@@ -153,11 +169,10 @@ def schemas_on_log(reader: Reader) -> list[Schema]:
 
 
 def _read(reader: Reader) -> RecordedSchemas:
-    recorded = RecordedSchemas()
-    for record in reader.read("schemas"):
-        refused = recorded.take(record)
-        if refused is not None:
-            logger.warning("the record at %s says nothing about schemas: %s", record.coordinate, refused)
+    recorded = RecordedSchemas(setup_keys(reader.settings))
+    refused = [(record, why) for record in reader.read("schemas") if (why := recorded.take(record)) is not None]
+    if refused:
+        logger.warning("%d records are passed over, the first at %s: %s", len(refused), refused[0][0].coordinate, refused[0][1])
     created = recorded.created
     if created is not None and (
         created["partitions"] != {t.name: t.partitions for t in TOPICS.values()} or created["partitioner"] != PARTITIONER
@@ -166,17 +181,12 @@ def _read(reader: Reader) -> RecordedSchemas:
     return recorded
 
 
-def _compare_all(registry: SchemaRegistry, schemas: SchemaSet) -> None:
-    """Raises LogMismatch unless the registry has each schema that is written today, under the log's id. An older one that it does not know
-    is no reason to stop: the log has its text, and no id is given away again (`publish`)."""
-    for schema in sorted(schemas.current.values(), key=lambda s: (s.schema_id, s.subject)):
-        compare(registry, schema)
-    ids = {s.schema_id for s in schemas.current.values()}
-    for schema in (s for s in schemas.by_id.values() if s.schema_id not in ids):
-        try:
-            compare(registry, schema)
-        except LogMismatch as e:
-            logger.error("%s; it is read by the log's own text", e)
+def setup_keys(settings: Settings) -> PublicKeys:
+    """Raises LogMismatch when this process knows none."""
+    try:
+        return public_keys(settings, "setup")
+    except KeyMissing as e:
+        raise LogMismatch(str(e)) from e
 
 
 def compare(registry: SchemaRegistry, schema: Schema) -> None:

@@ -17,7 +17,7 @@ def admin_key(settings: Settings) -> str:
 def admin_key_or_fresh(settings: Settings, fresh: str) -> str:
     """The key; where there is none yet, the fresh one, which is kept in the file from now on."""
     if not settings.admin_key.get_secret_value() and not _file(settings).exists():
-        _keep(_file(settings), fresh)
+        keep_first(_file(settings), fresh)
     return admin_key(settings)
 
 
@@ -25,14 +25,15 @@ def _file(settings: Settings) -> Path:
     return settings.folder / "admin.key"
 
 
-def _keep(file: Path, fresh: str) -> None:
-    """Written beside and linked into place: two processes at once agree on one key, and no reader sees half of it."""
+def keep_first(file: Path, text: str, mode: int = 0o600) -> None:
+    """A small file that is written once: several processes at once agree on its text. Nothing, where it is there already.
+    Written beside and linked into place: no reader sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".admin.key.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    part = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "w") as f:
-            f.write(fresh + "\n")
+            f.write(text + "\n")
             f.flush()
             os.fsync(f.fileno())
         try:

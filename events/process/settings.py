@@ -70,6 +70,21 @@ class Settings(BaseSettings):
     # --- who may do what at the start
     admin_key: SecretStr = Field(default=SecretStr(""), description="The first admin's API key; empty = minted into the data folder.")
 
+    setup_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Private Ed25519 key of set-up, hexadecimal; for `prepare` only. Empty = minted into the data folder.",
+    )
+    relay_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Private Ed25519 key of the relay, hexadecimal; for the relay only. Empty = minted into the data folder.",
+    )
+    setup_public_keys: str = Field(
+        default="", description="Public keys of set-up that count, hexadecimal, with commas between; empty = from the data folder."
+    )
+    relay_public_keys: str = Field(
+        default="", description="Public keys of the relay that count, hexadecimal, with commas between; empty = from the data folder."
+    )
+
     # --- sizes and bounds
     workers: int = Field(default=1, ge=1, le=64, description="Faust workers the launcher starts.")
     gateways_per_node: int = Field(default=1, ge=1, le=16, description="Gateway replicas on each Ray node.")

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 KAFKA, REGISTRY, STORE, CLICKHOUSE = "KAFKA_SASL_PASSWORD", "REGISTRY_PASSWORD", "STORE_PASSWORD", "CLICKHOUSE_PASSWORD"
 ARTIFACTS, RAY, ADMIN = "S3_SECRET_KEY", "RAY_AUTH_TOKEN", "ADMIN_KEY"
-SECRETS = (KAFKA, REGISTRY, STORE, CLICKHOUSE, ARTIFACTS, RAY, ADMIN)
+SETUP, RELAY = "SETUP_KEY", "RELAY_KEY"
+SECRETS = (KAFKA, REGISTRY, STORE, CLICKHOUSE, ARTIFACTS, RAY, ADMIN, SETUP, RELAY)
 """Every setting that is a secret, by its name in the environment without `MODELMARKET_`."""
 
 NEEDED: Mapping[str, frozenset[str]] = {
     "kafka": frozenset(),
     "registry": frozenset(),
     "clickhouse": frozenset({CLICKHOUSE}),
-    "prepare": frozenset({KAFKA, REGISTRY, CLICKHOUSE}),
+    "prepare": frozenset({KAFKA, REGISTRY, CLICKHOUSE, SETUP}),
     "commands": frozenset({KAFKA, REGISTRY, STORE, ARTIFACTS, ADMIN}),
-    "relay": frozenset({KAFKA, STORE}),
+    "relay": frozenset({KAFKA, STORE, RELAY}),
     "worker": frozenset({KAFKA, CLICKHOUSE}),
     # ADMIN: it knows the first admin by the digest of that key.
     "queries": frozenset({KAFKA, CLICKHOUSE, ADMIN}),

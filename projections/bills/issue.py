@@ -11,7 +11,7 @@ import httpx
 
 from events.facts.topics import TOPICS
 from events.log.client import Reader
-from events.log.heartbeat import Heartbeat
+from events.log.heartbeat import newest_heartbeats
 from events.log.partitioner import partition_of
 from events.log.schemas import read_schemas
 from events.schema.codec import Codec
@@ -155,8 +155,8 @@ class Issuer:
     def _prices_are_behind(self, cut: Body) -> Deferred | None:
         """A cut may be seen before a price that was decided earlier: they travel in different partitions. A heartbeat at or past the
         pinned position says which was the last one sent (K5)."""
-        end = self._reader.end_offsets("heartbeats")["heartbeats", 0]
-        newest_heartbeat = Heartbeat.from_json(self._reader.record_at("heartbeats", 0, end - 1).value) if end else None
+        seen = newest_heartbeats(self._reader)
+        newest_heartbeat = seen[0].heartbeat if seen else None
         if newest_heartbeat is None or newest_heartbeat.position < cut["decided_position"]:
             return Deferred("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
         have, sent = newest_position(self._clickhouse, "prices"), newest_heartbeat.sent.get("prices/0", 0)

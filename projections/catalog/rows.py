@@ -16,9 +16,10 @@ from typing import Any, Literal
 from events.facts.log import LogCreated
 from events.facts.topics import DECIDED_TOPICS, FACTS
 from events.log.chain import STORE_OPENED, Chain, ChainCheck, ChainPosition, chain_position_of
-from events.log.chain_check import UNREADABLE_OPENING, check_chain
+from events.log.chain_check import NOT_SENT, UNREADABLE_OPENING, check_chain
 from events.log.record import LogRecord
-from events.log.recorded_schemas import check_log, check_schema, claimed_fact
+from events.log.recorded_schemas import check_log, check_schema, check_signature, claimed_fact
+from events.process.signing_keys import PublicKeys
 from events.schema.codec import Codec, Undecodable
 from projections.catalog.document import Document, plain
 from projections.catalog.documents import Misplaced, evolve
@@ -43,6 +44,8 @@ class PartitionFold:
     topic: str
     partition: int
     codec: Codec
+    setup_keys: PublicKeys | None = None
+    """For topic `schemas`: set-up signs what is on it."""
     chain: Chain = field(default_factory=Chain)
     documents: dict[str, Document] = field(default_factory=dict[str, Document])
     step: int = 0
@@ -65,9 +68,24 @@ class PartitionFold:
         dead: list[DeadLetter] = []
         while self._progress(rows, dead):
             pass
+        return rows, dead
+
+    def set_aside_older(self, at_ms: float) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
+        """Gives up waiting for predecessors of what was appended before `at_ms`: the caller knows that no relay sent it. The rows that this
+        makes possible; observed facts that came behind it are among them."""
+        foreign = [r for r, headers in self.waiting if r.timestamp < at_ms and chain_position_of(headers) is not None]
+        offsets = {r.offset for r in foreign}
+        self.waiting = [(r, headers) for r, headers in self.waiting if r.offset not in offsets]
+        rows = [self._row(r, "dead") for r in foreign]
+        dead = [DeadLetter(r, NOT_SENT, "it claims a place in the chain of decisions, and the relay did not send it") for r in foreign]
+        while self._progress(rows, dead):
+            pass
+        return rows, dead
+
+    def require_bounded(self) -> None:
+        """Raises GapTooLong."""
         if len(self.waiting) > WAITING_MAX:
             raise GapTooLong(f"{self.topic}/{self.partition}: {len(self.waiting)} records wait for the successor of {self.chain.position}")
-        return rows, dead
 
     def _progress(self, rows: list[dict[str, Any]], dead: list[DeadLetter]) -> bool:
         """Takes the first waiting record that can be taken. Observed facts and strays do not overtake a decided one that waits."""
@@ -77,7 +95,7 @@ class PartitionFold:
             if chain_position is None:
                 if index:
                     continue
-                row = self._observed(record, headers, dead)
+                row = self._observed(record, dead)
             else:
                 row = self._decided(record, headers, chain_position, dead)
             if row is not None:
@@ -106,7 +124,7 @@ class PartitionFold:
                     return self._row(record, "store", name, body, chain_position=chain_position)
                 return self._fold(record, "decided", name, body, chain_position)
 
-    def _observed(self, record: LogRecord, headers: Mapping[str, bytes], dead: list[DeadLetter]) -> dict[str, Any]:
+    def _observed(self, record: LogRecord, dead: list[DeadLetter]) -> dict[str, Any]:
         try:
             name, body = self.codec.decode(record.value)
             entry = FACTS.get(name)
@@ -115,7 +133,7 @@ class PartitionFold:
             if entry.cls.kind != "observed":
                 raise Undecodable("no_place", f"{name} is decided, but this record has no place in the relay's chain")
             if self.topic == "schemas":
-                self._check_schemas(name, body, headers)
+                self._check_schemas(record, name, body)
             if body["event_id"] in self.observed:
                 return self._row(record, "copy", name, body)
             row = self._fold(record, "observed", name, body, None)
@@ -128,11 +146,13 @@ class PartitionFold:
             self.observed.popitem(last=False)
         return row
 
-    def _check_schemas(self, name: str, body: Mapping[str, Any], headers: Mapping[str, bytes]) -> None:
+    def _check_schemas(self, record: LogRecord, name: str, body: Mapping[str, Any]) -> None:
         """What every process passes over at its start is no part of the history either (K2). Raises Undecodable."""
         created = next((d for d in self.documents.values() if "log_id" in d), None)
-        if claimed_fact(headers) != name:
-            raise Undecodable("no_type", f"{name} without a header that says so: no process reads it")
+        if claimed_fact(record) != name:
+            raise Undecodable("not_signed", f"{name} without a header that says so: set-up did not write it")
+        assert self.setup_keys is not None
+        check_signature(record, self.setup_keys)
         if name == LogCreated.__name__:
             check_log(body, created)
         else:

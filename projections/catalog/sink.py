@@ -18,15 +18,19 @@ from typing import Any
 from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import STALLED_S_MAX, Chain
 from events.log.chain_check import UNREADABLE_OPENING
-from events.log.client import Reader
+from events.log.client import LogUnavailable, Reader
+from events.log.heartbeat import SeenHeartbeat, is_covered, newest_heartbeats, sent_since
+from events.log.schemas import setup_keys
 from events.schema.codec import Codec
-from projections.catalog.rows import OBSERVED_KEPT, PartitionFold
+from projections.catalog.rows import OBSERVED_KEPT, WAITING_MAX, PartitionFold
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk, DeadLetter, PublishDeadLetters
 from projections.ingest.table_offsets import first_missing
 
 logger = logging.getLogger(__name__)
 TABLE = "history_rows"
+ASK_S = 5.0
+"""Between two looks at the heartbeats while records wait."""
 HISTORY_TOPICS = (*DECIDED_TOPICS, "alerts", "schemas")
 """What a worker folds into it. The last two are observed only, so that a foreign record there gets a dead letter, too; `usage` and
 `dead-letters` have tables of their own, and heartbeats are no facts (K5)."""
@@ -66,6 +70,9 @@ class HistorySink:
         self._folds: dict[int, PartitionFold] = {}
         self._fences: dict[int, str] = {}
         self._stalls: dict[int, threading.Timer] = {}
+        self._heartbeats = Reader(reader.settings, f"{topic}-heartbeats")  # `reader` serves the thread of `resume`
+        self._seen: list[SeenHeartbeat] = []
+        self._ask_again = 0.0
 
     # --- the three verbs of a sink
 
@@ -88,6 +95,8 @@ class HistorySink:
                 for d in dead:
                     if d.code == UNREADABLE_OPENING:
                         self._alarm(f"{self.topic}/{chunk.partition}", f"the record at {d.record.offset} is set aside: {d.reason}")
+            if fold.waiting:
+                self._set_aside_foreign(chunk.partition, fold, batch)
             batch.fences[chunk.partition] = self._fences[chunk.partition]
             batch.token.append(f"{chunk.partition}:{chunk.records[0].offset}-{chunk.records[-1].offset}@{fold.step}")
             self._watch(chunk.partition, fold)
@@ -102,11 +111,26 @@ class HistorySink:
         token = f"{TABLE}/{self.topic}/{','.join(prepared.token)}"
         self._clickhouse.insert_rows(TABLE, prepared.rows, ",".join(prepared.fences.values()), token)
 
+    def _set_aside_foreign(self, partition: int, fold: PartitionFold, batch: _Batch) -> None:
+        """What waits and was not sent by the relay, by what its heartbeats name: asked for now and then, when a record comes."""
+        if time.monotonic() >= self._ask_again or len(fold.waiting) > WAITING_MAX:
+            self._ask_again = time.monotonic() + ASK_S
+            try:
+                self._seen = newest_heartbeats(self._heartbeats)
+            except LogUnavailable as e:
+                logger.warning("%s: nobody knows yet what waits there: %s", self.topic, e)
+        newest = self._seen[0].heartbeat if self._seen else None
+        if newest is not None and is_covered(newest, self.topic, partition, fold.chain):
+            rows, dead = fold.set_aside_older(sent_since(self._seen))
+            batch.rows += rows
+            batch.dead += dead
+        fold.require_bounded()
+
     # --- what the table knows
 
     def _restore(self, partition: int, offset: int, where: str, params: dict[str, object]) -> PartitionFold:
         rows = self._clickhouse.rows
-        fold = PartitionFold(self.topic, partition, self._codec)
+        fold = PartitionFold(self.topic, partition, self._codec, setup_keys(self._reader.settings) if self.topic == "schemas" else None)
         newest = f"SELECT key, argMax(state, step) AS document FROM {TABLE} WHERE {where} AND state != '' GROUP BY key"
         fold.documents = {r["key"]: json.loads(r["document"]) for r in rows(newest, params)}
         chained = f"SELECT store, max(position) AS newest FROM {TABLE} WHERE {where} AND kind IN ('decided', 'store') GROUP BY store ORDER BY max(step)"

@@ -1,4 +1,4 @@
-"""For tests without a log: a codec of today's schemas, and what takes the alerts that a log would."""
+"""For tests without a log: a codec of today's schemas, keys of set-up and relay, and what takes the alerts that a log would."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import Any
 from events.alerts.alerts import Alerts
 from events.alerts.fact_publisher import FactPublisher
 from events.facts.alerts import AlertRaised, AlertResolved
+from events.log.heartbeat import Heartbeat
+from events.log.record import Record
+from events.process.settings import Settings
+from events.process.signing_keys import PublicKeys, SigningKey
 from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 
+SETUP_KEY, RELAY_KEY = SigningKey(bytes(range(32))), SigningKey(bytes(range(32, 64)))
+SETUP_KEYS, RELAY_KEYS = PublicKeys([SETUP_KEY.public]), PublicKeys([RELAY_KEY.public])
 SCHEMA_ID_MIN = 100
 """No index into anything: a test that mixes them up fails."""
 
@@ -45,3 +51,12 @@ class RecordedLog:
     def alerts(self, producer: str) -> Alerts:
         writer: Any = self
         return Alerts(producer, FactPublisher(writer, self._codec))
+
+
+def settings_with_keys(**more: Any) -> Settings:
+    """Of a process that was told the public keys."""
+    return Settings(setup_public_keys=SETUP_KEY.public.hex(), relay_public_keys=RELAY_KEY.public.hex(), **more)
+
+
+def heartbeat_record(heartbeat: Heartbeat, offset: int = 0, key: SigningKey = RELAY_KEY) -> Record:
+    return Record("heartbeats", 0, offset, 1, heartbeat.key, heartbeat.to_json(), heartbeat.signed_headers(key))

@@ -25,7 +25,7 @@ from commands.processor.command_processor import CommandProcessor, Done
 from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import KEPT_US, RepeatableRequest
 from commands.processor.rejection import Rejected
-from commands.relay.resume import resume
+from commands.relay.resume import StoreMismatch, Tail, is_known, resume
 from commands.store import opening
 from commands.store.event_store import ANSWER_EVENT, Conflict, Event, Store, open_store
 from commands.store.generation import current_generation, decided_partitions
@@ -35,6 +35,8 @@ from events.facts.accounts import Scope
 from events.facts.fact import KeyId, ModelId, TenantId, UserId
 from events.facts.models import Compliance, Registration, Technical, TensorSpec, VersionContent
 from events.log.chain import Chain, ChainCheck, ChainPosition
+from events.log.heartbeat import Heartbeat, SeenHeartbeat
+from events.log.record import Record
 from events.process.settings import Settings
 from infra.install import find_postgres
 from tests.support.postgres_server import running_postgres
@@ -371,3 +373,40 @@ def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener
     # Its chain begins with it, in the same store.
     chain, last = Chain(), stores[0].last_position()
     assert chain.check(ChainPosition(epoch.store, last, 0), ("", 0)) is ChainCheck.NEXT
+
+
+OPENING = {"ce_type": b"StoreOpened"}
+
+
+def test_what_no_relay_sent_is_passed_over_and_what_one_may_have_sent_stops_the_relay(opener: Opener) -> None:
+    store = opener()
+    generation = open_generation(store, CODEC, UserId("commands"))
+    event = store.notifications(0)[0]
+    stored, tp = unpack(event.state), next(decided_partitions())
+    name = f"{tp[0]}/{tp[1]}"
+
+    def tail(store_id: str, position: int, previous: int, value: bytes | None = b"x", key: bytes = b"k") -> Tail:
+        return Tail(ChainPosition(store_id, position, previous), Record(*tp, position, 1_000, key, value, OPENING if previous == 0 else {}))
+
+    def last(strangers: list[Tail], *seen: SeenHeartbeat) -> int:
+        return resume(store, generation, {tp: [*strangers, own]}, seen)[tp]
+
+    def heartbeats(sent: int, store_id: str = generation.store) -> tuple[SeenHeartbeat, SeenHeartbeat]:
+        newest, before = (Heartbeat(store_id, event.position, {name: sent}, number) for number in (2, 1))
+        return SeenHeartbeat(newest, 20_000), SeenHeartbeat(before, 10_000)
+
+    own = tail(generation.store, event.position, 0, stored.frame, stored.key)
+    assert (is_known(store, generation, own), last([])) == (True, event.position)
+    unattached = [tail("nobody", 77, 76), tail(generation.store, 1 << 40, 5), tail(generation.store, event.position, 0)]
+    unattached += [tail(generation.store, 1 << 40, 0), tail("another", 1 << 40, event.position)]
+    assert not any(is_known(store, generation, t) for t in unattached)
+    assert last(unattached) == event.position
+    successors = tail(generation.store, 1 << 40, event.position), tail("another", 1 << 40, 0)
+    for successor in successors:
+        with pytest.raises(StoreMismatch):
+            last([*unattached, successor])
+        assert last([successor], *heartbeats(event.position)) == event.position, "two heartbeats after it do not name it"
+        with pytest.raises(StoreMismatch):
+            last([successor], *heartbeats(1 << 40, successor.chain_position.store))
+        with pytest.raises(StoreMismatch):
+            last([successor], heartbeats(event.position)[0])

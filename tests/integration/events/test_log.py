@@ -34,11 +34,12 @@ from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
 from events.log.registry_restore import restore
-from events.log.schemas import open_codec, publish, read_schemas, schemas_on_log
+from events.log.schemas import append_signed, open_codec, publish, read_schemas, schemas_on_log
 from events.log.topic_admin import apply_topics, check_partitions, topic_drift, wait_until_listed
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.process.settings import Settings
+from events.process.signing_keys import signing_key
 from events.schema.codec import Codec, Schema, Undecodable, todays_schemas
 from events.schema.examples import example_of
 from events.schema.registry import IncompatibleSchema, SchemaRegistry
@@ -219,6 +220,7 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     settings = log.settings
     writer, reader = _prepare(settings)
     codec, log_id = open_codec(settings, reader)
+    key = signing_key(settings, "relay")
     sent: dict[str, int] = {}
     position = 0
 
@@ -232,7 +234,8 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
         sent[f"{topic}/{partition}"] = position
 
     def heartbeat() -> None:
-        writer.append("heartbeats", b"s", Heartbeat("s", position, sent).to_json()).result(10)
+        newest = Heartbeat("s", position, sent, now_us())
+        writer.append("heartbeats", newest.key, newest.to_json(), newest.signed_headers(key)).result(10)
 
     for partition in range(4):
         decide(partition, "StoreOpened", {"store": "s", "previous_store": "", "previous_position": 0})
@@ -243,7 +246,9 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     fold = _Tenants()
     fold_runner = FoldRunner(settings, codec, log_id, ("accounts",), fold, name="test", snapshot=snapshot)
     fold_runner.start()
-    time.sleep(1)  # nothing may be applied without a heartbeat, however long one waits
+    forged = Heartbeat("s", 1 << 60, dict(sent), now_us())
+    writer.append("heartbeats", forged.key, forged.to_json(), {}).result(10)
+    time.sleep(1)  # nothing may be applied without a heartbeat of the relay's, however long one waits
     assert fold.tenants == []
     assert not fold_runner.ready
     heartbeat()
@@ -307,7 +312,7 @@ def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: St
         sha256=later.sha256,
         definition=later.definition,
     )
-    writer.append("schemas", b"x", codec.encode(fact), {"ce_type": b"SchemaRegistered"}).result(10)
+    append_signed(writer, codec, signing_key(settings, "setup"), fact).result(10)
     newest = b"\x00" + later.schema_id.to_bytes(4, "big") + codec.encode(example_of(FACTS["InvocationSettled"]))[5:] + b"\x00"
     assert codec.decode(newest)[1]["later"] == 0  # recorded since this codec was made
     with pytest.raises(Undecodable, match="unknown_schema"):

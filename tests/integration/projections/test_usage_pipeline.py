@@ -28,6 +28,8 @@ from tests.support.usage_stack import UsageStack, running_usage_stack
 
 MUTANTS = 10_000
 SESSION_S = 3.0
+UNKNOWN_ID = 987_653
+"""Of a schema that the registry does not have."""
 PREVIOUS = bytes(range(100, 132))
 
 
@@ -108,7 +110,7 @@ def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(
     forged = put("schemas", frame, {"ce_type": b"SchemaRegistered"})
     with market.working():
         dead = {
-            forged: "another_log",
+            forged: "not_signed",
             put("alerts", b"garbage"): "not_framed",
             put("alerts", None): "no_value",
             put("alerts", b"held back?", {"store": b"s", "position": b"9", "previous": b"8"}): "not_framed",
@@ -141,19 +143,19 @@ def test_a_forged_schema_log_or_dead_letter_stops_nobody_and_is_named(market: Us
     changed = true.definition.replace("tokens", "tokenz", 1)
     base = {"event_id": str(uuid.uuid4()), "occurred_at": 1, "producer": "prepare"}
     named = {**base, "log_id": log_id, "schema_id": true.schema_id, "subject": true.subject, "definition": changed}
-    unknown = {**named, "schema_id": 987653, "definition": true.definition, "sha256": true.sha256}
     partitions = {t.name: t.partitions for t in TOPICS.values()}
 
     def put(name: str, body: Mapping[str, object]) -> Coordinate:
         return market.writer.append("schemas", b"k", codec.encode_dict(name, body), {"ce_type": name.encode()}).result(10)
 
-    dead = {
-        put("SchemaRegistered", {**named, "sha256": true.sha256}): "wrong_sha256",
-        put("SchemaRegistered", {**named, "sha256": hashlib.sha256(changed.encode()).digest()}): "schema_changed",
-        put("LogCreated", {**base, "log_id": "another", "partitioner": "murmur2_random", "partitions": partitions}): "another_log",
-        put("LogCreated", {**base, "log_id": log_id, "partitioner": "crc32", "partitions": {"usage": 3}}): "another_log",
-    }
-    put("SchemaRegistered", unknown)  # an id that the registry does not know: nobody writes with it, so nobody stops for it
+    forged = (
+        ("SchemaRegistered", {**named, "sha256": true.sha256}),
+        ("SchemaRegistered", {**named, "sha256": hashlib.sha256(changed.encode()).digest()}),
+        ("SchemaRegistered", {**named, "schema_id": UNKNOWN_ID, "definition": true.definition, "sha256": true.sha256}),
+        ("LogCreated", {**base, "log_id": "another", "partitioner": "murmur2_random", "partitions": partitions}),
+        ("LogCreated", {**base, "log_id": log_id, "partitioner": "crc32", "partitions": {"usage": 3}}),
+    )
+    dead = {put(name, body): "not_signed" for name, body in forged}
     letter = {**base, "topic": "usage", "partition": 1, "offset": 0, "code": "not_framed", "reason": "forged", "reader": "projections"}
     letter |= {"key": b"", "value": b"", "value_sha256": bytes(32)}
     dead_letters = (letter, {**letter, "partition": 1 << 40}, {**letter, "offset": -1}, {**letter, "topic": "nowhere"})
@@ -165,6 +167,7 @@ def test_a_forged_schema_log_or_dead_letter_stops_nobody_and_is_named(market: Us
     again, same = open_codec(market.settings, reader)
     assert (same, again.schema_for("InvocationSettled").schema_id) == (log_id, true.schema_id)
     assert again.schemas.by_id[true.schema_id].definition == true.definition
+    assert UNKNOWN_ID not in again.schemas.by_id
     with market.working():
         market.write(*market.mixed(500))
         market.caught_up()

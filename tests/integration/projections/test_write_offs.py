@@ -16,12 +16,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from events.facts.log import SchemaRegistered
 from events.facts.meters import METERS
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
-from events.log.schemas import read_schemas
+from events.log.schemas import append_signed, read_schemas
 from events.process.clock import now_us
+from events.process.signing_keys import signing_key
 from events.schema.codec import Codec, Schema
 from events.schema.registry import SchemaRegistry
 from projections.bills.bill_from_log import UsageLog, bills_from_log, epochs_ended, tenant_bills
@@ -246,10 +248,17 @@ def written_with(newer: Schema, frame: bytes) -> bytes:
 
 
 def publish(market: Market, schema: Schema) -> None:
-    fact = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": "prepare", "log_id": market.log_id}
-    known = {"schema_id": schema.schema_id, "subject": schema.subject, "sha256": schema.sha256, "definition": schema.definition}
-    frame = market.codec.encode_dict("SchemaRegistered", {**fact, **known})
-    market.writer.append("schemas", str(schema.schema_id).encode(), frame, {"ce_type": b"SchemaRegistered"}).result(10)
+    fact = SchemaRegistered(
+        event_id=str(uuid.uuid4()),
+        occurred_at=now_us(),
+        producer="prepare",
+        log_id=market.log_id,
+        schema_id=schema.schema_id,
+        subject=schema.subject,
+        sha256=schema.sha256,
+        definition=schema.definition,
+    )
+    append_signed(market.writer, market.codec, signing_key(market.settings, "setup"), fact).result(10)
 
 
 def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: Market) -> None:

@@ -17,10 +17,10 @@ from events.log.chain import Chain, ChainCheck, ChainPosition, chain_position_of
 from events.log.fold_runner import FoldRunner
 from events.log.heartbeat import Heartbeat
 from events.log.record import Coordinate, Record
-from events.process.settings import Settings
+from events.log.signature import signed_headers
 from events.schema.codec import Codec, Undecodable
 from projections.bills.bill_from_log import decided_facts
-from tests.support.todays_codec import SCHEMA_ID_MIN
+from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SCHEMA_ID_MIN, SETUP_KEY, heartbeat_record, settings_with_keys
 
 OPENINGS = 8
 
@@ -58,12 +58,12 @@ def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, 
         chain_position = ChainPosition("s", position, last.get(tp, 0))
         last[tp] = position
         by_partition[tp].append(Record(*tp, len(by_partition[tp]), 0, b"k", value, chain_position.headers))
-    heartbeat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), n in last.items()})
-    return by_partition, Record("heartbeats", 0, 0, 1, None, heartbeat.to_json(), {})
+    heartbeat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), n in last.items()}, 1)
+    return by_partition, heartbeat_record(heartbeat)
 
 
 def _fold_runner(codec: Codec, fold: Seen, alarm: Callable[[str, str], None] | None = None) -> FoldRunner:
-    return FoldRunner(Settings(), codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
+    return FoldRunner(settings_with_keys(), codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
 
 
 def _feed(fold_runner: FoldRunner, records: list[Record]) -> None:
@@ -129,24 +129,30 @@ def test_strange_headers_are_no_place(headers: dict[str, bytes]) -> None:
     assert chain_position is None or {"store", "position", "previous"} <= set(headers)
 
 
+def _signed(value: bytes) -> Record:
+    return Record("heartbeats", 0, 0, 1, b"s", value, signed_headers(RELAY_KEY, "heartbeats", b"s", value))
+
+
 @given(st.binary(max_size=60))
 @settings(max_examples=300)
 def test_strange_bytes_are_no_heartbeat(value: bytes) -> None:
-    assert Heartbeat.from_json(value) is None
+    assert Heartbeat.from_record(_signed(value), RELAY_KEYS) is None
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        b'{"store":"s","position":1e999,"sent":{}}',
-        b'{"store":"s","position":1,"sent":{"models/0":1e999}}',
-        b'{"store":"s","position":9223372036854775808,"sent":{}}',
-        b'{"store":"s","position":-1,"sent":{}}',
+        b'{"store":"s","position":1e999,"sent":{},"number":1}',
+        b'{"store":"s","position":1,"sent":{"models/0":1e999},"number":1}',
+        b'{"store":"s","position":9223372036854775808,"sent":{},"number":1}',
+        b'{"store":"s","position":-1,"sent":{},"number":1}',
+        b'{"store":"s","position":1,"sent":{},"number":-1}',
+        b'{"store":"s","position":1,"sent":{}}',
         b"[" * 100_000,
     ],
 )
 def test_json_that_is_no_heartbeat_stops_nobody(value: bytes) -> None:
-    assert Heartbeat.from_json(value) is None
+    assert Heartbeat.from_record(_signed(value), RELAY_KEYS) is None
 
 
 def test_a_position_no_store_can_have_is_no_place() -> None:
@@ -177,10 +183,61 @@ def test_an_observed_fact_of_another_topic_is_not_applied(codec: Codec) -> None:
 
 def test_a_heartbeat_that_leaves_out_a_partition_is_not_believed(codec: Codec) -> None:
     by_partition, heartbeat = _log(codec, 10, random.Random(8))
-    forged = Record("heartbeats", 0, 1, 1, None, Heartbeat("s", 1 << 60, {}).to_json(), {})
+    forged = heartbeat_record(Heartbeat("s", 1 << 60, {}, 2), 1)
     fold_runner = _fold_runner(codec, fold := Seen())
     _feed(fold_runner, [*(r for rs in by_partition.values() for r in rs), heartbeat, forged])
     assert (fold_runner.position, len(fold.names)) == (OPENINGS + 10, 10)
+
+
+def test_a_heartbeat_that_the_relay_did_not_sign_or_an_old_one_written_again_is_not_believed(codec: Codec) -> None:
+    by_partition, heartbeat = _log(codec, 10, random.Random(8))
+    decoded = Heartbeat.from_record(heartbeat, RELAY_KEYS)
+    assert decoded is not None
+    far = Heartbeat("s", 1 << 60, decoded.sent, 9)
+    borrowed = replace(heartbeat_record(far), headers=heartbeat.headers)
+    fold_runner = _fold_runner(codec, fold := Seen())
+    unsigned = replace(heartbeat_record(far), headers={})
+    forged = [heartbeat_record(far, key=SETUP_KEY), borrowed, unsigned]
+    elsewhere = replace(heartbeat_record(far), key=b"another store")
+    _feed(fold_runner, [*(r for rs in by_partition.values() for r in rs), *forged, elsewhere])
+    assert (fold_runner.position, fold.names, fold_runner.age_s()) == (0, [], float("inf"))
+    _feed(fold_runner, [heartbeat])
+    assert (fold_runner.position, len(fold.names)) == (OPENINGS + 10, 10)
+    _feed(fold_runner, [replace(heartbeat, timestamp=time.time_ns() // 1_000_000, offset=7)])
+    assert fold_runner.age_s() > 1e9 / 2, "it was written in 1970; a copy of it makes nothing fresh"
+
+
+def test_what_the_relay_never_sent_is_set_aside_and_named_and_the_fold_goes_on(codec: Codec) -> None:
+    by_partition, heartbeat = _log(codec, 10, random.Random(8))
+    decoded = Heartbeat.from_record(heartbeat, RELAY_KEYS)
+    assert decoded is not None
+    forged = [
+        Record("models", 0, 900 + n, 0, b"k", b"x", ChainPosition(store, position, previous).headers)
+        for n, (store, position, previous) in enumerate([("s", 1000, 999), ("s", 77, 5), ("nobody", 3, 2), ("nobody", 1, 0)])
+    ]
+    alarms = list[str]()
+    fold_runner = _fold_runner(codec, fold := Seen(), lambda subject, message: alarms.append(f"{subject}: {message}"))
+    _feed(fold_runner, [*forged, *(r for rs in by_partition.values() for r in rs), heartbeat])
+    assert (len(fold.names), fold_runner.lag, alarms) == (10, 4, [])
+    for number in (2, 3):
+        later = heartbeat_record(replace(decoded, number=number), number)
+        _feed(fold_runner, [replace(later, timestamp=1_000_000 + number)])
+    assert (fold_runner.lag, len(alarms)) == (0, 1)
+    assert alarms[0].startswith("models/0: ") and all(str(r.coordinate) in alarms[0] for r in forged)
+
+
+def test_a_start_does_not_wait_for_what_the_relay_never_sent(codec: Codec) -> None:
+    by_partition, heartbeat = _log(codec, 10, random.Random(8))
+    decoded = Heartbeat.from_record(heartbeat, RELAY_KEYS)
+    assert decoded is not None
+    stranger = Record("models", 0, 900, 2_000_000, b"k", b"x", ChainPosition("s", 1000, 999).headers)
+    fold_runner = _fold_runner(codec, Seen())
+    fold_runner._heartbeats_end = 1  # pyright: ignore[reportPrivateUsage]
+    _feed(fold_runner, [stranger, *(r for rs in by_partition.values() for r in rs), heartbeat])
+    for offset in (1, 2):
+        assert not fold_runner.caught_up
+        _feed(fold_runner, [heartbeat_record(replace(decoded, number=offset + 1), offset)])
+    assert (fold_runner.caught_up, fold_runner.lag) == (True, 1)
 
 
 def test_what_overtakes_a_waiting_record_does_not_hide_how_long_it_waits(codec: Codec) -> None:
@@ -264,13 +321,13 @@ class _Reading:
 
 def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:
     by_partition, heartbeat = _log(codec, 5, random.Random(5))
-    decoded_heartbeat = Heartbeat.from_json(heartbeat.value)
+    decoded_heartbeat = Heartbeat.from_record(heartbeat, RELAY_KEYS)
     chain_position = chain_position_of(by_partition["models", 1][-1].headers)
     assert chain_position is not None and decoded_heartbeat is not None
     bad = Record("models", 1, 99, 0, None, b"garbage", ChainPosition("s", 999, chain_position.position).headers)
-    later = Heartbeat("s", 999, {**decoded_heartbeat.sent, "models/1": 999})
+    later = Heartbeat("s", 999, {**decoded_heartbeat.sent, "models/1": 999}, 2)
     fold_runner = _fold_runner(codec, Seen())
-    records = [*(r for rs in by_partition.values() for r in rs), bad, Record("heartbeats", 0, 0, 1, None, later.to_json(), {})]
+    records = [*(r for rs in by_partition.values() for r in rs), bad, heartbeat_record(later)]
     with pytest.raises(Undecodable, match="not_framed"):
         _feed(fold_runner, records)
     assert fold_runner.position == 0

@@ -18,10 +18,10 @@ from events.log import snapshot as snapshots
 from events.log.fold_runner import FoldRunner
 from events.log.record import Coordinate
 from events.log.snapshot import FORMAT, SnapshotBroken
-from events.process.settings import Settings
 from events.schema.codec import Codec, SchemaSet
 from serving.gateway.routes import Routes
 from tests.support.lifecycle_facts import body
+from tests.support.todays_codec import settings_with_keys
 
 HEAD = {"code": "routes-2", "log_id": "log", "position": 7}
 AT = Coordinate("accounts", 0, 0)
@@ -137,7 +137,7 @@ def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
 
 def restored(path: Path) -> tuple[FoldRunner, Routes]:
     routes = Routes()
-    fold_runner = FoldRunner(Settings(), Codec(SchemaSet()), "log", ("accounts",), routes, name="test", snapshot=path)
+    fold_runner = FoldRunner(settings_with_keys(), Codec(SchemaSet()), "log", ("accounts",), routes, name="test", snapshot=path)
     fold_runner._restore()  # pyright: ignore[reportPrivateUsage]
     return fold_runner, routes
 

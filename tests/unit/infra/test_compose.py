@@ -155,3 +155,9 @@ def test_only_the_gpu_worker_reserves_a_gpu() -> None:
     assert reserving == ["ray-gpu-worker"]
     (device,) = SERVICES["ray-gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
+
+
+def test_a_private_key_is_in_the_environment_of_its_signer_alone() -> None:
+    holders = {"MODELMARKET_SETUP_KEY": {"prepare"}, "MODELMARKET_RELAY_KEY": {"relay"}}
+    for variable, wanted in holders.items():
+        assert {name for name, service in SERVICES.items() if variable in settings_of(service)} == wanted

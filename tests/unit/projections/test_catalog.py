@@ -12,10 +12,11 @@ import pytest
 from events.facts.deployments import ServiceSpec
 from events.facts.topics import FACTS, TOPICS, entries
 from events.log.chain import ChainPosition
-from events.log.chain_check import UNREADABLE_OPENING
+from events.log.chain_check import NOT_SENT, UNREADABLE_OPENING
 from events.log.headers import CE_TYPE
 from events.log.record import Record
 from events.log.recorded_schemas import FORGED
+from events.log.signature import signed_headers
 from events.schema.codec import Undecodable
 from lifecycle.facts import LifecycleFact
 from lifecycle.status import GATEWAYS_KEPT
@@ -24,7 +25,7 @@ from projections.catalog.queries import _model, public  # pyright: ignore[report
 from projections.catalog.rows import PartitionFold
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.catalog.tables import HISTORY_ROWS
-from tests.support.todays_codec import todays_codec
+from tests.support.todays_codec import RELAY_KEY, SETUP_KEY, SETUP_KEYS, todays_codec
 
 MODEL = "model-vision-demo-digits"
 
@@ -109,7 +110,7 @@ class Log:
     """Writes records as the relay would and hands them to a fold."""
 
     def __init__(self, topic: str) -> None:
-        self.topic, self.fold, self.offset = topic, PartitionFold(topic, 0, CODEC), 0
+        self.topic, self.fold, self.offset = topic, PartitionFold(topic, 0, CODEC, SETUP_KEYS), 0
         self.dead: list[str] = []
 
     def put(self, given_fact: tuple[str, dict[str, Any]] | bytes, chain_position: ChainPosition | None = None) -> list[dict[str, Any]]:
@@ -122,6 +123,8 @@ class Log:
             CE_TYPE: b"" if isinstance(given_fact, bytes) else given_fact[0].encode(),
             **(chain_position.headers if chain_position else {}),
         }
+        if self.topic == "schemas":
+            headers |= signed_headers(SETUP_KEY, self.topic, b"k", value)
         rows, dead = self.fold.take(Record(self.topic, 0, self.offset, 1, b"k", value, headers), headers)
         self.offset += 1
         self.dead += [d.code for d in dead]
@@ -291,10 +294,15 @@ def test_the_first_record_of_a_schema_id_and_of_the_log_count_and_others_are_dea
         registered(7, subject="models-ModelRetired"),
     ):
         assert [row["kind"] for row in log.put(forged)] == ["dead"]
-    value = CODEC.encode_dict(*registered(8, schema_id=8))
-    log.fold.take(Record("schemas", 0, log.offset, 1, b"k", value, {}), {})
-    assert log.dead == ["another_log", "another_log", "schema_changed", "wrong_sha256", "another_log", "no_schema", "no_schema"]
-    assert set(log.dead) <= FORGED
+    unsigned = CODEC.encode_dict(*registered(8, schema_id=8))
+    headers = {CE_TYPE: b"SchemaRegistered"}
+    for signature in ({}, signed_headers(RELAY_KEY, "schemas", b"k", unsigned), signed_headers(SETUP_KEY, "alerts", b"k", unsigned)):
+        _, dead = log.fold.take(Record("schemas", 0, log.offset, 1, b"k", unsigned, headers | signature), headers | signature)
+        log.offset += 1
+        log.dead += [d.code for d in dead]
+    wrong = ["another_log", "another_log", "schema_changed", "wrong_sha256", "another_log", "no_schema", "no_schema"]
+    assert log.dead == [*wrong, "not_signed", "not_signed", "not_signed"]
+    assert set(log.dead) == FORGED
     assert set(log.fold.documents) == {"l", "7"}
 
 
@@ -316,6 +324,22 @@ def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on()
     assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1)], [UNREADABLE_OPENING])
     assert rows[0]["position"] == 1, "a number that nobody vouches for moves no position"
     assert kinds(log.put(named(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
+
+
+def test_what_the_relay_never_sent_is_a_dead_letter_and_what_came_behind_it_is_folded() -> None:
+    log = Log("deployments")
+    opened(log)
+    assert log.put(b"forged", ChainPosition("s", 1000, 999)) == []
+    assert log.put(ready(2)) == [], "observed facts do not overtake what waits"
+    assert (
+        log.put(("VersionDeployed", {**base(3), **decided("VersionDeployed"), "model": MODEL}), ChainPosition("s", 3, 1))[0]["kind"]
+        == "decided"
+    )
+    assert log.fold.set_aside_older(1) == ([], []), "the relay may still have sent what came at that time"
+    rows, dead = log.fold.set_aside_older(2)
+    assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1), ("observed", 2)], [NOT_SENT])
+    assert rows[0]["position"] == 3, "a number that nobody vouches for moves no position"
+    assert not log.fold.waiting
 
 
 def test_a_decided_record_in_its_place_that_cannot_be_read_stops_the_fold() -> None:
