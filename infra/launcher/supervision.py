@@ -195,7 +195,12 @@ class Supervisor:
         deadline = time.monotonic() + START_S_MAX
         while self.pid() != process.pid:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise LaunchFailed("supervisor-failed", "the supervisor did not start", log_tail=errors.read_text(errors="replace")[-2000:])
+                raise LaunchFailed(
+                    "supervisor-failed",
+                    f"the supervisor did not start within {START_S_MAX:.0f} s",
+                    remedy=f"read its logs: {errors} and {self.paths.log('supervisor')}",
+                    log_tail=errors.read_text(errors="replace")[-2000:],
+                )
             time.sleep(0.05)
 
     def start(self, name: str) -> None:
