@@ -12,8 +12,9 @@ from typing import Protocol, TypeVar, cast
 
 T = TypeVar("T")
 
-RAYLET_S_MAX = 120.0
-"""How long this node's own raylet may take to report. Ray's own bound is 30 s, and a busy machine took longer, again at each new try."""
+RAYLET_S_MAX = 60.0
+"""How long this node's own raylet may take to report. Ray's own bound is 30 s, and a busy machine took longer, again at each new try. One that
+hangs is started again after this, soon enough for the parts that wait for it."""
 
 
 class StartParameters(Protocol):

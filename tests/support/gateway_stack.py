@@ -120,7 +120,8 @@ def apps(gateway: GatewayStack) -> set[str]:
 def beside(gateway: GatewayStack, other: Settings, folder: Path) -> Settings:
     """Settings of a controller that would write to the gateway's Ray, but reads another log."""
     token = gateway.stack.paths.ray_token.read_text().strip()
-    change: dict[str, Any] = {
+    signers = {f"{signer}_public_keys": (other.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("setup", "relay")}
+    change: dict[str, Any] = signers | {
         "kafka_bootstrap": other.kafka,
         "registry_url": other.registry,
         "data": folder,
