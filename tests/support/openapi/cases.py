@@ -26,7 +26,7 @@ REFUSED_BY_A_RULE = frozenset(
         "dimension_unknown",
         "effective_in_past",
         "effective_too_late",
-        "expired_at_birth",
+        "expires_in_past",
         "idempotency_key_reused",
         "instant_malformed",
         "parent_unknown",
