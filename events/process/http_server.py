@@ -1,6 +1,6 @@
 """The HTTP server of an API: whoever says nothing, or says it slowly, holds a connection for seconds; one address holds a part of them.
 
-The only file that imports uvicorn for our APIs. Time-outs and shares are ours: uvicorn waits for ever for the first header of a request.
+The only file of the rooms that imports uvicorn. Time-outs and shares are ours: uvicorn waits for ever for the first header of a request.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from events.process.problem import Violation, problem
 
 HEADERS_S_MAX = 10.0
 """From the connection, or the first byte of a later request, to the end of its headers."""
@@ -24,10 +27,8 @@ _REFUSED = (
     b"Content-Length: %d\r\n\r\n%s"
 )
 Server = uvicorn.Server
-_TOO_MANY = (
-    b'{"type":"urn:modelmarket:problem:too_many_connections","title":"Too Many Requests","status":429,"detail":"this address has too many '
-    b'connections","code":"too_many_connections","field":"","remedy":"reuse connections","violations":[{"code":"too_many_connections",'
-    b'"message":"this address has too many connections","field":"","remedy":"reuse connections"}]}'
+_TOO_MANY = orjson.dumps(
+    problem(429, [Violation("too_many_connections", "this address has too many connections", "", "reuse connections")])
 )
 
 

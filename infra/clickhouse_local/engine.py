@@ -21,10 +21,9 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
-import uvicorn
-
 from events.process.clickhouse_password import password_file
 from events.process.file_lock import FileLock
+from events.process.http_server import make_server
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from infra.clickhouse_local.fences import Fences
@@ -51,7 +50,7 @@ READ_BOUNDS = {
 """Bounds of one statement that reads, where the client names none."""
 ANALYST_BOUNDS = {**READ_BOUNDS, "max_execution_time": "30", "max_memory_usage": str(2 << 30)}
 BASE = {"use_structure_from_insertion_table_in_table_functions": "0"}  # the structure of `input(…)` is the statement's own
-CONNECTIONS_MAX, KEEP_ALIVE_S, GRACE_S = 512, 75, 10
+CONNECTIONS_MAX = 512
 
 
 class ChdbEngine:
@@ -182,20 +181,11 @@ def main() -> None:
     engine = ChdbEngine(settings.folder / "clickhouse", settings.clickhouse_database)
     own_hosts = frozenset(["localhost", settings.host, urlsplit(settings.clickhouse).hostname or "localhost"])
     application = Application(engine, SignIn(_passwords(settings), ask_query_api(settings.queries)), own_hosts)
-    config = uvicorn.Config(
-        cast(Any, application),
-        host=settings.host,
-        port=settings.clickhouse_port,
-        log_config=None,
-        access_log=False,
-        limit_concurrency=CONNECTIONS_MAX,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=GRACE_S,
-    )
     # uvicorn stops by itself and then raises the signal once more: without a handler of ours that would end us before close().
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignored)
-    server = uvicorn.Server(config)
+    # Our own processes share one address: it may hold every connection, but a silent one only for seconds.
+    server = make_server(application, settings.host, settings.clickhouse_port, connections_max=CONNECTIONS_MAX, address_max=CONNECTIONS_MAX)
     logger.info("ClickHouse over HTTP at %s", settings.clickhouse)
     try:
         server.run()

@@ -28,6 +28,7 @@ import pytest
 import zstandard
 from clickhouse_connect.driver.exceptions import DatabaseError
 
+from events.process.http_server import HEADERS_BYTES_MAX
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from tests.support.clickhouse_process import ClickHouseProcess
@@ -422,3 +423,15 @@ def test_a_second_engine_on_the_same_folder_is_refused(engine: ClickHouseProcess
     env = {**os.environ, **engine.environment}
     done = subprocess.run([sys.executable, "-m", "infra.clickhouse_local.engine"], env=env, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0 and b"another process owns this folder" in done.stderr
+
+
+def test_headers_without_end_are_not_read_for_ever(engine: ClickHouseProcess) -> None:
+    """Its connections are those of `events.process.http_server`, whose own tests hold the time-outs."""
+    with socket.create_connection((engine.settings.host, engine.port), timeout=10) as connection:
+        head = b"GET /ping HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * (HEADERS_BYTES_MAX + 1)
+        connection.sendall(head)
+        try:
+            answer = connection.recv(1)
+        except ConnectionResetError:
+            answer = b""
+        assert answer == b""

@@ -53,7 +53,7 @@ def settled(codec: Codec, n: int) -> bytes:
 
 
 @pytest.mark.parametrize("page", [1, 3, 32, 50_000])
-def test_executions_that_share_a_key_are_judged_page_by_page_as_from_the_log(
+def test_executions_that_share_a_key_are_classified_page_by_page_as_from_the_log(
     clickhouse: ClickHouse, codec: Codec, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     clickhouse.command("TRUNCATE TABLE usage")

@@ -148,7 +148,7 @@ def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
     assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [40, 40]
 
 
-def test_both_halves_with_damaged_records_bury_them_one_half_at_a_time(
+def test_both_halves_with_damaged_records_set_them_aside_one_half_at_a_time(
     engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes
 ) -> None:
     at_once, most, published = 0, 0, Published()
