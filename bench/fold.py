@@ -161,7 +161,7 @@ def _stall_file(snapshot: Path) -> Path:
 
 
 async def _watch(snapshot: Path) -> None:
-    """What calls would feel: by how much a sleep of a millisecond was longer, at worst, until a snapshot is there."""
+    """The delay that calls would have: by how much a sleep of one millisecond was longer, at most, until there is a snapshot."""
     worst = 0.0
     while not snapshot.exists():
         began = time.perf_counter()

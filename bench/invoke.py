@@ -39,7 +39,7 @@ Row = dict[str, Any]
 def run(stack: Stack, quick: bool) -> list[Row]:
     seconds = 1.0 if quick else 8.0
     stack.up({"kafka", "registry", "ray"})
-    facts, artifact = furnish(stack)
+    facts, artifact = write_facts(stack)
     try:
         stack.up({"controller", "gateway"})
         body = json.dumps(
@@ -55,7 +55,7 @@ def run(stack: Stack, quick: bool) -> list[Row]:
         )
         answering(ours)
         metered = {n: measured(stack, with_connections(ours, n)) for n in CONNECTIONS}
-        serve_plainly(stack, artifact)
+        deploy_baseline(stack, artifact)
         plain = replace(ours, path="/plain", headers={"Content-Type": "application/json"})
         answering(plain)
         bare = {n: measured(stack, with_connections(plain, n)) for n in CONNECTIONS}
@@ -64,7 +64,7 @@ def run(stack: Stack, quick: bool) -> list[Row]:
     return [row for n in CONNECTIONS for row in rows(n, metered[n], bare[n])]
 
 
-def furnish(stack: Stack) -> tuple[DecidedFactWriter, str]:
+def write_facts(stack: Stack) -> tuple[DecidedFactWriter, str]:
     """Facts of one deployed model and one key, written as the relay would."""
     settings = stack.settings
     apply_topics(settings)
@@ -100,7 +100,7 @@ def answering(plan: Plan) -> None:
     raise TimeoutError(f"{plan.path} did not answer within {ANSWER_S_MAX} s")
 
 
-def serve_plainly(stack: Stack, artifact: str) -> None:
+def deploy_baseline(stack: Stack, artifact: str) -> None:
     """Adds the plain application beside the set the controller applied; a controller leaves alone what no fact took away."""
     token = stack.paths.ray_token.read_text().strip()
     url = f"{stack.settings.ray_dashboard}/api/serve/applications/"

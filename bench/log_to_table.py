@@ -237,7 +237,7 @@ def _noting(sent: dict[tuple[int, int], float], at: float) -> Any:
 
 
 def _watch(settings: Settings, visible: list[tuple[float, dict[int, int]]], stop: threading.Event) -> None:
-    """Asks for what is new and only for that: the watcher must not be the load."""
+    """Asks for what is new and only for that: the measuring query must not be the load."""
     clickhouse, reader = ClickHouse(settings), Reader(settings, "bench-watch")
     newest = {p: end - 1 for (_, p), end in reader.end_offsets("usage").items()}
     while not stop.is_set():

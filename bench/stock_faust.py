@@ -1,4 +1,4 @@
-"""The same job the way Faust's documentation does it: an agent takes batches, decodes each record and inserts the rows. The baseline."""
+"""The same job as Faust's documentation does it: an agent takes batches, decodes each record and inserts the rows. The baseline."""
 
 from __future__ import annotations
 

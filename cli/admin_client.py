@@ -21,8 +21,8 @@ KeyFile = Annotated[
     Path | None,
     typer.Option("--key-file", help="File with the admin's API key. Default: MODELMARKET_ADMIN_KEY, then this stack's first admin."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask again.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")]
+YesFlag = Annotated[bool, typer.Option("--yes", help="Do not ask again.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")]
 
 
 def coordinate(text: str) -> Coordinate:
@@ -55,6 +55,6 @@ def call_command_api(
     raise failed(f"refused ({code})", detail, remedy or "see docs/operations.md", exit_code=1)
 
 
-def when(micros: int) -> str:
+def instant_text(micros: int) -> str:
     """An instant as text, UTC; `never` for 0."""
     return datetime.fromtimestamp(micros / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S") if micros else "never"

@@ -157,6 +157,6 @@ def _as_json(one: ComparedBill) -> dict[str, Any]:
 
 
 def money(micros: int) -> str:
-    """Whole units with all six places: nothing is rounded for the eye."""
+    """Whole units with all six places: nothing is rounded for display."""
     sign = "-" if micros < 0 else ""
     return f"{sign}{abs(micros) // UNIT:,}.{abs(micros) % UNIT:06d}"

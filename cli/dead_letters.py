@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, coordinate, when
+from cli.admin_client import JsonFlag, KeyFile, YesFlag, call_command_api, console, coordinate, instant_text
 from cli.failures import explained_failures, failed
 from events.log.client import LogMismatch, Reader
 from events.log.record import Coordinate, Record
@@ -25,12 +25,12 @@ from projections.usage.validator import why_unreadable
 
 app = typer.Typer(help="Records that could not be read: retry or write off.", no_args_is_help=True)
 SHOWN_BYTES = 256
-Where = Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET, for example usage/2/1041.")]
+CoordinateArgument = Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET, for example usage/2/1041.")]
 
 
 @app.command("list")
 def list_(
-    everything: Annotated[bool, typer.Option("--all", help="Also those written off or read later.")] = False, as_json: AsJson = False
+    everything: Annotated[bool, typer.Option("--all", help="Also those written off or read later.")] = False, as_json: JsonFlag = False
 ) -> None:
     """Open dead letters: where, why, since when, and whether a write-off is requested."""
     with explained_failures():
@@ -43,21 +43,23 @@ def list_(
         return
     table = Table("record", "why", "since (UTC)", "state")
     for letter in found:
-        table.add_row(str(letter.at), escape(f"{letter.code}: {letter.reason}"[:120]), when(letter.first_us), escape(_state(letter)))
+        table.add_row(
+            str(letter.at), escape(f"{letter.code}: {letter.reason}"[:120]), instant_text(letter.first_us), escape(_state(letter))
+        )
     console.print(table)
     if any(letter.at.topic == "usage" and letter.state in OPEN for letter in found):
         console.print("bills of the partitions of usage named here wait")
 
 
 @app.command("show")
-def show(where: Where) -> None:
+def show(where: CoordinateArgument) -> None:
     """One record: its state, its bytes, and whether today's schemas can read it."""
     at, settings = coordinate(where), Settings()
     with explained_failures():
         known = find_dead_letters(ClickHouse(settings), STATES, str(at))
         record, why = _read_record(settings, at)
     for letter in known:
-        line = escape(f"{_state(letter)}, since {when(letter.first_us)}: {letter.code}: {letter.reason}")
+        line = escape(f"{_state(letter)}, since {instant_text(letter.first_us)}: {letter.code}: {letter.reason}")
         console.print(f"[bold]{at}[/] {line}", highlight=False)
     if not known:
         console.print(f"[bold]{at}[/]: no dead letter is known of this record")
@@ -100,7 +102,7 @@ def retry(
 
 @app.command("write-off")
 def write_off(
-    where: Where,
+    where: CoordinateArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why it will never be readable.", prompt=True)],
     key_file: KeyFile = None,
 ) -> None:
@@ -121,7 +123,7 @@ def write_off(
 
 
 @app.command("approve")
-def approve(where: Where, yes: Yes = False, key_file: KeyFile = None) -> None:
+def approve(where: CoordinateArgument, yes: YesFlag = False, key_file: KeyFile = None) -> None:
     """Approve another admin's request, after a look at the bytes on the log. Bills then no longer wait for the record."""
     at, settings = coordinate(where), Settings()
     with explained_failures():
@@ -152,7 +154,7 @@ def _read_record(settings: Settings, at: Coordinate) -> tuple[Record, str]:
         name, _ = Codec(schemas).decode(record.value)
     except Undecodable as e:
         return record, str(e)
-    return record, f"it reads as {name}, and has no place there" if find_dead_letters(ClickHouse(settings), STATES, str(at)) else ""
+    return record, f"it reads as {name}, and does not belong there" if find_dead_letters(ClickHouse(settings), STATES, str(at)) else ""
 
 
 def _retry_all(clickhouse: ClickHouse, redrive: Redrive) -> Iterator[Tried]:

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.admin_client import AsJson, KeyFile, Yes, call_command_api, console, when
+from cli.admin_client import JsonFlag, KeyFile, YesFlag, call_command_api, console, instant_text
 from cli.failures import explained_failures
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
@@ -20,12 +20,12 @@ from projections.usage.producer_epochs import Epoch, epochs
 app = typer.Typer(help="Epochs of producers: list them, write off dead ones.", no_args_is_help=True)
 QUIET_S_MIN = 600
 """A younger epoch, or one with a younger fact, may be alive: its write-off needs --force."""
-Force = Annotated[bool, typer.Option("--force", help="Even if its last fact is younger than ten minutes.")]
-Which = Annotated[str, typer.Argument(help="The epoch, as `producers list` shows it.")]
+ForceFlag = Annotated[bool, typer.Option("--force", help="Even if its last fact is younger than ten minutes.")]
+EpochArgument = Annotated[str, typer.Argument(help="The epoch, as `producers list` shows it.")]
 
 
 @app.command("list")
-def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs that ended.")] = False, as_json: AsJson = False) -> None:
+def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs that ended.")] = False, as_json: JsonFlag = False) -> None:
     """Epochs that are open, newest first, and when the last fact of each came."""
     with explained_failures():
         found = epochs(ClickHouse(Settings()), only_open=not everything)
@@ -34,15 +34,15 @@ def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs th
         return
     table = Table("producer", "epoch", "status", "host", "opened (UTC)", "last fact (UTC)")
     for e in found:
-        table.add_row(*map(escape, (e.producer, e.epoch, _status(e), e.host)), when(e.opened_at), when(e.last_fact_us))
+        table.add_row(*map(escape, (e.producer, e.epoch, _status(e), e.host)), instant_text(e.opened_at), instant_text(e.last_fact_us))
     console.print(table if found else "no epoch is open")
 
 
 @app.command("write-off")
 def write_off(
-    epoch: Which,
+    epoch: EpochArgument,
     reason: Annotated[str, typer.Option("--reason", help="How it is known that it is dead.", prompt=True)],
-    force: Force = False,
+    force: ForceFlag = False,
     key_file: KeyFile = None,
 ) -> None:
     """Request to write off a dead epoch; another admin approves. Facts it wrote stay counted."""
@@ -56,9 +56,9 @@ def write_off(
 
 @app.command("approve")
 def approve(
-    epoch: Which,
-    yes: Yes = False,
-    force: Force = False,
+    epoch: EpochArgument,
+    yes: YesFlag = False,
+    force: ForceFlag = False,
     key_file: KeyFile = None,
 ) -> None:
     """Approve another admin's request. Bills cut later do not wait for the epoch."""
@@ -79,8 +79,8 @@ def _find(settings: Settings, epoch: str, force: bool) -> Epoch:
     if found is None:
         console.print(f"no epoch {epoch} is in the table: `modelmarket producers list --all`", highlight=False)
         raise typer.Exit(1)
-    line = f"epoch {epoch} of {found.producer} on {found.host}: {_status(found)}, opened {when(found.opened_at)} UTC"
-    console.print(f"{line}, last fact {when(found.last_fact_us)} UTC", highlight=False, markup=False)
+    line = f"epoch {epoch} of {found.producer} on {found.host}: {_status(found)}, opened {instant_text(found.opened_at)} UTC"
+    console.print(f"{line}, last fact {instant_text(found.last_fact_us)} UTC", highlight=False, markup=False)
     quiet_s = time.time() - max(found.opened_at, found.last_fact_us) / 1e6
     if quiet_s < QUIET_S_MIN and not force:
         console.print(f"[red]its last fact is {quiet_s:.0f} s old, it may be alive:[/] make sure that its process is gone, then --force")

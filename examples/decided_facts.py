@@ -29,7 +29,7 @@ HEARTBEAT_S = 0.3
 
 
 class DecidedFactWriter:
-    """A store of one test. `write` is one decided fact; a thread beats while it is open."""
+    """A store of one test. `write` writes one decided fact; a thread writes heartbeats until `close`."""
 
     def __init__(self, settings: Settings) -> None:
         reader = Reader(settings, "decided-facts")
@@ -89,7 +89,7 @@ class DecidedFactWriter:
         while not self._stop.wait(HEARTBEAT_S):
             self.write_heartbeat()
 
-    # --- the words of the domain
+    # --- one method per fact
 
     def tenant(self, tenant: str) -> None:
         self.write(accounts.TenantCreated, tenant=tenant, display_name=tenant, by="admin")

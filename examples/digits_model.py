@@ -45,7 +45,7 @@ def write_digits(file: Path, bias: float = 0.0, seed: int = 7) -> Path:
 
 
 def write_slow_digits(file: Path) -> Path:
-    """The same interface; goes a thousand times round for each unit that the pixels add up to."""
+    """The same interface; runs a thousand loops for each unit of the sum of the pixels."""
     scores = helper.make_tensor_value_info("before", TensorProto.FLOAT, [None, 10])
     flag = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("going", "on")]
     body = helper.make_graph(

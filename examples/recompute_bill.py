@@ -1,4 +1,4 @@
-"""A stranger's bill: reads Kafka, knows `docs/billing.md`, imports nothing of this project. For auditors, and to be copied.
+"""Recomputes a bill from Kafka by the rules of `docs/billing.md` and imports nothing of this project. For auditors, and to be copied.
 
     python -m examples.recompute_bill BROKER TENANT NUMBER
 
@@ -42,7 +42,7 @@ SCHEMA_OF_SCHEMAS = "schemas/schemas/SchemaRegistered.avsc"
 """Handed out with the log: it says how to read the schemas of all other records."""
 
 
-class Bad(Exception):
+class LogInvalid(Exception):
     """The log does not hold what the bill needs."""
 
 
@@ -90,7 +90,7 @@ class Log:
             message = self.consumer.poll(1)
             if message is None or message.error():
                 if time.monotonic() - heard > QUIET_S_MAX:
-                    raise Bad(f"{topic}: nothing came for {QUIET_S_MAX} s")
+                    raise LogInvalid(f"{topic}: nothing came for {QUIET_S_MAX} s")
                 continue
             heard = time.monotonic()
             p, offset = message.partition() or 0, message.offset() or 0
@@ -122,7 +122,7 @@ class Log:
                 yield *self.fact(due), position
             waiting[record.partition] = [r for r in queue if int(r.headers["position"]) > last[r.partition, r.headers["store"]]]
         if any(waiting.values()) and below is None:
-            raise Bad(f"{topic}: a decided record waits for its predecessor")
+            raise LogInvalid(f"{topic}: a decided record waits for its predecessor")
 
     def follows(self, record: Record, at: tuple[str, int]) -> bool:
         store, previous = record.headers["store"].decode(), int(record.headers["previous"])
@@ -212,7 +212,7 @@ def recompute(log: Log, tenant: str, number: int) -> tuple[Body, Body]:
         if body.get("tenant") == tenant and name in ("BillCutFixed", "BillIssued"):
             (cuts if name == "BillCutFixed" else issued)[body["number"]] = body
     if number not in issued:
-        raise Bad(f"bill {number} of {tenant} is not issued; there are {sorted(issued)}")
+        raise LogInvalid(f"bill {number} of {tenant} is not issued; there are {sorted(issued)}")
     excluded = {n: set(issued[n]["excluded"]) if n in issued else set[int]() for n in (number - 1, number)}
     partition = partition_of(tenant.encode(), log.partitions("usage"))
     end = max(c["offset"] for n in excluded if n in cuts for c in cuts[n]["cuts"] if c["partition"] == partition)
@@ -240,7 +240,7 @@ def usage_of(log: Log, tenant: str, partition: int, end: int, excluded: set[int]
         except Exception as e:
             if record.offset in excluded:
                 continue
-            raise Bad(f"usage/{partition}/{record.offset} cannot be read, and no bill excludes it: {e}") from e
+            raise LogInvalid(f"usage/{partition}/{record.offset} cannot be read, and no bill excludes it: {e}") from e
         if body["tenant"] == tenant:
             found.append((record, name, body))
     return found
@@ -252,7 +252,7 @@ def epochs_ended(log: Log, below: int) -> set[str]:
     for record in log.read("producers", 0, below):
         try:
             name, body = log.fact(record)
-        except Exception:  # somebody's stray bytes end no epoch
+        except Exception:  # unreadable bytes end no epoch
             continue
         if name == "ProducerClosed":
             ended.add(str(body["epoch"]))

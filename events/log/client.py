@@ -39,13 +39,13 @@ class _Throttled(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: dict[str, float] = {}
+        self._last_logged_s: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind, now = record.getMessage().split(" ", 1)[0], time.monotonic()
-        if now - self._said.get(kind, -CLIENT_LOG_S) < CLIENT_LOG_S:
+        if now - self._last_logged_s.get(kind, -CLIENT_LOG_S) < CLIENT_LOG_S:
             return False
-        self._said[kind] = now
+        self._last_logged_s[kind] = now
         return True
 
 

@@ -1,1 +1,1 @@
-"""From a registration to a verified bill, told as it happens: `make demo`, `make demo CHAOS=1`."""
+"""From a registration to a verified bill, with every step printed: `make demo`, `make demo CHAOS=1`."""

@@ -30,7 +30,7 @@ class Market:
     def __post_init__(self) -> None:
         self._http = httpx.Client(timeout=CALL_S_MAX)
 
-    def as_(self, key: str) -> Market:
+    def with_key(self, key: str) -> Market:
         """The same market, seen with another key."""
         return Market(self.settings, key, self.promised)
 

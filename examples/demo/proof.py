@@ -1,4 +1,4 @@
-"""What an outsider sees: ClickHouse through its official client, and the log read by coordinates, beside every fold of it."""
+"""What an independent observer sees: ClickHouse through its official client, and the log read by coordinates, without any fold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def analyst(settings: Settings) -> Any:
     )
 
 
-class Witness:
+class LogObserver:
     """Reads the log with a consumer of its own, and returns what came since the last call. A record's headers name its fact."""
 
     def __init__(self, settings: Settings) -> None:

@@ -20,7 +20,7 @@ from examples.demo.caller import Answers, call_all
 from examples.demo.chaos import Chaos
 from examples.demo.digits import Trained
 from examples.demo.market import DemoFailed, Market, until
-from examples.demo.proof import Witness, analyst
+from examples.demo.proof import LogObserver, analyst
 from infra.launcher import Stack
 
 OWNER, CALLER = "visionlab", "globex"
@@ -47,7 +47,7 @@ class Story:
         """As the query API shows the issued bills."""
         self.difference = 0
         """Micro-units between what was billed and what the log gives, over all bills."""
-        self.witness = Witness(self.settings)
+        self.witness = LogObserver(self.settings)
         self.began = time.monotonic()
 
     def run(self) -> None:
@@ -127,7 +127,7 @@ class Story:
 
     def _key(self, tenant: str, user: str, scopes: list[str], **dimensions: str) -> Market:
         created_key = self.market.command("POST", f"/v1/tenants/{tenant}/keys", {"user": user, "scopes": scopes, **dimensions})
-        return self.market.as_(str(created_key["api_key"]))
+        return self.market.with_key(str(created_key["api_key"]))
 
     def train(self) -> tuple[Trained, Trained]:
         self.chapter("Training two classifiers of handwritten digits")
@@ -257,7 +257,7 @@ class Story:
 
     def roll_back(self, first: Trained, second: Trained) -> None:
         self.chapter("Roll back: one command, no failed call")
-        self.alice.command("POST", f"/v1/models/{MODEL}/rollback", {"reason": "the demo shows a way back"})
+        self.alice.command("POST", f"/v1/models/{MODEL}/rollback", {"reason": "the demo shows a rollback"})
 
         def back() -> bool:
             seen = self._call(CALLER, self.globex, [0] * 10, f"probe-{time.monotonic_ns()}")

@@ -1,4 +1,4 @@
-"""`make demo` ends in its one line, also when processes are killed while calls run; a stranger's clients then agree with it."""
+"""`make demo` ends with its last line, also when processes are killed while calls run; other people's clients then agree with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEMO_S_MAX = 900
 
 @pytest.mark.timeout(DEMO_S_MAX + 60)
 @pytest.mark.parametrize("chaos", [False, True], ids=["calm", "chaos"])
-def test_the_demo_ends_in_its_line(chaos: bool, tmp_path: Path) -> None:
+def test_the_demo_ends_with_its_last_line(chaos: bool, tmp_path: Path) -> None:
     with free_block() as base_port:
         environment = os.environ | {
             "MODELMARKET_STACK": "demo-test",

@@ -1,4 +1,4 @@
-"""A stranger's program works: NVIDIA's own Open Inference client, unchanged, against the gateway."""
+"""Other people's programs work: NVIDIA's own Open Inference client, unchanged, against the gateway."""
 
 from __future__ import annotations
 

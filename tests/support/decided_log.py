@@ -1,4 +1,4 @@
-"""What lies on the decided topics, read with confluent_kafka alone and judged by the rules of the chain (K4)."""
+"""What is on the decided topics, read with confluent_kafka alone and checked by the rules of the chain (K4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DECIDED = {"models": 4, "deployments": 4, "accounts": 4, "prices": 1, "bills": 4
 
 
 @dataclass(frozen=True)
-class OnLog:
+class LogEntry:
     topic: str
     partition: int
     offset: int
@@ -28,7 +28,7 @@ class OnLog:
         return int(self.headers["position"])
 
 
-def read_log(settings: Settings, *topics: str) -> list[OnLog]:
+def read_log(settings: Settings, *topics: str) -> list[LogEntry]:
     """Everything on these topics, read with confluent_kafka alone."""
     consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False})
     try:
@@ -39,14 +39,14 @@ def read_log(settings: Settings, *topics: str) -> list[OnLog]:
                 if high:
                     ends[topic, p] = high
         consumer.assign([ck.TopicPartition(t, p, 0) for t, p in ends])
-        found: list[OnLog] = []
+        found: list[LogEntry] = []
         end = time.monotonic() + 60
         while ends:
             assert time.monotonic() < end, f"unread: {ends}"
             for m in consumer.consume(5000, 0.5):
                 assert m.error() is None, m.error()
                 at = (str(m.topic()), int(m.partition() or 0))
-                found.append(OnLog(*at, m.offset() or 0, dict(m.headers() or []), m.key() or b"", m.value() or b""))  # type: ignore[arg-type]
+                found.append(LogEntry(*at, m.offset() or 0, dict(m.headers() or []), m.key() or b"", m.value() or b""))  # type: ignore[arg-type]
                 if (m.offset() or 0) >= ends.get(at, 1 << 60) - 1:
                     del ends[at]
         return found
@@ -55,18 +55,18 @@ def read_log(settings: Settings, *topics: str) -> list[OnLog]:
 
 
 @dataclass
-class Chained:
+class ChainReport:
     """What the oracle found: first records in position order, and how many copies."""
 
-    records: dict[int, OnLog]
+    records: dict[int, LogEntry]
     copies: int
 
 
-def check_chain(settings: Settings) -> Chained:
+def check_chain(settings: Settings) -> ChainReport:
     """Every decided partition, by the rule of K4 alone: each record is the next one or an exact copy. Raises AssertionError."""
-    records: dict[int, OnLog] = {}
+    records: dict[int, LogEntry] = {}
     copies = 0
-    by_partition: defaultdict[tuple[str, int], list[OnLog]] = defaultdict(list)
+    by_partition: defaultdict[tuple[str, int], list[LogEntry]] = defaultdict(list)
     for r in read_log(settings, *DECIDED):
         if r.headers.get("position", b"").isdigit():
             by_partition[r.topic, r.partition].append(r)
@@ -81,10 +81,10 @@ def check_chain(settings: Settings) -> Chained:
             assert int(r.headers["previous"]) == seen, f"{tp}: {r.position} follows {r.headers['previous']!r}, but {seen} was last"
             seen, records[r.position] = r.position, r
     assert len({r.headers["store"] for r in records.values()}) <= 1
-    return Chained(records, copies)
+    return ChainReport(records, copies)
 
 
-def check_complete(settings: Settings) -> Chained:
+def check_complete(settings: Settings) -> ChainReport:
     """The chain, and that the log holds exactly what the store decided, byte for byte in the store's order."""
     chained = check_chain(settings)
     store = open_store(settings)

@@ -14,7 +14,7 @@ NOW = 1_800_000_000_000_000
 
 
 class Decider(Protocol):
-    """A module of commands, or what a test puts together of two."""
+    """A module with `decide` and `evolve`, or a combination of two that a test makes."""
 
     @property
     def decide(self) -> Any: ...
@@ -24,7 +24,7 @@ class Decider(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """A rule and a fold that stand in two modules."""
+    """A rule and a fold from two modules."""
 
     decide: Any
     evolve: Any

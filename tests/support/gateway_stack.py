@@ -104,20 +104,20 @@ def check_answers(gateway: GatewayStack, answers: list[httpx.Response]) -> None:
     assert len(seen) == len(answers)
 
 
-def rest_of(gateway: GatewayStack) -> ServeRest:
+def serve_rest(gateway: GatewayStack) -> ServeRest:
     token = gateway.stack.paths.ray_token.read_text().strip()
     return ServeRest(gateway.settings.model_copy(update={"ray_auth_token": type(gateway.settings.ray_auth_token)(token)}))
 
 
 def apps(gateway: GatewayStack) -> set[str]:
-    rest = rest_of(gateway)
+    rest = serve_rest(gateway)
     try:
         return set(rest.status().applied.apps)
     finally:
         rest.close()
 
 
-def beside(gateway: GatewayStack, other: Settings, folder: Path) -> Settings:
+def settings_of_another_log(gateway: GatewayStack, other: Settings, folder: Path) -> Settings:
     """Settings of a controller that would write to the gateway's Ray, but reads another log."""
     token = gateway.stack.paths.ray_token.read_text().strip()
     signers = {f"{signer}_public_keys": (other.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("setup", "relay")}

@@ -1,4 +1,4 @@
-"""Facts of a model's life with every member filled in, so that a test names only those that it is about."""
+"""Facts of a model's lifecycle with every member filled in, so that a test names only the members that it is about."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A market without callers or workers: real log, registry, tables, commands and relay; the test writes usage and drives the sinks itself.
 
-Driving them by hand decides which record is folded when, in how large a chunk, and after which restart: no sleep, no luck.
+Driving them by hand decides which record is folded when, in how large a chunk, and after which restart: no sleep, no chance.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Market:
 
         eventually(folded, why)
 
-    # --- people
+    # --- commands, by people
 
     def command(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         answer = self.commands.request(method, path, json=body, headers={"Idempotency-Key": str(uuid.uuid4())})
@@ -199,7 +199,7 @@ class Market:
 
     def _issued(self, tenant: str, number: int) -> dict[str, Any] | None:
         for record in self.reader.read("bills"):
-            name, body = self.codec.decode(record.value)  # no fold of ours in between: the oracle reads Kafka
+            name, body = self.codec.decode(record.value)  # the oracle reads Kafka, and uses no fold of ours
             if name == "BillIssued" and (body["tenant"], body["number"]) == (tenant, number):
                 return body
         return None

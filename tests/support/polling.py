@@ -1,4 +1,4 @@
-"""Waits for what must become true: the condition is the event, the deadline only ends a test that has failed."""
+"""Waits until a condition is true. The deadline only ends a test that has failed."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def running_postgres(bin_folder: Path) -> Generator[str]:
 
 
 def _user() -> pwd.struct_passwd | None:
-    """Postgres refuses to run as root: somebody else, then."""
+    """Postgres refuses to run as root: another user of this machine."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):

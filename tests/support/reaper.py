@@ -1,6 +1,6 @@
 """Ends what a test run has started, when the run ends without its fixtures: pytest-timeout ends the whole process, and so does kill -9.
 
-Of the stacks among it, it removes the short folders, too; their data lies in folders of the tests.
+It also removes the short folders of stacks; their data is in folders of the tests.
 
 A process beside the run holds one end of a pipe, and the run the other. The kernel closes the run's end however the run ends.
 """

@@ -1,4 +1,4 @@
-"""For tests without a log: a codec of today's schemas, keys of set-up and relay, and what takes the alerts that a log would."""
+"""For tests without a log: a codec of today's schemas, keys of set-up and relay, and a writer that keeps what it is given."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def todays_codec() -> Codec:
 
 
 class RecordedLog:
-    """In the place of a `Writer`."""
+    """Takes the place of a `Writer` and keeps the records."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -54,7 +54,7 @@ class RecordedLog:
 
 
 def settings_with_keys(**more: Any) -> Settings:
-    """Of a process that was told the public keys."""
+    """Settings that contain the public keys."""
     return Settings(setup_public_keys=SETUP_KEY.public.hex(), relay_public_keys=RELAY_KEY.public.hex(), **more)
 
 

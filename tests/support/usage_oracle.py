@@ -20,7 +20,7 @@ from events.process.clickhouse_password import clickhouse_password
 from events.process.settings import Settings
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_COUNTS = frozenset(  # said again here, so that a count forgotten there is noticed
+_COUNTS = frozenset(  # repeated here, so that a count forgotten there is noticed
     [
         "sequence",
         "attempt",
@@ -50,14 +50,14 @@ _REFERENCES = frozenset({"opened", "voided"})
 
 
 @dataclass(frozen=True)
-class Seen:
+class OracleRecord:
     partition: int
     offset: int
     time_ms: int
     value: bytes | None
 
 
-def read_topic(settings: Settings, topic: str) -> list[Seen]:
+def read_topic(settings: Settings, topic: str) -> list[OracleRecord]:
     """Every record of a topic, with nothing of ours."""
     consumer = ck.Consumer(
         {"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False, "auto.offset.reset": "error"}
@@ -65,7 +65,7 @@ def read_topic(settings: Settings, topic: str) -> list[Seen]:
     partitions = consumer.list_topics(topic, 10).topics[topic].partitions
     ends = {p: consumer.get_watermark_offsets(ck.TopicPartition(topic, p), 10)[1] for p in partitions}
     consumer.assign([ck.TopicPartition(topic, p, 0) for p, end in ends.items() if end])
-    seen, left = list[Seen](), sum(ends.values())
+    seen, left = list[OracleRecord](), sum(ends.values())
     while left > 0:
         messages = consumer.consume(min(left, 10_000), 10)
         assert messages, f"{topic}: {left} records did not come"
@@ -74,7 +74,7 @@ def read_topic(settings: Settings, topic: str) -> list[Seen]:
             partition, offset, value = m.partition(), m.offset(), m.value()
             assert partition is not None and offset is not None and not isinstance(value, str)
             if offset < ends[partition]:
-                seen.append(Seen(partition, offset, m.timestamp()[1], value))
+                seen.append(OracleRecord(partition, offset, m.timestamp()[1], value))
                 left -= 1
     consumer.close()
     return seen
@@ -107,7 +107,7 @@ def _get(url: str, tries: int = 3) -> Any:
 
 
 def decoded(value: bytes | None, schemas: Schemas) -> tuple[str, dict[str, Any]] | None:
-    """(fact, body), or None when no honest reader would take it."""
+    """(fact, body), or None when a strict reader refuses it."""
     if value is None or len(value) < 5 or value[0] != 0 or len(value) > 512 * 1024:
         return None
     schema_id = int.from_bytes(value[1:5], "big")
@@ -125,7 +125,7 @@ def decoded(value: bytes | None, schemas: Schemas) -> tuple[str, dict[str, Any]]
 
 
 def canonical(value: bytes | None, body: Mapping[str, Any], schemas: Schemas) -> bool:
-    """Written again it would be the same bytes."""
+    """Whether encoding the body again gives the same bytes."""
     assert value is not None
     stream = io.BytesIO()
     fastavro.schemaless_writer(stream, schemas.of(int.from_bytes(value[1:5], "big")), body)
@@ -136,28 +136,28 @@ def compare(settings: Settings) -> dict[str, int]:
     """Asserts that `usage_rows` is the topic, record for record and field for field, and `usage_unreadable` the rest. Returns counts."""
     schemas, records = Schemas(settings), read_topic(settings, "usage")
     rows = table_rows(settings, "SELECT * FROM usage_rows")
-    by_place = {(r["kafka_partition"], r["kafka_offset"]): r for r in rows}
-    assert len(by_place) == len(rows), "an offset has more than one row"
+    by_position = {(r["kafka_partition"], r["kafka_offset"]): r for r in rows}
+    assert len(by_position) == len(rows), "an offset has more than one row"
     tombs = table_rows(settings, "SELECT kafka_partition, kafka_offset, sha256 FROM usage_unreadable")
     dead = {(r["kafka_partition"], r["kafka_offset"]): bytes(r["sha256"]) for r in tombs}
     readable = 0
     for record in records:
-        place = record.partition, record.offset
+        position = record.partition, record.offset
         expected = decoded(record.value, schemas)
         digest = hashlib.sha256(record.value or b"").digest()
         if expected is None:
-            assert dead.pop(place, None) == digest, f"{place} has no tombstone, or the wrong one"
-            assert place not in by_place, f"{place} is unreadable, but there is a row"
+            assert dead.pop(position, None) == digest, f"{position} has no tombstone, or the wrong one"
+            assert position not in by_position, f"{position} is unreadable, but there is a row"
             continue
-        row = by_place.pop(place, None)
+        row = by_position.pop(position, None)
         if row is None and not canonical(record.value, expected[1], schemas):
             # fastavro reads numbers of more than 64 bits and booleans of any value; a strict reader may refuse them.
-            assert dead.pop(place, None) == digest, f"{place} has neither row nor tombstone"
+            assert dead.pop(position, None) == digest, f"{position} has neither row nor tombstone"
             continue
         readable += 1
-        assert row is not None, f"{place} has no row"
-        _same(place, row, expected, record, digest)
-    assert not by_place and not dead, f"rows of no record: {list(by_place)[:5]} {list(dead)[:5]}"
+        assert row is not None, f"{position} has no row"
+        _same(position, row, expected, record, digest)
+    assert not by_position and not dead, f"rows of no record: {list(by_position)[:5]} {list(dead)[:5]}"
     return {"records": len(records), "readable": readable, "unreadable": len(records) - readable}
 
 
@@ -177,9 +177,11 @@ def table_rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
         client.close()
 
 
-def _same(place: tuple[int, int], row: Mapping[str, Any], expected: tuple[str, Mapping[str, Any]], record: Seen, digest: bytes) -> None:
+def _same(
+    position: tuple[int, int], row: Mapping[str, Any], expected: tuple[str, Mapping[str, Any]], record: OracleRecord, digest: bytes
+) -> None:
     fact, body = expected
-    assert (row["fact"], row["kafka_time_us"], bytes(row["sha256"])) == (fact, record.time_ms * 1000, digest), place
+    assert (row["fact"], row["kafka_time_us"], bytes(row["sha256"])) == (fact, record.time_ms * 1000, digest), position
     for name, value in body.items():
         got = row[name]
         wanted: Any = value
@@ -187,7 +189,7 @@ def _same(place: tuple[int, int], row: Mapping[str, Any], expected: tuple[str, M
             wanted = _uuid(value) if name in _REFERENCES else UUID(value)
         elif isinstance(value, bytes) and isinstance(got, str):  # the client shows bytes that are no text as hex
             wanted = value.hex() if got == value.hex() else value.decode()
-        assert got == wanted, f"{place} {name}: {got!r} is not {wanted!r}"
+        assert got == wanted, f"{position} {name}: {got!r} is not {wanted!r}"
 
 
 def _uuid(text: str) -> UUID:

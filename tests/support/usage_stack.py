@@ -1,4 +1,4 @@
-"""Kafka, the registry, a ClickHouse that can be killed, workers that can be paused, and somebody who writes usage."""
+"""Kafka, the registry, a ClickHouse that can be killed, workers that can be paused, and a writer of usage."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class UsageStack:
         assert self.writer.flush(60)
 
     def mixed(self, count: int) -> list[bytes]:
-        """Facts of every kind, interleaved as a day of calls would."""
+        """Facts of every kind, interleaved as on a normal day."""
         start = random.randrange(1 << 30)
         return [
             self.refused(start + i) if i % 5 == 2 else self.other(start + i) if i % 50 == 7 else self.settled(start + i)

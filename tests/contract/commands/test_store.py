@@ -1,4 +1,4 @@
-"""One contract for every event store: what is appended stays, in one order, and of two at one place one wins. SQLite and Postgres."""
+"""One contract for SQLite and Postgres stores: appended events stay, in one order, and of two with the same version one wins."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_events_are_read_as_they_were_written(store: Store) -> None:
     assert store.last_position() == positions[-1]
 
 
-def test_of_two_events_at_one_place_one_wins_and_nothing_of_the_other_is_kept(store: Store) -> None:
+def test_of_two_events_with_one_version_one_wins_and_nothing_of_the_other_is_kept(store: Store) -> None:
     store.append([event("a", 1)])
     with pytest.raises(Conflict):
         store.append([event("b", 1), event("a", 1, b"other")])
@@ -278,11 +278,11 @@ def test_if_match_shows_nothing_to_another_tenant(processors: Callable[[], Comma
     processor = processors()
     done(processor, register("m"))
 
-    stranger = Principal(TenantId("globex"), UserId("u"), KeyId("k"), frozenset[Scope]({"models"}), {}, {})
+    other_tenant = Principal(TenantId("globex"), UserId("u"), KeyId("k"), frozenset[Scope]({"models"}), {}, {})
     handler = CommandHandler[Any, Any](MODEL, model_decide.decide, visible=owned)
 
     for if_match in (None, 0, 1, 7):
-        asked = PendingCommand(handler, "m", SubmitVersion("1.0.0"), context(), stranger, if_match)
+        asked = PendingCommand(handler, "m", SubmitVersion("1.0.0"), context(), other_tenant, if_match)
         assert refused(processor, asked) == refused(processor, add("nothing", "1.0.0", if_match=if_match)) == "model_unknown"
 
 
@@ -308,7 +308,7 @@ def test_one_key_sent_many_times_at_once_is_one_command(processors: Callable[[],
     assert len(store.notifications(0)) == 2
 
 
-def test_a_key_is_forgotten_in_the_end_but_not_within_a_day(processors: Callable[[], CommandProcessor]) -> None:
+def test_an_idempotency_key_is_kept_for_a_day_and_then_forgotten(processors: Callable[[], CommandProcessor]) -> None:
     processor, request = processors(), RepeatableRequest("acme", "k", "d")
     done(processor, register("m", request=request))
     day = 24 * 3600 * 1_000_000
@@ -325,7 +325,7 @@ def test_a_fact_that_is_too_large_is_refused_and_leaves_nothing(processors: Call
     done(processor, add("m", "1.0.0", "x" * (511 * 1024), request=RepeatableRequest("acme", "k", "d")))
 
 
-def test_a_rule_that_fails_harms_only_its_own_command(processors: Callable[[], CommandProcessor]) -> None:
+def test_a_rule_that_raises_fails_only_its_own_command(processors: Callable[[], CommandProcessor]) -> None:
     processor = processors()
 
     def broken(_state: Any, _command: Any, _context: CommandContext) -> Any:
@@ -378,7 +378,7 @@ def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener
 OPENING = {"ce_type": b"StoreOpened"}
 
 
-def test_what_no_relay_sent_is_passed_over_and_what_one_may_have_sent_stops_the_relay(opener: Opener) -> None:
+def test_records_that_no_relay_sent_are_skipped_and_records_that_one_may_have_sent_stop_the_relay(opener: Opener) -> None:
     store = opener()
     generation = open_generation(store, CODEC, UserId("commands"))
     event = store.notifications(0)[0]
@@ -388,8 +388,8 @@ def test_what_no_relay_sent_is_passed_over_and_what_one_may_have_sent_stops_the_
     def tail(store_id: str, position: int, previous: int, value: bytes | None = b"x", key: bytes = b"k") -> Tail:
         return Tail(ChainPosition(store_id, position, previous), Record(*tp, position, 1_000, key, value, OPENING if previous == 0 else {}))
 
-    def last(strangers: list[Tail], *seen: SeenHeartbeat) -> int:
-        return resume(store, generation, {tp: [*strangers, own]}, seen)[tp]
+    def last(foreign: list[Tail], *seen: SeenHeartbeat) -> int:
+        return resume(store, generation, {tp: [*foreign, own]}, seen)[tp]
 
     def heartbeats(sent: int, store_id: str = generation.store) -> tuple[SeenHeartbeat, SeenHeartbeat]:
         newest, before = (Heartbeat(store_id, event.position, {name: sent}, number) for number in (2, 1))

@@ -54,7 +54,7 @@ def stored(settings: Settings, tmp_path: Path) -> Artifacts:
     return artifacts
 
 
-def test_what_was_stored_comes_back(stored: Artifacts) -> None:
+def test_an_artifact_is_read_as_it_was_stored(stored: Artifacts) -> None:
     assert stored.size(ACME, DIGEST) == len(BODY)
     assert stored.read(ACME, DIGEST) == BODY
 
@@ -78,7 +78,7 @@ def test_a_tenant_is_never_a_path(stored: Artifacts, tenant: str) -> None:
         stored.read(TenantId(tenant), DIGEST)
 
 
-def test_changed_bytes_are_never_handed_out(tmp_path: Path) -> None:
+def test_changed_bytes_are_never_returned(tmp_path: Path) -> None:
     artifacts = Artifacts(Settings(data=tmp_path))
     file = tmp_path / "upload"
     file.write_bytes(BODY)

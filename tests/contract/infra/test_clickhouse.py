@@ -1,4 +1,4 @@
-"""The ClickHouse endpoint, judged by the official client: what a stranger's program needs works, and what it must not do is refused."""
+"""The ClickHouse endpoint, tested with the official client: what programs need works, and forbidden statements are refused."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_no_statement_reaches_outside_the_tables(engine: ClickHouseProcess, sql:
     assert (status, headers["x-clickhouse-exception-code"]) == (403, "497"), body
 
 
-def test_words_in_literals_are_no_syntax(engine: ClickHouseProcess) -> None:
+def test_keywords_in_literals_are_no_syntax(engine: ClickHouseProcess) -> None:
     status, body, _ = post(
         engine,
         b"SELECT 'file(x) FORMAT CSV; SETTINGS a=1 -- \\' ; url(', `a` FROM (SELECT 1 AS `a`) /* ; */ -- ; \n FORMAT JSONCompactEachRow",
@@ -154,12 +154,12 @@ def test_words_in_literals_are_no_syntax(engine: ClickHouseProcess) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_threads=1, readonly", "max threads", "a'b", "x;y", ""])
-def test_a_setting_cannot_smuggle_sql(engine: ClickHouseProcess, name: str) -> None:
+def test_a_setting_cannot_inject_sql(engine: ClickHouseProcess, name: str) -> None:
     status, _, headers = post(engine, b"SELECT 1", None, **{name: "1"})
     assert (status, headers["x-clickhouse-exception-code"]) == (400, "115")
 
 
-def test_a_settings_value_cannot_smuggle_sql(engine: ClickHouseProcess) -> None:
+def test_a_settings_value_cannot_inject_sql(engine: ClickHouseProcess) -> None:
     status, _, _ = post(engine, b"SELECT getSetting('log_comment')", log_comment="a', max_threads='1")
     assert status == 200
     _, body, _ = post(
@@ -374,7 +374,7 @@ def through(engine: ClickHouseProcess, proxy: BreaksConnections, before_try: Cal
     return ClickHouse(settings, patience_s=10, before_try=before_try)
 
 
-def test_an_insert_without_a_token_is_sent_once_whatever_becomes_of_it(
+def test_an_insert_without_a_token_is_sent_once_whether_or_not_it_succeeds(
     engine: ClickHouseProcess, ours: ClickHouse, broken: Callable[[int], BreaksConnections]
 ) -> None:
     ours.command("CREATE TABLE sent_once (a UInt64, s String) ENGINE MergeTree ORDER BY a")
@@ -402,7 +402,7 @@ class NoMember(Exception):
     pass
 
 
-def test_who_lost_its_right_to_write_sends_nothing_again(
+def test_a_fenced_out_client_sends_nothing_again(
     engine: ClickHouseProcess, ours: ClickHouse, broken: Callable[[int], BreaksConnections]
 ) -> None:
     ours.command("CREATE TABLE lost (a UInt64, s String) ENGINE MergeTree ORDER BY a")
@@ -425,8 +425,8 @@ def test_a_second_engine_on_the_same_folder_is_refused(engine: ClickHouseProcess
     assert done.returncode != 0 and b"another process owns this folder" in done.stderr
 
 
-def test_headers_without_end_are_not_read_for_ever(engine: ClickHouseProcess) -> None:
-    """Its connections are those of `events.process.http_server`, whose own tests hold the time-outs."""
+def test_endless_headers_are_refused(engine: ClickHouseProcess) -> None:
+    """Its connections are those of `events.process.http_server`, whose own tests check the time-outs."""
     with socket.create_connection((engine.settings.host, engine.port), timeout=10) as connection:
         head = b"GET /ping HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * (HEADERS_BYTES_MAX + 1)
         connection.sendall(head)

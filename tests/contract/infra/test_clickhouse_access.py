@@ -1,4 +1,4 @@
-"""The ClickHouse endpoint before a hostile tenant: it reads its own rows, and nothing else of this machine, however it asks."""
+"""The ClickHouse endpoint with a hostile tenant: it reads its own rows and nothing else of this machine, with any statement."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ def test_an_analyst_signs_in_with_a_read_key_and_the_official_client_and_sees_it
         client.close()
 
 
-def test_every_table_and_view_that_an_analyst_may_read_shows_nothing_of_another(engine: ClickHouseProcess) -> None:
+def test_every_table_and_view_of_an_analyst_shows_no_rows_of_another_tenant(engine: ClickHouseProcess) -> None:
     for name in (*OWN_ROWS, *VIEWS):
         status, body, _ = acme(engine, f"SELECT * FROM {name} FORMAT JSONEachRow")
         assert (status, b"globex" in body) == (200, False), (name, body)
     assert b"acme" in acme(engine, "SELECT * FROM history")[1]
 
 
-def test_a_key_that_may_not_read_and_one_that_is_revoked_open_nothing(engine: ClickHouseProcess) -> None:
+def test_a_key_without_scope_read_and_a_revoked_key_are_refused(engine: ClickHouseProcess) -> None:
     for key in (KEYS["caller"], "mm_nobodys", "", "x" * 500, "mm_é"):
         assert ask(engine, "analyst", key.encode().decode("latin-1"), "SELECT 1")[0] == 403
     ACCOUNTS.apply("ApiKeyIssued", issued("acme", "mm_short-lived", "read"), AT)
@@ -133,7 +133,7 @@ def test_a_key_that_may_not_read_and_one_that_is_revoked_open_nothing(engine: Cl
         assert time.monotonic() < end
 
 
-# --- what a hostile one tries
+# --- what a hostile analyst tries
 
 READS_A_FILE = [
     "SELECT * FROM `file`('{file}', 'LineAsString')",
@@ -296,7 +296,7 @@ def test_a_hostile_analyst_is_refused(engine: ClickHouseProcess, tmp_path: Path,
         "SELECT name, total_rows FROM system.tables WHERE database = 'market' AND name LIKE 'dead%'",
     ],
 )
-def test_what_is_not_refused_shows_nothing_of_another(engine: ClickHouseProcess, sql: str) -> None:
+def test_a_statement_that_is_not_refused_shows_no_rows_of_another_tenant(engine: ClickHouseProcess, sql: str) -> None:
     status, body, _ = acme(engine, sql)
     assert b"globex" not in body.replace(sql.encode(), b""), body
     if status == 200 and sql.startswith("SELECT count()"):
@@ -347,7 +347,7 @@ def test_a_parameter_cannot_name_a_table_for_an_analyst(engine: ClickHouseProces
     assert acme(engine, "SELECT * FROM system.{t:Identifier}", None, param_t=table)[0] == 403
 
 
-def test_a_database_of_an_analysts_choice_shows_no_more(engine: ClickHouseProcess) -> None:
+def test_another_database_chosen_by_an_analyst_shows_no_more(engine: ClickHouseProcess) -> None:
     for database in ("system", "default", "information_schema", "other", "`"):
         for table in ("processes", "parts", "usage", "`/etc/passwd`"):
             status, body, _ = acme(engine, f"SELECT * FROM {table}", None, database=database)

@@ -1,4 +1,4 @@
-"""Whose turn it is: cuts that wait for somebody hold up no tenant behind them, however many they are (K21)."""
+"""The order of billing: cuts that wait for a person do not delay the tenants behind them, however many they are (K21)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def log() -> RecordedLog:
     return RecordedLog(todays_codec())
 
 
-class Refusing(Issuer):
-    """Nobody could read something of every tenant but the last."""
+class RefusingIssuer(Issuer):
+    """Refuses the bill of every tenant but the last, as with an unreadable record."""
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         super().__init__(clickhouse, cast(Any, None), cast(Any, None), "http://127.0.0.1:1", "k")
@@ -63,7 +63,7 @@ def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(
     clickhouse: ClickHouse, log: RecordedLog, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(bill_issue, "CUTS_MAX", page)
-    issuer = Refusing(clickhouse)
+    issuer = RefusingIssuer(clickhouse)
     biller = Biller(clickhouse, issuer, log.alerts("biller"), clock=lambda: 100.0)  # no pause ends while the rounds last
     rounds = len(BLOCKED) // page + 1
     for _ in range(rounds):
@@ -85,10 +85,10 @@ def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(
     assert [written[0] for written in log.written] == ["Raised", "Resolved"] and not biller.alarming
 
 
-def test_a_table_that_stays_behind_is_said_as_an_error_with_what_to_do(
+def test_a_table_that_stays_behind_is_logged_as_an_error_with_a_remedy(
     clickhouse: ClickHouse, log: RecordedLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    issuer = Refusing(clickhouse)
+    issuer = RefusingIssuer(clickhouse)
     issuer.outcome = Deferred("table_behind", "usage/0 is in the table up to 3, the cut is 4", alarming=False)
     with caplog.at_level(logging.INFO, "projections.bills.biller"):
         Biller(clickhouse, issuer, log.alerts("biller")).issue()

@@ -1,4 +1,4 @@
-"""The private hooks of Faust and aiokafka that `projections/ingest/chunks.py` stands on: this goes red when an upgrade moves one of them."""
+"""The private hooks of Faust and aiokafka in `projections/ingest/chunks.py`: these tests fail when an upgrade changes one of them."""
 
 # pyright: reportPrivateUsage=false
 
@@ -25,7 +25,7 @@ def parameters(function: object) -> list[str]:
     return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
 
 
-def test_the_versions_are_those_the_transport_was_proven_with() -> None:
+def test_the_installed_versions_are_those_the_transport_was_tested_with() -> None:
     assert (version("faust-streaming"), version("aiokafka")) == ("0.15.3", "0.14.0"), (
         "run tests/integration/projections/test_usage_pipeline.py, then change this line"
     )

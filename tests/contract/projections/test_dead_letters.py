@@ -1,4 +1,4 @@
-"""Open dead letters are all found, page after page: thousands that nobody will read hide none that can be read by now."""
+"""All open dead letters are found, page after page: thousands of unreadable ones hide none that can be read now."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
 
 
 @pytest.mark.parametrize("page", [1, 4, 1000])
-def test_every_dead_letter_of_a_topic_comes_once_whatever_lies_before_it(
+def test_every_dead_letter_of_a_topic_is_listed_once_on_any_page(
     clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(module, "DEAD_LETTERS_MAX", page)
@@ -78,7 +78,7 @@ def test_the_list_goes_on_page_after_page_for_whoever_asks(clickhouse: ClickHous
     assert records == [str(at) for at in wanted]
 
 
-def test_a_forged_dead_letter_names_a_record_that_was_never_met_or_other_bytes_and_is_not_believed(clickhouse: ClickHouse) -> None:
+def test_a_forged_dead_letter_for_an_unknown_record_or_for_other_bytes_is_ignored(clickhouse: ClickHouse) -> None:
     found = find_dead_letters(clickhouse, STATES)
     assert sorted(letter.at for letter in found) == sorted(OTHERS + USAGE)
     assert {letter.sha256 for letter in found} == {SHA256.encode().hex()}

@@ -1,4 +1,4 @@
-"""The epochs that people are shown: the one that needs them may be the oldest of thousands."""
+"""The list of epochs: the open one that needs a decision may be the oldest of thousands."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(positions, "BUCKETS_AT_ONCE", AT_ONCE)
 
 
-class Watched(ClickHouse):
+class RangeRecorder(ClickHouse):
     """Keeps the ranges of offsets that were asked for."""
 
     def __init__(self, engine: ClickHouseProcess) -> None:
@@ -72,20 +72,20 @@ def first_missing_of(offsets: Sequence[int], start: int) -> int:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_first_hole_is_found_whatever_lies_around_it(engine: ClickHouseProcess, seed: int) -> None:
-    chance, clickhouse = random.Random(seed), Watched(engine)
+def test_the_first_gap_is_found_whatever_lies_around_it(engine: ClickHouseProcess, seed: int) -> None:
+    chance, clickhouse = random.Random(seed), RangeRecorder(engine)
     end = chance.choice([0, 1, BUCKET, BUCKET * AT_ONCE, BUCKET * AT_ONCE + 1, chance.randrange(200), 200])
-    holes = set(chance.sample(range(200), chance.choice([0, 1, 3])))
-    once = [o for o in range(end) if o not in holes]
-    offsets = once + chance.sample(once, len(once) // 3)  # a paused twin's rows lie there twice (K8)
+    gaps = set(chance.sample(range(200), chance.choice([0, 1, 3])))
+    once = [o for o in range(end) if o not in gaps]
+    offsets = once + chance.sample(once, len(once) // 3)  # rows of a second worker that was paused are there twice (K8)
     table = table_of(clickhouse, offsets)
     put(clickhouse, table, list(range(0, 300, 7)), PARTITION + 1)
-    for start in sorted({0, 1, BUCKET - 1, BUCKET, chance.randrange(200), *holes, *(h + 1 for h in holes), end, end + 5}):
-        assert dense_end(clickhouse, table, PARTITION, start=start) == first_missing_of(offsets, start), (start, holes, end)
+    for start in sorted({0, 1, BUCKET - 1, BUCKET, chance.randrange(200), *gaps, *(h + 1 for h in gaps), end, end + 5}):
+        assert dense_end(clickhouse, table, PARTITION, start=start) == first_missing_of(offsets, start), (start, gaps, end)
 
 
-def test_each_statement_is_bounded_and_none_comes_after_the_first_hole(engine: ClickHouseProcess) -> None:
-    clickhouse = Watched(engine)
+def test_each_statement_is_bounded_and_none_follows_the_first_gap(engine: ClickHouseProcess) -> None:
+    clickhouse = RangeRecorder(engine)
     table = table_of(clickhouse, [o for o in range(400) if o != 145])
     assert dense_end(clickhouse, table, PARTITION, start=4) == 145
     assert all(0 < top - bottom <= BUCKET * AT_ONCE for bottom, top in clickhouse.ranges), clickhouse.ranges
@@ -101,7 +101,7 @@ class Clock:
 
 
 def test_what_was_dense_is_not_read_again_while_more_comes(engine: ClickHouseProcess) -> None:
-    clickhouse = Watched(engine)
+    clickhouse = RangeRecorder(engine)
     table = table_of(clickhouse, range(205))
     ends = DenseEnds(clickhouse, table, Clock())
     assert ends.end(PARTITION) == 205
@@ -112,8 +112,8 @@ def test_what_was_dense_is_not_read_again_while_more_comes(engine: ClickHousePro
     assert ends.end(PARTITION + 1) == 0
 
 
-def test_a_table_put_in_its_place_is_read_from_the_beginning(engine: ClickHouseProcess) -> None:
-    """As `replay usage --switch` does: the end may be further on, and what lies before it is another table's."""
+def test_a_replaced_table_is_read_from_the_beginning(engine: ClickHouseProcess) -> None:
+    """As `replay usage --switch` does: the end may be further on, and the rows before it are those of another table."""
     clickhouse = ClickHouse(engine.settings)
     table, beside = table_of(clickhouse, range(205)), table_of(clickhouse, [o for o in range(230) if o != 42])
     ends = DenseEnds(clickhouse, table, Clock())
@@ -122,8 +122,8 @@ def test_a_table_put_in_its_place_is_read_from_the_beginning(engine: ClickHouseP
     assert ends.end(PARTITION) == 42
 
 
-def test_an_end_that_went_back_is_read_from_the_beginning(engine: ClickHouseProcess) -> None:
-    """As after a backup was restored: the same table with less in it, and perhaps with a hole far below."""
+def test_a_table_whose_end_went_back_is_read_from_the_beginning(engine: ClickHouseProcess) -> None:
+    """As after a backup was restored: the same table with less in it, and perhaps with a gap far below."""
     clickhouse = ClickHouse(engine.settings)
     table = table_of(clickhouse, range(205))
     ends = DenseEnds(clickhouse, table, Clock())
@@ -135,7 +135,7 @@ def test_an_end_that_went_back_is_read_from_the_beginning(engine: ClickHouseProc
     assert ends.end(PARTITION) == 0
 
 
-def test_what_is_remembered_is_read_again_now_and_then(engine: ClickHouseProcess) -> None:
+def test_a_remembered_end_is_checked_again_from_time_to_time(engine: ClickHouseProcess) -> None:
     """Whoever deletes rows by hand, in the middle, leaves table and end as they were."""
     clickhouse, clock = ClickHouse(engine.settings), Clock()
     table = table_of(clickhouse, range(205))

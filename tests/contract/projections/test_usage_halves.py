@@ -1,4 +1,4 @@
-"""Many records go into the table as two inserts side by side: whatever becomes of either, in the end each offset is there once (K6, K7)."""
+"""Many records go into the table as two parallel inserts: whichever of them fails, in the end each offset is there once (K6, K7)."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def frame(schemas: SchemaSet) -> bytes:
     return Codec(schemas).encode_dict("InvocationRefused", {**fields, **who, **published, "status": 429, "error_code": "limit", "count": 1})
 
 
-class Unlucky(ClickHouse):
-    """The client of a process whose connection breaks at one insert: before the server had it, or after."""
+class BreakingClient(ClickHouse):
+    """A client whose connection breaks at one insert: before the server received it, or after."""
 
     def __init__(self, engine: ClickHouseProcess, breaks_at: str, *, arrives: bool) -> None:
         super().__init__(engine.settings)
@@ -89,19 +89,19 @@ def chunk(partition: int, first: int, values: Sequence[bytes]) -> Chunk:
 
 
 def figures(engine: ClickHouseProcess, table: str) -> tuple[int, int, int]:
-    """Rows as they lie there, different offsets among them, and how many of those could be read."""
-    sql = f"SELECT count() AS n, uniqExact(kafka_partition, kafka_offset) AS places, countIf(readable = 1) AS good FROM {table}"
+    """How many rows the table has, how many different offsets, and how many readable rows."""
+    sql = f"SELECT count() AS n, uniqExact(kafka_partition, kafka_offset) AS offsets, countIf(readable = 1) AS good FROM {table}"
     (row,) = ClickHouse(engine.settings).rows(sql)
-    return int(row["n"]), int(row["places"]), int(row["good"])
+    return int(row["n"]), int(row["offsets"]), int(row["good"])
 
 
 @pytest.mark.parametrize("breaks_at", ["/0:", "/1:"])
 @pytest.mark.parametrize("arrives", [False, True])
-def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
+def test_one_half_fails_and_the_next_owner_leaves_no_gap_and_no_duplicate(
     engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes, breaks_at: str, arrives: bool
 ) -> None:
     chunks = [chunk(p, 0, [frame] * EACH) for p in (0, 1)]
-    first = sink(Unlucky(engine, breaks_at, arrives=arrives), table, schemas)
+    first = sink(BreakingClient(engine, breaks_at, arrives=arrives), table, schemas)
     assert [first.resume(p) for p in (0, 1)] == [0, 0]
     prepared = first.prepare(chunks)
     assert [part.partitions for part in prepared.parts] == [(0,), (1,)]
@@ -117,8 +117,8 @@ def test_one_half_fails_and_the_next_owner_leaves_no_hole_and_nothing_twice(
     assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [EACH + 700] * 2
 
 
-class Forgetful(ClickHouse):
-    """Of a server that took an insert, remembers its token, and has lost the rows of one partition when it is asked again."""
+class RowLosingClient(ClickHouse):
+    """A client of a server that accepted an insert and kept its token, but loses the rows of one partition afterwards."""
 
     def __init__(self, engine: ClickHouseProcess, table: str, breaks: str) -> None:
         super().__init__(engine.settings)
@@ -139,10 +139,10 @@ class Forgetful(ClickHouse):
 
 @pytest.mark.parametrize("breaks", ["connection", "time-out"])
 @pytest.mark.parametrize("readable", [True, False])
-def test_what_an_insert_that_was_tried_twice_left_out_is_put_in(
+def test_rows_that_a_repeated_insert_left_out_are_inserted(
     engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes, breaks: str, readable: bool
 ) -> None:
-    forgetful = sink(Forgetful(engine, table, breaks), table, schemas)
+    forgetful = sink(RowLosingClient(engine, table, breaks), table, schemas)
     forgetful.write(forgetful.prepare([chunk(p, 0, [frame if readable else b"garbage"] * 40) for p in (0, 1)]))
     assert figures(engine, table) == (80, 80, 80 if readable else 0)
     assert [dense_end(ClickHouse(engine.settings), table, p) for p in (0, 1)] == [40, 40]
@@ -168,13 +168,13 @@ def test_both_halves_with_damaged_records_set_them_aside_one_half_at_a_time(
     values[77] = frame[:-1]
     halves = sink(ClickHouse(engine.settings), table, schemas, publish_dead_letters)
     halves.write(halves.prepare([chunk(p, 0, values) for p in (0, 1)]))
-    assert most == 1, "whoever is told of dead letters is told by one thread at a time"
+    assert most == 1, "dead letters are published by one thread at a time"
     assert sorted(published) == [(0, 77), (1, 77)]
     assert figures(engine, table) == (2 * EACH, 2 * EACH, 2 * (EACH - 1))
 
 
 def test_settings_given_again_lose_no_token(engine: ClickHouseProcess, table: str, schemas: SchemaSet, frame: bytes) -> None:
-    """Each start says them again to a table that workers are writing to: an insert repeated after it must still be known."""
+    """Each start applies the settings again while workers write to the table: a repeated insert must still be recognised."""
     same = sink(ClickHouse(engine.settings), table, schemas)
     for _ in range(2):
         same.write(same.prepare([chunk(0, 0, [frame] * 100)]))

@@ -57,7 +57,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         yield stack.settings
 
 
-def test_topics_are_made_once_and_what_differs_is_said_and_left_alone(log: Settings) -> None:
+def test_topics_are_created_once_and_differences_are_reported_and_not_changed(log: Settings) -> None:
     admin = AdminClient({"bootstrap.servers": log.kafka})
 
     def there() -> dict[str, int]:
@@ -111,10 +111,10 @@ def test_schemas_agree_until_the_registry_has_more_or_less_than_the_log(log: Set
         versions = f"/subjects/{SETTLED}/versions"
         schema = json.loads(registry.get(f"{versions}/latest").json()["schema"])
         schema["fields"].append({"name": "colour", "type": "string", "default": ""})
-        stranger = registry.post(versions, json={"schema": json.dumps(schema)}).raise_for_status().json()["id"]
+        foreign_id = registry.post(versions, json={"schema": json.dumps(schema)}).raise_for_status().json()["id"]
         more = run(log, "schemas", "check", code=1)
         assert more.count("drift ") == 1
-        assert f"drift {SETTLED}: the registry has id {stranger}" in more
+        assert f"drift {SETTLED}: the registry has id {foreign_id}" in more
         _delete(registry, f"{versions}/2")
         run(log, "schemas", "check")
 
@@ -143,7 +143,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UsageStack]:
             yield stack
 
 
-def test_the_tail_of_the_log_is_its_newest_facts_in_words(market: UsageStack) -> None:
+def test_log_tail_prints_the_newest_facts(market: UsageStack) -> None:
     market.write(*(market.settled(n, f"tail-{n}") for n in range(3)), b"garbage", partition=2)
     schemas, expected = Schemas(market.settings), dict[str, Any]()
     for record in sorted(read_topic(market.settings, "usage"), key=lambda r: (r.partition, r.offset)):
@@ -166,7 +166,7 @@ def test_the_tail_of_the_log_is_its_newest_facts_in_words(market: UsageStack) ->
     ]
 
 
-def test_a_replay_names_each_row_that_somebody_changed_and_a_switch_heals_them(market: UsageStack) -> None:
+def test_a_replay_reports_each_changed_row_and_a_switch_repairs_them(market: UsageStack) -> None:
     market.write(b"garbage", *market.mixed(20), partition=0)
     records, schemas = read_topic(market.settings, "usage"), Schemas(market.settings)
     read = [decoded(r.value, schemas) for r in records]

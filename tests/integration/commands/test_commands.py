@@ -1,4 +1,4 @@
-"""The command API over HTTP on a real log: the whole life of a model, and everything a stranger may send instead."""
+"""The command API over HTTP on a real log: the whole lifecycle of a model, and malformed and hostile requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ARTIFACT_MAX = 300_000
 
 
 @dataclass
-class Side:
+class CommandSide:
     settings: Settings
     http: CommandClient
     api: Process
@@ -47,14 +47,14 @@ class Side:
 
 
 @pytest.fixture(scope="module")
-def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandSide]:
     with prepared_log(tmp_path_factory.mktemp("commands")) as stack:
         settings = stack.settings
         api = Process("commands.api", settings, {"ARTIFACT_BYTES_MAX": str(ARTIFACT_MAX)}).start()
         relay = Process("commands.relay.relay", settings).start()
         try:
             eventually(lambda: is_ready(settings.command_port) and is_ready(settings.relay_health_port), "command side")
-            yield Side(settings, CommandClient(settings), api)
+            yield CommandSide(settings, CommandClient(settings), api)
         finally:
             api.stop()
             relay.stop()
@@ -92,8 +92,8 @@ def registration(name: str, **more: Any) -> dict[str, Any]:
 
 
 @dataclass
-class Company:
-    """A tenant with the keys its people use."""
+class TenantKeys:
+    """A tenant with the keys of its users."""
 
     http: CommandClient
     tenant: str
@@ -124,17 +124,17 @@ class Company:
             self.http.ok("POST", path, key, json={"review": review, "verdict": "approved"})
 
 
-def company(side: Side) -> Company:
+def new_tenant(side: CommandSide) -> TenantKeys:
     tenant = f"t{uuid.uuid4().hex[:12]}"
     side.http.ok("POST", "/v1/tenants", json={"tenant": tenant, "display_name": tenant})
     owner = side.http.key(tenant, "models", "deploy", "read", user="owner")
     bea, sam = side.http.key(tenant, "review:business", user="bea"), side.http.key(tenant, "review:security", user="sam")
-    return Company(side.http, tenant, owner, bea, sam)
+    return TenantKeys(side.http, tenant, owner, bea, sam)
 
 
 @pytest.fixture(scope="module")
-def acme(side: Side) -> Company:
-    return company(side)
+def acme(side: CommandSide) -> TenantKeys:
+    return new_tenant(side)
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     return body
 
 
-def test_the_whole_life_of_a_model_is_on_the_log_in_the_order_it_was_answered(side: Side, acme: Company) -> None:
+def test_the_whole_lifecycle_of_a_model_is_on_the_log_in_the_order_of_the_answers(side: CommandSide, acme: TenantKeys) -> None:
     http, model = side.http, acme.register()
     acme.approve(model, "1.0.0", model_file(1))
     acme.approve(model, "1.1.0", model_file(2))
@@ -200,7 +200,7 @@ def test_the_whole_life_of_a_model_is_on_the_log_in_the_order_it_was_answered(si
     problem(http("POST", "/v1/models", acme.owner, json=registration(model.rsplit("-", 1)[1])), 409, "name_taken")
 
 
-def test_every_violation_of_the_description_comes_at_once(side: Side, acme: Company) -> None:
+def test_every_violation_of_the_description_comes_at_once(side: CommandSide, acme: TenantKeys) -> None:
     body = problem(
         side.http(
             "POST", "/v1/models", acme.owner, json={"domain": "Vision!", "team": "lab", "name": "digits-v2", "x": 1, "compliance": {}}
@@ -219,7 +219,7 @@ def test_every_violation_of_the_description_comes_at_once(side: Side, acme: Comp
     assert set(found) == {"version", "artifact", "technical.format", "technical.inputs", "technical.outputs"}
 
 
-def test_what_a_stranger_may_send_is_refused_with_a_remedy_and_changes_nothing(side: Side, acme: Company) -> None:
+def test_malformed_and_hostile_requests_are_refused_with_a_remedy_and_change_nothing(side: CommandSide, acme: TenantKeys) -> None:
     http, model = side.http, acme.register()
     deep, before = b"[" * 100_000, side.end()
     half = b'{"domain": "\\ud800", "\\udfff": 1}'
@@ -277,7 +277,7 @@ def test_what_a_stranger_may_send_is_refused_with_a_remedy_and_changes_nothing(s
     assert side.end() == before
 
 
-def lying_files() -> dict[str, tuple[bytes, str]]:
+def invalid_files() -> dict[str, tuple[bytes, str]]:
     good = model_file()
     external = onnx.load_from_string(model_file())
     tensor = external.graph.initializer[0]
@@ -304,16 +304,16 @@ def lying_files() -> dict[str, tuple[bytes, str]]:
         "external data": (external.SerializeToString(), "external_data"),
         "external data in an attribute": (hidden.SerializeToString(), "external_data"),
         "operators of the future": (future.SerializeToString(), "opset_unknown"),
-        "operators of a stranger": (foreign.SerializeToString(), "opset_unknown"),
+        "operators of another vendor": (foreign.SerializeToString(), "opset_unknown"),
         "a graph that does not fit together": (broken.SerializeToString(), "artifact_invalid"),
     }
 
 
-def test_a_lying_upload_is_refused_and_leaves_no_file(side: Side, acme: Company) -> None:
+def test_an_invalid_upload_is_refused_and_leaves_no_file(side: CommandSide, acme: TenantKeys) -> None:
     http, folder = side.http, side.settings.folder
     acme.upload(model_file())
     before = sorted(p for p in folder.rglob("*") if "artifacts" in p.parts or "uploads" in p.parts)
-    for what, (body, code) in lying_files().items():
+    for what, (body, code) in invalid_files().items():
         answer = http("PUT", f"/v1/artifacts/{digest_of(body)}", acme.owner, content=body)
         assert answer.status_code == 422, (what, answer.text)
         assert answer.json()["code"] == code, (what, answer.text)
@@ -325,7 +325,7 @@ def test_a_lying_upload_is_refused_and_leaves_no_file(side: Side, acme: Company)
     assert sorted(p for p in folder.rglob("*") if "artifacts" in p.parts or "uploads" in p.parts) == before
 
 
-def test_a_version_must_be_described_as_its_file_is(side: Side, acme: Company) -> None:
+def test_a_version_must_be_described_as_its_file_is(side: CommandSide, acme: TenantKeys) -> None:
     model, digest = acme.register(), acme.upload(model_file(5))
 
     def add(**more: Any) -> httpx.Response:
@@ -348,7 +348,7 @@ def test_a_version_must_be_described_as_its_file_is(side: Side, acme: Company) -
     problem(add(), 409, "version_exists")
 
 
-def test_a_file_that_cannot_be_loaded_is_refused_before_anybody_reviews_it(side: Side, acme: Company) -> None:
+def test_a_file_that_cannot_be_loaded_is_refused_before_anybody_reviews_it(side: CommandSide, acme: TenantKeys) -> None:
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in ("x", "y")]
     node = helper.make_node("NoSuchOperator", ["x"], ["y"], domain="com.microsoft")
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
@@ -362,8 +362,8 @@ def test_a_file_that_cannot_be_loaded_is_refused_before_anybody_reviews_it(side:
     assert side.http.ok("GET", f"/v1/models/{model}", acme.owner)["versions"]["1.0.0"]["kind"] == "draft"
 
 
-def test_one_tenants_models_are_nothing_to_another(side: Side, acme: Company) -> None:
-    http, globex, model = side.http, company(side), acme.register()
+def test_another_tenants_models_are_unknown_and_cannot_be_changed(side: CommandSide, acme: TenantKeys) -> None:
+    http, globex, model = side.http, new_tenant(side), acme.register()
     acme.approve(model, "1.0.0", model_file(6))
     digest = digest_of(model_file(6))
     end = side.end()
@@ -389,10 +389,10 @@ def test_one_tenants_models_are_nothing_to_another(side: Side, acme: Company) ->
     assert side.end() == end + 1  # globex's own registration
 
 
-def test_a_foreign_version_may_be_named_as_a_parent_once_it_is_approved_and_its_draft_is_nobodys_to_guess(
-    side: Side, acme: Company
+def test_a_foreign_version_may_be_a_parent_once_it_is_approved_and_foreign_drafts_cannot_be_guessed(
+    side: CommandSide, acme: TenantKeys
 ) -> None:
-    globex, theirs = company(side), acme.register()
+    globex, theirs = new_tenant(side), acme.register()
     mine, lineage = globex.register(), {"parents": [f"{theirs}-v1.0.0"]}
     assert acme.draft(theirs, "1.0.0", model_file(8)).status_code == 201
     problem(globex.draft(mine, "1.0.0", model_file(9), lineage=lineage), 422, "parent_unknown")
@@ -400,7 +400,7 @@ def test_a_foreign_version_may_be_named_as_a_parent_once_it_is_approved_and_its_
     assert globex.draft(mine, "1.0.0", model_file(9), lineage=lineage).status_code == 201
 
 
-def test_a_price_that_no_bill_could_hold_is_refused_with_what_was_meant(side: Side, acme: Company) -> None:
+def test_a_price_that_no_bill_could_hold_is_refused_with_what_was_meant(side: CommandSide, acme: TenantKeys) -> None:
     dear = [{"model": "*", "meter": "gpu_us", "amount_micros": 20_000_000}]
     found = problem(side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}), 422, "price_too_high")
     assert "per_units 3600000000" in found["remedy"] and found["field"] == "prices.0"
@@ -408,7 +408,7 @@ def test_a_price_that_no_bill_could_hold_is_refused_with_what_was_meant(side: Si
     assert side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}).status_code == 201
 
 
-def test_a_key_opens_what_its_scopes_say_and_nothing_once_it_is_gone(side: Side, acme: Company) -> None:
+def test_a_key_works_as_its_scopes_allow_and_not_after_its_revocation(side: CommandSide, acme: TenantKeys) -> None:
     http = side.http
     for header, refusal in (({}, KEY_MISSING), ({"Authorization": ""}, KEY_MISSING), ({"Authorization": "Basic x"}, KEY_MALFORMED)):
         answer = httpx.get(f"{side.settings.commands}/v1/models/m", headers=header)
@@ -431,13 +431,13 @@ def test_a_key_opens_what_its_scopes_say_and_nothing_once_it_is_gone(side: Side,
     problem(http("DELETE", f"/v1/tenants/{acme.tenant}/keys/{issued['key_id']}"), 409, "already_revoked")
 
 
-def _keyholders(side: Side) -> tuple[str, str]:
+def _keyholders(side: CommandSide) -> tuple[str, str]:
     """Two admins of one tenant."""
     side.http.ok("POST", "/v1/tenants", json={"tenant": "platform-keys", "display_name": "two admins"})
     return "first", "second"
 
 
-def test_a_new_key_is_shown_again_to_whoever_asked_and_is_nowhere_in_the_store(side: Side, acme: Company) -> None:
+def test_a_new_key_is_shown_again_to_whoever_asked_and_is_nowhere_in_the_store(side: CommandSide, acme: TenantKeys) -> None:
     def issue(key: str, caller: str = ADMIN) -> httpx.Response:
         return side.http("POST", f"/v1/tenants/{acme.tenant}/keys", caller, json={"scopes": ["invoke"]}, headers={"Idempotency-Key": key})
 
@@ -459,8 +459,8 @@ def test_a_new_key_is_shown_again_to_whoever_asked_and_is_nowhere_in_the_store(s
     assert secret.encode() not in side.api.log.read_bytes()
 
 
-def test_one_idempotency_key_is_one_command_for_each_tenant(side: Side, acme: Company) -> None:
-    globex, repeat, name = company(side), uuid.uuid4().hex, f"m{uuid.uuid4().hex[:12]}"
+def test_one_idempotency_key_is_one_command_for_each_tenant(side: CommandSide, acme: TenantKeys) -> None:
+    globex, repeat, name = new_tenant(side), uuid.uuid4().hex, f"m{uuid.uuid4().hex[:12]}"
     headers = {"Idempotency-Key": repeat}
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: side.http("POST", "/v1/models", acme.owner, json=registration(name), headers=headers), range(24)))
@@ -474,7 +474,7 @@ def test_one_idempotency_key_is_one_command_for_each_tenant(side: Side, acme: Co
     assert side.http("POST", "/v1/models", globex.owner, json=registration(f"g{name}"), headers=headers).status_code == 201
 
 
-def test_an_etag_protects_against_deciding_on_an_old_state(side: Side, acme: Company) -> None:
+def test_an_etag_protects_against_deciding_on_an_old_state(side: CommandSide, acme: TenantKeys) -> None:
     model = acme.register()
     acme.approve(model, "1.0.0", model_file(7))
     etag = side.http("GET", f"/v1/models/{model}", acme.owner).headers["etag"]
@@ -487,7 +487,7 @@ def test_an_etag_protects_against_deciding_on_an_old_state(side: Side, acme: Com
     )
 
 
-def test_of_many_concurrent_deployments_exactly_one_wins(side: Side, acme: Company) -> None:
+def test_of_many_concurrent_deployments_exactly_one_wins(side: CommandSide, acme: TenantKeys) -> None:
     model = acme.register()
     acme.approve(model, "1.0.0", model_file(8))
     with ThreadPoolExecutor(12) as pool:
@@ -497,7 +497,7 @@ def test_of_many_concurrent_deployments_exactly_one_wins(side: Side, acme: Compa
     assert sorted(a.status_code for a in answers) == [201] + [409] * 23
 
 
-def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, acme: Company) -> None:
+def test_the_largest_input_to_every_command_is_refused_or_delivered(side: CommandSide, acme: TenantKeys) -> None:
     """K3: whatever is accepted fits on the log."""
     http, model = side.http, acme.register()
     acme.approve(model, "1.0.0", model_file(9))
@@ -511,7 +511,7 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
         "commit": "界" * 200,
     }
     eventually(lambda: read_log(side.settings, "models"), "a record that somebody may give up")
-    lying = read_log(side.settings, "models")[0]
+    readable = read_log(side.settings, "models")[0]
     prices = [{"model": f"{i:0200}", "meter": "calls", "amount_micros": 10**15, "per_units": 10**15} for i in range(3500)]
     answers = [
         http(
@@ -544,8 +544,8 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
         http("POST", f"/v1/models/{model}/retire", acme.owner, json={"reason": "界" * 1000, "successor": "界" * 200}),
         http(
             "POST",
-            f"/v1/write-offs/records/{lying.topic}/{lying.partition}/{lying.offset}",
-            json={"sha256": hashlib.sha256(lying.value).hexdigest(), "reason": "界" * 1000},
+            f"/v1/write-offs/records/{readable.topic}/{readable.partition}/{readable.offset}",
+            json={"sha256": hashlib.sha256(readable.value).hexdigest(), "reason": "界" * 1000},
         ),
     ]
     assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200, 201], [a.text[:200] for a in answers]
@@ -555,8 +555,8 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Side, 
     check_complete(side.settings)
 
 
-def test_a_bill_is_fixed_and_issued_once(side: Side) -> None:
-    http, billed = side.http, company(side)
+def test_a_bill_is_fixed_and_issued_once(side: CommandSide) -> None:
+    http, billed = side.http, new_tenant(side)
     path = f"/v1/bills/{billed.tenant}"
     problem(http("POST", f"{path}/2026-13/cut"), 422, "period_malformed")
     problem(http("POST", f"{path}/2999-01/cut"), 409, "period_not_begun")
@@ -586,7 +586,7 @@ def test_a_bill_is_fixed_and_issued_once(side: Side) -> None:
     assert http.ok("POST", f"{path}/{period}/cut")["number"] == 2
 
 
-def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: Company) -> None:
+def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: CommandSide, acme: TenantKeys) -> None:
     for _ in range(3):
         keys = [uuid.uuid4().hex for _ in range(200)]
         decided: dict[str, str] = {}
@@ -623,7 +623,7 @@ def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: Side, acme: C
     check_complete(side.settings)
 
 
-def test_the_documentation_lists_every_command(side: Side) -> None:
+def test_the_documentation_lists_every_command(side: CommandSide) -> None:
     spec = httpx.get(f"{side.settings.commands}/openapi.json").json()
     assert "/v1/models/{model}/rollouts" in spec["paths"]
     assert spec["components"]["securitySchemes"]

@@ -54,7 +54,7 @@ def test_schemathesis_finds_nothing_in_the_command_api_for_long(api: FastAPI) ->
     assert not found, f"seed {seed}\n" + "\n\n".join(found)
 
 
-def test_every_operation_tells_its_refusals_as_problem_documents_and_every_command_its_headers(api: FastAPI) -> None:
+def test_every_operation_documents_its_refusals_as_problem_documents_and_every_command_its_headers(api: FastAPI) -> None:
     document = api.openapi()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -80,6 +80,6 @@ def test_a_price_book_is_read_by_admins_and_by_the_tenants_that_pay_by_it(api: F
         assert TestClient(api).get(path, headers={"Authorization": f"Bearer {reader}"}).status_code == status
 
 
-def test_a_method_that_is_not_there_is_answered_with_those_that_are(api: FastAPI) -> None:
+def test_an_unsupported_method_is_answered_with_the_supported_ones(api: FastAPI) -> None:
     answer = TestClient(api).patch("/v1/write-offs/producers/p/e", headers={"Authorization": f"Bearer {ADMIN}"})
     assert (answer.status_code, answer.headers["allow"], answer.json()["code"]) == (405, "GET, POST", "method_not_allowed")

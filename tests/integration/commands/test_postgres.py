@@ -166,7 +166,7 @@ def _run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_a_lost_database_is_made_again_from_the_log(log: Stack, creator: TenantCreator, server: str) -> None:
+def test_a_lost_database_is_rebuilt_from_the_log(log: Stack, creator: TenantCreator, server: str) -> None:
     with relay_on(log.settings):
         wait_relayed(log.settings, creator.create(5))
     old = {e.position: (e.originator, e.version, e.name) for e in creator.store.notifications(0, 10**6)}

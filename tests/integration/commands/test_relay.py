@@ -1,4 +1,4 @@
-"""The relay skips nothing and repeats nothing that a fold would not recognise: killed, doubled, cut off, or on the wrong store (K3, K4, K5)."""
+"""The relay skips nothing and repeats nothing that a fold would not recognise: killed, doubled, or on the wrong store (K3, K4, K5)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_everything_decided_arrives_in_order_and_a_fold_follows_it(log: Stack, c
     wait_relayed(log.settings, creator.create(100))
     assert check_complete(log.settings).copies == 0
 
-    names = Names([])
+    names = FactNames([])
     fold_runner = FoldRunner(log.settings, creator.codec, creator.log_id, ("accounts", "prices"), names, name="names")
     try:
         fold_runner.start()
@@ -119,7 +119,7 @@ def test_a_heartbeat_says_what_is_on_every_partition(log: Stack, creator: Tenant
 
     eventually(found, "a heartbeat of everything")
     count = len(read_log(log.settings, "heartbeats"))
-    eventually(lambda: len(read_log(log.settings, "heartbeats")) >= count + 2, "an idle relay beats on")
+    eventually(lambda: len(read_log(log.settings, "heartbeats")) >= count + 2, "an idle relay goes on writing heartbeats")
 
 
 @pytest.mark.timeout(600)
@@ -150,7 +150,7 @@ def test_killed_while_it_sends_it_goes_on_and_nothing_is_skipped(log: Stack, cre
 
 
 @pytest.mark.timeout(600)
-def test_while_kafka_is_away_the_relay_waits_and_then_goes_on(log: Stack, creator: TenantCreator, relay: Process) -> None:
+def test_while_kafka_is_down_the_relay_waits_and_then_goes_on(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
     wait_relayed(log.settings, creator.create(20))
     pid = next(p.pid for p in log.status() if p.name == "kafka")
@@ -241,7 +241,7 @@ def test_the_second_relay_waits_for_its_turn_and_takes_over(log: Stack, creator:
     check_complete(log.settings)
 
 
-def test_observed_records_at_the_tail_are_looked_past(log: Stack, creator: TenantCreator, relay: Process) -> None:
+def test_observed_records_at_the_tail_are_skipped(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
     wait_relayed(log.settings, creator.create(1))
     relay.kill()
@@ -261,7 +261,7 @@ def test_observed_records_at_the_tail_are_looked_past(log: Stack, creator: Tenan
     assert sorted(r.position for r in positions) == sorted({r.position for r in positions})
 
 
-def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, creator: TenantCreator, relay: Process, tmp_path: Path) -> None:
+def test_an_outdated_store_is_refused_and_nothing_is_sent(log: Stack, creator: TenantCreator, relay: Process, tmp_path: Path) -> None:
     relay.start()
     wait_relayed(log.settings, creator.create(3))
     yesterday = tmp_path / "events.sqlite"
@@ -304,9 +304,7 @@ def test_yesterdays_store_is_refused_and_nothing_is_sent(log: Stack, creator: Te
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(
-    log: Stack, creator: TenantCreator, relay: Process, tmp_path: Path
-) -> None:
+def test_a_lost_store_is_rebuilt_from_the_log_and_folds_go_on(log: Stack, creator: TenantCreator, relay: Process, tmp_path: Path) -> None:
     relay.start()
     wait_relayed(log.settings, creator.create(5))
     relay.kill(signal.SIGTERM)
@@ -336,7 +334,7 @@ def test_a_lost_store_is_made_again_from_the_log_and_folds_go_on(
 def _follows(settings: Settings, creator: TenantCreator, tenants: int) -> None:
     """While a relay runs: a fold is fresh only as long as heartbeats arrive."""
     folded: list[str] = []
-    fold_runner = FoldRunner(settings, creator.codec, creator.log_id, ("accounts", "prices"), Names(folded), name="after-rebuild")
+    fold_runner = FoldRunner(settings, creator.codec, creator.log_id, ("accounts", "prices"), FactNames(folded), name="after-rebuild")
     try:
         fold_runner.start()
         eventually(lambda: fold_runner.ready and folded.count("TenantCreated") == tenants, "a fold follows from one store to the next")
@@ -344,7 +342,7 @@ def _follows(settings: Settings, creator: TenantCreator, tenants: int) -> None:
         fold_runner.stop()
 
 
-class Names:
+class FactNames:
     """A fold that keeps the facts it is given."""
 
     code_version = "1"

@@ -1,4 +1,4 @@
-"""The launcher on real parts: what it starts works, what it stops is gone, and no kill leaves anything in the way."""
+"""The launcher on real parts: started parts work, stopped parts are gone, and after any kill the next start works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bills, catalog and queries on a real log, judged by what was written: the figures never depend on copies, order or restarts."""
+"""Bills, catalog and queries on a real log, compared with what was written: the figures never depend on copies, order or restarts."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_a_wrong_cut_in_the_table_is_no_bill(market: Market) -> None:
 
 
 def put_row(market: Market, row: dict[str, Any]) -> None:
-    """In the place of the one there; with a token of its own, since the table takes the same block once."""
+    """Replaces the row; with a token of its own, since the table accepts the same block once."""
     market.clickhouse.insert_rows("history_rows", [row], token=str(uuid.uuid4()))
 
 
@@ -386,7 +386,7 @@ def test_the_catalog_is_searched_filtered_and_paged(market: Market) -> None:
     assert end == ""
 
 
-def test_a_stray_on_a_decided_topic_is_a_dead_letter_and_the_catalog_goes_on(market: Market) -> None:
+def test_a_foreign_record_on_a_decided_topic_is_a_dead_letter_and_the_catalog_goes_on(market: Market) -> None:
     market.writer.append("models", b"stray", b"hello", {}).result(10)
     market.writer.append("models", b"stray", None, {}).result(10)
     tenant, _ = market.tenant("standard")
@@ -470,7 +470,7 @@ def test_nobody_sees_another_tenants_figures(market: Market) -> None:
         ("/v1/nothing", {}, 404, ""),
     ],
 )
-def test_bad_questions_are_refused_with_the_field_that_is_wrong(
+def test_bad_queries_are_refused_with_the_field_that_is_wrong(
     market: Market, path: str, params: dict[str, str], status: int, field: str
 ) -> None:
     _, key = market.tenant("standard")
@@ -491,7 +491,7 @@ def test_bad_questions_are_refused_with_the_field_that_is_wrong(
         ({"Authorization": "Bearer " + "x" * 5000}, KEY_MALFORMED),
     ],
 )
-def test_without_a_good_key_nothing_is_answered(market: Market, header: dict[str, str], refusal: Refusal) -> None:
+def test_without_a_valid_key_every_query_is_refused(market: Market, header: dict[str, str], refusal: Refusal) -> None:
     query(market, market.admin, "/v1/catalog")
     answer = httpx.get(f"{market.settings.queries}/v1/catalog", headers=header, timeout=10)
     assert (answer.status_code, answer.json()["code"]) == (401, refusal.code)

@@ -1,4 +1,4 @@
-"""Whatever strangers write to whichever topic, every process starts again, keys work, and bills are issued and verified (K26)."""
+"""After malformed records on any topic every process starts again, keys work, and bills are issued and verified (K26)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.stacks import running_stack
 PROCESSES = ("commands", "relay", "queries", "worker-0", "biller")
 PARTS = {"kafka", "registry", "clickhouse", "prepare", *PROCESSES}
 NAMED_S_MAX = 60.0
-"""A stranger's claim to a place is set aside some seconds after it came: two heartbeats, and the skew of brokers' clocks."""
+"""A record with a false chain position is set aside some seconds after it arrived: two heartbeats, and the skew of brokers' clocks."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""From the log to the table while everything that can go wrong does: judged by an oracle that shares no code with the pipeline (K6–K10)."""
+"""From the log to the table under every kind of failure: checked by an oracle that shares no code with the pipeline (K6–K10)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_record_becomes_exactly_its_row(market: UsageStack) -> None:
     assert compare(market.settings)["unreadable"] == 0
 
 
-def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: UsageStack) -> None:
+def test_unreadable_records_of_every_kind_are_set_aside_and_the_projection_goes_on(market: UsageStack) -> None:
     schemas, _ = read_schemas(Reader(market.settings, "test-schemas"))
     wrong_subject = next(i for i, s in schemas.by_id.items() if s.subject == "models-ModelRetired")
     good = market.settled(1)
@@ -97,7 +97,7 @@ def test_garbage_of_every_kind_is_set_aside_and_the_projection_goes_on(market: U
     }
 
 
-def test_garbage_on_alerts_and_schemas_is_set_aside_and_the_next_alert_is_shown(market: UsageStack) -> None:
+def test_unreadable_records_on_alerts_and_schemas_are_set_aside_and_the_next_alert_is_shown(market: UsageStack) -> None:
     def put(topic: str, value: bytes | None, headers: dict[str, bytes] | None = None) -> Coordinate:
         return market.writer.append(topic, b"k", value, headers).result(10)
 
@@ -202,7 +202,7 @@ def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(
 
 
 def test_a_damaged_record_changes_no_other_row_and_forges_none(market: UsageStack) -> None:
-    """The attack that a container without a guard falls for: a record that holds a whole row, its tail, and the beginning of a second
+    """The attack on a container without a guard: a record that holds a whole row, its tail, and the beginning of a second
     row, whose bytes field swallows the true tail and the next record's beginning. As many rows as records, none of them true."""
     for _ in range(50):
         honest = market.settled(20, tenant="honest", invocation_key=b"", previous_sha256=PREVIOUS)
@@ -323,7 +323,7 @@ def test_a_paused_worker_that_wakes_after_a_take_over_changes_no_figure(market: 
     figures = "SELECT * FROM metering_daily ORDER BY ALL"
     before = table_rows(market.settings, figures)
     paused.signal(signal.SIGCONT)
-    time.sleep(2)  # that nothing happens can only be watched for a while
+    time.sleep(2)  # nothing may change, which can only be observed for some time
     assert table_rows(market.settings, figures) == before
     market.write(*market.mixed(400))
     market.caught_up()

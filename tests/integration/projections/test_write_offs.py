@@ -1,4 +1,4 @@
-"""What nobody can read holds a bill back until two people give it up; what can be read is counted, whatever anybody writes off (K9, K13)."""
+"""An unreadable record holds a bill back until two people write it off; a readable one is counted even when written off (K9, K13)."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def tenant_of(market: Market, partition: int) -> str:
             return tenant
 
 
-def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, second: str) -> None:
+def test_an_unreadable_record_holds_a_bill_back_until_two_people_write_it_off(market: Market, second: str) -> None:
     tenant = tenant_of(market, 0)
     market.append(tenant, [market.settled(tenant)])
     garbage = [b"garbage", None, market.settled(tenant, event_id="NOT-A-UUID")]
@@ -196,7 +196,7 @@ def test_garbage_holds_a_bill_back_until_two_people_give_it_up(market: Market, s
     assert [b["records_written_off"] for b in admin.json()["bills"] if b["status"] == "issued"] == [3]
 
 
-def test_what_can_be_read_is_billed_whoever_writes_it_off(market: Market, second: str) -> None:
+def test_a_readable_record_is_billed_even_when_it_is_written_off(market: Market, second: str) -> None:
     tenant = tenant_of(market, 1)
     value = market.settled(tenant)
     at = put(market, tenant, value)
@@ -208,7 +208,7 @@ def test_what_can_be_read_is_billed_whoever_writes_it_off(market: Market, second
     assert claimed(market, tenant) == {1: (1, 0, 0)}
 
 
-def test_a_write_off_of_other_bytes_is_ignored_and_said(market: Market, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_off_of_other_bytes_is_ignored_and_reported(market: Market, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command compares the hash with the log; should a store's decision meet another log all the same, the readers do."""
     tenant = tenant_of(market, 2)
     at = put(market, tenant, b"garbage")
@@ -287,7 +287,7 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     assert claimed(market, tenant) == {1: (3, 0, lost)}
 
 
-def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_one_changes(market: Market, second: str) -> None:
+def test_a_written_off_record_that_is_read_later_is_on_the_next_bill_and_no_issued_bill_changes(market: Market, second: str) -> None:
     tenant = tenant_of(market, 2)
     late = newer_schema(market, "InvocationSettled")
     value = written_with(late, market.settled(tenant))
@@ -318,7 +318,7 @@ def test_what_was_given_up_and_is_read_later_is_on_the_next_bill_and_no_issued_o
     market.recompute_as_a_stranger(tenant, 2)
 
 
-def test_what_was_given_up_and_can_be_read_says_so_until_it_is_read_again(market: Market, second: str, run: Run) -> None:
+def test_a_written_off_record_that_can_be_read_is_reported_until_it_is_read_again(market: Market, second: str, run: Run) -> None:
     """Its schema was published and nobody tried it again: the table still leaves it out, the log has it."""
     tenant, neighbour = tenant_of(market, 2), tenant_of(market, 2)
     late = newer_schema(market, "InvocationSettled")
@@ -380,7 +380,7 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
     assert claimed(market, tenant)[1][1] == 0
 
 
-def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(market: Market, second: str) -> None:
+def test_a_dead_producers_epoch_is_written_off_and_bills_no_longer_list_it_as_open(market: Market, second: str) -> None:
     tenant, epoch, producer = tenant_of(market, 1), str(uuid.uuid4()), f"gateway-{uuid.uuid4().hex[:8]}"
     known = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": producer, "epoch": epoch}
     opened = market.codec.encode_dict("ProducerOpened", {**known, "log_id": market.log_id, "host": "h", "region": "local"})
@@ -415,7 +415,7 @@ def test_a_dead_producers_epoch_is_given_up_and_bills_call_it_open_no_more(marke
     assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
 
 
-def test_the_commands_of_operations_lead_through_it(market: Market, second: str, run: Run, tmp_path: Path) -> None:
+def test_the_commands_in_the_operations_guide_write_off_records_and_epochs(market: Market, second: str, run: Run, tmp_path: Path) -> None:
     settings = market.settings
     key_file = tmp_path / "second.key"
     key_file.write_text(second)

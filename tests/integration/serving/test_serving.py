@@ -1,4 +1,4 @@
-"""The gateway on real parts: every answer is in the log, and what is killed comes back without anybody losing anything."""
+"""The gateway on real parts: every answer is in the log, and a killed process restarts without loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,17 @@ from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack
 from serving.control.controller import Controller
-from tests.support.gateway_stack import SECRET, STALENESS_S_MAX, V1, GatewayStack, M, apps, beside, check_answers, check_chains
+from tests.support.gateway_stack import (
+    SECRET,
+    STALENESS_S_MAX,
+    V1,
+    GatewayStack,
+    M,
+    apps,
+    check_answers,
+    check_chains,
+    settings_of_another_log,
+)
 from tests.support.polling import eventually, seconds_until
 
 SOON_US = 6_000_000
@@ -162,13 +172,15 @@ def test_a_canary_takes_exactly_its_share_and_a_rollback_fails_no_call(gateway: 
     check_answers(gateway, [*answers, *during])
 
 
-def test_a_broken_version_is_reported_and_the_live_one_goes_on(gateway: GatewayStack) -> None:
+def test_a_failed_version_is_reported_and_the_live_one_goes_on(gateway: GatewayStack) -> None:
     file = gateway.settings.folder / "broken.onnx"
     file.write_bytes(b"no model at all")
     digest = gateway.facts.version(M, "acme", "2.0.0", file, TECHNICAL)
     gateway.facts.rollout(M, "acme", ("1.0.0", "2.0.0"), digest, 50)
     pinned = f"{M}-v2.0.0"
-    eventually(lambda: "not_loadable" in gateway.infer(pinned).text or "ONNX" in gateway.infer(pinned).text, "the failure is told", 180)
+    eventually(
+        lambda: "not_loadable" in gateway.infer(pinned).text or "ONNX" in gateway.infer(pinned).text, "the failure is in the answer", 180
+    )
     assert gateway.infer(pinned).status_code == 503
     assert {a.headers["modelmarket-model-version"] for a in gateway.infer_many(20)} == {"1.0.0"}
     gateway.facts.write(deployments.RolledBack, model=M, from_version="2.0.0", to_version="1.0.0", reason="broken", by="owner")
@@ -207,7 +219,7 @@ def test_a_killed_gateway_comes_back_and_what_it_answered_is_in_the_log(gateway:
     check_answers(gateway, [a for a in answers if a.status_code == 200])
 
 
-def test_a_killed_controller_is_not_missed_and_comes_back(gateway: GatewayStack) -> None:
+def test_calls_go_on_while_a_killed_controller_restarts(gateway: GatewayStack) -> None:
     gateway.kill("serving.control.controller")
     assert {a.status_code for a in gateway.infer_many(20)} == {200}
     health = f"http://{gateway.settings.host}:{gateway.settings.controller_health_port}/healthz"
@@ -215,7 +227,7 @@ def test_a_killed_controller_is_not_missed_and_comes_back(gateway: GatewayStack)
     assert {"gateway", V1} <= apps(gateway)
 
 
-def test_while_kafka_is_away_nothing_is_answered_and_nothing_answered_is_lost(gateway: GatewayStack) -> None:
+def test_while_kafka_is_down_nothing_is_answered_and_nothing_answered_is_lost(gateway: GatewayStack) -> None:
     before = gateway.infer_many(20)
     (broker,) = gateway.pids("kafka.Kafka")
     os.kill(broker, signal.SIGSTOP)
@@ -244,7 +256,7 @@ def test_a_gateway_without_heartbeats_stops_answering_before_a_revoked_key_could
         gateway.facts.write(accounts.ApiKeyRevoked, tenant="caller", key_id=key_id, by="admin")
         ready = f"{gateway.settings.gateway}/v2/health/ready"
         eventually(lambda: gateway.client.get(ready).status_code == 503, "not ready without news for five seconds", 180)
-        # The revocation is on the log, but no heartbeat vouches for the state with it: the bound ends the key.
+        # The revocation is on the log, but no heartbeat covers it: the bound on staleness ends the key.
         ended = seconds_until(lambda: gateway.infer(secret=secret).status_code != 200, "the key ends with the bound", 90)
         assert ended <= STALENESS_S_MAX + 5
         stale = gateway.infer()
@@ -296,7 +308,7 @@ def test_on_an_empty_or_a_wrong_log_no_serving_model_disappears(gateway: Gateway
     writer.close()
     reader.close()
     before = apps(gateway)
-    controller = Controller(beside(gateway, other, tmp_path))
+    controller = Controller(settings_of_another_log(gateway, other, tmp_path))
     thread = threading.Thread(target=controller.run)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""How the gateway begins and ends: what Ray gave up on is tried again, epochs are closed, callers who left pay nothing (K12, K13, K18)."""
+"""Start and stop of the gateway: failed applications start again, epochs are closed, disconnected callers pay nothing (K12, K13, K18)."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from tests.support.gateway_stack import (
     GatewayStack,
     M,
     apps,
-    beside,
     check_answers,
     check_chains,
-    rest_of,
+    serve_rest,
+    settings_of_another_log,
 )
 from tests.support.polling import eventually
 from tests.support.usage_oracle import read_topic
@@ -82,7 +82,7 @@ KILLED: set[str] = set()
 
 @pytest.fixture(scope="module", autouse=True)
 def before(gateway: GatewayStack) -> set[str]:
-    """Epochs of the tests before these: they, too, killed gateways."""
+    """Epochs of earlier tests, which killed gateways, too."""
     return set(opened(gateway))
 
 
@@ -110,8 +110,8 @@ def disconnect(gateway: GatewayStack, port: int, after_s: float) -> None:
             connection.recv(1)
 
 
-@pytest.mark.parametrize("door", [raynode.FALLBACK_HTTP, 0], ids=["through-the-proxy-of-serve", "straight"])
-def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_billed_for(gateway: GatewayStack, door: int) -> None:
+@pytest.mark.parametrize("port_offset", [raynode.FALLBACK_HTTP, 0], ids=["through-the-proxy-of-serve", "straight"])
+def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_billed_for(gateway: GatewayStack, port_offset: int) -> None:
     """Before HAProxy knows the gateway, calls come through Serve's own proxy, which cancels them when their caller leaves."""
 
     def aborted() -> list[dict[str, Any]]:
@@ -121,8 +121,8 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     (replica,) = eventually(lambda: gateway.pids("ServeReplica:model-vision-core-digits-v1.0.0"), "the test before left a replica")
     os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
     try:
-        disconnect(gateway, gateway.settings.port(door), 0.5)
-        time.sleep(1.5)  # nobody outside sees when the news of it has come to the gateway
+        disconnect(gateway, gateway.settings.port(port_offset), 0.5)
+        time.sleep(1.5)  # the arrival of the disconnect at the gateway cannot be observed from outside
     finally:
         os.kill(replica, signal.SIGCONT)
     eventually(lambda: len(aborted()) > before, "the execution is on the log", 180)
@@ -136,7 +136,7 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     check_chains(gateway.usage())
 
 
-def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_help(gateway: GatewayStack) -> None:
+def test_a_version_whose_artifact_was_unavailable_is_started_again_automatically(gateway: GatewayStack) -> None:
     other = "model-vision-core-late"
     gateway.facts.model(other, "acme")
     digest = gateway.facts.version(other, "acme", "1.0.0", write_digits(gateway.settings.folder / "late.onnx", 3.0), TECHNICAL)
@@ -153,7 +153,7 @@ def test_a_version_whose_artifact_was_away_is_started_again_without_anybodys_hel
     away.rename(file)
     assert Artifacts(gateway.settings).read(TenantId("acme"), digest)
     eventually(lambda: gateway.infer(other).status_code == 200, "it is tried again and answers", 180)
-    rest = rest_of(gateway)
+    rest = serve_rest(gateway)
     try:
         args = rest.status().applied.apps[f"{other}-v1.0.0"]["args"]
     finally:
@@ -194,10 +194,10 @@ def test_a_call_that_takes_longer_than_its_version_stays_is_answered(gateway: Ga
     eventually(lambda: f"{slow}-v1.0.0" not in apps(gateway), "and then it leaves", 180)
 
 
-def test_a_gateway_that_is_replaced_says_what_its_last_facts_were(gateway: GatewayStack) -> None:
+def test_a_replaced_gateway_closes_its_epoch_with_its_last_sequences(gateway: GatewayStack) -> None:
     gateway.infer_many(40)
     old = newest_epoch(gateway)
-    rest = rest_of(gateway)
+    rest = serve_rest(gateway)
     try:
         apps = dict(rest.status().applied.apps)
         running = apps.pop("gateway")
@@ -309,7 +309,7 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
     ends = reader.end_offsets("models", "deployments")
     reader.close()
 
-    controller = Controller(beside(gateway, gateway.settings, tmp_path))
+    controller = Controller(settings_of_another_log(gateway, gateway.settings, tmp_path))
     applied: list[bool] = []
     send = ServeRest.apply
 
@@ -348,7 +348,7 @@ def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loa
     eventually(lambda: gateway.infer().status_code == 200, "the model is loaded again", 180)
 
 
-def test_when_the_stack_goes_down_every_epoch_is_closed_and_a_bill_says_so(gateway: GatewayStack, before: set[str]) -> None:
+def test_when_the_stack_stops_every_epoch_is_closed_and_a_bill_shows_it(gateway: GatewayStack, before: set[str]) -> None:
     """The last test here: afterwards only the log is there."""
     last = gateway.infer_many(20)[0].headers["modelmarket-epoch"]
     gateway.facts.close()

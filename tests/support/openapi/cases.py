@@ -1,4 +1,4 @@
-"""Runs schemathesis over an API in this process: cases made from its OpenAPI document, and every check of what comes back."""
+"""Runs schemathesis against an API in this process: cases made from its OpenAPI document, and every check of the answers."""
 
 from __future__ import annotations
 

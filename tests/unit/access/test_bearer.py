@@ -1,4 +1,4 @@
-"""What a header must look like before anybody looks for the key in it."""
+"""The form that an `Authorization` header must have before its key is looked up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_secret_is_what_follows_the_scheme(header: bytes) -> None:
 
 
 @pytest.mark.parametrize("header", [None, b""])
-def test_no_header_holds_no_key(header: bytes | None) -> None:
+def test_an_absent_or_empty_header_holds_no_key(header: bytes | None) -> None:
     assert secret_of(header) is KEY_MISSING
 
 
@@ -34,7 +34,7 @@ def test_a_header_of_another_shape_is_malformed(header: bytes) -> None:
 
 
 @given(st.binary(max_size=400))
-def test_whatever_comes_is_a_bounded_secret_or_a_refusal(header: bytes) -> None:
+def test_any_header_gives_a_bounded_secret_or_a_refusal(header: bytes) -> None:
     found = secret_of(header)
     if isinstance(found, bytes):
         assert 0 < len(found) <= SECRET_CHARS_MAX

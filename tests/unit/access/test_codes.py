@@ -21,7 +21,7 @@ def test_a_refusal_says_what_is_wrong_and_what_to_do(refusal: Refusal) -> None:
     assert refusal.challenge.isascii() and "\n" not in refusal.challenge
 
 
-def test_codes_and_statuses_are_these() -> None:
+def test_codes_and_statuses_stay_as_they_are() -> None:
     assert {r.code: r.status for r in ALL} == {
         "key_missing": 401,
         "key_malformed": 401,
@@ -35,7 +35,7 @@ def test_codes_and_statuses_are_these() -> None:
     }
 
 
-def test_a_challenge_tells_a_bad_key_from_a_missing_one_and_from_a_weak_one() -> None:
+def test_challenges_of_an_invalid_a_missing_and_an_insufficient_key_differ() -> None:
     assert codes.KEY_MISSING.headers == {"WWW-Authenticate": 'Bearer realm="modelmarket"'}
     assert 'error="invalid_token"' in codes.KEY_EXPIRED.challenge
     assert scope_missing("read", "deploy").challenge.endswith('scope="read deploy"')

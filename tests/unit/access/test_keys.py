@@ -27,7 +27,7 @@ def issued(n: int, **more: Any) -> dict[str, Any]:
     return who | dict.fromkeys(KEY_DIMENSIONS, "") | {"key_sha256": digest(n).hex()} | more
 
 
-def again(keys: Keys) -> Keys:
+def restored(keys: Keys) -> Keys:
     return Keys.load(b"".join(keys.dump()).split(b"\n")[:-1])
 
 
@@ -39,13 +39,13 @@ def test_a_key_works_from_its_issue_until_it_expires() -> None:
     assert keys.identify(digest(1), NOW) is KEY_EXPIRED
 
 
-def test_a_revoked_key_is_told_from_an_expired_and_from_an_unknown_one_after_a_restart_too() -> None:
+def test_revoked_expired_and_unknown_keys_are_distinguished_also_after_a_restart() -> None:
     keys = Keys()
     for n in range(4):
         keys.apply("ApiKeyIssued", issued(n, expires_at=NOW if n == 3 else None))
     keys.apply("ApiKeyRevoked", {"tenant": "t2", "key_id": "k2"})
     keys.apply("TenantCreated", {"tenant": "t2"})
-    for fold in (keys, again(keys), again(again(keys))):
+    for fold in (keys, restored(keys), restored(restored(keys))):
         assert isinstance(fold.identify(digest(1), NOW), Principal)
         assert fold.identify(digest(2), NOW) is KEY_REVOKED
         assert fold.identify(digest(3), NOW) is KEY_EXPIRED
@@ -64,12 +64,12 @@ def test_a_key_that_was_used_stops_working_when_it_is_revoked() -> None:
     assert keys.identify(digest(1), NOW) is KEY_REVOKED
 
 
-def test_a_key_comes_back_with_every_dimension_and_can_be_revoked() -> None:
+def test_a_restored_key_has_every_dimension_and_can_be_revoked() -> None:
     keys = Keys()
     words = {name: name[:1] if number else "" for number, name in enumerate(KEY_DIMENSIONS)}
     keys.issue(issued(1, tenant='a"\\', key_id="钥匙\n", expires_at=NOW + 5, scopes=["read", "invoke"], **words))
     keys.issue(issued(2))
-    then = again(keys)
+    then = restored(keys)
     found = then.identify(digest(1), NOW)
     assert found == keys.identify(digest(1), NOW)
     assert found == Principal('a"\\', "u", "钥匙\n", frozenset({"read", "invoke"}), words, {"n": "1"})  # pyright: ignore[reportArgumentType]
@@ -90,7 +90,7 @@ def test_the_first_admins_key_is_known_where_it_was_given_and_is_in_no_snapshot(
     secret = digest_of(b"mm_first")
     keys = Keys(secret)
     assert keys.identify(secret, NOW) is FIRST_ADMIN and len(keys) == 0
-    assert again(keys).identify(secret, NOW) is KEY_UNKNOWN
+    assert restored(keys).identify(secret, NOW) is KEY_UNKNOWN
     assert Keys.load([], secret).identify(secret, NOW) is FIRST_ADMIN
 
 
@@ -104,7 +104,7 @@ def test_every_spelling_of_a_header_finds_the_key(header: bytes) -> None:
     assert keys.authenticate(header + b"b", NOW) is (KEY_MALFORMED if header.endswith(b" ") else KEY_UNKNOWN)
 
 
-def test_a_header_that_holds_no_key_is_told_from_a_key_that_is_not_known() -> None:
+def test_a_header_without_a_key_is_distinguished_from_an_unknown_key() -> None:
     keys = Keys()
     assert keys.authenticate(None, NOW) is KEY_MISSING
     assert keys.authenticate(b"Basic YTpi", NOW) is KEY_MALFORMED
@@ -128,12 +128,12 @@ def test_a_line_that_is_no_key_is_an_error(line: bytes) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(("issue", "revoke", "snapshot")), st.integers(0, 9)), max_size=60))
-def test_the_packed_fold_says_what_a_plain_one_says(history: list[tuple[str, int]]) -> None:
+def test_the_packed_fold_agrees_with_a_plain_one(history: list[tuple[str, int]]) -> None:
     keys, working, revoked = Keys(), set[int](), set[int]()
     for what, n in history:
         if what == "snapshot":
-            keys = again(keys)
-        elif what == "issue" and n not in revoked:  # key ids and secrets are minted: none comes back
+            keys = restored(keys)
+        elif what == "issue" and n not in revoked:  # key ids and secrets are random: none is issued twice
             keys.issue(issued(n))
             working.add(n)
         elif what == "revoke" and n in working:

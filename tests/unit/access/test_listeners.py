@@ -1,4 +1,4 @@
-"""Every listener says the same about a key: code, status, message, field, remedy and challenge."""
+"""Every listener answers the same about a key: code, status, message, field, remedy and challenge."""
 
 from __future__ import annotations
 
@@ -143,24 +143,22 @@ REFUSALS: list[tuple[str | None, Refusal]] = [
 
 @pytest.mark.parametrize("listener", LISTENERS)
 @pytest.mark.parametrize(("authorization", "refusal"), REFUSALS, ids=lambda x: x.code if isinstance(x, Refusal) else None)
-def test_a_key_that_opens_nothing_is_refused_in_the_same_words_everywhere(
-    listener: Listener, authorization: str | None, refusal: Refusal
-) -> None:
+def test_an_invalid_key_gets_the_same_refusal_from_every_listener(listener: Listener, authorization: str | None, refusal: Refusal) -> None:
     assert listener(authorization, "") == expected(refusal)
 
 
 @pytest.mark.parametrize("listener", LISTENERS)
-def test_a_key_without_the_scope_is_refused_in_the_same_words_everywhere(listener: Listener) -> None:
+def test_a_key_without_the_scope_gets_the_same_refusal_from_every_listener(listener: Listener) -> None:
     assert listener("Bearer mm_weak", "") == expected(scope_missing(LISTENERS[listener]))
 
 
 @pytest.mark.parametrize("listener", [name for name in LISTENERS if name is not gateway])
-def test_a_foreign_tenant_is_refused_in_the_same_words_wherever_one_can_be_named(listener: Listener) -> None:
+def test_a_foreign_tenant_gets_the_same_refusal_wherever_a_request_can_name_one(listener: Listener) -> None:
     assert listener("Bearer mm_good", "globex") == expected(TENANT_FOREIGN)
 
 
 @pytest.mark.parametrize("name", ["commands", "queries"])
-def test_every_operation_asks_for_the_key_before_it_looks_at_anything_else(name: str) -> None:
+def test_every_operation_checks_the_key_first(name: str) -> None:
     queries = Queries(ClickHouse(Settings()), KeysFromLog(), lambda: 0.0, lambda: True, 60)
     client = COMMANDS["client"] if name == "commands" else TestClient(make_app(queries))
     asked = 0

@@ -1,4 +1,4 @@
-"""What strangers wrote is shown as they wrote it: brackets in it are no commands to the terminal's markup, and hide nothing."""
+"""Text from other people is printed as it is: brackets in it are not read as markup of the terminal and hide nothing."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_a_command_api_that_does_not_answer_is_a_failure_like_the_others(capsys:
     assert ended.value.exit_code == 2 and capsys.readouterr().out.startswith("not available: ConnectError: ")
 
 
-def test_a_failure_nobody_foresaw_is_a_sentence_too_and_its_traceback_is_kept(
+def test_an_unexpected_failure_is_one_sentence_and_its_traceback_is_kept_in_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -60,6 +60,6 @@ def test_a_failure_nobody_foresaw_is_a_sentence_too_and_its_traceback_is_kept(
     assert "Traceback" in file.read_text()
 
 
-def test_our_own_mistake_is_not_hidden_by_a_sentence() -> None:
+def test_a_programming_error_keeps_its_traceback() -> None:
     with pytest.raises(KeyError), explained_failures():
         raise KeyError("x")

@@ -1,4 +1,4 @@
-"""What a process that reads uploads can still do: run as one, it prints what it found."""
+"""Runs in the process that reads uploads and prints what that process can still do."""
 
 from __future__ import annotations
 

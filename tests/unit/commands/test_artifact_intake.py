@@ -1,4 +1,4 @@
-"""Commands that need a file inspected never hold more threads than there are places for them."""
+"""Commands that wait for the inspection of a file hold a bounded number of threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACME = TenantId("acme")
 TENSOR: dict[str, Any] = {"datatype": "FP32", "shape": (-1, 4)}
 
 
-def test_who_waits_too_long_for_an_inspection_or_is_one_too_many_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inspection_beyond_the_time_limit_or_the_queue_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, 4]) for n in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", columns[:1], columns[1:])
     file = tmp_path / "model.onnx"

@@ -1,4 +1,4 @@
-"""Tenants, keys, price books and bills, as sentences."""
+"""Decisions about tenants, keys, price books and bills."""
 
 from __future__ import annotations
 
@@ -90,18 +90,18 @@ def test_versions_of_a_book_are_counted_from_one() -> None:
     assert (fact.book_version, fact.version, fact.effective_from) == (2, 2, NOW + 2 * DAY)
 
 
-def test_prices_never_change_backwards() -> None:
+def test_prices_never_change_in_the_past() -> None:
     given(price_book, NoBook()).when(publish(NOW - PAST_TOLERANCE_US - 1)).then_rejected("effective_in_past")
     given(price_book, BOOK).when(publish(NOW + DAY)).then_rejected("effective_before_last")
 
 
-def test_a_clock_that_is_a_little_behind_prices_nothing_that_was_counted_before() -> None:
+def test_a_start_slightly_in_the_past_becomes_the_time_of_the_decision() -> None:
     for given_start in (NOW - PAST_TOLERANCE_US, NOW - 1, NOW, None):
         (fact,) = given(price_book, NoBook()).when(publish(given_start)).facts
         assert fact.effective_from == NOW
 
 
-def test_every_broken_rule_of_a_book_is_named_at_once() -> None:
+def test_all_violations_of_a_price_book_are_reported_at_once() -> None:
     twice = Price(model="*", meter="calls", amount_micros=1)
     book = publish(0, twice, twice, Price(model="m", meter="calls", amount_micros=1), twice)
     rejected = given(price_book, NoBook()).when(book).then_rejected("effective_in_past")
@@ -112,7 +112,7 @@ def test_every_broken_rule_of_a_book_is_named_at_once() -> None:
     ]
 
 
-def test_a_slip_of_the_unit_does_not_close_a_book_for_ever() -> None:
+def test_a_price_version_that_starts_in_the_far_future_is_refused() -> None:
     given(price_book, BOOK).when(publish(NOW * 1000)).then_rejected("effective_too_late")
     given(price_book, BOOK).when(publish(NOW + 3000 * DAY)).then_accepted()
 
@@ -202,7 +202,7 @@ def test_cuts_and_instants_only_grow() -> None:
     given(bill, state).when(fix(end=NOW), now=NOW + 1).then_accepted()  # late usage of the same period
 
 
-def test_a_clock_that_was_fast_when_a_bill_was_cut_blocks_no_later_bill() -> None:
+def test_a_cut_made_with_a_fast_clock_blocks_no_later_bill() -> None:
     fast = issued(given(bill, NoBills(), fix(end=NOW + DAY), now=NOW + 600_000_000).state)
     later = given(bill, fast).when(fix(ends=20, end=NOW + DAY), now=NOW + 1)
     assert later.facts[0].until == NOW + 600_000_000
@@ -241,7 +241,7 @@ def test_many_billers_issue_one_bill() -> None:
     given(bill, state).when(other).then_rejected("digest_differs")
 
 
-def test_a_bill_that_does_not_add_up_or_hashes_to_something_else_is_refused() -> None:
+def test_a_bill_with_a_wrong_sum_or_digest_is_refused() -> None:
     given(bill, CUT).when(completion(fixed(CUT), total_micros=1999)).then_rejected("total_differs")
     given(bill, CUT).when(completion(fixed(CUT), producers_open=1)).then_rejected("digest_wrong")
     given(bill, CUT).when(completion(fixed(CUT), excluded=(4,))).then_rejected("digest_wrong")

@@ -1,4 +1,4 @@
-"""A model's traffic, as sentences."""
+"""Decisions about a model's deployment: which version takes which share of the calls."""
 
 from __future__ import annotations
 
@@ -168,7 +168,9 @@ def test_not_every_version_stays_in_memory() -> None:
     assert len(loaded(deployment(state))) == LOADED_MAX
     given(LIFECYCLE, state).when(StartRollout("1.4.0", 50)).then_rejected("too_many_loaded")
     given(LIFECYCLE, state).when(StartRollout("1.0.0", 50)).then_accepted()  # loaded already
-    given(LIFECYCLE, state).when(RollBack("wrong", "1.4.0")).then_accepted()  # going back never fails for want of room
+    given(LIFECYCLE, state).when(
+        RollBack("wrong", "1.4.0")
+    ).then_accepted()  # a rollback is never refused because too many versions are loaded
 
 
 def test_retiring_unloads_everything_that_is_loaded() -> None:
@@ -193,7 +195,7 @@ COMMANDS = st.one_of(
 
 
 @for_all(st.lists(COMMANDS, max_size=25))
-def test_whatever_is_asked_a_loaded_version_stays_loaded_until_it_is_undeployed_and_one_is_live(commands: list[Any]) -> None:
+def test_after_any_commands_a_loaded_version_stays_loaded_until_undeployed_and_one_is_live(commands: list[Any]) -> None:
     state: Lifecycle = ALL
     for command in commands:
         facts = given(LIFECYCLE, state).when(command).outcome
@@ -221,7 +223,7 @@ def test_whatever_is_asked_a_loaded_version_stays_loaded_until_it_is_undeployed_
 
 
 def test_the_rules_import_no_client() -> None:
-    """Rules are functions on values: nothing in them can reach a database, a socket or a clock."""
+    """Rules are functions on values: they use no database, no socket and no clock."""
     commands = Path(__file__).resolve().parents[3] / "commands"
     pure = ("decide.py", "state.py", "compatibility.py", "semver.py", "records.py", "producers.py", "four_eyes.py")
     paths = [path for name in pure for path in commands.glob(f"*/{name}")]

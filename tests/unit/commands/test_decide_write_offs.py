@@ -1,4 +1,4 @@
-"""Giving up records and epochs, as sentences: two people, the right bytes, and nothing that is not there."""
+"""Decisions about write-offs of records and epochs: two people, the exact bytes, and only what exists."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_one_admin_asks_and_another_approves() -> None:
     assert (fact.requested_by, fact.approver, fact.reason, fact.version) == ("ann", "bob", REQUEST.reason, 2)
 
 
-def test_nobody_approves_what_they_asked_for() -> None:
+def test_nobody_approves_their_own_request() -> None:
     asked = given(write_off_record, Untouched(), ("ann", REQUEST)).state
     given(write_off_record, asked).when(ApproveRecordWriteOff(THESE), "ann").then_rejected("same_person", "forbidden")
     opened = given(write_off_producer, ProducerState(), ("ann", EPOCH)).state
@@ -49,7 +49,7 @@ def test_nobody_approves_what_they_asked_for() -> None:
     given(write_off_producer, opened).when(approve, "ann").then_rejected("same_person", "forbidden")
 
 
-def test_the_approver_names_the_bytes_that_were_asked_for() -> None:
+def test_the_approver_names_the_bytes_of_the_request() -> None:
     asked = given(write_off_record, Untouched(), ("ann", REQUEST)).state
     given(write_off_record, asked).when(ApproveRecordWriteOff(OTHERS), "bob").then_rejected("request_differs", "conflict")
     given(write_off_record, Untouched()).when(ApproveRecordWriteOff(THESE), "bob").then_rejected("not_requested", "missing")
@@ -67,11 +67,11 @@ def test_the_approver_names_the_bytes_that_were_asked_for() -> None:
         ({"found": OTHERS}, ("conflict", "sha256_differs")),
     ],
 )
-def test_only_what_lies_on_the_log_can_be_given_up(change: dict[str, Any], rejection: tuple[str, str]) -> None:
+def test_only_a_record_that_is_on_the_log_can_be_written_off(change: dict[str, Any], rejection: tuple[str, str]) -> None:
     given(write_off_record, Untouched()).when(replace(REQUEST, **change), "ann").then_rejected(*reversed(rejection))
 
 
-def test_a_record_is_given_up_once_and_other_bytes_at_its_place_once_more() -> None:
+def test_a_record_is_written_off_once_and_other_bytes_at_its_coordinate_again() -> None:
     asked = given(write_off_record, Untouched(), ("ann", REQUEST)).state
     given(write_off_record, asked).when(REQUEST, "bob").then_rejected("already_requested", "conflict")
     done = given(write_off_record, asked, ("bob", ApproveRecordWriteOff(THESE))).state
@@ -83,7 +83,7 @@ def test_a_record_is_given_up_once_and_other_bytes_at_its_place_once_more() -> N
     assert both.written_off == {THESE, OTHERS}
 
 
-def test_a_request_for_other_bytes_takes_the_place_of_the_one_before() -> None:
+def test_a_request_for_other_bytes_replaces_the_one_before() -> None:
     asked = given(write_off_record, Untouched(), ("ann", REQUEST), ("bob", replace(REQUEST, sha256=OTHERS, found=OTHERS))).state
     given(write_off_record, asked).when(ApproveRecordWriteOff(THESE), "cy").then_rejected("request_differs", "conflict")
     given(write_off_record, asked).when(ApproveRecordWriteOff(OTHERS), "bob").then_rejected("same_person", "forbidden")
@@ -93,7 +93,7 @@ def test_a_request_for_other_bytes_takes_the_place_of_the_one_before() -> None:
 # --- epochs of producers
 
 
-def test_a_dead_epoch_is_given_up_by_two_and_its_fact_lies_beside_its_own() -> None:
+def test_a_dead_epoch_is_written_off_by_two_people_and_the_fact_has_the_key_of_its_producer() -> None:
     (request,) = given(write_off_producer, ProducerState()).when(EPOCH, "ann").facts
     assert isinstance(request, ProducerWriteOffRequested)
     assert (request.producer, request.epoch, request.requested_by) == ("gateway-1", "e-1", "ann")
@@ -104,7 +104,7 @@ def test_a_dead_epoch_is_given_up_by_two_and_its_fact_lies_beside_its_own() -> N
     assert (fact.requested_by, fact.approver, fact.version) == ("ann", "bob", 2)
 
 
-def test_an_epoch_that_is_over_or_was_never_there_is_not_given_up() -> None:
+def test_an_epoch_that_is_closed_or_unknown_is_not_written_off() -> None:
     for status, rejection in (("unknown", ("missing", "epoch_unknown")), ("closed", ("conflict", "epoch_closed"))):
         given(write_off_producer, ProducerState()).when(replace(EPOCH, status=status), "ann").then_rejected(*reversed(rejection))
     asked = given(write_off_producer, ProducerState(), ("ann", EPOCH)).state
@@ -117,10 +117,10 @@ def test_an_epoch_that_is_over_or_was_never_there_is_not_given_up() -> None:
     given(write_off_producer, done).when(EPOCH, "ann").then_rejected("already_written_off", "conflict")
 
 
-# --- a store made again from the log
+# --- a store rebuilt from the log
 
 
-def test_a_store_made_again_knows_what_was_given_up() -> None:
+def test_a_rebuilt_store_knows_what_was_written_off() -> None:
     codec = todays_codec()
     (record,) = given(write_off_record, Untouched()).when(REQUEST, "ann").facts
     (epoch,) = given(write_off_producer, ProducerState()).when(EPOCH, "ann").facts

@@ -1,4 +1,4 @@
-"""What is read of an uploaded file is what will run, and what cannot run is contradiction before anybody reviews it."""
+"""The inspection of an uploaded file reads what will run; a file that cannot run is refused before anybody reviews it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serving.runtimes.onnx import OnnxRuntime
 
 
 def model(*nodes: onnx.NodeProto, inputs: Any = None, outputs: Any = None, **more: Any) -> bytes:
-    """From x to y, FP32 rows of four, unless the test says otherwise."""
+    """A model from x to y, rows of four FP32 values unless the test says otherwise."""
     x = inputs or [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 4])]
     y = outputs or [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 4])]
     graph = helper.make_graph(list(nodes) or [helper.make_node("Add", ["x", "x"], ["y"])], "g", x, y)
@@ -50,7 +50,7 @@ def test_a_file_that_is_also_of_the_other_format_runs_as_the_one_that_was_read(t
     assert np.frombuffer(result.outputs[0].data, "float32").tolist() == [2.0] * 4
 
 
-def test_what_is_fixed_in_the_file_is_not_described_as_free(tmp_path: Path) -> None:
+def test_a_dimension_that_is_fixed_in_the_file_cannot_be_described_as_free(tmp_path: Path) -> None:
     fixed = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4])] for name in ("x", "y")]
     signature = inspect(written(tmp_path, model(inputs=fixed[0], outputs=fixed[1])))
     assert isinstance(signature, Signature)
@@ -60,7 +60,7 @@ def test_what_is_fixed_in_the_file_is_not_described_as_free(tmp_path: Path) -> N
     assert [("input 'x'" in w or "output 'y'" in w, "[-1, 4] in the file" in w) for w in wide] == [(True, True)] * 2
 
 
-def test_an_output_that_no_caller_can_get_says_how_to_export(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_served_is_refused_with_how_to_export_it(tmp_path: Path) -> None:
     zipmap = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
     value = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     outputs = [helper.make_value_info("y", helper.make_sequence_type_proto(value))]
@@ -88,7 +88,7 @@ STRINGS = [[helper.make_tensor_value_info(name, TensorProto.STRING, [None])] for
     ],
     ids=["a locale that is not there", "an operator that is not there"],
 )
-def test_what_cannot_load_is_said_with_what_to_do(tmp_path: Path, body: bytes, remedy: str) -> None:
+def test_a_file_that_cannot_be_loaded_is_refused_with_a_remedy(tmp_path: Path, body: bytes, remedy: str) -> None:
     file = written(tmp_path, body)
     assert isinstance(inspect(file), Signature)  # it is ONNX
     failed = load_once(file)
@@ -96,7 +96,7 @@ def test_what_cannot_load_is_said_with_what_to_do(tmp_path: Path, body: bytes, r
     assert failed.code == "artifact_not_loadable" and remedy in failed.violations[0].remedy
 
 
-def test_who_reads_uploads_has_nothing_in_its_environment_and_bounds_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_inspection_process_has_an_empty_environment_limits_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELMARKET_ADMIN_KEY", "mm_secret")
     report = run_confined("tests.unit.commands.confined_probe")
     assert report is not None

@@ -1,4 +1,4 @@
-"""Uploads under way: a tenant has its share, all have a bound, and one that ends gives its place back."""
+"""Concurrent uploads are bounded per tenant and in total; an upload that ends frees its slot."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[s
 
 
 class Upload:
-    """One that has begun and sends the rest of its body when it is told to."""
+    """An upload that has begun and sends the rest of its body when the test asks for it."""
 
     def __init__(self, api: Any, key: str) -> None:
         self._rest, self.begun = asyncio.Event(), asyncio.Event()
@@ -68,7 +68,7 @@ class Upload:
         return self._messages[0]["status"], orjson.loads(self._messages[1]["body"])["code"]
 
 
-def test_a_tenant_has_a_share_of_the_uploads_and_all_have_a_bound_and_places_come_back(side: tuple[Any, dict[str, str]]) -> None:
+def test_uploads_are_bounded_per_tenant_and_in_total_and_an_ended_one_frees_its_slot(side: tuple[Any, dict[str, str]]) -> None:
     api, keys = side
 
     async def begun(tenant: str) -> Upload:

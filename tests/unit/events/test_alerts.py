@@ -37,7 +37,7 @@ def test_an_alert_is_raised_once_and_its_resolution_names_it(alerts: Alerts, log
 
 
 def test_a_version_is_reported_only_by_a_round_that_knew_it_was_asked_for(log: RecordedLog) -> None:
-    """A round that began before a rollback would speak of the deployment before it, and folds would not listen."""
+    """A round that began before a rollback reports on the earlier deployment, and folds ignore such a report."""
     writer: Any = log
     codec = log._codec  # pyright: ignore[reportPrivateUsage]
     version = Version("m", "1.0.0", "m-v1.0.0", "acme", Interface((), ()), "sha256:0", "onnx", deployed=True, since=7)

@@ -1,4 +1,4 @@
-"""Whoever says nothing, says it slowly or has no key holds no connection, no body and no share of others."""
+"""A silent or slow client, or one without a key, holds no connection and no body, and takes no share of other clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def identify(authorization: bytes) -> Who:
 
 
 class Api:
-    """An API that keeps each request until it may answer."""
+    """An API that holds each request until the test lets it answer."""
 
     def __init__(self, idle_s: float = 5, **bounds: Any) -> None:
         self.bounds = bounds
@@ -85,7 +85,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), IN_TIME_S))
 
 
-def test_silent_and_slow_connections_are_closed_and_nobody_waits_for_them() -> None:
+def test_silent_and_slow_connections_are_closed_and_delay_nobody() -> None:
     async def test() -> None:
         async with running(Api(headers_s_max=0.5, connections_max=8)) as api:
             silent = [await api.open() for _ in range(9)]
@@ -156,7 +156,7 @@ def test_one_address_has_its_share_of_the_connections_and_gets_it_back() -> None
     run(test)
 
 
-def test_without_a_key_nothing_of_the_body_is_waited_for_and_no_route_is_asked() -> None:
+def test_without_a_key_no_body_is_read_and_no_route_is_called() -> None:
     async def test() -> None:
         async with running(Api()) as api:
             for head in (b"", b"authorization: nobody\r\n"):
@@ -168,7 +168,7 @@ def test_without_a_key_nothing_of_the_body_is_waited_for_and_no_route_is_asked()
     run(test)
 
 
-def test_a_body_of_which_nothing_comes_ends_its_request() -> None:
+def test_a_request_whose_body_does_not_arrive_is_ended() -> None:
     async def test() -> None:
         async with running(Api(idle_s=0.3)) as api:
             assert await api.status(b"authorization: one\r\ncontent-length: 10\r\n", b"12345") == 408

@@ -1,4 +1,4 @@
-"""Whose word about the log counts: keys are minted once, told by settings or the data folder, and replaced without a pause."""
+"""Signing keys: created once, read from the settings or the data folder, and replaced without a pause."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from events.process.signing_keys import KeyMissing, PublicKeys, mint_keys, publi
 from tests.support.todays_codec import RELAY_KEY, SETUP_KEY, settings_with_keys
 
 
-def test_several_processes_that_begin_at_once_agree_on_keys_that_only_the_owner_reads(tmp_path: Path) -> None:
+def test_processes_that_start_at_once_share_one_pair_of_keys_that_only_the_owner_can_read(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     with pytest.raises(KeyMissing, match="prepare"):
         public_keys(settings, "setup")
@@ -28,7 +28,7 @@ def test_several_processes_that_begin_at_once_agree_on_keys_that_only_the_owner_
     assert signing_key(settings, "setup").key_id != signing_key(settings, "relay").key_id
 
 
-def test_a_process_that_is_told_public_keys_mints_nothing_and_cannot_sign(tmp_path: Path) -> None:
+def test_a_process_with_public_keys_in_its_settings_makes_no_keys_and_cannot_sign(tmp_path: Path) -> None:
     settings = settings_with_keys(data=tmp_path)
     mint_keys(settings)
     assert not list(tmp_path.iterdir())
@@ -45,7 +45,7 @@ def test_while_a_key_is_replaced_both_count_and_afterwards_only_the_new_one() ->
 
 
 @pytest.mark.parametrize("headers", [{}, {"signature": b"", "signed_by": b""}, {"signature": b"x" * 64, "signed_by": b"\xff"}])
-def test_a_signature_that_is_none_is_refused(headers: dict[str, bytes]) -> None:
+def test_a_malformed_signature_is_refused(headers: dict[str, bytes]) -> None:
     assert not is_signed(Record("t", 0, 0, 0, None, None, headers), PublicKeys([SETUP_KEY.public]))
     known = {**headers, "signed_by": SETUP_KEY.key_id.encode()}
     assert not is_signed(Record("t", 0, 0, 0, None, None, known), PublicKeys([SETUP_KEY.public]))

@@ -1,4 +1,4 @@
-"""A snapshot is of one moment, and whatever is not exactly what was written is ignored: the log has it all (K5)."""
+"""A snapshot is of one moment; a file that is not exactly what was written is ignored, since the log has every fact (K5)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def keys_of(state: bytes) -> Keys:
 # --- the file
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "a.snapshot"
     snapshots.write(path, HEAD, [b"one\n", b"", b"two\n"])
     assert snapshots.read(path) == (HEAD, b"one\ntwo\n")
@@ -115,8 +115,8 @@ def test_a_snapshot_is_of_one_moment_however_slowly_it_is_written() -> None:
     assert working(now) == set(range(len(slices), 2000 + len(slices)))
 
 
-def test_whoever_changes_what_is_kept_says_so_in_the_version() -> None:
-    """A key is unpacked when it is used: one of another shape would come through the start and fail every call."""
+def test_another_snapshot_layout_has_another_code_version() -> None:
+    """A key is unpacked when it is used: a key of another shape would pass the start and fail every call."""
     routes = Routes()
     history = ("ModelRegistered", "ModelVersionAdded", "ModelVersionSubmitted", "ModelVersionReviewed", "ModelVersionApproved")
     for position, name in enumerate((*history, "VersionDeployed", "VersionReady", "VersionFailed", "ModelRetired"), 1):

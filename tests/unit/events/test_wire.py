@@ -1,4 +1,4 @@
-"""A fact survives the wire exactly, and bytes that are no fact are named as what they are."""
+"""A fact is decoded exactly as it was encoded; bytes that are no fact are refused with the code of their defect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from events.schema.examples import example_of
 
 
 @pytest.mark.parametrize("entry", list(entries()), ids=lambda e: e.subject)
-def test_every_fact_comes_back_as_it_went(codec: Codec, entry: FactEntry) -> None:
+def test_every_fact_survives_encoding_and_decoding(codec: Codec, entry: FactEntry) -> None:
     fact = example_of(entry)
     frame = codec.encode(fact, entry.topic)
     assert frame[0] == 0
@@ -45,7 +45,7 @@ def test_every_schema_is_valid_for_another_avro_library(entry: FactEntry) -> Non
         (b"\x00" + bytes(FRAME_BYTES_MAX), "too_large"),
     ],
 )
-def test_garbage_is_named(codec: Codec, value: bytes | None, code: str) -> None:
+def test_unreadable_bytes_are_refused_with_a_code(codec: Codec, value: bytes | None, code: str) -> None:
     with pytest.raises(Undecodable) as caught:
         codec.decode(value)
     assert caught.value.code == code

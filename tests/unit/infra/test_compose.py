@@ -22,7 +22,7 @@ VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 
 
 def interpolated(text: str) -> str:
-    """As compose does it, with a value for everything that the caller must give."""
+    """Variables replaced as compose does it, with a value for each one that the caller must give."""
     return VARIABLE.sub(lambda found: found.group(3) if found.group(2) == "-" else f"given-{found.group(1)}", text)
 
 
@@ -35,7 +35,7 @@ def modules_of(service: dict[str, Any]) -> list[str]:
     return [after for word, after in itertools.pairwise(words) if word == "-m"]
 
 
-def test_the_shape_is_whole() -> None:
+def test_every_part_of_the_market_is_a_service() -> None:
     ours = {"prepare", "commands", "relay", "worker-0", "worker-1", "queries", "biller", "controller"}
     engines = {
         "kafka-1",
@@ -68,7 +68,7 @@ def test_a_service_runs_once_or_tells_its_health(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_what_a_service_waits_for_is_there_and_is_waited_for_in_the_right_way(name: str) -> None:
+def test_each_dependency_of_a_service_exists_and_has_the_condition_that_fits_it(name: str) -> None:
     for needed, how in SERVICES[name].get("depends_on", {}).items():
         assert needed in SERVICES
         assert how["condition"] == ("service_completed_successfully" if needed in ONCE else "service_healthy")
@@ -133,7 +133,7 @@ def test_ports_are_published_on_loopback_unless_the_caller_says_otherwise() -> N
         assert interpolated(port).startswith("127.0.0.1:")
 
 
-def test_health_is_asked_where_the_process_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_health_check_asks_the_port_on_which_the_process_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in settings_of(SERVICES["commands"]):
         monkeypatch.delenv(variable, raising=False)
     settings = Settings()

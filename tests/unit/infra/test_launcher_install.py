@@ -1,4 +1,4 @@
-"""Set-up: what was killed half way is begun afresh, what is complete is left alone, what is not what it should be is refused."""
+"""Set-up: an interrupted step starts again, a complete one is skipped, and a file with another checksum is refused."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_python_without_pip_gets_one_in_a_virtual_environment(
     assert commands[1][0] == str(checkout / "uv" / "pip" / "bin" / "python")
 
 
-def test_all_steps_run_to_their_end_and_every_failure_is_told() -> None:
+def test_all_steps_run_to_their_end_and_every_failure_is_reported() -> None:
     ended: list[str] = []
 
     def fails() -> bool:
@@ -111,7 +111,7 @@ def test_all_steps_run_to_their_end_and_every_failure_is_told() -> None:
     assert install.side_by_side(lambda: False, lambda: False) is False
 
 
-def test_an_install_that_was_killed_half_way_starts_with_a_new_environment(checkout: Path, commands: list[list[str]]) -> None:
+def test_an_interrupted_install_starts_again_with_a_new_environment(checkout: Path, commands: list[list[str]]) -> None:
     install.install_python_packages()
     (checkout / ".venv" / "modelmarket.stamp").unlink()
     (checkout / ".venv" / "modelmarket.begun").touch()
@@ -122,7 +122,7 @@ def test_an_install_that_was_killed_half_way_starts_with_a_new_environment(check
     assert not (checkout / ".venv" / "modelmarket.begun").exists()
 
 
-def test_a_file_that_is_not_what_is_listed_is_refused_by_name(checkout: Path) -> None:
+def test_a_file_with_another_checksum_is_refused_by_name(checkout: Path) -> None:
     folder = checkout / "fetched"
     folder.mkdir()
     (folder / "good.jar").write_bytes(b"good")
@@ -184,7 +184,7 @@ def test_anybody_else_without_maven_is_told_the_package_and_the_command(bare: Pa
         install.find_maven()
 
 
-def test_maven_outside_the_path_is_said(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_maven_outside_the_path_is_reported(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "run", lambda command, otherwise: None)
     monkeypatch.setattr(install.os, "geteuid", lambda: 0)
     with pytest.raises(install.SetupFailed, match="no mvn on the PATH"):

@@ -109,13 +109,13 @@ def test_a_part_is_given_the_secrets_it_needs_and_no_other(parts: dict[str, Part
     assert parts["ray"].environment["MODELMARKET_ADMIN_KEY"] == ""
 
 
-def test_settings_survive_the_way_through_the_environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_survive_the_environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in settings_environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
 
 
-def test_a_free_block_is_given_to_one_at_a_time() -> None:
+def test_a_free_block_of_ports_is_given_to_one_stack_at_a_time() -> None:
     with free_block() as first, free_block() as second:
         assert abs(first - second) >= PORTS_PER_STACK
 
@@ -181,7 +181,7 @@ def test_a_web_server_on_kafkas_port_is_not_taken_for_kafka() -> None:
         assert not check(KafkaProbe("127.0.0.1", port)).ok
 
 
-def test_nobody_there_is_not_healthy() -> None:
+def test_a_port_without_a_listener_is_not_healthy() -> None:
     with free_block() as port:
         assert check(HttpProbe(f"http://127.0.0.1:{port}/healthz")).detail.startswith("no answer")
         assert not check(KafkaProbe("127.0.0.1", port)).ok
@@ -206,7 +206,7 @@ OK, NOT_OK = Health(ok=True), Health(ok=False)
         ("RUNNING", 2, 0, NOT_OK, True, "starting"),
     ],
 )
-def test_the_state_that_people_see(
+def test_the_state_that_status_shows(
     parts: dict[str, Part], state: str, uptime: int, exit_status: int, health: Health, once: bool, shown: str
 ) -> None:
     part = parts["prepare"] if once else replace(parts["relay"], healthy_s_max=60)

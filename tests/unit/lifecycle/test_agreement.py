@@ -1,4 +1,4 @@
-"""Whoever folds a model's life says the same of it: commands, catalog, gateway and controller, after any history."""
+"""All readers of a model's lifecycle agree after any history: commands, catalog, gateway and controller."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Market:
         self.documents[topic] = document_after(topic, self.documents[topic], name, body, self.position)
         self.routes.apply(name, body | {"position": self.position} if decided else body, Coordinate(topic, 0, self.position))
 
-    # --- what each of them says
+    # --- the view of each reader
 
     def catalog(self) -> dict[str, Any]:
         row = {"state": json.dumps(self.documents["models"]), "position": 0, "changed_at": 0}
@@ -172,7 +172,7 @@ def approved(market: Market, *versions: str) -> None:
         market.command(ReviewVersion(v, "security", "approved"), "sam")
 
 
-def play(market: Market, steps: list[Any]) -> None:
+def run_steps(market: Market, steps: list[Any]) -> None:
     for step in steps:
         match step:
             case (type() as kind, str() as version, int() as before):
@@ -192,17 +192,17 @@ ALONE = (*CANARY, PromoteRollout(), UndeployVersion("1.0.0", "done"))
 
 @settings(max_examples=150)
 @given(st.sampled_from((0, 2, 3, 4)), st.sampled_from(((), LIVE, CANARY, ALONE)), st.lists(STEPS, max_size=15))
-def test_after_any_history_all_readers_say_the_same(ready: int, begun: tuple[Any, ...], steps: list[Any]) -> None:
+def test_after_any_history_all_readers_agree(ready: int, begun: tuple[Any, ...], steps: list[Any]) -> None:
     market = Market()
     market.check()
     approved(market, *VERSIONS[:ready])
-    play(market, [*begun, *steps])
+    run_steps(market, [*begun, *steps])
 
 
-def test_a_rollback_to_a_version_that_is_not_loaded_is_said_alike_by_all() -> None:
+def test_all_readers_agree_on_a_rollback_to_a_version_that_is_not_loaded() -> None:
     market = Market()
     approved(market, "1.0.0", "1.1.0")
-    play(market, list(ALONE))
+    run_steps(market, list(ALONE))
     market.command(RollBack("bad", "1.0.0"))
     market.check()
     shown = market.catalog()

@@ -1,4 +1,4 @@
-"""The fold takes every fact in every state, and says of those that do not follow why."""
+"""The fold accepts every fact in every state, and gives a reason for each fact that does not follow."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ STATUSES = (
 )
 
 
-def test_the_states_tried_are_all_there_are() -> None:
+def test_every_state_is_among_those_tried() -> None:
     assert {type(m) for m in MODELS} == set(get_args(Model))
     assert {type(v) for m in MODELS if not isinstance(m, NoModel) for v in m.versions.values()} == set(get_args(models.VersionState))
     assert {type(s.deployment) for s in STATUSES} == set(get_args(Deployment))
@@ -185,7 +185,7 @@ def test_a_rollback_never_gives_the_calls_to_the_candidate_that_it_leaves() -> N
     assert (readiness(now, "1.2.0"), weights(now)) == ("loading", {"1.0.0": 100})
 
 
-def test_who_takes_the_calls_keeps_them_through_a_second_change_before_the_first_is_ready() -> None:
+def test_the_version_that_takes_the_calls_keeps_them_when_a_second_change_comes_before_the_first_is_ready() -> None:
     waiting = (*PROMOTED, fact("RolledBack", from_version="1.1.0", to_version="1.2.0"))
     assert weights(status(*waiting)) == {"1.1.0": 100}
     again = (*waiting, fact("RolloutStarted", from_version="1.2.0", to_version="1.0.0"))
@@ -263,7 +263,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_whatever_comes_a_route_names_only_ready_versions_and_adds_up(facts: list[LifecycleFact]) -> None:
+def test_after_any_facts_a_route_names_only_ready_versions_and_its_weights_add_up(facts: list[LifecycleFact]) -> None:
     now = DeploymentStatus()
     for position, one in enumerate(facts, 1):
         after = statuses.evolve(now, one, position)  # pyright: ignore[reportArgumentType]

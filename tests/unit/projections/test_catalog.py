@@ -1,4 +1,4 @@
-"""Documents of the folded topics: folded in the chain's order, whatever arrives, and dense."""
+"""Documents of the folded topics: folded in the order of the chain, with a row for every offset, whatever arrives."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_fact_that_does_not_follow_has_a_row_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stray", "code"),
+    ("foreign", "code"),
     [
         (b"hello", "not_framed"),
         (b"\x00\x00\x00\xff\xff...", "unknown_schema"),
@@ -241,15 +241,15 @@ def test_a_fact_that_does_not_follow_has_a_row_and_changes_nothing() -> None:
         (CODEC.encode_dict(*ready(1)), "misplaced"),
     ],
 )
-def test_a_stray_is_a_dead_letter_with_a_row_and_the_fold_goes_on(stray: bytes, code: str) -> None:
+def test_a_foreign_record_is_a_dead_letter_with_a_row_and_the_fold_goes_on(foreign: bytes, code: str) -> None:
     log = Log("accounts")
     opened(log)
-    assert kinds(log.put(stray)) == [("dead", 1)]
+    assert kinds(log.put(foreign)) == [("dead", 1)]
     assert log.dead == [code]
     assert kinds(log.put(named(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
 
 
-def test_headers_that_claim_a_place_where_there_is_no_chain_hold_nothing_back() -> None:
+def test_chain_headers_on_a_topic_without_a_chain_hold_nothing_back() -> None:
     log = Log("alerts")
     rows = log.put(b"garbage", ChainPosition("stranger", 1 << 40, 7)) + log.put(alert("raised", 1), ChainPosition("stranger", 9, 8))
     assert (kinds(rows), log.dead) == ([("dead", 0), ("observed", 1)], ["not_framed"])
@@ -315,7 +315,7 @@ def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
     assert log.fold.documents["l"]["partitions"] == {"models": 4}
 
 
-def test_an_opening_that_nobody_can_read_is_a_dead_letter_and_the_fold_goes_on() -> None:
+def test_an_unreadable_store_opening_is_a_dead_letter_and_the_fold_goes_on() -> None:
     log = Log("accounts")
     opened(log)
     fake = Record("accounts", 0, log.offset, 1, b"k", b"garbage", {})
@@ -427,7 +427,7 @@ def test_a_rejection_returns_the_version_to_draft() -> None:
         assert document["versions"]["1.0.0"]["status"] == status
 
 
-def test_strangers_see_what_was_approved_and_nothing_of_how() -> None:
+def test_other_tenants_see_approved_versions_and_nothing_of_their_reviews() -> None:
     draft = {"model_version": "2.0.0", "status": "draft", "technical": {}, "artifact": "d", "reviews": {}, "deployment": None}
     reviews = {"business": {"verdict": "approved", "by": "u-1", "comment": "as agreed with the customer"}}
     running = {"status": "failed", "replicas": 0, "error": "load_failed: secret path", "by": "u-2"}

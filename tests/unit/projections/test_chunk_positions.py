@@ -1,4 +1,4 @@
-"""Where a worker reads each of its partitions, while the group changes its mind (K6, K8)."""
+"""The offsets from which a worker reads its partitions while the consumer group rebalances (K6, K8)."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def table() -> Table:
 @pytest.fixture
 def worker(tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> ChunkWorker:
     for cls, name in ((GroupCoordinator, "_do_heartbeat"), (CoordinatorGroupRebalance, "_send_sync_group_request")):
-        monkeypatch.setattr(cls, name, getattr(cls, name))  # a worker listens in on them: not after the test
+        monkeypatch.setattr(cls, name, getattr(cls, name))  # a worker wraps both: undone after the test
     return ChunkWorker(Settings(data=tmp_path), "group", "member", [table])
 
 
-def test_two_who_ask_at_once_take_a_partition_over_once(worker: ChunkWorker, table: Table) -> None:
+def test_two_concurrent_requests_take_a_partition_over_once(worker: ChunkWorker, table: Table) -> None:
     async def both() -> list[dict[Any, int]]:
         return list(await asyncio.gather(worker.positions_of(set(USAGE)), worker.positions_of(set(USAGE))))
 
@@ -70,26 +70,34 @@ def test_two_who_ask_at_once_take_a_partition_over_once(worker: ChunkWorker, tab
     assert table.asked == [0, 1, 2, 3]
 
 
-def test_a_question_that_was_given_up_is_answered_before_the_next_is_asked(worker: ChunkWorker, table: Table) -> None:
-    async def given_up() -> dict[Any, int]:
+def test_an_abandoned_request_ends_before_the_next_one_begins(worker: ChunkWorker, table: Table) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def abandoned() -> dict[Any, int]:
         first = asyncio.create_task(worker.positions_of(set(USAGE[:1])))
-        await asyncio.sleep(0.005)
+        await asyncio.to_thread(begun.wait, 10)
         first.cancel()
+        cancelled.set()
         return await worker.positions_of(set(USAGE[:1]))
 
-    table.meanwhile = lambda: time.sleep(0.05)
-    assert asyncio.run(given_up()) == {USAGE[0]: 100}
+    def until_cancelled() -> None:
+        begun.set()
+        cancelled.wait(10)
+        time.sleep(0.05)  # a second request that did not wait for this one would begin now
+
+    table.meanwhile = until_cancelled
+    assert asyncio.run(abandoned()) == {USAGE[0]: 100}
     assert table.asked == [0, 0] and table.at_once_most == 1, "the older fence must not be the last one kept"
 
 
-def test_partitions_taken_away_meanwhile_are_neither_kept_nor_asked_for(worker: ChunkWorker, table: Table) -> None:
+def test_partitions_revoked_during_the_request_are_neither_kept_nor_asked_for(worker: ChunkWorker, table: Table) -> None:
     table.meanwhile = lambda: worker.forget(set(USAGE))
     with pytest.raises(RebalanceAgain):
         asyncio.run(worker.positions_of(set(USAGE)))
     assert table.asked == [0] and worker.next == {}
 
 
-def test_who_was_shut_out_of_a_partition_that_is_no_longer_its_own_goes_on(worker: ChunkWorker, table: Table) -> None:
+def test_a_worker_that_is_fenced_out_of_a_partition_it_no_longer_owns_goes_on(worker: ChunkWorker, table: Table) -> None:
     def taken_over() -> None:
         worker.forget(set(USAGE))
         raise RuntimeError("FENCED")

@@ -98,7 +98,7 @@ def test_every_count_and_text_of_a_fact_is_checked_by_the_insert() -> None:
 
 
 @given(st.integers(0, 10**6))
-def test_the_judge_takes_every_fact_and_no_stump_of_one(seed: int) -> None:
+def test_the_validator_accepts_every_fact_and_no_truncated_one(seed: int) -> None:
     body = refusal(seed)
     body["event_id"] = "01234567-89ab-cdef-0123-456789abcdef"
     frame = CODEC.encode_dict("InvocationRefused", body)

@@ -1,4 +1,4 @@
-"""How records are dealt to inserts: each once, in order, and never two parts of one Kafka partition in one insert (K7)."""
+"""How records are distributed over inserts: each once, in order, and never two parts of one Kafka partition in one insert (K7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from projections.usage.table import OFFSETS_PER_PARTITION as SIZE
 
 
 @dataclass(frozen=True)
-class Kept:
+class RecordedInsert:
     partition: int
     offset: int
     topic: str = "usage"
@@ -27,7 +27,7 @@ def test_an_insert_never_reaches_two_parts_of_one_partition_and_nothing_is_left_
     runs, ends = list[Run](), dict[int, int]()
     for partition, gap, count, step in sorted(given_runs):
         start = ends.get(partition, 0) + gap
-        records = [Kept(partition, start + i * step) for i in range(count)]
+        records = [RecordedInsert(partition, start + i * step) for i in range(count)]
         ends[partition] = records[-1].offset + 1
         runs.append(Run(partition, records))
     inserts = split(runs)

@@ -1,4 +1,4 @@
-"""The rules of money, exactly and for any order, copy, cut and delay."""
+"""Rating: exact amounts for any order, copies, cuts and delays of usage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BOOK = book(v1=0)
 def call(
     offset: int, event: str | None = None, *, at: int = NOON, append: int | None = None, key: bytes = b"", **more: object
 ) -> UsageRecord:
-    """A succeeded call; its bytes follow from what it says, as on the log."""
+    """A succeeded call; its bytes follow from its content, as on the log."""
     event = event or f"e{offset}"
     quantities = [0] * len(METERS)
     quantities[CALLS] = 1
@@ -175,7 +175,7 @@ def test_one_idempotency_key_with_1000_different_bodies_is_1000_calls() -> None:
 # --- time
 
 
-def test_a_time_no_honest_clock_could_have_said_is_replaced_by_the_append_time() -> None:
+def test_an_implausible_time_is_replaced_by_the_append_time() -> None:
     for at, holds in (
         (NOON - LATE_US_MAX, True),
         (NOON - LATE_US_MAX - 1, False),
@@ -187,12 +187,12 @@ def test_a_time_no_honest_clock_could_have_said_is_replaced_by_the_append_time()
         assert statement_of(records, everything(records), BOOK).counts.retimed == (not holds)
 
 
-def test_a_hole_in_a_producers_sequence_is_counted_as_missing() -> None:
+def test_a_gap_in_a_producers_sequence_is_counted_as_missing() -> None:
     records = [call(0, sequence=1), call(1, sequence=4), call(2, sequence=1, epoch="epoch-2")]
     assert statement_of(records, everything(records), BOOK).counts.missing == 2
 
 
-def test_a_number_used_twice_is_no_hole_and_hides_none() -> None:
+def test_a_number_used_twice_is_no_gap_and_hides_none() -> None:
     records = [call(0, sequence=1), call(1, sequence=1), call(2, sequence=0), call(3, sequence=4, epoch="epoch-2")]
     assert statement_of(records, everything(records), BOOK).counts.missing == 3
 
@@ -349,7 +349,7 @@ def test_late_usage_falls_into_the_next_bill() -> None:
     assert calls == [2]
 
 
-def test_a_fact_of_the_very_end_of_a_bill_is_carried_to_the_next() -> None:
+def test_a_fact_in_the_last_instant_of_a_bill_is_carried_to_the_next() -> None:
     records = [call(0, at=NOON - 1), call(1, at=NOON)]
     counts = statement_of(records, Cutoff({0: 2}, NOON), BOOK).counts
     assert (counts.claimed, counts.carried) == (1, 1)

@@ -16,7 +16,7 @@ from serving.replicas.batch_codec import pack, pack_reply, unpack, unpack_reply
 from serving.runtimes.onnx import OnnxRuntime
 from serving.runtimes.runtime import LoadFailed, split_by_weight
 
-FACE = Interface((Tensor("i", "INT64", (-1, -1)),), (Tensor("y", "FP32", (-1, -1)),))
+INTERFACE = Interface((Tensor("i", "INT64", (-1, -1)),), (Tensor("y", "FP32", (-1, -1)),))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def gather(tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntime:
     )
     file = tmp_path_factory.mktemp("model") / "gather.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file))
-    runtime = OnnxRuntime(file.read_bytes(), FACE)
+    runtime = OnnxRuntime(file.read_bytes(), INTERFACE)
     runtime.warm_up()
     return runtime
 
@@ -46,12 +46,12 @@ def answers(runtime: OnnxRuntime, calls: list[Inference]) -> list[list[list[floa
     blob, order = pack(calls)
     reply = unpack_reply(pack_reply("r", runtime.predict(unpack(blob))))
     found: list[list[list[float]] | str] = [""] * len(calls)
-    for place, result in zip(order, reply.predictions, strict=True):
+    for index, result in zip(order, reply.predictions, strict=True):
         match result:
             case Predicted(outputs):
-                found[place] = np.frombuffer(outputs[0].data, "<f4").reshape(outputs[0].shape).tolist()
+                found[index] = np.frombuffer(outputs[0].data, "<f4").reshape(outputs[0].shape).tolist()
             case PredictionFailed(message):
-                found[place] = message
+                found[index] = message
     return found
 
 
@@ -116,6 +116,6 @@ def test_a_reply_keeps_outputs_and_cpu_time_apart() -> None:
     assert reply.predictions[1] == PredictionFailed("no", 3)
 
 
-def test_what_is_no_model_or_another_interface_does_not_load(gather: OnnxRuntime, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_or_has_another_interface_does_not_load(gather: OnnxRuntime, tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match="not_loadable"):
-        OnnxRuntime(b"not a model", FACE)
+        OnnxRuntime(b"not a model", INTERFACE)

@@ -1,4 +1,4 @@
-"""No tenant takes the memory for bodies that others need."""
+"""The memory for request bodies is bounded per tenant and in total."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A caller who went away is noticed when the answer is there, by the HTTP server that the gateway runs under."""
+"""When an answer is ready, the gateway's HTTP server reports a caller who has disconnected."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_is_sent_the_disco
     assert sorted(ended) == [False, True] and len(received) == 1
 
 
-def test_a_status_that_http_does_not_name_has_its_problem_document() -> None:
+def test_a_status_without_a_standard_name_has_its_problem_document() -> None:
     answer = refusal_answer(Refused(499, "caller_disconnected", "the caller disconnected"))
     assert orjson.loads(answer.body)["status"] == 499

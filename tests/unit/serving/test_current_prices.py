@@ -1,4 +1,4 @@
-"""The prices that a caller sees: those of the version of the tenant's book in force now, else none, and never that a model is free."""
+"""The prices that a caller sees: those of the book's version in force now, or none; a missing price is never shown as zero."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def calls(routes: Routes, **asked: Any) -> int | None:
     return None if found is None else found["meters"]["calls"]["amount_micros"]
 
 
-def again(routes: Routes) -> Routes:
+def restored(routes: Routes) -> Routes:
     copy = Routes()
     copy.load(b"".join(routes.dump()))
     return copy
@@ -81,7 +81,7 @@ def test_a_version_holds_from_its_instant_until_the_next_ones() -> None:
     routes = routes_after(tenant("acme"), first, second)
     prices = [calls(routes, at=at) for at in (NOW - 1, NOW, NOW + HOUR - 1, NOW + HOUR)]
     assert prices == [None, 1, 1, 2]
-    assert [calls(again(routes), at=at) for at in (NOW - 1, NOW, NOW + HOUR - 1, NOW + HOUR)] == prices
+    assert [calls(restored(routes), at=at) for at in (NOW - 1, NOW, NOW + HOUR - 1, NOW + HOUR)] == prices
 
 
 def test_an_unknown_tenant_an_unknown_book_and_one_in_another_currency_price_nothing() -> None:
@@ -128,7 +128,7 @@ def test_a_snapshot_has_the_prices_of_its_moment_however_slowly_it_is_written() 
     assert pricing(then, payer='a"\n钱') == pricing(routes_after(tenant("acme"), BOOK))
     assert (calls(then, payer=f"t{many - 1}"), calls(then, payer="late0")) == (900, None)
     assert (calls(routes, payer="t0"), calls(routes, payer="late0")) == (7, 7)
-    assert b"".join(again(routes).dump()) == b"".join(routes.dump())
+    assert b"".join(restored(routes).dump()) == b"".join(routes.dump())
 
 
 @pytest.mark.parametrize("line", [b"", b"7", b"{}", b'["acme","standard"]', b'["acme","standard",7]', b'{"book":"standard"}'])

@@ -1,4 +1,4 @@
-"""Open Inference bodies: everything a caller can get wrong is refused with its field, and never raises anything else."""
+"""Open Inference bodies: every mistake of a caller is refused with its field and raises nothing else."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_nested_data_is_the_same_as_flat_data() -> None:
         ({"parameters": {"binary_data_size": 8}}, "two_kinds_of_data", "inputs[0]"),
     ],
 )
-def test_a_wrong_tensor_is_told_with_its_field(change: dict[str, Any], code: str, field: str) -> None:
+def test_a_wrong_tensor_is_refused_with_its_field(change: dict[str, Any], code: str, field: str) -> None:
     assert refused(request(**change)) == (code, field)
 
 
@@ -121,7 +121,7 @@ def test_nested_data_deeper_than_the_shape_is_refused_without_recursion() -> Non
 
 
 @pytest.mark.parametrize("depth", [900, 1000, 1020])
-def test_a_structure_where_a_word_belongs_is_refused_however_deep_it_is(depth: int) -> None:
+def test_a_structure_in_place_of_a_string_is_refused_at_any_depth(depth: int) -> None:
     deep = b"[" * depth + b"]" * depth
     assert refused(b'{"inputs":[{"name":' + deep + b"}]}") == ("unknown_input", "inputs[0].name")
     assert refused(b'{"inputs":[{"name":"x","datatype":' + deep + b"}]}") == ("wrong_datatype", "inputs[0].datatype")
@@ -134,7 +134,7 @@ def test_nested_data_of_an_input_without_dimensions_is_refused() -> None:
     assert refused(request(shape=[], data=[[1]]), scalar) == ("wrong_data_length", "inputs[0].data")
 
 
-def test_lengths_that_the_data_does_not_have_are_refused() -> None:
+def test_declared_lengths_that_differ_from_the_data_are_refused() -> None:
     raw = np.array([1, 2], "<f4").tobytes()
     body, head = binary(raw)
     assert refused(body[:-1], header_length=head)[0] == "binary_length"
@@ -213,7 +213,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.binary(max_size=20), st.none() | st.integers(0, 400))
-def test_whatever_comes_is_a_call_or_a_refusal(value: Any, tail: bytes, header: int | None) -> None:
+def test_any_body_is_a_call_or_a_refusal(value: Any, tail: bytes, header: int | None) -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": value}
     for body in (value, {"inputs": value}, {"inputs": [value]}, {"inputs": [tensor]}):
         with suppress(Refused):

@@ -1,4 +1,4 @@
-"""Where calls go, as the facts say: only versions that were seen ready, in exactly the declared shares."""
+"""Routes from facts: only versions that were reported ready take calls, in exactly the declared shares."""
 
 from __future__ import annotations
 
@@ -121,12 +121,12 @@ def test_a_retired_model_takes_no_calls_names_its_successor_and_its_versions_may
     assert {v.withdrawn_at for v in model.versions.values()} == {len(CANARY) + 1}
 
 
-def test_a_version_knows_which_fact_took_it_away() -> None:
+def test_a_version_knows_which_fact_withdrew_it() -> None:
     routes = routes_after(*CANARY, undeployed("1.1.0"), RETIRED)
     assert {n: v.withdrawn_at for n, v in routes.models[M].versions.items()} == {"1.1.0": len(CANARY) + 1, "1.0.0": len(CANARY) + 2}
 
 
-def test_observed_facts_of_a_model_that_is_not_change_nothing_and_decided_ones_stop_the_fold() -> None:
+def test_observed_facts_of_an_unknown_model_change_nothing_and_decided_ones_stop_the_fold() -> None:
     routes = routes_after(("VersionReady", {"model": "ghost", "model_version": "1.0.0", "replicas": 1, "position": 5}))
     assert routes.models == {}
     with pytest.raises(KeyError, match="ModelRegistered"):

@@ -1,4 +1,4 @@
-"""What the controller may send to Ray: never a poorer set than the facts ask for, never an older one (K18)."""
+"""What the controller may send to Ray: never a set that lacks an application of the facts, never an older set (K18)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_set_carries_its_own_version() -> None:
     assert decided.config["applications"][0]["deployments"] == [{"name": "gateway", "user_config": asdict(NOW)}]
 
 
-def test_what_ray_was_told_is_not_told_again() -> None:
+def test_a_set_that_ray_already_has_is_not_sent_again() -> None:
     assert plan(routes("m1"), replace(NOW, position=90), applied("m1"), SHAPE) == KeepConfig()
 
 
@@ -92,7 +92,7 @@ def test_a_changed_spec_is_sent() -> None:
     assert names(plan(changed, NOW, applied("m1"), SHAPE)) == {"gateway", "m1-v1.0.0"}
 
 
-def test_an_older_fold_sends_nothing_however_empty_it_is() -> None:
+def test_a_fold_behind_the_applied_set_sends_nothing() -> None:
     assert held(plan(routes(), replace(NOW, position=3), applied("m1", "m2"), SHAPE)) == "behind"
     assert held(plan([], ConfigVersion("log-1", "", 0), applied("m1"), SHAPE)) == "behind"
 
@@ -101,14 +101,14 @@ def test_another_log_sends_nothing() -> None:
     assert held(plan(routes("m9"), replace(NOW, log_id="log-2", position=99), applied("m1"), SHAPE)) == "wrong_log"
 
 
-def test_an_application_no_fact_took_away_stays_and_is_named() -> None:
+def test_an_application_that_no_fact_withdrew_stays_and_is_named() -> None:
     decided = plan(routes("m2"), NOW, applied("m1"), SHAPE)
     assert names(decided) == {"gateway", "m1-v1.0.0", "m2-v1.0.0"}
     assert isinstance(decided, ApplyConfig) and decided.unknown_apps == ("m1-v1.0.0",)
     assert plan(routes(), NOW, applied("m1"), SHAPE) == KeepConfig(("m1-v1.0.0",))
 
 
-def test_a_withdrawn_version_leaves_after_the_gateways_had_time_to_know() -> None:
+def test_a_withdrawn_version_is_removed_after_the_gateways_had_time_to_know() -> None:
     facts = routes("m2", withdrawn=("m1",))
     assert plan(facts, NOW, applied("m1", "m2"), SHAPE, draining=frozenset({"m1-v1.0.0"})) == KeepConfig()
     decided = plan(facts, NOW, applied("m1", "m2"), SHAPE)
@@ -116,7 +116,7 @@ def test_a_withdrawn_version_leaves_after_the_gateways_had_time_to_know() -> Non
     assert isinstance(decided, ApplyConfig) and decided.removed == ("m1-v1.0.0",)
 
 
-def test_one_model_may_always_go_and_a_fifth_of_many() -> None:
+def test_one_model_or_a_fifth_of_many_is_removed_without_confirmation() -> None:
     many = [f"m{i}" for i in range(10)]
     assert isinstance(plan(routes(withdrawn=("m0",)), NOW, applied("m0"), SHAPE), ApplyConfig)
     assert isinstance(plan(routes(*many[2:], withdrawn=("m0", "m1")), NOW, applied(*many), SHAPE), ApplyConfig)
@@ -149,7 +149,7 @@ def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() ->
     assert changed["args"]["spec"]["replicas_min"] == 2
 
 
-def test_a_person_agrees_to_what_was_withdrawn_by_then_and_to_nothing_later() -> None:
+def test_a_confirmation_covers_what_was_withdrawn_by_then_and_nothing_later() -> None:
     facts = routes(*MANY[5:], withdrawn=MANY[:5])  # at 40 … 44
     decided = plan(facts, NOW, applied(*MANY), SHAPE, approved_position=41)
     assert isinstance(decided, ApplyConfig) and decided.removed == ("m0-v1.0.0", "m1-v1.0.0")
@@ -159,14 +159,14 @@ def test_a_person_agrees_to_what_was_withdrawn_by_then_and_to_nothing_later() ->
     waits(plan(facts, late, applied(*MANY), SHAPE, approved_position=39), 44)
 
 
-def test_what_drains_counts_so_that_a_mass_removal_does_not_leave_one_by_one() -> None:
+def test_draining_versions_count_so_that_a_mass_removal_cannot_happen_one_by_one() -> None:
     facts = routes(*MANY[3:], withdrawn=MANY[:3])
     decided = plan(facts, NOW, applied(*MANY), SHAPE, draining=frozenset({"m1-v1.0.0", "m2-v1.0.0"}))
     assert isinstance(decided, KeepConfig)
     waits(decided, 42)
 
 
-def test_an_empty_fold_that_is_not_behind_takes_nothing_away() -> None:
+def test_an_empty_fold_that_is_not_behind_removes_nothing() -> None:
     assert plan(routes(), NOW, applied(*MANY), SHAPE) == KeepConfig(tuple(f"{m}-v1.0.0" for m in MANY))
 
 

@@ -1,4 +1,4 @@
-"""The queue of a version is bounded, in calls and in bytes; a batch shares no fate (K16)."""
+"""The queue of a version is bounded, in calls and in bytes; calls of one batch fail independently (K16)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.replicas.model_replicas import ReplicaLost
 
 
 class LostReplica:
-    """A replica that is lost with whatever it is sent."""
+    """A replica that is lost with each batch that it is sent."""
 
     async def call(self, address: str, blob: bytes) -> bytes:
         raise ReplicaLost(address)
@@ -31,7 +31,7 @@ def test_large_calls_that_wait_are_refused_before_they_fill_the_memory(monkeypat
 
     async def flood() -> None:
         queue = VersionQueue("model-a-b-c-v1.0.0", LostReplica(), batch_max=8, batches_max=1, timeout_s=1.0)
-        for _ in range(3):  # what has left or was lost makes room again
+        for _ in range(3):  # calls that were answered or lost no longer count
             waiting = [queue.enqueue(sized(400)), queue.enqueue(sized(400)), queue.enqueue(sized(200))]
             with pytest.raises(Refused, match="overloaded") as refused:
                 queue.enqueue(sized(1))
