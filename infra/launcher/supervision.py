@@ -105,10 +105,14 @@ def quoted(word: str) -> str:
     return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+NOT_INHERITED = ("MODELMARKET_", "RAY_", "SUPERVISOR_", "PYTHONDONTWRITEBYTECODE")
+"""The last: forty processes would each compile all their modules at each start, which takes half of the time of `up`."""
+
+
 def stack_environment(settings: Settings, paths: StackPaths, secrets: Mapping[str, str]) -> dict[str, str]:
     """What every process of the stack inherits: this stack's settings and mark, and of the caller's environment nothing that means us."""
     # Not a setting that is read, but what children get from their parent (PATH, HOME, locale).
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MODELMARKET_", "RAY_", "SUPERVISOR_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     direct = ",".join(filter(None, [inherited.get("NO_PROXY", inherited.get("no_proxy", "")), settings.host, "localhost"]))
     return {
         **inherited,

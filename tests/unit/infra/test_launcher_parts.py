@@ -91,11 +91,13 @@ def test_the_supervisor_reads_back_exactly_the_command_and_the_environment(setti
 def test_processes_get_the_settings_that_were_chosen_and_none_of_the_callers(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELMARKET_REGION", "somewhere")
     monkeypatch.setenv("RAY_ADDRESS", "another:6379")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     chosen = settings.model_copy(update={"store_password": SecretStr("quiet"), "workers": 2})
     environment = stack_environment(chosen, paths_of(chosen), {})
     assert environment["MODELMARKET_STORE_PASSWORD"] == "quiet"
     assert environment["MODELMARKET_WORKERS"] == "2"
     assert "RAY_ADDRESS" not in environment
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
     assert "MODELMARKET_REGION" not in environment
 
 
