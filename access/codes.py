@@ -1,4 +1,4 @@
-"""The refusals of access: one code, message and remedy for each reason, whichever listener says it.
+"""The refusals of access: one code, message and remedy for each reason, in every listener.
 
 Challenges follow RFC 6750 (bearer tokens): `invalid_token` for a key that does not open anything, `insufficient_scope` for one that opens
 other things.
@@ -83,7 +83,7 @@ def scope_missing(*scopes: str) -> Refusal:
 
 
 def keys_stale(age_s_max: float) -> Refusal:
-    """Nothing was heard from the log for so long that a revoked key could still be let in (K5)."""
+    """No heartbeat came for so long that a revoked key could still be accepted (K5)."""
     message = f"nothing was heard from the log for {age_s_max:.0f} s: a key may have been revoked meanwhile"
     return Refusal(
         503, Violation("keys_stale", message, "", "try again in 5 s; if it lasts, the operator looks at the relay"), retry_after_s=5

@@ -32,7 +32,7 @@ SCHEME = b"Bearer "
 SCHEME_BYTES = len(SCHEME)
 HEADER_BYTES_MAX = SCHEME_BYTES + SECRET_CHARS_MAX
 REVOKED = b""
-"""The line of a revoked key. Its digest stays, so that its holder is told why it stopped working."""
+"""The line of a revoked key. Its digest stays, so that the refusal names the reason."""
 
 _PACKED = itemgetter("tenant", "key_id", "user", "scopes", "labels", "expires_at", *KEY_DIMENSIONS)
 """The fields of ApiKeyIssued that are kept, in the order of a line."""
@@ -88,7 +88,7 @@ class Keys:
         self._unpacked[digest] = known = (packed, principal, expires_at)
         return known
 
-    # --- what the facts say
+    # --- facts
 
     def apply(self, name: str, body: Mapping[str, Any]) -> None:
         """One decoded fact of topic `accounts`; one that is not about keys changes nothing."""

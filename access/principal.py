@@ -16,7 +16,7 @@ ADMIN_USER = UserId("admin")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The holder of an API key. `dimensions` has a word, possibly empty, for each of KEY_DIMENSIONS."""
+    """The holder of an API key. `dimensions` has a text, possibly empty, for each of KEY_DIMENSIONS."""
 
     tenant: TenantId
     user: UserId

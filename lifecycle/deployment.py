@@ -1,4 +1,4 @@
-"""What was decided about a model's traffic: which version is live, which is tried, which others stay loaded. Folded from topic `deployments` alone."""
+"""What was decided about a model's traffic: the live version, the candidate, others that are loaded. Folded from topic `deployments` alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NotDeployed:
 @dataclass(frozen=True, slots=True)
 class Serving:
     """`live` takes every call; `standby` versions are loaded and take none. `before` was live until `live` was promoted; empty when
-    nothing was, or when `live` is itself where somebody went back to."""
+    nothing was, or when `live` is itself the result of a rollback."""
 
     live: str
     standby: Mapping[str, ServiceSpec]

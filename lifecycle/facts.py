@@ -1,4 +1,4 @@
-"""The facts of a model's life, as their classes, from bodies as the log's readers get them."""
+"""The facts of a model's lifecycle, as their classes, from bodies as the log's readers get them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ _CLASSES: Mapping[str, type[LifecycleFact]] = {cls.__name__: cls for cls in get_
 
 
 def fact_of(name: str, body: Mapping[str, Any]) -> LifecycleFact | None:
-    """The fact of a decoded body, not validated again (K5); None when it is not of a model's life."""
+    """The fact of a decoded body, not validated again (K5); None when it is not of a model's lifecycle."""
     cls = _CLASSES.get(name)
     return None if cls is None else trusted(cls, body)

@@ -1,4 +1,4 @@
-"""What became of a deployment: which loaded version was seen ready or failed, and by what the gateways route. Folded from topic `deployments` alone."""
+"""The status of a deployment: loaded versions that are ready or failed, and the facts by which gateways route. Folded from topic `deployments` alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lifecycle.misfit import Misfit
 ObservedFact = VersionReady | VersionFailed | RouteApplied
 
 GATEWAYS_KEPT = 64
-"""Gateways told apart in a status. Each start of one has a name of its own, so those heard last are kept."""
+"""Gateways kept in a status. Each start of one has a name of its own, so the ones that reported last are kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A bill: the difference of two statements, as bytes that every biller writes alike, and their digest (K20, K21)."""
+"""A bill: the difference of two statements, as the same bytes for every biller, and their digest (K20, K21)."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _line(bucket: Bucket, meter: Meter, version: BookVersion | None) -> LineKey:
 
 
 def difference(now: Statement, before: Statement) -> tuple[Line, ...]:
-    """The lines of a bill. Lines that did not move are left out; the order is the lines' own, so that every biller says it alike."""
+    """The lines of a bill. Lines that did not move are left out; the order is the lines' own, so that every biller writes the same."""
     lines: list[Line] = []
     for key in sorted(now.quantities.keys() | before.quantities.keys()):
         quantity = now.quantities.get(key, 0) - before.quantities.get(key, 0)
@@ -104,7 +104,7 @@ class Cutoff:
     until: int
     rating_version: int = RATING_VERSION
     excluded: frozenset[int] = frozenset()
-    """Offsets that the bill of this statement left out, because nobody could read them when it was issued."""
+    """Offsets that the bill of this statement left out, because they could not be read when it was issued."""
 
     def __post_init__(self) -> None:
         if self.rating_version != RATING_VERSION:
@@ -158,7 +158,7 @@ class StatementBuilder:
             sums[i] += quantity
 
     def statement(self) -> Statement:
-        # Numbers used twice are no holes; nor may one forged number make a count that no bill can say.
+        # Numbers used twice are no gaps; nor may one forged number make a count that no bill can hold.
         self._counts["missing"] = sum(max(0, newest - counted) for counted, newest in self._epochs.values())
         usage = {bucket: tuple(sums) for bucket, sums in self._usage.items()}
         return Statement(rate(usage, self._book), BillCounts(**self._counts), frozenset(self._epochs))

@@ -1,4 +1,4 @@
-"""Names that the controller tells Ray Serve and that its processes use: applications, deployments, builders."""
+"""Names that the controller gives Ray Serve and that its processes use: applications, deployments, builders."""
 
 GATEWAY_APP = "gateway"
 GATEWAY_DEPLOYMENT = "gateway"

@@ -1,4 +1,4 @@
-"""Is this file the model it claims to be? Run as a process of its own, so that a crafted file takes nothing down with it.
+"""Is this file the model it claims to be? Run as a process of its own, so that a malicious file can crash only that process.
 
 `python -m commands.artifacts.inspection read FILE` prints one JSON object: the model's inputs and outputs, or what is wrong; `load FILE`
 whether ONNX Runtime loads it. Both say whether they had a network. Allowed: ONNX without external data, of operator sets this build

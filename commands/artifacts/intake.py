@@ -26,7 +26,7 @@ SIGNATURES_KEPT_MAX = 10_000
 
 
 class InspectionBusy(Exception):
-    """Too many files are being inspected; later there is room."""
+    """Too many files are being inspected. Transient: try again later."""
 
 
 class ArtifactIntake:
@@ -76,7 +76,7 @@ class ArtifactIntake:
 
     def _read(self, tenant: TenantId, digest: str) -> Signature | Rejected:
         with self._fetched(tenant, digest) as file:
-            if known := self._signatures.get(digest):  # somebody else asked for the same file
+            if known := self._signatures.get(digest):  # another request asked for the same file
                 return known
             found = inspect(file)
         if isinstance(found, Signature):

@@ -1,4 +1,4 @@
-"""Where a stranger's file is read: a process with nothing in its environment, bounded memory and time, and no network where the kernel
+"""Reads uploaded files in a process with nothing in its environment, bounded memory and time, and no network where the kernel
 lets it be taken away.
 
 The parent calls `run_confined`; the process calls `confine` before it imports anything that parses. Sources: unshare(2), seccomp(2), and

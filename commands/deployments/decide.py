@@ -193,7 +193,7 @@ def _roll_back(state: Lifecycle, model: ActiveModel, c: RollBack, o: CommandCont
     was = state.deployment
     if isinstance(was, NotDeployed | Unloading):
         return conflict("not_deployed", f"{model.model} serves nothing yet", "model", "deploy a version")
-    # Asked twice, by two people or by one who heard no answer, it goes back once: never forward again to what was left.
+    # A second request, by another person or after a lost answer, changes nothing: it must not return to the version that was left.
     to = c.to_version or (was.live if isinstance(was, Shifting) else was.before)
     if not to:
         return conflict("nothing_to_go_back_to", "no other version was live before", "to_version", "name an approved version")
@@ -204,7 +204,7 @@ def _roll_back(state: Lifecycle, model: ActiveModel, c: RollBack, o: CommandCont
     if to == leaving:
         return conflict("already_live", f"version {to} is the one that takes calls now", "to_version", "name another approved version")
     if to not in loaded(was) and len(loaded(was)) >= LOADED_MAX + 1:
-        # One more than a rollout may use: going back must not fail for want of room.
+        # One more than a rollout may use: a rollback must not fail because too many versions are loaded.
         return conflict(
             "too_many_loaded", f"{len(loaded(was))} versions are loaded", "to_version", f"undeploy one of {', '.join(was.standby)}"
         )

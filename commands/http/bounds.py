@@ -13,7 +13,7 @@ Reason = Annotated[str, Field(min_length=1, max_length=1000)]
 HEX_256 = r"^[0-9a-f]{64}$"
 REASON_CHARS_MAX = 1000
 
-# What stands in a path becomes part of an aggregate's id: nothing else gets as far as the store.
+# A path parameter becomes part of an aggregate's id: no other text reaches the store.
 ModelPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,200}$")]
 SlugPath = Annotated[str, Path(pattern=r"^[a-z0-9-]{1,63}$")]
 PERIOD = r"^[1-9][0-9]{3}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?$"

@@ -1,4 +1,4 @@
-"""How operations are declared, so that /docs tells all of each: its answer, every refusal, and the headers that it understands."""
+"""How operations are declared, so that /docs describes each one fully: its answer, every refusal, and the headers that it understands."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ ANY = -1
 
 
 def differences(old: Technical, new: Technical) -> tuple[str, ...]:
-    """Each reason why a call that was right for `old` fails with `new`, or why its answer surprises. Empty: compatible."""
+    """Each reason why a call that was right for `old` fails with `new`, or why its answer is not as declared. Empty: compatible."""
     return (*_inputs(old.inputs, new.inputs), *_outputs(old.outputs, new.outputs))
 
 

@@ -1,4 +1,4 @@
-"""The life of a model and its versions: which change is allowed, and which facts it makes."""
+"""Decisions about a model and its versions: which change is allowed, and which facts it makes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _add_version(state: Lifecycle, model: ActiveModel, c: AddVersion, o: Command
             "version_not_semver", f"'{c.model_version}' is no SemVer 2.0", "version", "write MAJOR.MINOR.PATCH, for example 1.0.0"
         )
     for text, known in model.versions.items():
-        # 1.0.0+a and 1.0.0+b have one precedence (SemVer clause 10): two such versions could not be told apart in order.
+        # 1.0.0+a and 1.0.0+b have one precedence (SemVer clause 10): two such versions would have no order.
         if parse(text) == number:
             same = known.release.artifact == c.content.artifact
             message = f"version {text} exists with {'these' if same else 'other'} bytes and is never changed"

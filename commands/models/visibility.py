@@ -1,4 +1,4 @@
-"""Who may know of a model, and what is told of it."""
+"""Who may see a model, and which parts of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"^(model-[a-z0-9-]{1,160})-v(\d.*)$")
 
 
 def owned(state: Lifecycle, principal: Principal) -> Rejected | None:
-    """The model of a stranger is as unknown as one that does not exist."""
+    """Another tenant's model is answered like one that does not exist."""
     return None if isinstance(state.model, NoModel) or principal.acts_for(state.model.tenant) else no_model()
 
 

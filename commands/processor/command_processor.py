@@ -31,7 +31,7 @@ from events.schema.codec import Codec, FrameTooLarge
 logger = logging.getLogger(__name__)
 
 WAITING_MAX = 1000
-"""Commands that may wait: seconds of work; past it the caller is told to come back."""
+"""Commands that may wait: seconds of work; past it the caller is asked to try again later."""
 GROUP_MAX = 64
 """Commands committed together: bounds a transaction, and what a conflict makes us repeat."""
 ATTEMPTS_MAX = 5
@@ -197,7 +197,7 @@ class CommandProcessor:
         facts = pending.decide(state)
         rejected = facts if isinstance(facts, Rejected) else None
         if pending.if_match not in (None, state.version) and (rejected is None or rejected.ground != "missing"):
-            # Whoever may not see an aggregate learns neither its version nor that it is there.
+            # A caller who may not see an aggregate gets neither its version nor that it exists.
             rejected = _stale(state.version, pending.if_match)
         if rejected is not None:
             return self._answered_meanwhile(pending) or rejected
@@ -239,7 +239,7 @@ class CommandProcessor:
         return Event(originator, fact.version, name, record.pack())
 
     def _append(self, decisions: Sequence[_Decision | None]) -> dict[tuple[str, int], int] | None:
-        """(originator, version) → position; None when somebody else was faster."""
+        """(originator, version) → position; None when another process was faster."""
         events = [e for d in decisions if isinstance(d, _Proposal) for e in d.events]
         try:
             positions = self._store.append(events) if events else []
@@ -258,7 +258,7 @@ class CommandProcessor:
         written = (Written(e.name, unpack(e.state).headers[CE_ID].decode(), e.version, p) for e, p in zip(events, positions, strict=True))
         return Done(tuple(written), answer.last, answer.body, replayed=True)
 
-    # --- when somebody else was faster
+    # --- when another process was faster
 
     def _one_by_one(self, group: Sequence[_Entry], decisions: Sequence[_Decision | None]) -> None:
         for entry, decision in zip(group, decisions, strict=True):

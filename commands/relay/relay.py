@@ -188,7 +188,7 @@ class Relay:
 
 
 class _Heartbeats:
-    """Tells how far the relay is, each second and after each batch; never more than one heartbeat waits for Kafka."""
+    """Writes how far the relay is, each second and after each batch; never more than one heartbeat waits for Kafka."""
 
     def __init__(self, writer: Writer, key: SigningKey, store: str, progress: Progress, number: int) -> None:
         self._writer, self._key, self._store, self._progress, self._number = writer, key, store, progress, number

@@ -30,7 +30,7 @@ LOCK_S_MAX = 10
 
 
 class Conflict(Exception):
-    """Somebody else appended at this place first: load and decide again. Nothing was written."""
+    """Another process appended this version first: load and decide again. Nothing was written."""
 
 
 class StoreUnavailable(Exception):
@@ -65,7 +65,7 @@ class Store:
         return [int(p) for p in positions]
 
     def append_at(self, events: Sequence[Event]) -> None:
-        """Appends events at the positions they name, which must grow: only for a store that is made again from the log."""
+        """Appends events at the positions they name, which must grow: only for a store that is rebuilt from the log."""
         with _translated():
             self._recorder.append_at(events)
 
@@ -86,12 +86,12 @@ class Store:
         return next((Event(str(e.originator_id), e.originator_version, e.topic, bytes(e.state)) for e in page), None)
 
     def positions(self, originator: str, first: int, last: int) -> list[int]:
-        """Where versions `first` … `last` of an aggregate stand."""
+        """The positions of versions `first` … `last` of an aggregate."""
         with _translated():
             return self._recorder.positions(originator, first, last)
 
     def notifications(self, after: int, limit: int = EVENTS_READ_MAX, names: Sequence[str] = (), until: int | None = None) -> list[Event]:
-        """Events in the order they were decided, past position `after` up to `until`. Positions have holes on Postgres."""
+        """Events in the order they were decided, past position `after` up to `until`. Positions have gaps on Postgres."""
         with _translated():
             page = self._recorder.select_notifications(after, limit, until, names, inclusive_of_start=False)
         return [Event(str(n.originator_id), n.originator_version, n.topic, bytes(n.state), n.id) for n in page]

@@ -1,4 +1,4 @@
-"""Opens a store: its first facts tell every partition of every decided topic that decisions come from this store from now on (K4)."""
+"""Opens a store: its first facts say on every partition of every decided topic that decisions come from this store from now on (K4)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from events.schema.codec import Codec
 def open_generation(
     store: Store, codec: Codec, by: UserId, before: Mapping[tuple[str, int], tuple[str, int]] | None = None
 ) -> StoreGeneration:
-    """Mints a new store id and writes its opening for each partition. Without `before` it is the store's first; when two processes
-    try at once, or it was opened already, all go on with the one that won."""
+    """Makes a new store id and writes its opening for each partition. Without `before` it is the store's first; when two processes
+    try at once, or it was opened already, all go on with the one that was stored."""
     new = new_id()
     version = 0 if before is None else store.events(STORE)[-1].version
     events = [
@@ -39,7 +39,7 @@ def open_generation(
 def open_new_partitions(store: Store, codec: Codec, by: UserId) -> int:
     """A topic that began to carry decisions after this store was opened gets its opening now; how many partitions. Safe to repeat, and
     by several processes at once: one of them writes them, and the store's id stays."""
-    version = store.events(STORE)[-1].version  # before we look what is missing: who was faster since then has taken the next one
+    version = store.events(STORE)[-1].version  # read before we look what is missing: a process that was faster has taken the next version
     generation = current_generation(store)
     assert generation is not None, "the store is opened first"
     missing = [tp for tp in decided_partitions() if tp not in generation.before]

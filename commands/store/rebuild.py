@@ -1,4 +1,4 @@
-"""Makes an event store again from the log: `python -m commands.store.rebuild`. For when the store was lost, or restored from too old a copy.
+"""Rebuilds an event store from the log: `python -m commands.store.rebuild`. For when the store was lost, or restored from too old a copy.
 
 Decided topics are kept for ever, so the log holds every decision that was ever sent. They go into an empty store at their own
 positions; then that store opens an generation, naming for each partition the store and position before. What the lost store had

@@ -1,1 +1,1 @@
-"""Giving up unreadable records and dead producer epochs, by two people."""
+"""Write-offs of unreadable records and dead producer epochs, by two people."""

@@ -1,4 +1,4 @@
-"""Two people: whoever asked for it does not approve it."""
+"""Two people: the one who requested a write-off does not approve it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from events.facts.fact import UserId
 
 
 def same_person(requested_by: UserId, context: CommandContext) -> Rejected | None:
-    """A rejection when the caller asked for it. People are told apart by the user of their key, of whatever tenant."""
+    """A rejection when the caller asked for it. People are distinguished by the user of their key, of any tenant."""
     if context.by != requested_by:
         return None
     return forbidden(

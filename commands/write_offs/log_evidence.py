@@ -1,4 +1,4 @@
-"""What the log has of a record or an epoch that somebody wants to write off."""
+"""What the log has of a record or an epoch that is to be written off."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ProducerWriteOffs:
         return state_answer(call.headers, state.version, _epoch_answer(state, epoch))
 
     def request(self, producer: WordPath, epoch: WordPath, body: ProducerWriteOffRequest, request: Request) -> Response:
-        """Asks that a dead producer's epoch be given up. Whether it is dead nobody here can know: look when its last fact came."""
+        """Requests a write-off of a dead producer's epoch. Whether it is dead cannot be known here: look when its last fact came."""
         call = self._app.authorize(request, "admin")
         command = RequestProducerWriteOff(producer, epoch, body.reason, self._status(producer, epoch))
         return self._app.run(call, REQUEST, producer, command, body)

@@ -1,4 +1,4 @@
-"""The resource of records that nobody can read: one admin asks for a write-off, another approves; nothing happens in between."""
+"""The resource of unreadable records: one admin asks for a write-off, another approves; nothing happens in between."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOTE = "a record that can be read is counted all the same: only bytes that nobod
 
 
 class RecordWriteOffs:
-    """Records of the log that nobody can read, by their coordinate."""
+    """Unreadable records of the log, by their coordinate."""
 
     def __init__(self, app: CommandApp) -> None:
         self._app = app
@@ -57,7 +57,7 @@ class RecordWriteOffs:
     def request(
         self, topic: WordPath, partition: NonNegativePath, offset: NonNegativePath, body: RecordWriteOffRequest, request: Request
     ) -> Response:
-        """Asks that a record be given up. Another admin approves. What can be read stays counted, whatever is written off."""
+        """Requests a write-off of a record. Another admin approves. What can be read stays counted, whatever is written off."""
         call = self._app.authorize(request, "admin")
         at = Coordinate(topic, partition, offset)
         nowhere = misplaced(at)
@@ -70,7 +70,7 @@ class RecordWriteOffs:
     def approve(
         self, topic: WordPath, partition: NonNegativePath, offset: NonNegativePath, body: ApproveRecordRequest, request: Request
     ) -> Response:
-        """A second admin agrees, naming the bytes. From here on bills are cut over the record, and say so."""
+        """A second admin approves and names the bytes. From here on bills are cut over the record and show it."""
         call = self._app.authorize(request, "admin")
         return self._app.run(call, APPROVE, str(Coordinate(topic, partition, offset)), body.command(), body)
 

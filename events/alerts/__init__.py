@@ -1,1 +1,1 @@
-"""What a process says when a person should look, as facts on topic `alerts`."""
+"""How a process reports what needs a person, as facts on topic `alerts`."""

@@ -59,7 +59,7 @@ class Alerts:
 
     def restore(self, codec: Codec, frames: Iterable[bytes | None]) -> None:
         """Takes over the alerts that an earlier process left open, from the records of topic `alerts` in their order: a cause that has gone
-        while nobody was there is resolved, too."""
+        while no process ran is resolved, too."""
         for frame in frames:
             try:
                 name, body = codec.decode(frame)

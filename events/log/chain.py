@@ -33,7 +33,7 @@ class ChainCheck(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChainPosition:
-    """The position in the chain that a record's headers claim. Positions of one store grow, with holes."""
+    """The position in the chain that a record's headers claim. Positions of one store grow, with gaps."""
 
     store: str
     position: int

@@ -1,7 +1,7 @@
 """The log: append a record and know where it stands; read records by coordinate. With `topics.py`, the only file that imports confluent_kafka.
 
 Every producer is idempotent, gapless and places keys by murmur2 (K1); no record is ever given up on: what cannot be sent
-waits, and whoever waits for it decides how long. Readers are told where to start and keep no position in Kafka.
+waits, and whoever waits for it decides how long. Readers get their start as an argument and keep no position in Kafka.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def client_config(settings: Settings) -> dict[str, Any]:
         }
     if settings.kafka_ca_file:
         config["ssl.ca.location"] = settings.kafka_ca_file
-    # A laptop's broker comes back within seconds: do not wait a minute to notice.
+    # A local broker is up again within seconds: do not wait a minute before the next attempt.
     return config | {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 1000, "socket.keepalive.enable": True}
 
 
 class Writer:
-    """Appends in order and tells when the log has it. One thread per writer runs the deliveries."""
+    """Appends in order and reports when the log has acknowledged. One thread per writer runs the deliveries."""
 
     def __init__(self, settings: Settings, client_id: str, *, linger_ms: float = 0.3, extra: Mapping[str, Any] | None = None) -> None:
         self.fatal: Exception | None = None
@@ -104,7 +104,7 @@ class Writer:
             "partitioner": PARTITIONER,
             "linger.ms": linger_ms,
             "message.timeout.ms": 0,  # never: a record that times out is not covered by the gapless guarantee
-            # One small record must not wait for company in the socket: alone it is acknowledged in half a millisecond, not in three.
+            # One small record must not wait in the socket for others: alone it is acknowledged in half a millisecond, not in three.
             "socket.nagle.disable": True,
             "message.max.bytes": RECORD_BYTES_MAX,
             "queue.buffering.max.messages": QUEUE_RECORDS_MAX,
@@ -218,7 +218,7 @@ class Writer:
 
 
 class Reader:
-    """Reads records from where it is told. No group, no commit: the position is the caller's."""
+    """Reads records from given offsets. No group, no commit: the position is the caller's."""
 
     def __init__(self, settings: Settings, client_id: str = "reader") -> None:
         self.settings = settings

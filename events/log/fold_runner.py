@@ -134,7 +134,8 @@ class FoldRunner:
 
     def age_s(self) -> float:
         """Age of the newest heartbeat whose records are all applied: by the broker's append time, and at least since it came here. A clock
-        that is slow makes the first of the two small, and nothing else may depend on it: who is cut off must not let revoked keys in (K5)."""
+        that is slow makes the first of the two small, and nothing else may depend on it: a process without contact to the log must not
+        accept revoked keys (K5)."""
         if not self._heartbeat_ms:
             return float("inf")
         return max(time.time() - self._heartbeat_ms / 1000, time.monotonic() - self._heartbeat_came_s)
@@ -301,7 +302,7 @@ class FoldRunner:
     def _set_aside_older(self, at_ms: float) -> None:
         """Called when all that a heartbeat speaks of is applied, with the append time of the one before. The relay writes one heartbeat at a
         time, and none while it sends: so this one speaks of every record of the relay that was there before the last one was. What is older
-        and still waits was written by somebody else."""
+        and still waits was written by another program."""
         for (topic, partition), tracker in self._trackers.items():
             foreign = [r for r in tracker.waiting if r.timestamp < at_ms]
             if not foreign:
@@ -325,7 +326,7 @@ class FoldRunner:
     def _alarm_on_stalls(self) -> None:
         for (topic, partition), tracker in self._trackers.items():
             if tracker.stalled_at is not None and time.monotonic() - tracker.stalled_at > STALLED_S_MAX:
-                tracker.stalled_at = float("inf")  # said once; cleared when the chain goes on
+                tracker.stalled_at = float("inf")  # reported once; cleared when the chain goes on
                 first = chain_position_of(tracker.waiting[0].headers)
                 self._alarm(
                     f"{topic}/{partition}",

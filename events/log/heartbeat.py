@@ -1,6 +1,6 @@
 """The relay's heartbeat: what a fold compares its position with, to know how fresh it is (K5).
 
-Signed by the relay and numbered: one that somebody else wrote, or an old one written once more, says nothing.
+Signed by the relay and numbered: one by another writer, or an old one written once more, is ignored.
 """
 
 from __future__ import annotations

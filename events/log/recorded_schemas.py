@@ -40,7 +40,7 @@ class RecordedSchemas:
 
     def take(self, record: LogRecord) -> Undecodable | None:
         """Learns what the record says; what is wrong with it otherwise, and then nothing is learned. None for a copy, and for records
-        without the header of one of the two facts: nobody reads those."""
+        without the header of one of the two facts: no process reads those."""
         name = claimed_fact(record)
         if name is None:
             return None

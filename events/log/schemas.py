@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 REGISTRY_S_MAX = 120.0
 """How long a process waits for the registry at start before it gives its supervisor a chance."""
 ASKED_MAX = 10_000
-"""Unknown schema ids remembered: what strangers send is bounded."""
+"""Unknown schema ids remembered: their number is bounded, since any program can send some."""
 
 
 # --- what set-up does
@@ -94,7 +94,7 @@ def _own_key(settings: Settings) -> SigningKey:
 
 
 def append_signed(writer: Writer, codec: Codec, signed_by: SigningKey, fact: LogCreated | SchemaRegistered) -> Future[Coordinate]:
-    """What set-up says of the log. A record without its signature is believed by nobody."""
+    """What set-up says of the log. A record without its signature is ignored."""
     key, value = key_of(fact), codec.encode(fact)
     return writer.append("schemas", key, value, {**headers_of(fact), **signed_headers(signed_by, "schemas", key, value)})
 
@@ -123,7 +123,7 @@ def open_codec(settings: Settings, reader: Reader) -> tuple[Codec, str]:
 
 class LogCodec(Codec):
     """A codec that looks on the log for an id it does not know, once per id: a newer program may have recorded it since this one began.
-    Before an id is first used it is recorded, so the log has it by then, or it is nobody's."""
+    Before an id is first used it is recorded, so either the log has it by then, or no process of ours made it."""
 
     def __init__(self, settings: Settings, schemas: SchemaSet) -> None:
         super().__init__(schemas)

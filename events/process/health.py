@@ -1,4 +1,4 @@
-"""Tells whoever asks whether a process is well: GET /healthz, 200 or 503, for processes that serve no HTTP of their own."""
+"""The health of a process over HTTP: GET /healthz, 200 or 503, for processes that serve no HTTP of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def serve_health(host: str, port: int, state: State) -> ThreadingHTTPServer:
     """Answers from a daemon thread until the process ends or `.shutdown()`."""
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 5  # a client that says nothing does not keep a thread
+        timeout = 5  # a silent client does not keep a thread
 
         def do_GET(self) -> None:
             if self.path.partition("?")[0] not in ("/healthz", "/"):
@@ -31,7 +31,7 @@ def serve_health(host: str, port: int, state: State) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Health checks are no news."""
+            """Health checks are not logged."""
 
     server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True

@@ -90,7 +90,7 @@ class Admission:
 
         async def received() -> Message:
             nonlocal whole
-            if whole:  # from here on it waits for the caller to leave
+            if whole:  # from here on it waits for the caller to disconnect
                 return await receive()
             try:
                 async with asyncio.timeout(min(self._idle_s, ends - asyncio.get_running_loop().time())):

@@ -1,4 +1,4 @@
-"""An HTTP API of the market: its pages work without the internet, its OpenAPI document is exact, what there is not is a problem document."""
+"""An HTTP API of the market: its pages work without the internet, its OpenAPI document is exact, unknown paths get a problem document."""
 
 from __future__ import annotations
 

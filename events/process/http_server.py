@@ -1,4 +1,4 @@
-"""The HTTP server of an API: whoever says nothing, or says it slowly, holds a connection for seconds; one address holds a part of them.
+"""The HTTP server of an API: a silent or slow client keeps a connection for seconds only; one address keeps a part of them.
 
 The only file of the rooms that imports uvicorn. Time-outs and shares are ours: uvicorn waits for ever for the first header of a request.
 """

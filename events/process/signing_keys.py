@@ -1,4 +1,4 @@
-"""Whose word counts: Ed25519 keys (RFC 8032) of set-up, which says what the log is, and of the relay, which says how far it is.
+"""Signing keys: Ed25519 (RFC 8032) of set-up, which signs the identity of the log, and of the relay, which signs its heartbeats.
 
 A private key is a setting of the one process that signs, else a file in the data folder that only its owner can read. Public keys are a
 setting of every process, else the file beside it. Several may count at once, so a key is replaced without a pause: name the new one
@@ -80,12 +80,12 @@ def public_keys(settings: Settings, signer: Signer) -> PublicKeys:
 
 
 def mint_keys(settings: Settings) -> None:
-    """What this process was not told and does not find in its data folder is made there. Safe to repeat, and by several processes at once."""
+    """Makes the keys that neither settings nor data folder have, and keeps them there. Safe to repeat, and by several processes at once."""
     given_keys = {"setup": (settings.setup_key, settings.setup_public_keys), "relay": (settings.relay_key, settings.relay_public_keys)}
     for signer in get_args(Signer):
         given, public_given = given_keys[signer]
         if public_given:
-            continue  # whoever names public keys has the private ones elsewhere
+            continue  # with public keys in the settings, the private ones are elsewhere
         if not given.get_secret_value():
             keep_first(_folder(settings) / f"{signer}.key", secrets.token_bytes(SEED_BYTES).hex())
         keep_first(_folder(settings) / f"{signer}.pub", signing_key(settings, signer).public.hex(), 0o644)

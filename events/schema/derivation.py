@@ -1,6 +1,6 @@
 """The Avro schema of a fact class, generated so that class and schema cannot drift apart.
 
-Closed sets of words are Avro strings, not enums: a reader of yesterday must survive a word of today. `None` comes first in a
+Closed sets of values are Avro strings, not enums: an older reader must accept a newer value. `None` comes first in a
 union, so its default is null. Source: Apache Avro 1.12 specification.
 """
 

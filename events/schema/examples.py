@@ -24,7 +24,7 @@ EXAMPLE_SCHEMA_ID = 7
 
 
 def undecodable_examples(folder: Path = SCHEMA_FOLDER) -> list[str]:
-    """Each example that today's code does not read to the same words, and each fact without an example, as a sentence."""
+    """Each example that today's code does not read to the same body, and each fact without an example, as a sentence."""
     drift: list[str] = []
     covered: set[tuple[str, str]] = set()
     for path in sorted(folder.glob("*/examples/*.json")):

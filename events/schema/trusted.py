@@ -62,7 +62,7 @@ def _tuple(args: tuple[Any, ...]) -> _Build:
 
 
 def _union(args: tuple[Any, ...]) -> _Build | None:
-    """An optional value, or small state types told apart by their `kind`."""
+    """An optional value, or small state types distinguished by their `kind`."""
     others = [a for a in args if a is not NoneType]
     if len(others) == 1:
         member = _planned(others[0])

@@ -118,7 +118,7 @@ class ChdbEngine:
 
     @contextmanager
     def _session(self, job: Job, statement: Statement) -> Generator[Session]:
-        """The thread's own for this role; an analyst's is for one statement, and can change nothing any more."""
+        """The thread's own for this role; an analyst's is for one statement, and cannot change settings afterwards."""
         bounds = READ_BOUNDS if statement.reads_only else {}
         if job.caller.role == "analyst":
             with closing(Session(self._connect, self._path, "analyst")) as session:
@@ -138,7 +138,7 @@ class ChdbEngine:
         return sessions[role]
 
     def _ask(self, sql: str) -> str:
-        """A question about a statement's text, without any right."""
+        """Parses the text of a statement, without any rights."""
         return bytes(self._own_session("NONE").query(sql, "TSVRaw", {}).bytes() or b"").decode("utf-8", "replace").removesuffix("\n")
 
 

@@ -1,4 +1,4 @@
-"""Refuses the inserts of a writer that was taken over: each key remembers the newest token, and an older one is refused (K8).
+"""Refuses the inserts of an older owner: each key remembers the newest token, and an older one is refused (K8).
 
 A worker that was paused past its session may wake up in the middle of an insert. Its successor came with a newer token, which waited
 for the running insert and from then on refuses the old one. Kept in a file, so that a restarted engine remembers.
@@ -37,7 +37,7 @@ class Fences:
 
     @contextlib.contextmanager
     def held(self, wanted: str) -> Generator[None]:
-        """Runs the body while nobody else may use these keys. `wanted`: `key:token,…`. Raises Fenced, BadFence."""
+        """Runs the body while no other request may use these keys. `wanted`: `key:token,…`. Raises Fenced, BadFence."""
         tokens = _parsed(wanted)
         with contextlib.ExitStack() as stack:
             for key in sorted(tokens):  # the same order for all: no deadlock

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from infra.clickhouse_local.fences import BadFence, Fenced
 from infra.clickhouse_local.parsing import BadStatement, EngineError
 from infra.clickhouse_local.request_bodies import BadBody, BodyTooLarge, form_fields
-from infra.clickhouse_local.sign_in import Caller, KeysAway, SignIn, is_foreign
+from infra.clickhouse_local.sign_in import Caller, KeysUnavailable, SignIn, is_foreign
 
 BODY_BYTES_MAX = 256 << 20
 """Largest body as sent."""
@@ -189,7 +189,7 @@ class Application:
                 user = password = ""
         try:
             caller = await self._sign_in.caller(user, password)
-        except KeysAway as e:
+        except KeysUnavailable as e:
             raise _Refused(503, 202, f"Code: 202. DB::Exception: {e}; try again. (TOO_MANY_SIMULTANEOUS_QUERIES)") from e
         if caller is None:
             raise _Refused(403, 516, f"Code: 516. DB::Exception: {user[:64]}: Authentication failed. (AUTHENTICATION_FAILED)")

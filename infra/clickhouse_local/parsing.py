@@ -46,7 +46,7 @@ class EngineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement. `kind` is the type of its node, such as SelectWithUnionQuery. Of kinds that the engine does not tell as a tree
+    """One statement. `kind` is the type of its node, such as SelectWithUnionQuery. Of kinds that the engine does not return as a tree
     (DESCRIBE, EXISTS, SHOW CREATE) `outline` has the lines of EXPLAIN AST. `text` ends where the rows of an INSERT begin."""
 
     text: str
@@ -162,7 +162,7 @@ def inputs(tree: Tree) -> Iterator[dict[str, Any]]:
 
 
 def structures(statement: Statement) -> Iterator[str]:
-    """The columns that `input(…)` is told, as text."""
+    """The columns in the argument of `input(…)`, as text."""
     for function in inputs(statement.tree):
         for argument in function.get("arguments", {}).get("children", ()):
             yield str(argument["value"]["value"]) if argument.get("type") == "Literal" else ""

@@ -30,12 +30,12 @@ class Caller:
     tenant: str = ""
 
 
-class KeysAway(Exception):
-    """Nobody can say now whether a key is good."""
+class KeysUnavailable(Exception):
+    """Whether a key is valid cannot be known now."""
 
 
 Ask = Callable[[str], Awaitable[str | None]]
-"""API key → its tenant, if the key may read. Raises KeysAway."""
+"""API key → its tenant, if the key may read. Raises KeysUnavailable."""
 
 
 class SignIn:
@@ -49,7 +49,7 @@ class SignIn:
         self._known = OrderedDict[bytes, tuple[float, str | None]]()
 
     async def caller(self, user: str, password: str) -> Caller | None:
-        """None: this user does not have this password. Raises KeysAway."""
+        """None: this user does not have this password. Raises KeysUnavailable."""
         digest = sha256(password.encode()).digest()
         for role, expected in self._digests.items():
             if role == user:
@@ -70,7 +70,7 @@ class SignIn:
 
 
 def ask_query_api(url: str) -> Ask:
-    """The query API folds the keys already, and knows when it is too old to say (K5)."""
+    """The query API folds the keys already, and knows when they are too old (K5)."""
     client = httpx.AsyncClient(base_url=url, timeout=ASK_S_MAX, trust_env=False)
 
     async def ask(key: str) -> str | None:
@@ -81,13 +81,13 @@ def ask_query_api(url: str) -> Ask:
             found: dict[str, Any] = answer.raise_for_status().json()
             return str(found["tenant"])
         except (httpx.HTTPError, ValueError, KeyError) as e:
-            raise KeysAway(f"the query API does not say whose key this is: {type(e).__name__}") from e
+            raise KeysUnavailable(f"the query API does not say whose key this is: {type(e).__name__}") from e
 
     return ask
 
 
 def is_foreign(headers: Mapping[str, str], own_hosts: frozenset[str]) -> bool:
-    """Whether a browser's page of another site sent the request, or a name that somebody else made point here (DNS rebinding)."""
+    """Whether a browser's page of another site sent the request, or it came by a foreign host name (DNS rebinding)."""
     host = _host_of(f"//{headers.get('host', '')}")
     if host not in own_hosts and not _is_address(host):
         return True

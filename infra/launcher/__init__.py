@@ -1,4 +1,4 @@
-"""The launcher: every part of a stack on one machine, started in order, kept alive, taken down to the last process."""
+"""The launcher: every part of a stack on one machine, started in order, kept alive, ended with every process."""
 
 from __future__ import annotations
 

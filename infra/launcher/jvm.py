@@ -100,7 +100,7 @@ def kafka_command(paths: StackPaths) -> tuple[str, ...]:
 
 def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
     """Write the broker's files, and format its storage once: in a folder of this call's own, which becomes the broker's in one step. A
-    format whose `up` was killed may still run; it writes where nobody looks."""
+    format whose `up` was killed may still run; it writes into a folder that is not used."""
     folder, log = kafka_folder(paths), kafka_folder(paths) / "log"
     folder.mkdir(parents=True, exist_ok=True)
     _write_properties(settings, folder, log)

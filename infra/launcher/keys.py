@@ -1,4 +1,4 @@
-"""Secrets of a stack that nobody gave: made at its first start, kept in its data folder, readable by its owner only."""
+"""Secrets of a stack that its settings do not contain: made at its first start, kept in its data folder, readable by its owner only."""
 
 from __future__ import annotations
 

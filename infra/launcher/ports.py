@@ -1,4 +1,4 @@
-"""Ports of a stack: whether one is free, and a whole block that nobody else is about to take."""
+"""Ports of a stack: whether one is free, and a whole block that no other stack is about to take."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_free(host: str, port: int) -> bool:
 
 @contextmanager
 def free_block(host: str = "127.0.0.1") -> Generator[int]:
-    """The base port of a free block, ours until the context ends: of two test runs that look at once, one looks further.
+    """The base port of a free block, ours until the context ends: of two test runs that search at once, each finds another block.
 
     The lock files stay: one that is removed while another waits for it would be held by two."""
     for base in random.sample(BLOCKS, len(BLOCKS)):

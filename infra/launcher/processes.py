@@ -1,4 +1,4 @@
-"""The processes of a stack as the kernel sees them: found by their mark, weighed, ended by id, never by name."""
+"""The processes of a stack as the kernel sees them: found by their mark, their memory measured, ended by id and never by name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pids() -> list[int]:
 def environment_of(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # it ended, or belongs to somebody else
+    except OSError:  # it ended, or belongs to another user
         return b""
 
 

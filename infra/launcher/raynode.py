@@ -83,11 +83,11 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "infra.rayhook.replicas_on_loopback",
         "AUTOSCALER_METRIC_PORT": str(settings.port(MONITOR_METRICS)),
         "DASHBOARD_METRIC_PORT": str(settings.port(DASHBOARD_METRICS)),
-        # At `down` there is nobody to hand calls over to, so there is nothing to drain (default 30 s).
+        # At `down` no other proxy can take the calls over, so draining is of no use (default 30 s).
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # Half the gateway's time went into Serve's own bookkeeping per request; the gateway keeps better books.
+        # Serve's own handling of each request took half the gateway's time; the middleware goes past it.
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.hosting.ray_direct_ingress:middlewares",
         # An update waits this long for each replica it drains (default 30).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -106,9 +106,9 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.port(HAPROXY_METRICS)),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.port(HAPROXY_STATS)),
-        # An old HAProxy lives on for its open streams; a long generation may run for minutes.
+        # An old HAProxy goes on for its open streams; a long generation may run for minutes.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
-        # Serve's own is an hour: a few thousand silent connections would shut everybody out.
+        # Serve's own is an hour: a few thousand silent connections would take every connection.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     }
 

@@ -39,7 +39,7 @@ def wait_until_healthy(supervisor: Supervisor, paths: StackPaths, part: Part, ti
 
 
 def _health(supervisor: Supervisor, paths: StackPaths, part: Part, starts: set[int]) -> Health:
-    """Asks the part only while its process runs, so that nobody else's answer on its port counts."""
+    """Asks the part only while its process runs, so that the answer of another process on its port does not count."""
     if not part.command:
         return check(part.probe)
     process = supervisor.recent(part.name)

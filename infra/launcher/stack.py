@@ -98,7 +98,7 @@ class Stack:
         progress("supervisor", "started")
 
     def make_short_folder(self) -> None:
-        """Sockets live in a folder below /tmp that nobody else may have made for us."""
+        """Sockets are in a folder below /tmp that another user cannot have made."""
         short = self.paths.short
         shutil.rmtree(short, ignore_errors=True)
         try:

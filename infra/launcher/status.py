@@ -1,4 +1,4 @@
-"""The state of a part, in one word and a few numbers, from the supervisor and the part's own health."""
+"""The state of a part, as one word and a few numbers, from the supervisor and the part's own health."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.launcher.supervision import Supervised
 class PartStatus:
     name: str
     state: str
-    """stopped, starting, healthy, unhealthy, restarting, stopping, failed, done; unsupervised: it runs, and nobody restarts it."""
+    """stopped, starting, healthy, unhealthy, restarting, stopping, failed, done; unsupervised: it runs, and no supervisor restarts it."""
     detail: str
     pid: int
     pss_bytes: int

@@ -110,7 +110,7 @@ NOT_INHERITED = ("MODELMARKET_", "RAY_", "SUPERVISOR_", "PYTHONDONTWRITEBYTECODE
 
 
 def stack_environment(settings: Settings, paths: StackPaths, secrets: Mapping[str, str]) -> dict[str, str]:
-    """What every process of the stack inherits: this stack's settings and mark, and of the caller's environment nothing that means us."""
+    """What every process of the stack inherits: its settings and mark, and from the caller's environment no setting of this project."""
     # Not a setting that is read, but what children get from their parent (PATH, HOME, locale).
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     direct = ",".join(filter(None, [inherited.get("NO_PROXY", inherited.get("no_proxy", "")), settings.host, "localhost"]))
@@ -174,7 +174,7 @@ class Supervisor:
             return getattr(proxy.supervisor, method)(*arguments)
 
     def pid(self) -> int | None:
-        """None when it does not run: no socket, or nobody behind it."""
+        """None when it does not run: no socket, or no process listens on it."""
         try:
             return cast("int", self.call("getPID"))
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):

@@ -46,8 +46,8 @@ class DecidedRecord:
 def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | None = None) -> Iterator[DecidedRecord]:
     """Each decided fact of a topic once, in its partition's order. Copies are skipped; so is what has no place in the chain.
 
-    Raises LogIncomplete where the chain has a hole at the end that was there when reading began, unless the relay's newest heartbeat says that
-    it sent no more: then what waits is somebody else's.
+    Raises LogIncomplete where the chain has a gap at the end that was there when reading began, unless the relay's newest heartbeat says
+    that it sent no more: then what waits is of another writer.
     """
     partitions = range(TOPICS[topic].partitions)
     skip = {p: 0 for p in partitions if partition is not None and p != partition}
@@ -112,7 +112,7 @@ def epochs_ended(reader: Reader, codec: Codec, below: int) -> frozenset[str]:
         try:
             name, body = codec.decode(record.value)
         except Undecodable:
-            continue  # somebody's stray bytes end no epoch
+            continue  # unreadable bytes end no epoch
         if name == "ProducerClosed":
             ended.add(str(body["epoch"]))
     return frozenset(ended)
@@ -189,7 +189,7 @@ class UsageLog:
                     continue
             try:
                 frame_schema_id(record.value)
-                # An Avro string lies in the frame as its own bytes: what does not contain them is somebody else's, undecoded.
+                # An Avro string lies in the frame as its own bytes: what does not contain them is of another tenant, and is not decoded.
                 if needle not in (record.value or b""):
                     continue
                 name, body = self._codec.decode(record.value)

@@ -40,7 +40,7 @@ REST_FACTOR, REST_S_MAX = 4, 60.0
 RETRY_S_MAX = 30.0
 """A bill that cannot be issued is tried again after 1, 2, 4 … seconds, at most this."""
 BEHIND_S_MAX = 300.0
-"""A table that is behind one cut for longer is nobody's passing lag."""
+"""A table that is behind one cut for longer does not catch up by itself."""
 BEHIND_REMEDY = (
     "see to the workers. If they keep up, a row is missing in the middle: start the workers again, each begins where its table ends"
 )
@@ -49,7 +49,7 @@ WAITING_REMEDY = "docs/operations.md, 'A bill does not come'; /healthz of the bi
 WAITING_SHOWN_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
 NOBODY = "-"
-"""The tenant of calls whose key nobody knew: never billed."""
+"""The tenant of calls with an unknown key: never billed."""
 
 
 class Biller:
@@ -87,7 +87,7 @@ class Biller:
             match outcome:
                 case Issued():
                     self.issued += 1
-                    # The fact comes back on the log; until then the cut still looks open.
+                    # The fact arrives through the log later; until then the cut still looks open.
                     self._retries[tenant, number] = (self._clock() + 2.0, 0.5)
                     self.waiting.pop(f"{tenant}#{number}", None)
                     self.alarming.pop(f"{tenant}#{number}", None)
@@ -126,7 +126,7 @@ class Biller:
         return self._clock() - self._behind.setdefault((tenant, number), self._clock()) > BEHIND_S_MAX
 
     def _page(self) -> list[tuple[str, int]]:
-        """The open cuts whose turn it is: as many as wait, every tenant comes round. What was noted of others between them is forgotten."""
+        """The next open cuts in the order of tenants: each tenant gets its turn. What was noted of others between them is forgotten."""
         after, page = self._after, cuts_without_bill(self._clickhouse, self._after)
         full = len(page) >= bill_issue.CUTS_MAX
         self._after = page[-1][0] if full else ""
@@ -142,7 +142,7 @@ class Biller:
         try:
             return self._issuer.issue(tenant, number)
         except (InvalidPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
-            # One tenant's trouble is not the others': this bill waits, theirs go on.
+            # An error of one tenant's bill does not stop the others: this bill waits, theirs go on.
             return Deferred("not_computable", f"{type(e).__name__}: {e}", alarming=True)
 
     def state(self) -> dict[str, Any]:
@@ -181,12 +181,12 @@ class Biller:
         try:
             self._running.store(self._running.compute(tenant, end, now_us()), now_us())
         except (InvalidPeriod, ClickHouseError, Undecodable) as e:
-            # One tenant's trouble is not the others': it is said, and tried again with its next usage.
+            # An error of one tenant's bill does not stop the others: it is logged, and tried again with its next usage.
             logger.error("no running bill for %s: %s", tenant, e)
         self._rests[tenant] = self._clock() + min(REST_S_MAX, REST_FACTOR * (self._clock() - began))
 
     def _tenants(self, partition: int, start: int, end: int) -> set[str]:
-        """Tenants with usage in [start, end) that no running bill has yet: after a restart that is nobody."""
+        """Tenants with usage in [start, end) that no running bill has yet: none after a restart."""
         rows = self._clickhouse.rows(
             """SELECT u.tenant AS tenant FROM (
                 SELECT tenant, max(kafka_offset) AS newest FROM usage_rows

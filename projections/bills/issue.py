@@ -73,7 +73,7 @@ def cuts_without_bill(clickhouse: ClickHouse, after: str = "") -> list[tuple[str
 
 
 class Issuer:
-    """One biller. Any number of them may run: they post the same bytes, and the second is told so."""
+    """One biller. Any number of them may run: they post the same bytes, and the second one gets the answer of the first."""
 
     def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
         self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
@@ -165,7 +165,7 @@ class Issuer:
         return None
 
     def _dead_letters(self, cut: Body) -> Deferred | None:
-        """K9: a record nobody could read may have been a fact of anybody whose usage is in that partition, until two people give it up."""
+        """K9: an unreadable record may have been a fact of any tenant whose usage is in that partition, until two people write it off."""
         partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
         below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
         found = unreadable_below(self._clickhouse, partition, below)

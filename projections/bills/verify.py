@@ -1,4 +1,4 @@
-"""Was it billed right? Recomputes a tenant's bills of a period from Kafka alone and compares them line by line, to the micro-unit."""
+"""Verifies bills: recomputes a tenant's bills of a period from Kafka alone and compares them line by line, to the micro-unit."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Evolve = Callable[[Document, Body], Document]
 
 
 class Misplaced(Exception):
-    """This fact is not one that its topic carries: nobody of ours wrote it there."""
+    """This fact is not one that its topic carries: no process of ours wrote it there."""
 
 
 def evolve(topic: str, document: Document, fact: str, body: Body, position: int) -> Document:
@@ -92,7 +92,7 @@ def _record(b: Body) -> Document:
     return pick(b, "record", "topic", "partition", "offset", "sha256", "reason")
 
 
-# --- producers: the life of each epoch
+# --- producers: the lifecycle of each epoch
 
 
 def _opened(d: Document, b: Body) -> Document:
@@ -161,4 +161,4 @@ STEPS: dict[str, dict[str, Evolve]] = {
     "alerts": {"AlertRaised": _raised, "AlertResolved": _resolved},
     "schemas": {"LogCreated": _log_created, "SchemaRegistered": _schema_registered},
 }
-"""topic → fact → step, beside the facts of a model's life. `tests/unit/projections/test_catalog.py` fails when the table of facts has one that is missing here."""
+"""topic → fact → step, beside the facts of the lifecycle. `tests/unit/projections/test_catalog.py` fails when a fact is missing here."""

@@ -86,7 +86,7 @@ class Catalog:
         """One model, or None when it was not registered then."""
         params: dict[str, object] = {"topic": "models", "as_of": as_of, "key": model}
         rows = self._clickhouse.rows(_NEWEST + " AND key = {key:String} GROUP BY key", params, _BOUNDS)
-        known = rows and "tenant" in json.loads(rows[0]["state"])  # facts of a name that nobody registered leave a document too
+        known = rows and "tenant" in json.loads(rows[0]["state"])  # facts of a name that was never registered leave a document too
         return _model(rows[0], self._deployments([model], as_of).get(model)) if known else None
 
     def history(self, model: str, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ _PUBLIC_DEPLOYMENT = ("status", "replicas", "spec", "requested_at", "ready_at")
 
 
 def public(model: Model) -> Model:
-    """What the market shows of a model to strangers: the approved versions, without who said what of them and why one did not load."""
+    """What other tenants see of a model: the approved versions, without their reviews and without the reasons why one did not load."""
     versions: dict[str, Any] = {}
     for version, content in model["versions"].items():
         if content["status"] == "approved":

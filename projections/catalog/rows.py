@@ -1,6 +1,6 @@
 """One row for each record of a folded topic: what it said, and the whole document of its key after it.
 
-Dense (K6): copies, observed facts, changes of the store and unreadable strays have rows too, so a missing offset is a hole and
+Dense (K6): copies, observed facts, changes of the store and unreadable records have rows too, so a missing offset is a gap and
 nothing else. Pure: the sink in `history` reads and writes.
 """
 
@@ -51,7 +51,7 @@ class PartitionFold:
     step: int = 0
     """Rows folded so far: the order in which documents changed, which is not the order of offsets where two relays crossed."""
     stored: set[int] = field(default_factory=set[int])
-    """Offsets past the first hole that have their rows already (the hole waited for its predecessor before a restart)."""
+    """Offsets past the first gap that have their rows already (the gap waited for its predecessor before a restart)."""
     observed: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])
     waiting: list[tuple[LogRecord, Mapping[str, bytes]]] = field(default_factory=list[tuple[LogRecord, Mapping[str, bytes]]])
 
@@ -88,7 +88,7 @@ class PartitionFold:
             raise GapTooLong(f"{self.topic}/{self.partition}: {len(self.waiting)} records wait for the successor of {self.chain.position}")
 
     def _progress(self, rows: list[dict[str, Any]], dead: list[DeadLetter]) -> bool:
-        """Takes the first waiting record that can be taken. Observed facts and strays do not overtake a decided one that waits."""
+        """Takes the first waiting record that can be taken. Observed facts and foreign records do not overtake a decided one that waits."""
         for index, (record, headers) in enumerate(self.waiting):
             # Where the relay writes nothing there is no chain: headers with a chain position are not the relay's, and must not make other records wait.
             chain_position = chain_position_of(headers) if self.topic in DECIDED_TOPICS else None
@@ -114,7 +114,7 @@ class PartitionFold:
                 dead.append(
                     DeadLetter(record, UNREADABLE_OPENING, f"it claims to open store {chain_position.store}, and nobody can read it")
                 )
-                return self._row(record, "dead")  # without its place: that is nobody's word
+                return self._row(record, "dead")  # without its chain position, which was not the relay's
             case ChainCheck.COPY:
                 return self._row(record, "copy", chain_position=chain_position)
             case ChainCheck.NEXT:

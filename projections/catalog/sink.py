@@ -1,4 +1,4 @@
-"""The way of a topic into `history_rows`: every record, a decided one in its chain's order, with the whole document of its key after it.
+"""Writes a topic into `history_rows`: every record, a decided one in its chain's order, with the whole document of its key after it.
 
 The table is the position and the state (K6): on assignment the newest documents, the chain and the first missing offset are read
 from it. A record whose predecessor has not come stays without a row, so that a restart finds it again; after 30 s it alarms.
@@ -47,7 +47,8 @@ class _Batch:
 
 
 class HistorySink:
-    """One of `HISTORY_TOPICS`. `publish_dead_letters` makes dead letters durable before it returns; `ensure_member` ends a process that may be no owner any more."""
+    """One of `HISTORY_TOPICS`. `publish_dead_letters` makes dead letters durable before it returns; `ensure_member` ends a
+    process that may no longer be the owner."""
 
     rows_max = 5_000
     wait_s = 0.02

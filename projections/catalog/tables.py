@@ -29,7 +29,7 @@ ORDER BY (topic, kafka_partition, kafka_offset)
 SETTINGS non_replicated_deduplication_window = 1000
 """
 
-# A paused twin may write a row again with the same content (K8): every view reads through FINAL.
+# A paused older owner may write a row again with the same content (K8): every view reads through FINAL.
 HISTORY = """
 CREATE OR REPLACE VIEW history AS
 SELECT topic, key, fact, kind, valid_from, valid_from_us, step, position, kafka_partition, kafka_offset, event_id, sha256, body, state

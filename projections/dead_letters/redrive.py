@@ -1,4 +1,4 @@
-"""A dead letter once more: read again from the log with the schemas of today, and where it is a fact, put in at its own coordinate (K9).
+"""A dead letter, read again from the log with the schemas of today, and where it is a fact, put in at its own coordinate (K9).
 
 The row takes the tombstone's place under the table's own rule (a readable row wins), so that nothing is counted twice, whoever tries
 again and however often, while workers go on.

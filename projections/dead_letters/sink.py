@@ -95,7 +95,7 @@ class DeadLetterPublisher:
             )
 
     def _alert(self, forged: Sequence[DeadLetter]) -> None:
-        """One alert for all of a chunk: whoever writes thousands of forged records must not write as many alerts."""
+        """One alert for all of a chunk: thousands of forged records must not cause as many alerts."""
         if not forged:
             return
         r = forged[0].record

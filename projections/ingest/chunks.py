@@ -48,7 +48,7 @@ CHUNKS_WAITING_MAX = 16
 
 
 def credentials_of(settings: Settings) -> SASLCredentials | SSLCredentials | None:
-    """What `events.log.client` tells librdkafka, in Faust's words."""
+    """The settings that `events.log.client` gives librdkafka, by their names in Faust."""
     protocol = settings.kafka_security_protocol.upper()
     context = ssl.create_default_context(cafile=settings.kafka_ca_file or None) if protocol.endswith("SSL") else None
     if protocol.startswith("SASL"):
@@ -164,8 +164,8 @@ class ChunkWorker:
     async def positions_of(self, assigned: set[Any]) -> dict[Any, int]:
         """Where to read each assigned partition: new ones from where the table ends, the others where reading stands."""
         loop, asked = asyncio.get_running_loop(), self._revocations
-        # Faust asks from two places when a rebalance interrupts a fetch. One at a time: who asks for a partition again while the first
-        # question is under way takes it over from himself, and is shut out by his own fence.
+        # Faust asks from two places when a rebalance interrupts a fetch. One at a time: a worker that asks for a partition
+        # again while the first request is under way takes it over from itself, and is rejected by its own fence.
         async with self._resuming:
             for tp in sorted(assigned - self.next.keys()):
                 self._check_ours(asked)
@@ -182,7 +182,7 @@ class ChunkWorker:
             return {tp: self.next[tp] for tp in assigned}
 
     def _check_ours(self, revocations: int) -> None:
-        """Raises when partitions were taken away since: whoever has them now must not be shut out by us."""
+        """Raises when partitions were revoked since: we must not fence out their new owner."""
         if revocations != self._revocations:
             raise recovery.RebalanceAgain
 

@@ -1,7 +1,7 @@
 """ClickHouse for our own processes: select, command, insert, each by clickhouse-connect. Nothing else in the rooms imports it.
 
-Added to the library: statements are repeated with patience while nobody answers, `before_try` runs before every attempt (K8), and the
-fence of the local engine (K8), which `fences` says. The library's own retries are off.
+Added to the library: statements are repeated for a limited time while the server does not answer, `before_try` runs before every
+attempt (K8), and the fence of the local engine (K8), which `fences` describes. The library's own retries are off.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClickHouseUnavailable(Exception):
 
 
 class ClickHouse:
-    """Threads share one. What may be repeated is tried again for `patience_s`, while nobody answers.
+    """Threads share one. What may be repeated is tried again for `patience_s`, while the server does not answer.
     `before_try` runs before each attempt: a writer that may have lost its right to write ends there (K8)."""
 
     def __init__(

@@ -23,14 +23,14 @@ def die(code: int, why: str) -> NoReturn:
 
 
 class Membership:
-    """When the group last answered us; a paused process learns here that its time is over."""
+    """When the group last answered us; a paused process finds here that its session has expired."""
 
     def __init__(self) -> None:
         self.contact_at = time.monotonic()
         self.session_s = 10.0
 
     def ensure_member(self) -> None:
-        """Ends the process when the session may have run out: our partitions may be somebody else's."""
+        """Ends the process when the session may have run out: our partitions may have another owner."""
         age = time.monotonic() - self.contact_at
         if age > self.session_s * 0.8:
             die(DIED_LATE, f"the group has not answered for {age:.1f} s, the session lasts {self.session_s:g} s")

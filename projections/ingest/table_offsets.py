@@ -17,7 +17,7 @@ from projections.ingest.clickhouse import ClickHouse
 logger = logging.getLogger(__name__)
 OF_PARTITION = "kafka_partition = {partition:Int32}"
 BUCKET = 1_000_000
-"""Offsets that are counted together: bounds the search for the hole among them."""
+"""Offsets that are counted together: bounds the search for the gap among them."""
 BUCKETS_AT_ONCE = 20
 """Of one statement: a quarter of a second on one core, where a worker waits 3 s for an answer (`worker_session_s`), and 3 MB."""
 REMEMBERED_S_MAX = 600.0
@@ -47,8 +47,8 @@ def dense_end(
     start: int = 0,
     fence: str = "",
 ) -> int:
-    """The first offset at or past `start` that the table misses. Everything below (from `start`) is there. Whoever knows more to be dense
-    already gives a later start; the range of each statement is bounded, and none comes after the first hole."""
+    """The first offset at or past `start` that the table misses. Everything below (from `start`) is there. A caller that knows
+    more to be dense gives a later start; the range of each statement is bounded, and none comes after the first gap."""
     due, given = start, {"partition": partition, **(params or {})}
     while True:
         top = (due // BUCKET + BUCKETS_AT_ONCE) * BUCKET
@@ -81,15 +81,15 @@ def _dense_within(clickhouse: ClickHouse, table: str, where: str, given: Mapping
 
 def _first_hole(clickhouse: ClickHouse, table: str, where: str, params: Mapping[str, object]) -> int:
     stored = f"SELECT kafka_offset FROM {table} WHERE {where} AND {_WITHIN}"
-    hole = f"SELECT min(o) FROM (SELECT arrayJoin([toInt64({{bottom:Int64}}), toInt64(kafka_offset) + 1]) AS o FROM ({stored})) WHERE o NOT IN ({stored})"
-    return int(clickhouse.value(f"SELECT ({hole}) AS hole", params))
+    gap = f"SELECT min(o) FROM (SELECT arrayJoin([toInt64({{bottom:Int64}}), toInt64(kafka_offset) + 1]) AS o FROM ({stored})) WHERE o NOT IN ({stored})"
+    return int(clickhouse.value(f"SELECT ({gap}) AS gap", params))
 
 
 class DenseEnds:
     """The ends of one table, asked again and again: what was found dense is remembered, and only what came since is read.
 
     Nothing is remembered when another table has taken the name (`replay usage --switch`), when the end went back (a backup was restored),
-    and for longer than REMEMBERED_S_MAX: rows deleted by hand leave no other trace. Until then a hole far below goes unseen; a bill is
+    and for longer than REMEMBERED_S_MAX: rows deleted by hand leave no other trace. Until then a gap far below goes unseen; a bill is
     safe from it all the same, since its second source is the log.
     """
 
@@ -111,7 +111,7 @@ class DenseEnds:
         return end
 
     def _identity(self) -> str:
-        # A server tells tables apart by their uuid, the local engine, whose uuids are all zero, by where they lie.
+        # A server distinguishes tables by their uuid, the local engine, whose uuids are all zero, by where they lie.
         sql = "SELECT toString(uuid) AS uuid, data_paths FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
         return str(self._clickhouse.rows(sql, {"table": self._table}))
 

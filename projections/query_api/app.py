@@ -54,7 +54,7 @@ def make_app(queries: Queries | None = None) -> FastAPI:
 
 
 def _stop_with(fold_runner: FoldRunner, server: Server) -> None:
-    """A process whose fold of keys failed can answer nobody: it ends, and the supervisor starts another."""
+    """A process whose fold of keys failed cannot answer: it ends, and the supervisor starts another."""
     while fold_runner.failure is None:
         time.sleep(WATCH_S)
     server.should_exit = True

@@ -17,7 +17,7 @@ def require(caller: Principal, scope: Scope) -> Principal:
 
 def tenant_asked(caller: Principal, tenant: str) -> str:
     """The tenant a question is about: the one it names, else the caller's own, else all (empty) for an admin. Raises Problem (403):
-    who asks about a foreign tenant does not even learn whether it exists."""
+    the refusal does not tell whether a foreign tenant exists."""
     if not tenant:
         return "" if caller.admin else caller.tenant
     foreign = require_tenant(caller, tenant)

@@ -40,7 +40,7 @@ class Queries:
         self.catalog = Catalog(clickhouse)
 
     def caller(self, authorization: bytes) -> Principal | Refusal:
-        """K5: who cannot know whether a key was revoked lets nobody in."""
+        """K5: a process that cannot know whether a key was revoked refuses every caller."""
         if not self.caught_up() or self.age_s() > self.staleness_s_max:
             return keys_stale(self.staleness_s_max)
         return self.accounts.keys.authenticate(authorization, now_us())

@@ -25,23 +25,23 @@ class InsertPlan:
 
 
 class InsertPlans:
-    """`plan(head)` by the first five bytes of a value. An id that nobody has recorded yet is looked for on the log, once a batch."""
+    """`plan(head)` by the first five bytes of a value. An id that is not known yet is looked for on the log, once a batch."""
 
     def __init__(self, reader: Reader, schemas: SchemaSet | None = None) -> None:
         self._reader, self._schemas = reader, schemas or SchemaSet()
         self._plans: dict[bytes, InsertPlan | Undecodable] = {}
 
     def plans(self, heads: set[bytes]) -> dict[bytes, InsertPlan | Undecodable]:
-        """For each head how to insert it, or why nobody can. Raises LogUnavailable: then nothing is known."""
+        """For each head how to insert it, or why it cannot be read. Raises LogUnavailable: then nothing is known."""
         unknown = {h for h in heads if h not in self._plans and len(h) == HEADER_BYTES and h[0] == MAGIC}
         if any(_id(h) not in self._schemas.by_id for h in unknown):
-            # Before an id is first used it is recorded: a topic read to its end after the record came has it, or nobody has.
+            # Before an id is first used it is recorded: a topic read to its end after the record came has it.
             self._schemas, _ = read_schemas(self._reader)
         found: dict[bytes, InsertPlan | Undecodable] = {}
         for head in heads:
             plan = self._plans.get(head) or self._plan(head)
             if isinstance(plan, InsertPlan):
-                self._plans[head] = plan  # refusals are not remembered: their number is whatever strangers send
+                self._plans[head] = plan  # refusals are not remembered: other programs decide how many there are
             found[head] = plan
         return found
 

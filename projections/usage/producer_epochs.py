@@ -1,4 +1,4 @@
-"""The epochs of producers as people work on them: open, closed or written off, and when each was heard last."""
+"""The epochs of producers as people work on them: open, closed or written off, and when the last fact of each came."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Status = Literal["open", "closed", "written_off"]
 PRODUCERS_MAX = 1000
 """Producers shown, newest first: each start of a gateway is one."""
 NAMES_MAX = 1000
-"""Epochs named in one question, which travels in a URL."""
+"""Epochs named in one query, which is sent in a URL."""
 _BOUNDS = {"max_execution_time": 20}
-# Those asked for are found before the limit: the epoch that nobody closed may be the oldest of all.
+# Those asked for are found before the limit: an open epoch may be the oldest of all.
 _SQL = f"""
 SELECT key, state FROM documents WHERE topic = 'producers' AND arrayExists(
     e -> ({{epoch:String}} = '' OR e.1 = {{epoch:String}}) AND ({{everything:Bool}} OR JSONExtractString(e.2, 'status') = 'open'),

@@ -63,7 +63,7 @@ class Report:
 
 
 class LiveIsBehind(Exception):
-    """The live table did not come up to the cut in time: no worker runs, or it waits for somebody."""
+    """The live table did not come up to the cut in time: no worker runs, or it waits for a person."""
 
 
 class Rebuild:

@@ -1,4 +1,4 @@
-"""Runs: records of one Kafka partition in order, and how they are dealt to inserts so that each becomes one part of each partition (K7)."""
+"""Runs: records of one Kafka partition in order, distributed over inserts so that each becomes one part of each partition (K7)."""
 
 from __future__ import annotations
 

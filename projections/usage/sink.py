@@ -28,7 +28,7 @@ from projections.usage.validator import validate
 
 logger = logging.getLogger(__name__)
 BAD_DATA = frozenset({6, 27, 33, 117, 128, 131, 190, 376, 395, 748})
-"""ClickHouse's codes for what a damaged record provokes while it is parsed or checked. Any other is trouble of the server, and no reason
+"""ClickHouse's codes for what a damaged record provokes while it is parsed or checked. Any other is an error of the server, and no reason
 to give up on a record."""
 BUSY = frozenset({159, 202, 252, 425, 999})
 """Codes that pass: time-out, too many queries, too many parts, no coordination service."""
@@ -69,7 +69,8 @@ class Batch:
 
 class UsageSink:
     """A `sink.Sink`. `resume_at(partition, fence)`: the first missing offset; `publish_dead_letters` is durable when it returns,
-    and is called by one thread at a time; `ensure_member` ends an owner that may be none any more. A rebuild uses the same class on other tables."""
+    and is called by one thread at a time; `ensure_member` ends a process that may no longer be the owner. A rebuild uses this
+    class on other tables."""
 
     topic = "usage"
 
@@ -104,7 +105,7 @@ class UsageSink:
         # By take-over time and not by generation: a static member's successor has the same generation.
         fence = f"{self.table}/{partition}:{time.time_ns() // 1_000_000}"
         first = self._resume_at(partition, fence)
-        # Only what lies past the hole: the whole of a long partition is not read in the time that a worker has for an answer.
+        # Only what lies past the gap: the whole of a long partition is not read in the time that a worker has for an answer.
         after = self._clickhouse.value(
             f"""SELECT greatest(coalesce(maxOrNull(toInt64(kafka_offset)) + 1, 0), {{first:Int64}}) AS after
             FROM {self.table} WHERE kafka_partition = {{partition:Int32}} AND kafka_offset >= {{first:Int64}}""",

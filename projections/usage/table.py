@@ -205,7 +205,7 @@ def _negative(columns: list[Column]) -> list[str]:
 
 
 def _not_canonical(fields: Mapping[str, str]) -> list[str]:
-    """Two spellings of one id would be one event to the table and two to whoever reads the log."""
+    """Two spellings of one id would be one event in the table and two for readers of the log."""
     return ["toString(toUUIDOrZero(event_id)) != event_id"] if "event_id" in fields else []
 
 

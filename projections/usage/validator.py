@@ -39,7 +39,7 @@ def validate(schema: Schema, value: bytes) -> None:
 
 
 def why_unreadable(schemas: SchemaSet, value: bytes | None) -> Undecodable | None:
-    """Why nobody can read these bytes as usage, by the schemas of a book; None for a usage fact. The one meaning of "readable" (K9)."""
+    """Why these bytes cannot be read as usage, by the schemas of a book; None for a usage fact. The one meaning of "readable" (K9)."""
     try:
         schema = schemas.by_id.get(frame_schema_id(value))
         if schema is None:

@@ -96,7 +96,7 @@ def model_app(version: Version) -> Config:
 
 
 def _tensors(tensors: Sequence[Tensor]) -> list[Config]:
-    """What a replica needs of them. Not what only callers are held to: another word here would restart every replica of the market."""
+    """What a replica needs of them. Not what only callers are held to: another value here would restart every replica of the market."""
     return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
 
 

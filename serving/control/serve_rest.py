@@ -13,7 +13,7 @@ from serving.control.serve_plan import AppliedConfig, Config, ConfigVersion
 from serving.serve_names import GATEWAY_APP
 
 DEPLOY_FAILED = "DEPLOY_FAILED"
-"""Serve's status word for an application that it gave up on."""
+"""Serve's status of an application that it does not start again by itself."""
 CALL_S_MAX = 15.0
 """Ray's dashboard starts Serve in the first PUT, which takes about five seconds."""
 
@@ -28,7 +28,7 @@ class ConfigRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AppStatus:
-    """Serve's status word of one application, its message, and how many replicas run."""
+    """Serve's status of one application, its message, and how many replicas run."""
 
     status: str
     message: str

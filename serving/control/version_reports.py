@@ -19,7 +19,7 @@ MESSAGE_CHARS_MAX = 500
 
 
 class VersionReports:
-    """Remembers what was published, since the fold hears of it only later."""
+    """Remembers what was published, since the fold reads it only later."""
 
     def __init__(self, producer: str, publisher: FactPublisher) -> None:
         self._producer, self._publisher = producer, publisher

@@ -1,4 +1,4 @@
-"""The way of every call, whatever its protocol: identify → limit → route → validate → execute → meter → answer.
+"""The steps of every call, in every protocol: identify → limit → route → validate → execute → meter → answer.
 
 `_infer` shows the steps in this order. The protocol is asked twice: to check the body against the version's interface, and to
 write the outputs down. Operations that execute nothing take the first steps only.
@@ -70,7 +70,7 @@ class Pipeline:
             # execute
             execution = Execution(state, request, version, route, inference)
             result = await execution.run()
-            # meter, then answer: the fact is durable before the caller hears of it (K12)
+            # meter, then answer: the fact is durable before the caller is answered (K12)
             match result.prediction:
                 case PredictionFailed(message):
                     execution.record(Outcome("failed", 422, "inference_failed", result=result))

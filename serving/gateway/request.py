@@ -80,7 +80,7 @@ class Request:
             raise Refused(408, "body_timeout", f"the body did not come within {BODY_S_MAX:.0f} s", "", "send it faster") from None
 
     def caller_disconnected(self) -> bool:
-        """True when the connection is closed. The body must have been read: ASGI tells it to whoever asks for the next message."""
+        """True when the connection is closed. The body must have been read: ASGI reports it as the next message."""
         message = receive_nowait(self.receive)
         return message is not None and message["type"] == "http.disconnect"
 

@@ -53,7 +53,7 @@ class Routes:
         self.models: dict[str, Model] = {}
         self.prices = CurrentPrices()
         self.changed: set[str] = set()
-        """Models whose route moved since somebody last looked."""
+        """Models whose route changed since the last read."""
         self._lines: dict[str, bytes] = {}
         """Each model as its line in a snapshot, as it was when the last one was taken."""
         self._moved: set[str] = set()

@@ -195,6 +195,6 @@ class GatewayState:
 
 
 def _retrieve(sent: asyncio.Future[Any]) -> None:
-    """Marks an error as retrieved: nobody waits for this acknowledgement, and the next start reports the route again."""
+    """Marks an error as retrieved: no caller waits for this acknowledgement, and the next start reports the route again."""
     if not sent.cancelled():
         sent.exception()

@@ -23,7 +23,7 @@ from serving.replicas.model_replicas import ModelReplicas, ReplicaLost
 logger = logging.getLogger(__name__)
 
 QUEUE_CALLS_MAX = 4096
-"""Calls waiting for one version; past it the caller is told 429, since it would wait longer than its time-out."""
+"""Calls waiting for one version; past it the caller gets 429, since it would wait longer than its time-out."""
 QUEUE_BYTES_MAX = 256 << 20
 """Tensors waiting for one version: four thousand large calls would take the memory of the whole node."""
 BATCH_BYTES_MAX = 16 << 20
@@ -119,7 +119,7 @@ class VersionQueue:
                 break
             self._waiting.popleft()
             self._waiting_bytes -= queued.inference.size
-            if queued.future.done():  # its caller's time is up
+            if queued.future.done():  # its caller's time-out has passed
                 continue
             batch.append(queued)
             size += queued.inference.size

@@ -78,7 +78,7 @@ class Meter:
         self._tasks: list[asyncio.Task[None]] = []
         self.opened = False
 
-    # --- the life of an epoch
+    # --- opening and closing the epoch
 
     async def open(self) -> None:
         """The epoch is on the log when this returns (K13)."""
@@ -203,7 +203,7 @@ class Meter:
                 fact.future.set_result(at)
             else:
                 fact.future.set_exception(NotAcknowledged(str(error)))
-                fact.future.exception()  # marks it as retrieved: nobody waits for refusals and failed attempts
+                fact.future.exception()  # marks it as retrieved: no caller waits for refusals and failed attempts
 
     def _time_out(self, now: float) -> None:
         """Facts whose time is up: their callers are refused, and each is voided by a later fact of the same chain."""

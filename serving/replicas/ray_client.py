@@ -34,6 +34,6 @@ class RayReplicas:
         try:
             return await handle.remote(blob)
         except (RayError, RayServeException) as e:
-            # A version that was undeployed comes back with new replicas: the next call asks for a new handle.
+            # A version that is deployed again has new replicas: the next call asks for a new handle.
             self._handles.pop(address, None)
             raise ReplicaLost(f"{type(e).__name__}: {str(e)[:300]}") from e

@@ -81,7 +81,7 @@ class OnnxRuntime:
             rows = [_probe_rows(random, t) for t in self._interface.inputs]
             stacked = self._feed(rows)
             alone = [self._feed([column[i : i + 1] for column in rows]) for i in range(len(PROBE_SCALES))]
-        except Exception as e:  # whatever the reason, nothing was shown
+        except Exception as e:  # for any reason: independence was not shown
             logger.info("rows could not be tried in one batch: %s", str(e)[:MESSAGE_CHARS_MAX])
             return False
         return all(_alike(whole, [outputs[n] for outputs in alone]) for n, whole in enumerate(stacked))
