@@ -107,7 +107,7 @@ class _Relay:
         headers = ChainPosition("bench", self.position, self.sent.get(partition_key, 0)).headers | {"ce_type": name.encode()}
         while True:
             try:
-                self.writer.append_then(_ignore, topic, key, frame, headers, partition)
+                self.writer.append_then(_delivered, topic, key, frame, headers, partition)
                 break
             except LogFull:
                 self.writer.flush(0.2)
@@ -118,13 +118,13 @@ class _Relay:
         self.writer.append("heartbeats", heartbeat.key, heartbeat.to_json(), heartbeat.signed_headers(self.key)).result(10)
 
 
-def _ignore(_at: object, error: Exception | None) -> None:
+def _delivered(_at: object, error: Exception | None) -> None:
     if error is not None:
         raise error
 
 
 def _ready(settings: Settings, snapshot: Path, relay: _Relay) -> tuple[float, subprocess.Popen[bytes]]:
-    """Starts a process that folds; seconds until it says it is ready, and the process."""
+    """Starts a process that folds; returns the seconds until it is ready, and the process."""
     flag = settings.folder / "fold.ready"
     flag.unlink(missing_ok=True)
     began = time.monotonic()
@@ -134,9 +134,9 @@ def _ready(settings: Settings, snapshot: Path, relay: _Relay) -> tuple[float, su
     return time.monotonic() - began, process
 
 
-def _wait(true: Any, what: str, relay: _Relay) -> None:
+def _wait(condition: Any, what: str, relay: _Relay) -> None:
     end, heartbeat = time.monotonic() + READY_S_MAX, 0.0
-    while not true():
+    while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {READY_S_MAX} s")
         if time.monotonic() - heartbeat > 1:

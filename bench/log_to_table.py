@@ -119,7 +119,7 @@ def _produce(settings: Settings, frames: list[tuple[bytes, bytes]], facts: int) 
     writer = Writer(settings, "bench", linger_ms=20, extra={"batch.size": 1 << 20})
     for n in range(facts):
         key, frame = frames[n % len(frames)]
-        _append(writer, key, _fresh(frame, n), _unnoted)
+        _append(writer, key, _fresh(frame, n), _delivered)
     assert writer.close(60)
 
 
@@ -208,9 +208,9 @@ def _paced(settings: Settings, clickhouse: ClickHouse, frames: list[tuple[bytes,
             time.sleep(0.001)
         key, frame = frames[n % len(frames)]
         if n % 20:
-            _append(writer, key, _fresh(frame, n), _unnoted)
+            _append(writer, key, _fresh(frame, n), _delivered)
         else:
-            _append(writer, key, _fresh(frame, n), _noting(sent, time.perf_counter()))
+            _append(writer, key, _fresh(frame, n), _recording_delivery(sent, time.perf_counter()))
     assert writer.close(30)
     time.sleep(3)
     stop.set()
@@ -224,11 +224,11 @@ def _paced(settings: Settings, clickhouse: ClickHouse, frames: list[tuple[bytes,
     return late
 
 
-def _unnoted(where: Coordinate | None, error: Exception | None) -> None:
+def _delivered(where: Coordinate | None, error: Exception | None) -> None:
     assert error is None, error
 
 
-def _noting(sent: dict[tuple[int, int], float], at: float) -> Any:
+def _recording_delivery(sent: dict[tuple[int, int], float], at: float) -> Any:
     def delivered(where: Coordinate | None, error: Exception | None) -> None:
         assert where is not None, error
         sent[where.partition, where.offset] = at

@@ -81,7 +81,7 @@ def retry(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again about one that is written off.")] = False,
 ) -> None:
-    """Read records again with today's schemas; what can be read now takes its place in the table. Exit code 1 when one cannot."""
+    """Read records again with today's schemas; what can be read now gets its row in the table. Exit code 1 when one cannot."""
     if bool(where) == everything:
         raise typer.BadParameter("name one record, or give --all")
     settings = Settings()

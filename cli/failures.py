@@ -44,7 +44,7 @@ def explained_failures() -> Generator[None]:
 
 
 def kept_in_a_file(failure: Exception) -> int:
-    """For a failure that nobody foresaw: where its traceback lies. Returns the exit code."""
+    """Keeps the traceback of an unexpected failure in a file and prints its path. Returns the exit code."""
     descriptor, name = tempfile.mkstemp(prefix="modelmarket-failure-", suffix=".txt")
     with os.fdopen(descriptor, "w") as file:
         traceback.print_exception(failure, file=file)

@@ -95,7 +95,7 @@ Model = NoModel | ActiveModel | RetiredModel
 
 
 def evolve(model: Model, fact: ModelFact, position: int) -> Model | Misfit:
-    """The model after a fact. `position` is the fact's place in its store; 0 while it is being decided, before it has one."""
+    """The model after a fact. `position` is the fact's position in its store; 0 while it is being decided, before it has one."""
     match model:
         case NoModel():
             if isinstance(fact, ModelRegistered):

@@ -99,7 +99,7 @@ class DeploymentStatus:
 
 
 def evolve(status: DeploymentStatus, fact: DeploymentFact | ObservedFact, position: int) -> DeploymentStatus | Misfit:
-    """The status after a fact. `position` is the place of a decided fact in its store; observed ones carry the position they saw."""
+    """The status after a fact. `position` is that of a decided fact in its store; observed ones carry the position they saw."""
     match fact:
         case VersionDeployed() | RolloutStarted() | RolloutAdvanced() | RolloutPromoted() | RolledBack() | VersionUndeployed():
             return _decided(status, fact, position)

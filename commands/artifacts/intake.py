@@ -85,7 +85,7 @@ class ArtifactIntake:
 
     @contextmanager
     def _fetched(self, tenant: TenantId, digest: str) -> Generator[Path]:
-        """A stored file on this disk, and a place to look at it."""
+        """A stored file on this disk, and a slot for its inspection."""
         with (
             _slot(self._checks, 0),
             _slot(self._slots, CHECK_S_MAX),

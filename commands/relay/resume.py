@@ -124,7 +124,7 @@ def is_newest(store: Store, generation: StoreGeneration, heartbeats: Sequence[Se
 
 
 def read_tails(reader: Reader, newest: Callable[[Tail], bool]) -> dict[TP, list[Tail]]:
-    """The last records with a place in the chain of each decided partition that has one, the newest first, back to the first for which
+    """The last records with a chain position of each decided partition that has one, the newest first, back to the first for which
     `newest` holds. `deployments` also carries observed facts, and other programs may write anywhere: those records are skipped."""
     topics = tuple(dict.fromkeys(topic for topic, _ in decided_partitions()))
     tails, done = defaultdict[TP, list[Tail]](list), set[TP]()

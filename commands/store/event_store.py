@@ -1,4 +1,4 @@
-"""Where decisions are kept: an append-only table that refuses a second event at the same place. The only file that imports eventsourcing.
+"""Where decisions are kept: an append-only table that refuses a second event of one version. The only file that imports eventsourcing.
 
 An event's position in the table is its position in the market's order of decisions; it is never deleted. SQLite on a laptop,
 Postgres in production: the same recorder interface, the same contract tests.

@@ -1,4 +1,4 @@
-"""Writing off a record that nobody can read: one admin asks, another approves, and bills may be cut over it (K9).
+"""Writing off an unreadable record: one admin asks, another approves, and bills may be cut over it (K9).
 
 A write-off names bytes: of a record that can be read, or of other bytes than are there, it has no effect.
 """

@@ -16,7 +16,7 @@ _OPENED = STORE_OPENED.encode()
 UNREADABLE_OPENING = "unreadable_opening"
 """The code under which such a record is set aside."""
 NOT_SENT = "not_sent"
-"""The code of a record with a place in the chain that no heartbeat ever named."""
+"""The code of a record with a chain position that no heartbeat ever named."""
 
 
 def check_chain(chain: Chain, codec: Codec, chain_position: ChainPosition, headers: Mapping[str, bytes], value: bytes | None) -> ChainCheck:

@@ -73,10 +73,10 @@ class Market:
             return False
 
 
-def until(what: str, true: Callable[[], bool], seconds: float = 60) -> float:
+def until(what: str, condition: Callable[[], bool], seconds: float = 60) -> float:
     """Waits for something that follows from facts; the seconds it took."""
     began = time.monotonic()
-    while not true():
+    while not condition():
         if time.monotonic() - began > seconds:
             raise DemoFailed(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.05)

@@ -77,7 +77,7 @@ class Story:
         self.console.print(f"  {text}", soft_wrap=True)
 
     def written(self) -> None:
-        """Which facts came onto the log in this chapter, whoever wrote them."""
+        """Which facts came onto the log in this chapter, by any process."""
         table = Table("topic", "facts written", box=None, padding=(0, 2, 0, 2), header_style="dim", style="dim")
         found, by_topic = self.witness.new(), dict[str, list[str]]()
 
@@ -97,8 +97,8 @@ class Story:
             table.add_row(topic, ", ".join(names))
         self.console.print(table)
 
-    def must(self, true: bool, what: str) -> None:
-        if not true:
+    def must(self, condition: bool, what: str) -> None:
+        if not condition:
             raise DemoFailed(what)
 
     # --- the chapters

@@ -80,7 +80,7 @@ _HIDDEN = (
     *("asynchronous_insert_log", "query_views_log", "view_refreshes", "dropped_tables", "moves", "part_moves_between_shards", "warnings"),
     *("user_processes", "background_schedule_pool", "filesystem_cache", "query_metric_log", "processors_profile_log", "error_log", "disks"),
 )
-"""They tell of other tenants' statements and data, and the engine shows them to everybody: nobody who is an analyst has a row there."""
+"""They show other tenants' statements and data, and the engine shows them to every user: an analyst sees no row there."""
 
 _SIZES = {"tables": "name", "columns": "table", "data_skipping_indices": "table"}
 """They tell how large a table is, all tenants together, and in which files: an analyst finds the views there, which have no size."""

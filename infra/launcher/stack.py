@@ -270,7 +270,7 @@ class Stack:
                 raise LaunchFailed("not-running", "the stack does not run", remedy="start it with `modelmarket up`")
             self.check_same_settings()
             again = {name: part}
-            if name == "ray":  # its gateways close their epochs first, and nobody sets them up meanwhile
+            if name == "ray":  # its gateways close their epochs first, and no controller starts them again meanwhile
                 if self.supervised("controller").pid:
                     again |= {part: self.parts[part] for part in ("controller", "gateway")}
                     self.stop_parts([self.parts["controller"]], progress)

@@ -30,7 +30,7 @@ Body = Mapping[str, Any]
 
 
 class LogIncomplete(Exception):
-    """The log does not hold what a bill needs: a decided record whose predecessor is missing, or a usage record nobody can read."""
+    """The log does not hold what a bill needs: a decided record whose predecessor is missing, or an unreadable usage record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class DecidedRecord:
 
 
 def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | None = None) -> Iterator[DecidedRecord]:
-    """Each decided fact of a topic once, in its partition's order. Copies are skipped; so is what has no place in the chain.
+    """Each decided fact of a topic once, in its partition's order. Copies are skipped; so is what has no chain position.
 
     Raises LogIncomplete where the chain has a gap at the end that was there when reading began, unless the relay's newest heartbeat says
     that it sent no more: then what waits is of another writer.
@@ -166,9 +166,9 @@ class UsageLog:
     def __init__(self, reader: Reader, codec: Codec, tenant: str) -> None:
         self._reader, self._codec, self._tenant = reader, codec, tenant
         self.unreadable: set[int] = set()
-        """Offsets met that nobody can read, and nobody wrote off: they may have been anybody's (K9)."""
+        """Offsets of unreadable records that are not written off: they may be of any tenant (K9)."""
         self.excluded: set[int] = set()
-        """Offsets met that nobody can read, and that are written off."""
+        """Offsets of unreadable records that are written off."""
         self.written_off: set[int] = set()
         """Offsets met whose very bytes are written off, whether or not they can be read by now."""
         self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
@@ -237,7 +237,7 @@ class UsageLog:
         return self._written_off
 
     def _is_lost(self, record: Record, hashes: frozenset[bytes]) -> bool:
-        """These very bytes are written off, and nobody can read them. What can be read is counted, written off or not."""
+        """These very bytes are written off and unreadable. What can be read is counted, written off or not."""
         return sha256(record.value or b"").digest() in hashes and why_unreadable(self._codec.schemas, record.value) is not None
 
     def _only(self, below: int) -> dict[int, int]:

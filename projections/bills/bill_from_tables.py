@@ -89,7 +89,7 @@ class UsageTable:
         return dict.fromkeys(BILL_COUNTERS, 0) | {name: int(count) for name, count in (*repeats.items(), *kinds.items())}
 
     def _many(self, params: Mapping[str, object], counts: dict[str, int]) -> dict[Bucket, list[int]]:
-        """Executions whose key nobody shares are billed: the engine sums them by what prices them."""
+        """Executions whose key no other execution has are billed: the engine sums them by what prices them."""
         rows = self._clickhouse.rows(
             f"""{_WITH}
             SELECT model, model_version, provider, toInt64(arrayCount(b -> b <= effective, {{bounds:Array(Int64)}})) AS passed,
@@ -155,7 +155,7 @@ class UsageTable:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Records of a usage partition below a cut that nobody can read. `open` ones hold bills back, at most `LISTED_MAX` are named;
+    """Unreadable records of a usage partition below a cut. `open` ones hold bills back, at most `LISTED_MAX` are named;
     `mistaken` are those of them whose write-off names other bytes than lie there, so that it says nothing."""
 
     open: tuple[int, ...]

@@ -23,7 +23,7 @@ class Misplaced(Exception):
 
 
 def evolve(topic: str, document: Document, fact: str, body: Body, position: int) -> Document:
-    """The document of the fact's key after it. `position` is a decided fact's place in its store. Raises Misplaced for a fact that the
+    """The document of the fact's key after it. `position` is that of a decided fact in its store. Raises Misplaced for a fact that the
     topic does not carry."""
     known = fact_of(fact, body)
     if topic == "models" and isinstance(known, ModelFact):

@@ -114,7 +114,7 @@ class PartitionFold:
                 dead.append(
                     DeadLetter(record, UNREADABLE_OPENING, f"it claims to open store {chain_position.store}, and nobody can read it")
                 )
-                return self._row(record, "dead")  # without its chain position, which was not the relay's
+                return self._row(record, "dead")  # without its chain position, which the relay did not write
             case ChainCheck.COPY:
                 return self._row(record, "copy", chain_position=chain_position)
             case ChainCheck.NEXT:

@@ -1,4 +1,4 @@
-"""Records that nobody can read: published to topic `dead-letters` with coordinate, reason and bytes, and kept in a table of their own (K9)."""
+"""Unreadable records: published to topic `dead-letters` with coordinate, reason and bytes, and kept in a table of their own (K9)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def dead_letters(
     after: After = "",
     limit: Annotated[int, Query(ge=1, le=DEAD_LETTERS_MAX)] = DEAD_LETTERS_MAX,
 ) -> Any:
-    """Records nobody could read, in the order of their coordinates: open ones, or all with what became of them. Their bytes stay on the
+    """Unreadable records, in the order of their coordinates: open ones, or all with what became of them. Their bytes stay on the
     log; `next` goes into `after` for the next page."""
     topic, partition, offset = after.split("/") if after else ("", -1, -1)
     start = Coordinate(topic, int(partition), int(offset))

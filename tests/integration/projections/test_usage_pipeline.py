@@ -228,7 +228,7 @@ def _after_key(frame: bytes) -> bytes:
     return frame[at + 1 :]
 
 
-def test_a_worker_killed_between_the_parts_of_a_chunk_leaves_no_hole(market: UsageStack) -> None:
+def test_a_worker_killed_between_the_parts_of_a_chunk_leaves_no_gap(market: UsageStack) -> None:
     market.write(*market.mixed(4000))
     with market.working():
         market.caught_up()
@@ -246,7 +246,7 @@ def test_a_worker_killed_between_the_parts_of_a_chunk_leaves_no_hole(market: Usa
 
 
 def test_an_older_copy_of_the_tables_is_filled_up_again(market: UsageStack) -> None:
-    folder, copy = market.settings.folder / "clickhouse", market.settings.folder / "yesterday"
+    folder, copy = market.settings.folder / "clickhouse", market.settings.folder / "older"
     assert market.engine.stop() == 0
     shutil.copytree(folder, copy, symlinks=True)
     market.engine.start()
