@@ -133,7 +133,9 @@ class ChdbEngine:
 
     def _own_session(self, role: str) -> Session:
         sessions: dict[str, Session] = self._local.__dict__.setdefault("sessions", {})
-        if role not in sessions or sessions[role].broken:
+        if role in sessions and sessions[role].broken:
+            sessions.pop(role).close()
+        if role not in sessions:
             sessions[role] = Session(self._connect, self._path, role)
         return sessions[role]
 

@@ -15,7 +15,8 @@ _INTEGER = re.compile(r"-?\d{1,20}")
 
 
 class Session:
-    """Used by one thread at a time. `role` is what SET ROLE takes. Once `broken`, its settings are not known, and it is to be thrown away."""
+    """Used by one thread at a time. `role` is what SET ROLE takes. Once `broken`, it is to be closed and not used again: its settings are
+    not known, or a statement has failed, and what the engine had written of that answer would begin the next one (chDB 4.4)."""
 
     def __init__(self, connect: Callable[[str], Any], path: str, role: str) -> None:
         self._connection = connect(path)
@@ -45,10 +46,10 @@ class Session:
         """Raises EngineError."""
         try:
             return self._connection.query(sql, form, params=dict(params) or None)
-        except UnicodeDecodeError as e:  # the message quotes data that is no text
-            raise EngineError(e.object.decode("utf-8", "replace")) from e
         except Exception as e:  # chdb.ChdbError, which is imported only by the engine; whatever it is, the client gets it as an answer
-            raise EngineError(str(e) or NOT_TEXT) from e
+            self.broken = True
+            quotes_data = isinstance(e, UnicodeDecodeError)  # the message quotes data that is no text
+            raise EngineError(e.object.decode("utf-8", "replace") if quotes_data else str(e) or NOT_TEXT) from e
 
     def close(self) -> None:
         self._connection.close()

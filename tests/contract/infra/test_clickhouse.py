@@ -30,6 +30,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from events.process.http_server import HEADERS_BYTES_MAX
 from events.process.settings import Settings
+from infra.clickhouse_local.engine import READERS
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from tests.support.clickhouse_process import ClickHouseProcess
 
@@ -118,6 +119,14 @@ def test_the_official_client_gets_clickhouses_own_error(official: Any) -> None:
         official.query("SELECT * FROM nowhere")
     with pytest.raises(DatabaseError, match="SYNTAX_ERROR"):
         official.command("SELEKT 1")
+
+
+@pytest.mark.parametrize("form", ["JSONEachRow", "TabSeparated", "RowBinaryWithNamesAndTypes"])
+def test_a_statement_that_fails_half_way_leaves_nothing_to_the_next(engine: ClickHouseProcess, form: str) -> None:
+    fails = f"SELECT number, throwIf(number = 3) FROM numbers(10) SETTINGS max_block_size = 1, max_threads = 1 FORMAT {form}".encode()
+    for _ in range(3):
+        assert {post(engine, fails)[2].get("x-clickhouse-exception-code") for _ in range(2 * READERS)} == {"395"}
+        assert {post(engine, b"SELECT 1")[1] for _ in range(2 * READERS)} == {b"1\n"}
 
 
 def test_a_database_is_chosen_per_request_and_never_leaks_into_the_next(engine: ClickHouseProcess, official: Any) -> None:
