@@ -4,7 +4,8 @@ It runs before anything is installed, so it uses the standard library only. The 
 
 - the Python packages of `requirements.lock`, through `uv`, into `.venv`;
 - the JVM parts of `infra/jvm/pom.xml`, through Maven, into `.modelmarket/jvm/<key>`;
-- with `--tests`, Postgres from the system's packages, where that is possible.
+- with `--tests`, what only tests need: a JDBC driver and a Java compiler (`infra/jvm/tests/pom.xml`) into `.modelmarket/jvm-tests/<key>`,
+  and Postgres from the system's packages, where that is possible.
 
 Each result is keyed by the content it was installed from. It appears under its final name, or gets its stamp, only when it is complete:
 a set-up that was killed half way is started afresh.
@@ -34,8 +35,11 @@ LOCK = ROOT / "requirements.lock"
 UV_LOCK = ROOT / "infra" / "uv-requirements.lock"
 POM = ROOT / "infra" / "jvm" / "pom.xml"
 CHECKSUMS = ROOT / "infra" / "jvm" / "checksums.sha256"
+TEST_POM = ROOT / "infra" / "jvm" / "tests" / "pom.xml"
+TEST_CHECKSUMS = ROOT / "infra" / "jvm" / "tests" / "checksums.sha256"
 UV = ROOT / ".modelmarket" / "uv"
 JVM = ROOT / ".modelmarket" / "jvm"
+TEST_JVM = ROOT / ".modelmarket" / "jvm-tests"
 POSTGRES = "/usr/lib/postgresql/*/bin"
 POSTGRES_CLUSTERS = Path("/etc/postgresql-common/createcluster.conf")
 FETCH_S_MAX = 1800
@@ -57,7 +61,8 @@ def main(arguments: list[str]) -> int:
         (ROOT / ".modelmarket").mkdir(exist_ok=True)
         with one_at_a_time(ROOT / ".modelmarket" / "setup.lock"):
             changed = side_by_side(install_python_packages, install_jvm_parts)
-            if "--tests" in arguments:  # after Maven: the system installs one package at a time
+            if "--tests" in arguments:  # after the others: Maven is there, and the system installs one package at a time
+                changed |= install_jars_of_tests()
                 changed |= install_postgres()
     except SetupFailed as failure:
         sys.stderr.write(f"set-up failed: {failure}\n")
@@ -200,20 +205,47 @@ def install_jvm_parts() -> bool:
     target = jvm_folder()
     if target.is_dir():
         return False
-    maven = find_maven()
     partial = JVM / f"{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "kafka").mkdir(parents=True)
-    with progress("Kafka and Apicurio Registry from Maven"):
-        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={partial / 'kafka'}"]
-        run([maven, "-q", "-B", "-C", "-f", str(POM), *goal], "Maven could not fetch the JVM parts")
-        verify(partial / "kafka")
-        unpack_registry(partial)
+    fetch_jars(POM, CHECKSUMS, partial / "kafka", "Kafka and Apicurio Registry")
+    unpack_registry(partial)
+    keep_only(partial, target)
+    return True
+
+
+def jars_of_tests() -> Path:
+    """Where the jars are that only tests need: `clickhouse-jdbc-*-all.jar` with `slf4j-api-*.jar`, and `ecj-*.jar`, the compiler."""
+    return TEST_JVM / content_key(TEST_POM.read_bytes(), TEST_CHECKSUMS.read_bytes())
+
+
+def install_jars_of_tests() -> bool:
+    """Fetch and verify them. Returns whether anything had to be done."""
+    target = jars_of_tests()
+    if target.is_dir():
+        return False
+    partial = TEST_JVM / f"{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    fetch_jars(TEST_POM, TEST_CHECKSUMS, partial, "ClickHouse's JDBC driver and a Java compiler")
+    keep_only(partial, target)
+    return True
+
+
+def fetch_jars(pom: Path, checksums: Path, folder: Path, what: str) -> None:
+    """What a pom names, from Maven into a new folder."""
+    maven = find_maven()
+    folder.mkdir(parents=True)
+    with progress(f"{what} from Maven"):
+        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
+        run([maven, "-q", "-B", "-C", "-f", str(pom), *goal], f"Maven could not fetch {what}")
+        verify(folder, checksums)
+
+
+def keep_only(partial: Path, target: Path) -> None:
+    """Give a complete folder its final name, and remove those of other versions."""
     partial.rename(target)
-    for older in JVM.iterdir():
+    for older in target.parent.iterdir():
         if older != target:
             shutil.rmtree(older, ignore_errors=True)
-    return True
 
 
 def find_maven() -> str:
@@ -233,14 +265,14 @@ def find_maven() -> str:
     return found
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, checksums: Path) -> None:
     """Every file is listed with its SHA-256, and every listed file is there."""
-    listed = [line.split() for line in CHECKSUMS.read_text().splitlines() if line.strip()]
+    listed = [line.split() for line in checksums.read_text().splitlines() if line.strip()]
     expected = {name: digest for digest, name in listed}
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
-        raise SetupFailed(f"checksums differ from {CHECKSUMS.relative_to(ROOT)}: {', '.join(wrong)}. Nothing of it was kept.")
+        raise SetupFailed(f"checksums differ from {checksums.relative_to(ROOT)}: {', '.join(wrong)}. Nothing of it was kept.")
 
 
 def unpack_registry(partial: Path) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -29,7 +30,7 @@ from events.process.settings import Settings
 from infra.clickhouse_local.fences import Fences
 from infra.clickhouse_local.grants import LOADER, OWN_ROLES, TENANT_SETTING, Role, users_xml
 from infra.clickhouse_local.http_protocol import Application, Job, Result
-from infra.clickhouse_local.parsing import BadStatement, Parser, Statement, identifier, structures
+from infra.clickhouse_local.parsing import BadStatement, EngineError, Parser, Statement, identifier, structures
 from infra.clickhouse_local.permissions import check, check_settings
 from infra.clickhouse_local.request_bodies import decoded, in_memory
 from infra.clickhouse_local.requests import read_request
@@ -49,6 +50,8 @@ READ_BOUNDS = {
 }
 """Bounds of one statement that reads, where the client names none."""
 ANALYST_BOUNDS = {**READ_BOUNDS, "max_execution_time": "30", "max_memory_usage": str(2 << 30)}
+NOT_GRANTED, NOT_THERE = 497, "SELECT 0 AS result"
+"""What a role may not see is not there, as in SHOW TABLES: the inspectors of SQLAlchemy ask EXISTS, and expect no error."""
 BASE = {"use_structure_from_insertion_table_in_table_functions": "0"}  # the structure of `input(…)` is the statement's own
 CONNECTIONS_MAX = 512
 
@@ -94,12 +97,17 @@ class ChdbEngine:
             raise BadStatement(164, "READONLY", "GET only reads; use POST")
         self._check(job, statement)
         form = statement.format or job.format
-        with self._fences.held(job.fence), self._session(job, statement) as session:
-            if statement.takes_rows:
-                done, size = self._insert(session, job, statement, rows, encoding)
-            else:
-                done, size = session.query(statement.text, form, job.params), 0
-            body = bytes(done.bytes() or b"")
+        try:
+            with self._fences.held(job.fence), self._session(job, statement) as session:
+                if statement.takes_rows:
+                    done, size = self._insert(session, job, statement, rows, encoding)
+                else:
+                    done, size = session.query(statement.text, form, job.params), 0
+                body = bytes(done.bytes() or b"")
+        except EngineError as e:
+            if e.code != NOT_GRANTED or not statement.kind.startswith("Exists"):
+                raise
+            return self._run(replace(job, sql=NOT_THERE, body=[], format=form))
         elapsed = time.monotonic_ns() - began
         return Result(body, form, statement.reads_only, int(done.rows_read()), int(done.rows_written()), size, elapsed)
 

@@ -124,11 +124,12 @@ def server_statements(database: str) -> list[str]:
 
 
 def server_analyst(user: str, tenant: str, password_sha256: str) -> str:
-    """The user of one tenant's analysts on a clickhouse-server. `user` and `tenant` are names of this market: letters, digits, - and _."""
+    """The user of one tenant's analysts on a clickhouse-server. `user` and `tenant` are names of this market: letters, digits, - and _.
+    The JDBC driver says `async_insert=0` with every statement, and a read-only user may only say of a setting what it is already."""
     assert all(c.isalnum() or c in "-_" for c in user + tenant) and len(password_sha256) == 64
     return (
         f"CREATE USER OR REPLACE `{user}` IDENTIFIED WITH sha256_hash BY '{password_sha256}' DEFAULT ROLE analyst"
-        f" SETTINGS {SERVER_TENANT_SETTING} = '{tenant}' CONST, readonly = 1"
+        f" SETTINGS async_insert = 0, {SERVER_TENANT_SETTING} = '{tenant}' CONST, readonly = 1"
     )
 
 

@@ -1,6 +1,7 @@
 """The ClickHouse HTTP protocol as an ASGI application: what the official clients send, with bounds, and errors in the form they expect.
 
-Source: ClickHouse HTTP interface documentation; seen from clickhouse-connect 1.12. Beyond it: `fence=key:token` (K8).
+Source: ClickHouse HTTP interface documentation; seen from clickhouse-connect 1.12 and clickhouse-jdbc 0.9. Beyond it:
+`fence=key:token` (K8).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
+from infra.clickhouse_local.compressed_blocks import compressed
 from infra.clickhouse_local.fences import BadFence, Fenced
 from infra.clickhouse_local.parsing import BadStatement, EngineError
 from infra.clickhouse_local.request_bodies import BadBody, BodyTooLarge, form_fields
@@ -73,6 +75,9 @@ _STATUS = {
     999: 503,
 }
 """ClickHouse's error code → HTTP status; any other code is the client's 400, except the engine's own below."""
+_COMPRESS = (b"compress=1", b"compress=true")
+_NEVER_COMPRESSED = frozenset({401, 403})
+"""Statuses whose text is always plain: to a client they are the answer to its sign-in, which comes before any compression."""
 _OUR_FAULT = frozenset({49, 74, 75, 76, 243, 1000, 1001, 1002})  # logical error, cannot read/write/open file, no space, system exceptions
 
 Scope = dict[str, Any]
@@ -134,12 +139,15 @@ class Application:
         if scope["type"] != "http":
             return
         query_id = str(uuid.uuid4())
+        compress = any(pair in _COMPRESS for pair in scope["query_string"].split(b"&"))
         try:
-            await self._answer(scope, receive, send, query_id)
+            await self._answer(scope, receive, send, query_id, compress=compress)
         except _Refused as e:
-            await _reply(send, e.status, str(e).encode(), {"x-clickhouse-exception-code": str(e.code), "x-clickhouse-query-id": query_id})
+            text = str(e).encode()
+            body = compressed(text) if compress and e.status not in _NEVER_COMPRESSED else text
+            await _reply(send, e.status, body, {"x-clickhouse-exception-code": str(e.code), "x-clickhouse-query-id": query_id})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, query_id: str) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, query_id: str, *, compress: bool) -> None:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         if is_foreign(headers, self._own_hosts):
             raise _Refused(403, 497, "Code: 497. DB::Exception: a foreign Origin or Host is not served. (ACCESS_DENIED)")
@@ -164,6 +172,7 @@ class Application:
                 await _reply(send, 200, job, {})
                 return
             result = await self._engine.run(job)
+            answer = await asyncio.to_thread(compressed, result.body) if compress else result.body
         except (BadStatement, Fenced) as e:
             raise _Refused(_status(e.code), e.code, str(e)) from e
         except BadFence as e:
@@ -176,7 +185,7 @@ class Application:
             raise _Refused(_status(e.code), e.code, str(e)) from e
         finally:
             self._bodies.release()
-        await _reply(send, 200, result.body, _success(result, query.get("query_id", query_id)))
+        await _reply(send, 200, answer, _success(result, query.get("query_id", query_id)))
 
     async def _authenticate(self, headers: dict[str, str], query: dict[str, str]) -> Caller:
         user = headers.get("x-clickhouse-user") or query.get("user", "")

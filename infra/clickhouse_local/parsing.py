@@ -22,6 +22,8 @@ HEADS_MAX = 32
 _BEGINS_INSERT = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*INSERT\s", re.I | re.S)
 _ROWS_MAY_FOLLOW = re.compile(r"\bFORMAT\s+\w+[^\S\n]*;?[^\S\n]*\n?|\bVALUES\b", re.I)
 _WITHOUT_TREE = re.compile(r"AST node of type '(\w+?)(?:_.*?)?' does not support JSON", re.S)
+_LAST_CLAUSE = re.compile(r"^FORMAT (\w+)\Z", re.M)
+"""As the engine writes it; names have no line breaks there."""
 _OUR_QUESTION = re.compile(r"(?:: In scope SELECT parseQueryToJSON\(.*)?\. \((\w+)\)\s*\Z", re.S)
 
 Tree = Mapping[str, Any]
@@ -47,7 +49,8 @@ class EngineError(Exception):
 @dataclass(frozen=True, slots=True)
 class Statement:
     """One statement. `kind` is the type of its node, such as SelectWithUnionQuery. Of kinds that the engine does not return as a tree
-    (DESCRIBE, EXISTS, SHOW CREATE) `outline` has the lines of EXPLAIN AST. `text` ends where the rows of an INSERT begin."""
+    (DESCRIBE, EXISTS, SHOW CREATE) `outline` has the lines of EXPLAIN AST, and `tree` the FORMAT alone. `text` ends where the rows of an
+    INSERT begin."""
 
     text: str
     kind: str
@@ -113,7 +116,9 @@ class Parser:
             if kind is None:
                 raise EngineError(_OUR_QUESTION.sub(r". (\1)", str(e))) from None
             # It parsed as one statement, so nothing of it can end ours.
-            return Statement(text, kind.group(1), {}, tuple(self._ask(f"EXPLAIN AST {text}").splitlines()))
+            outline = tuple(self._ask(f"EXPLAIN AST {text}").splitlines())
+            form = _LAST_CLAUSE.search(self._ask(f"SELECT formatQuery({literal(text)})"))
+            return Statement(text, kind.group(1), {"format": form.group(1)} if form else {}, outline)
         return Statement(text, str(tree["type"]), tree)
 
     def _written_with_rows_from(self, text: str) -> str:

@@ -56,6 +56,7 @@ ANALYST_SETTINGS = frozenset(
         *("output_format_json_named_tuples_as_objects",),
         *("format_csv_delimiter", "union_default_mode", "final", "prefer_column_name_to_alias", "group_by_use_nulls"),
         *("low_cardinality_allow_in_native_format",),
+        *("async_insert",),  # the JDBC driver says it with every statement; an analyst inserts nothing
     )
 )
 """Of the URL's arguments: how an answer is written and how SQL is understood, never whose rows it is computed from."""

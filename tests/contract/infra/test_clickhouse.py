@@ -32,6 +32,7 @@ from events.process.http_server import HEADERS_BYTES_MAX
 from events.process.settings import Settings
 from infra.clickhouse_local.engine import READERS
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
+from tests.support.clickhouse.block_reader import read_back
 from tests.support.clickhouse_process import ClickHouseProcess
 
 ROWS = 200_000
@@ -232,6 +233,20 @@ def test_several_compressed_frames_arrive_whole(engine: ClickHouseProcess) -> No
         status, _, _ = post(engine, cut, {"Content-Encoding": name}, query="INSERT INTO frames FORMAT CSV")
         assert status == 400
         assert post(engine, b"SELECT count() FROM frames")[1] == b"140000\n"
+
+
+def test_answers_and_errors_are_compressed_when_asked(engine: ClickHouseProcess) -> None:
+    status, body, _ = post(engine, b"SELECT number, repeat('x', 50) FROM numbers(50000)", compress="1")
+    blocks = read_back(body)
+    assert (status, len(blocks)) == (200, 3) and b"".join(blocks).count(b"x" * 50 + b"\n") == 50_000
+    for fails, code in ((b"SELECT * FROM nowhere", "60"), (b"SELEKT 1", "62"), (b"", "62"), (b"SELECT throwIf(1)", "395")):
+        status, body, headers = post(engine, fails, compress="1")
+        assert (status >= 400, headers["x-clickhouse-exception-code"]) == (True, code)
+        assert b"".join(read_back(body)).startswith(f"Code: {code}. DB::Exception: ".encode())
+        assert post(engine, fails, compress="0")[1].startswith(f"Code: {code}. DB::Exception: ".encode())
+    refused = {"X-ClickHouse-User": "operator", "X-ClickHouse-Key": "wrong"}
+    assert post(engine, b"SELECT 1", refused, compress="1")[1].startswith(b"Code: 516. DB::Exception: ")
+    assert post(engine, b"CREATE TABLE asked (a Int8) ENGINE = Memory", compress="1")[:2] == (200, b"")
 
 
 def test_a_compression_bomb_is_refused(engine: ClickHouseProcess) -> None:

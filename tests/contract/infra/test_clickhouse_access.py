@@ -2,78 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import clickhouse_connect
 import pytest
-import uvicorn
 
-from events.facts.accounts import KEY_DIMENSIONS
-from events.log.record import Coordinate
 from infra.clickhouse_local.grants import OWN_ROWS, VIEWS, server_analyst, server_statements, users_xml
 from projections.ingest.clickhouse import ClickHouse
-from projections.query_api.app import make_app
 from projections.query_api.keys_from_log import KeysFromLog
-from projections.query_api.request_context import Queries
-from projections.tables import apply_tables
+from tests.support.clickhouse.two_tenants import AT, KEYS, TENANTS, fill_tables, issued, query_api
 from tests.support.clickhouse_process import ClickHouseProcess
 
-TENANTS = ("acme", "globex")
-KEYS = {"acme": "mm_acme-reads", "globex": "mm_globex-reads", "caller": "mm_only-calls"}
-AT = Coordinate("accounts", 0, 0)
 ACCOUNTS = KeysFromLog()
 """What the query API knows of keys; a test revokes one."""
-
-
-def issued(tenant: str, key: str, *scopes: str) -> dict[str, Any]:
-    who = {"tenant": tenant, "key_id": key, "user": "ann", "labels": {}, "expires_at": None, **dict.fromkeys(KEY_DIMENSIONS, "")}
-    return {**who, "scopes": list(scopes), "key_sha256": hashlib.sha256(key.encode()).hexdigest()}
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseProcess]:
     process = ClickHouseProcess(tmp_path_factory.mktemp("engine"))
     process.start()
-    apply_tables(process.settings)
-    clickhouse = ClickHouse(process.settings)
-    for tenant in TENANTS:
-        row = {"tenant": tenant, "model": f"{tenant}-model", "fact": "InvocationSettled", "readable": 1, "outcome": "succeeded", "calls": 1}
-        log = {"kafka_partition": TENANTS.index(tenant), "kafka_offset": 0, "occurred_at": 1_700_000_000_000_000}
-        clickhouse.insert_rows("usage", [{**row, **log, "event_id": f"00000000-0000-0000-0000-00000000000{TENANTS.index(tenant)}"}])
-        state = json.dumps({"tenant": tenant, "display_name": f"{tenant} Inc.", "name": f"{tenant}-model"})
-        history = [{"topic": t, "key": k, "kind": "decided", "state": state, "body": "{}", "kafka_partition": TENANTS.index(tenant)} for t, k in
-                   (("accounts", tenant), ("bills", tenant), ("models", f"{tenant}-model"), ("alerts", f"{tenant}-alert"))]  # fmt: skip
-        clickhouse.insert_rows("history_rows", history)
-        clickhouse.insert_rows("bills_running_rows", [{"tenant": tenant, "period": "2026-11", "generation": 1, "total_micros": 7}])
-    yield process
+    fill_tables(process.settings)
+    with query_api(process.settings, ACCOUNTS):
+        yield process
     process.stop()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def query_api(engine: ClickHouseProcess) -> Iterator[None]:
-    """The real one, whose keys are folded from facts."""
-    for tenant in TENANTS:
-        ACCOUNTS.apply("ApiKeyIssued", issued(tenant, KEYS[tenant], "read"), AT)
-    ACCOUNTS.apply("ApiKeyIssued", issued("acme", KEYS["caller"], "invoke"), AT)
-    app = make_app(Queries(ClickHouse(engine.settings), ACCOUNTS, lambda: 0.0, lambda: True, 60))
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", engine.settings.query_port, log_config=None))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield
-    server.should_exit = True
-    thread.join(10)
 
 
 Answer = tuple[int, bytes, str]
@@ -313,6 +271,15 @@ def test_the_catalog_of_the_engine_shows_an_analyst_the_views_and_no_sizes(engin
     assert acme(engine, "DESCRIBE usage_counted")[1].startswith(b"fact")
 
 
+@pytest.mark.parametrize("form", ["", " FORMAT TSV", "\nformat CSV"])
+def test_exists_says_no_of_all_that_an_analyst_has_no_right_to(engine: ClickHouseProcess, form: str) -> None:
+    hidden = ("alerts", "market.dead_letters_rows", "nowhere", "default.`/etc/passwd`", "default.`/no/file`", "`FORMAT JSON`", "other.t")
+    for name in (*(f"{kind} {table}" for kind in ("TABLE", "VIEW") for table in hidden), "DATABASE default", "DATABASE nowhere"):
+        assert acme(engine, f"EXISTS {name}{form}") == (200, b"0\n", ""), name
+    assert acme(engine, f"EXISTS usage_counted{form}") == acme(engine, f"EXISTS VIEW market.bills{form}") == (200, b"1\n", "")
+    assert acme(engine, f"EXISTS TABLE alerts SETTINGS log_comment = 'globex'{form}")[0] != 200
+
+
 @pytest.mark.parametrize(
     "name", ["log_comment", "additional_table_filters", "readonly", "dialect", "format_schema", "output_format_schema", "final1"]
 )
@@ -452,4 +419,4 @@ def test_the_statements_for_a_server_say_what_the_local_engine_enforces(engine: 
     granted = {s.removeprefix("GRANT ").removesuffix(" TO analyst") for s in statements if s.startswith("GRANT SELECT ON market.")}
     assert granted == {f"SELECT ON market.{name}" for name in (*OWN_ROWS, *VIEWS)}
     assert all(f"<query>GRANT {g}</query>" in xml for g in granted)
-    assert statements[-1].endswith("SETTINGS SQL_tenant = 'acme' CONST, readonly = 1")
+    assert statements[-1].endswith(" SETTINGS async_insert = 0, SQL_tenant = 'acme' CONST, readonly = 1")

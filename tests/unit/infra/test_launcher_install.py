@@ -30,6 +30,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(install, "POM", tmp_path / "pom.xml")
     monkeypatch.setattr(install, "CHECKSUMS", tmp_path / "checksums.sha256")
     monkeypatch.setattr(install, "JVM", tmp_path / "jvm")
+    monkeypatch.setattr(install, "TEST_POM", tmp_path / "pom.xml")
+    monkeypatch.setattr(install, "TEST_CHECKSUMS", tmp_path / "checksums.sha256")
+    monkeypatch.setattr(install, "TEST_JVM", tmp_path / "jvm-tests")
     return tmp_path
 
 
@@ -131,7 +134,7 @@ def test_a_file_with_another_checksum_is_refused_by_name(checkout: Path) -> None
     digest = hashlib.sha256(b"good").hexdigest()
     (checkout / "checksums.sha256").write_text(f"{digest}  good.jar\n{digest}  bad.jar\n{digest}  missing.jar\n")
     with pytest.raises(install.SetupFailed, match=r"bad\.jar, extra\.jar, missing\.jar"):
-        install.verify(folder)
+        install.verify(folder, checkout / "checksums.sha256")
 
 
 def test_another_pom_is_another_folder(checkout: Path) -> None:
@@ -189,6 +192,30 @@ def test_a_maven_outside_the_path_is_reported(bare: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(install.os, "geteuid", lambda: 0)
     with pytest.raises(install.SetupFailed, match="no mvn on the PATH"):
         install.find_maven()
+
+
+def test_the_jars_of_tests_are_fetched_once_and_only_as_listed(bare: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _program(bare / "mvn")
+    fetched = [b"a driver"]
+
+    def run(command: list[str], otherwise: str) -> None:
+        (folder,) = [Path(word.partition("=")[2]) for word in command if word.startswith("-DoutputDirectory=")]
+        (folder / "driver.jar").write_bytes(fetched.pop())
+
+    monkeypatch.setattr(install, "run", run)
+    (checkout / "checksums.sha256").write_text(f"{hashlib.sha256(b'a driver').hexdigest()}  driver.jar\n")
+    assert install.install_jars_of_tests() is True
+    assert (install.jars_of_tests() / "driver.jar").read_bytes() == b"a driver"
+    assert install.install_jars_of_tests() is False
+    before = install.jars_of_tests()
+    (checkout / "pom.xml").write_text("<project><!-- newer --></project>")
+    fetched.append(b"changed on the way")
+    with pytest.raises(install.SetupFailed, match=r"driver\.jar"):
+        install.install_jars_of_tests()
+    assert not install.jars_of_tests().exists() and before.is_dir()
+    fetched.append(b"a driver")
+    assert install.install_jars_of_tests() is True
+    assert not before.exists()
 
 
 @pytest.fixture
