@@ -310,7 +310,7 @@ def row_of_cut(market: Market, tenant: str, number: int) -> dict[str, Any]:
 
 
 def test_no_bill_is_issued_over_a_dead_letter(market: Market) -> None:
-    tenant, _ = market.tenant(market.prices(PRICED))
+    tenant, _ = market.tenant(market.prices(PRICED), held=True)
     market.append(tenant, [market.settled(tenant), b"garbage", market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     biller = market.biller()
