@@ -14,7 +14,7 @@ from typing import Any
 
 from cli.prepare import prepare_log
 from events.facts.topics import TOPICS
-from events.log.chain import ChainPosition
+from events.log.chain import FIRST, ChainPosition
 from events.log.client import LogFull, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.heartbeat import Heartbeat
@@ -28,6 +28,9 @@ from serving.gateway.routes import Routes
 from serving.gateway.state import TOPICS as FOLDED
 
 NAME = "fold"
+TENANTS = 1_000
+SIGNED_EVERY = 50
+"""A relay under load signs one record of a batch."""
 KEYS, KEYS_QUICK = 1_000_000, 20_000
 READY_S_MAX = 240
 SNAPSHOT_S = 1.0
@@ -75,6 +78,7 @@ class _Relay:
         self.key = signing_key(settings, "relay")
         self.position = 0
         self.sent: dict[str, int] = {}
+        self.hashes: dict[str, bytes] = {}
 
     def __enter__(self) -> _Relay:
         return self
@@ -87,9 +91,9 @@ class _Relay:
         for topic in FOLDED:
             for partition in range(TOPICS[topic].partitions):
                 body = base | {"store": "bench", "previous_store": "", "previous_position": 0}
-                self._send(topic, partition, b"bench", "StoreOpened", self.codec.encode_dict("StoreOpened", body, topic))
+                self._send((topic, partition), b"bench", "StoreOpened", self.codec.encode_dict("StoreOpened", body, topic), signed=True)
         for n in range(keys):
-            tenant = f"tenant-{n % 1000}"
+            tenant = f"tenant-{n % TENANTS}"
             body = base | {
                 "tenant": tenant,
                 "key_id": f"key-{n}",
@@ -98,13 +102,18 @@ class _Relay:
                 "scopes": ["invoke"],
             }
             frame = self.codec.encode_dict("ApiKeyIssued", body)
-            self._send("accounts", partition_of(tenant.encode(), TOPICS["accounts"].partitions), tenant.encode(), "ApiKeyIssued", frame)
+            at = "accounts", partition_of(tenant.encode(), TOPICS["accounts"].partitions)
+            self._send(at, tenant.encode(), "ApiKeyIssued", frame, signed=n % SIGNED_EVERY == 0 or n >= keys - TENANTS)
         self.writer.flush(60)
 
-    def _send(self, topic: str, partition: int, key: bytes, name: str, frame: bytes) -> None:
+    def _send(self, at: tuple[str, int], key: bytes, name: str, frame: bytes, *, signed: bool) -> None:
+        topic, partition = at
         self.position += 1
         partition_key = f"{topic}/{partition}"
-        headers = ChainPosition("bench", self.position, self.sent.get(partition_key, 0)).headers | {"ce_type": name.encode()}
+        chained = ChainPosition("bench", self.position, self.hashes.get(partition_key, FIRST))
+        self.hashes[partition_key] = chained.sha256(key, frame)
+        proof = chained.signed_headers(self.key, topic, partition, self.hashes[partition_key]) if signed else chained.headers
+        headers = proof | {"ce_type": name.encode()}
         while True:
             try:
                 self.writer.append_then(_delivered, topic, key, frame, headers, partition)

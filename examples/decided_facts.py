@@ -13,7 +13,7 @@ from events.facts.fact import DecidedFact, TenantId
 from events.facts.log import StoreOpened
 from events.facts.meters import Meter
 from events.facts.topics import DECIDED_TOPICS, TOPICS, key_of
-from events.log.chain import ChainPosition
+from events.log.chain import FIRST, ChainPosition
 from events.log.client import Reader, Writer
 from events.log.headers import headers_of
 from events.log.heartbeat import Heartbeat
@@ -41,6 +41,7 @@ class DecidedFactWriter:
         """While true no heartbeat is sent, as when the relay is dead or a fold is cut off."""
         self._position = 0
         self._sent: dict[str, int] = {}
+        self._hashes: dict[str, bytes] = {}
         self._versions: dict[str, int] = {}
         self._lock, self._stop = threading.Lock(), threading.Event()
         for topic in DECIDED_TOPICS:
@@ -80,9 +81,11 @@ class DecidedFactWriter:
         with self._lock:
             self._position += 1
             tp = f"{topic}/{partition}"
-            chain_position = ChainPosition(self.store, self._position, self._sent.get(tp, 0))
-            headers = headers_of(fact) | chain_position.headers
-            self._writer.append(topic, key, self.codec.encode(fact, topic), headers, partition)
+            frame = self.codec.encode(fact, topic)
+            at = ChainPosition(self.store, self._position, self._hashes.get(tp, FIRST))
+            self._hashes[tp] = at.sha256(key, frame)
+            headers = headers_of(fact) | at.signed_headers(self._key, topic, partition, self._hashes[tp])
+            self._writer.append(topic, key, frame, headers, partition)
             self._sent[tp] = self._position
 
     def _write_heartbeats(self) -> None:

@@ -1,8 +1,9 @@
 """Recomputes a bill from Kafka by the rules of `docs/billing.md` and imports nothing of this project. For auditors, and to be copied.
 
-    python -m examples.recompute_bill BROKER TENANT NUMBER
+    python -m examples.recompute_bill BROKER TENANT NUMBER RELAY_PUBLIC_KEYS
 
-Prints the total and the digest of the issued bill beside those it computed; ends with 1 where they differ.
+The keys are in hex, with commas between; a local stack has them in `keys/relay.pub` of its data folder. Prints the total and the digest
+of the issued bill beside those it computed; ends with 1 where they differ.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple, cast
 
 import confluent_kafka as ck
 import fastavro
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 Body = dict[str, Any]
 METERS = [
@@ -50,6 +53,7 @@ class Record(NamedTuple):
     partition: int
     offset: int
     append_us: int
+    key: bytes
     value: bytes
     headers: Mapping[str, bytes]
 
@@ -62,7 +66,9 @@ def plain(schema: Any) -> Any:
 
 
 class Log:
-    def __init__(self, broker: str) -> None:
+    def __init__(self, broker: str, relay_keys: str) -> None:
+        """`relay_keys`: Ed25519 public keys in hex, with commas between."""
+        self.relay_keys = [Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in relay_keys.split(",")]
         self.consumer = ck.Consumer({"bootstrap.servers": broker, "group.id": "stranger", "enable.auto.commit": False})
         self.schemas = dict[int, tuple[str, Any]]()
         with open(SCHEMA_OF_SCHEMAS) as file:
@@ -97,7 +103,8 @@ class Log:
             if p in left:
                 if offset < left[p]:
                     headers = {k: v for k, v in message.headers() or [] if isinstance(v, bytes)}
-                    yield Record(p, offset, message.timestamp()[1] * 1000, bytes(message.value() or b""), headers)  # type: ignore[arg-type]
+                    bodies = bytes(message.key() or b""), bytes(message.value() or b"")  # type: ignore[arg-type]
+                    yield Record(p, offset, message.timestamp()[1] * 1000, *bodies, headers)
                 if offset >= left[p] - 1:
                     del left[p]
 
@@ -105,33 +112,50 @@ class Log:
         name, schema = self.schemas[int.from_bytes(record.value[1:5], "big")]
         return name, fastavro.schemaless_reader(io.BytesIO(record.value[5:]), schema, None)  # type: ignore[return-value]
 
-    def decided(self, topic: str, below: int | None = None) -> Iterator[tuple[str, Body, int]]:
-        """(fact, body, position) in the order of each partition's chain, each once."""
-        at, waiting = defaultdict[int, tuple[str, int]](lambda: ("", 0)), defaultdict[int, list[Record]](list)
-        last = defaultdict[tuple[int, bytes], int](int)  # (partition, store) → the last position: what is not above it is a copy
-        for record in self.read(topic, None, below):
-            if not {"store", "position", "previous"} <= record.headers.keys():
-                continue
-            queue = waiting[record.partition]
-            queue.append(record)
-            while (due := next((r for r in queue if self.follows(r, at[record.partition])), None)) is not None:
-                queue.remove(due)
-                position = int(due.headers["position"])
-                at[record.partition] = (due.headers["store"].decode(), position)
-                last[record.partition, due.headers["store"]] = position
-                yield *self.fact(due), position
-            waiting[record.partition] = [r for r in queue if int(r.headers["position"]) > last[r.partition, r.headers["store"]]]
-        if any(waiting.values()) and below is None:
-            raise LogInvalid(f"{topic}: a decided record waits for its predecessor")
+    def decided(self, topic: str) -> list[tuple[str, Body, int, Record]]:
+        """(fact, body, position, record) in the order of each partition's chain, each once."""
+        read = defaultdict[int, dict[bytes, Record]](dict)
+        for record in self.read(topic):
+            if {"store", "position", "previous_sha256"} <= record.headers.keys():
+                kept = read[record.partition].setdefault(chain_sha256(record), record)
+                if kept is not record and self.is_signed(topic, record):
+                    read[record.partition][chain_sha256(record)] = record
+        found = list[tuple[str, Body, int, Record]]()
+        for by_sha256 in read.values():
+            signed = [r for r in by_sha256.values() if self.is_signed(topic, r)]
+            chains = (chain_to(r, by_sha256) for r in sorted(signed, key=position_of, reverse=True))
+            longest = next((chain for chain in chains if chain is not None), [])
+            found += [(*self.fact(record), position_of(record), record) for record in longest]
+        return found
 
-    def follows(self, record: Record, at: tuple[str, int]) -> bool:
-        store, previous = record.headers["store"].decode(), int(record.headers["previous"])
-        if store == at[0]:
-            return previous == at[1]
-        name, body = self.fact(record)
-        return (
-            name == "StoreOpened" and previous == 0 and (body["previous_store"], body["previous_position"], body["store"]) == (*at, store)
-        )
+    def is_signed(self, topic: str, record: Record) -> bool:
+        message = b"modelmarket chain 1\0%s\0%d\0%s" % (topic.encode(), record.partition, chain_sha256(record))
+        for key in self.relay_keys:
+            try:
+                key.verify(record.headers.get("signature", b""), message)
+            except InvalidSignature:
+                continue
+            return True
+        return False
+
+
+def position_of(record: Record) -> int:
+    return int(record.headers["position"])
+
+
+def chain_sha256(record: Record) -> bytes:
+    head = b"%s %d %d %d " % (record.headers["store"], position_of(record), len(record.key), len(record.value))
+    return hashlib.sha256(record.headers["previous_sha256"] + head + record.key + record.value).digest()
+
+
+def chain_to(record: Record, by_sha256: Mapping[bytes, Record]) -> list[Record] | None:
+    """The records from the first of the partition to this one; None when one is missing."""
+    chain = [record]
+    while any(previous := chain[-1].headers["previous_sha256"]):
+        if previous not in by_sha256:
+            return None
+        chain.append(by_sha256[previous])
+    return chain[::-1]
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -208,7 +232,7 @@ def price_in(versions: list[Body]) -> Callable[[int, Body, str], tuple[int, ...]
 def recompute(log: Log, tenant: str, number: int) -> tuple[Body, Body]:
     """(the body of the issued bill, the bill as computed here)."""
     cuts, issued = dict[int, Body](), dict[int, Body]()
-    for name, body, _ in log.decided("bills"):
+    for name, body, _, _ in log.decided("bills"):
         if body.get("tenant") == tenant and name in ("BillCutFixed", "BillIssued"):
             (cuts if name == "BillCutFixed" else issued)[body["number"]] = body
     if number not in issued:
@@ -217,7 +241,7 @@ def recompute(log: Log, tenant: str, number: int) -> tuple[Body, Body]:
     partition = partition_of(tenant.encode(), log.partitions("usage"))
     end = max(c["offset"] for n in excluded if n in cuts for c in cuts[n]["cuts"] if c["partition"] == partition)
     records = usage_of(log, tenant, partition, end, excluded[number] | excluded[number - 1])
-    publications = [(b, position) for name, b, position in log.decided("prices") if name == "PriceBookPublished"]
+    publications = [(b, position) for name, b, position, _ in log.decided("prices") if name == "PriceBookPublished"]
 
     def statement(n: int) -> Statement:
         cut: Body = cuts[n] if n else {"cuts": [], "until": 0, "price_book": "", "decided_position": 0}
@@ -248,7 +272,8 @@ def usage_of(log: Log, tenant: str, partition: int, end: int, excluded: set[int]
 
 def epochs_ended(log: Log, below: int) -> set[str]:
     """The producer epochs that were closed or given up below an offset of topic `producers`."""
-    ended = {str(body["epoch"]) for name, body, _ in log.decided("producers", below) if name == "ProducerWrittenOff"}
+    decided = log.decided("producers")
+    ended = {str(body["epoch"]) for name, body, _, record in decided if name == "ProducerWrittenOff" and record.offset < below}
     for record in log.read("producers", 0, below):
         try:
             name, body = log.fact(record)
@@ -276,8 +301,8 @@ def bill_of(cut: Body, now: Statement, before: Statement) -> Body:
     }
 
 
-def main(broker: str, tenant: str, number: str) -> int:
-    issued, bill = recompute(Log(broker), tenant, int(number))
+def main(broker: str, tenant: str, number: str, relay_keys: str) -> int:
+    issued, bill = recompute(Log(broker, relay_keys), tenant, int(number))
     canonical = json.dumps(bill, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     print(f"issued   {issued['total_micros']} micro-{issued['currency']}  {issued['digest'].hex()}")
@@ -286,4 +311,4 @@ def main(broker: str, tenant: str, number: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main(*sys.argv[1:5]))

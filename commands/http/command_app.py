@@ -10,7 +10,6 @@ from collections.abc import Generator
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from fastapi import Request, Response
 from pydantic import BaseModel
@@ -30,14 +29,15 @@ from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import RepeatableRequest
 from commands.processor.keys_from_store import KeysFromStore
 from commands.processor.rejection import Rejected
-from commands.relay.resume import REMEDY, StoreMismatch, is_newest, read_tails, resume
+from commands.relay.resume import REMEDY, OwnRecords, StoreMismatch, read_tails, resume
 from commands.store.event_store import Store, StoreUnavailable, open_store
 from commands.store.generation import current_generation
 from commands.store.opening import open_generation, open_new_partitions
 from events.facts.accounts import Scope
 from events.facts.fact import UserId
+from events.log.chain import is_proof
 from events.log.client import LogUnavailable, Reader
-from events.log.heartbeat import newest_heartbeats
+from events.log.heartbeat import newest_heartbeats, relay_keys
 from events.log.schemas import open_codec
 from events.process.admin_key import admin_key_or_fresh
 from events.process.artifacts import Artifacts
@@ -136,11 +136,12 @@ def open_command_app(settings: Settings) -> CommandApp:
     reader = Reader(settings, PRODUCER)
     codec, log_id = open_codec(settings, reader)
     store = open_store(settings)
-    generation = current_generation(store)
+    generation, keys = current_generation(store), relay_keys(settings)
     if generation is not None:
-        heartbeats = newest_heartbeats(reader)
-        resume(store, generation, read_tails(reader, partial(is_newest, store, generation, heartbeats)), heartbeats)
-    elif read_tails(reader, lambda _: True):
+        seen = newest_heartbeats(reader)
+        own = OwnRecords(store, generation, keys, seen[0].heartbeat if seen else None)
+        resume(own, read_tails(reader, own.is_newest))
+    elif any(is_proof(tail, keys) for tails in read_tails(reader, lambda tail: is_proof(tail, keys)).values() for tail in tails):
         raise StoreMismatch(f"the store is empty, but decisions are on the log. {REMEDY}")
     else:
         open_generation(store, codec, UserId(PRODUCER))

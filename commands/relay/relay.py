@@ -1,4 +1,4 @@
-"""The relay: `python -m commands.relay.relay`. Sends what the store decided to Kafka, in the store's order, each record naming its predecessor.
+"""The relay: `python -m commands.relay.relay`. Sends what the store decided to Kafka, in the store's order, each record with the hash of its predecessor.
 
 It encodes nothing and remembers nothing (K3, K4): the frames are the store's, the position is the log's own tail. It may be
 killed at any time. On the first delivery error it ends, and the next relay continues from the tail.
@@ -14,19 +14,18 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
-from functools import partial
 from types import FrameType
 from typing import Any
 
 from commands.relay.lock import LockLost, RelayLock
-from commands.relay.resume import TP, StoreMismatch, is_newest, read_tails, resume, start_after
+from commands.relay.resume import TP, OwnRecords, Sent, StoreMismatch, read_tails, resume, start_after
 from commands.store.event_store import ANSWER_EVENT, Event, Store, StoreUnavailable, open_store
 from commands.store.generation import StoreGeneration, current_generation
 from commands.store.stored_record import unpack
 from events.log.chain import ChainPosition
 from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader, Writer
 from events.log.heartbeat import TOPIC as HEARTBEATS
-from events.log.heartbeat import Heartbeat, newest_heartbeats
+from events.log.heartbeat import Heartbeat, newest_heartbeats, relay_keys
 from events.log.record import Coordinate
 from events.log.topic_admin import check_partitions
 from events.process.clock import now_us
@@ -60,7 +59,7 @@ class Progress:
     store: str = ""
     position: int = 0
     newest: int = 0
-    sent: dict[TP, int] = field(default_factory=dict[TP, int])
+    sent: dict[TP, Sent] = field(default_factory=dict[TP, Sent])
     oldest_wait_s: float = 0.0
 
     def to_json(self) -> Mapping[str, Any]:
@@ -113,14 +112,15 @@ class Relay:
             self._stop.wait(WAIT_S)
         return None
 
-    def _starting_point(self, reader: Reader, generation: StoreGeneration) -> tuple[dict[TP, int], int, int]:
-        """What was sent to each partition, the position to go on after, and the number of the last heartbeat."""
+    def _starting_point(self, reader: Reader, generation: StoreGeneration) -> tuple[dict[TP, Sent], int, int]:
+        """The end of each partition, the position to go on after, and the number of the last heartbeat."""
         while True:
             try:
                 seen = newest_heartbeats(reader)
-                sent = resume(self._store, generation, read_tails(reader, partial(is_newest, self._store, generation, seen)), seen)
                 newest = seen[0].heartbeat if seen else None
-                return sent, start_after(self._store, generation, sent, newest), newest.number if newest else 0
+                own = OwnRecords(self._store, generation, relay_keys(self._settings), newest, self._key.key_id)
+                sent = resume(own, read_tails(reader, own.is_newest))
+                return sent, start_after(own, sent), newest.number if newest else 0
             except LogUnavailable as e:
                 self.progress.message = str(e)
                 if self._stop.wait(WAIT_S):
@@ -145,26 +145,28 @@ class Relay:
                 self._stop.wait(IDLE_S)
 
     def _send(self, writer: Writer, generation: StoreGeneration, events: list[Event]) -> None:
-        """Sends a batch and waits until all of it is acknowledged. Only then the position moves.
+        """Sends a batch and waits until all of it is acknowledged. Only then the position moves. The last record to each partition is signed,
+        which proves those before it (`events.log.chain`); where a relay ends before it, the next one sends them once more.
 
         The first record to a partition is acknowledged before another follows it. A partition that knows nothing of a producer takes any
         sequence number from it: were the first refused, the second, already on its way, would be written behind a gap (K4).
         """
         heads = dict(self.progress.sent)
         futures: dict[Future[Coordinate], TP] = {}
-        for event in events:
-            if event.name == ANSWER_EVENT:
-                continue
-            stored = unpack(event.state)
+        decided = [(event.position, unpack(event.state)) for event in events if event.name != ANSWER_EVENT]
+        last = {(stored.topic, stored.partition): position for position, stored in decided}
+        for position, stored in decided:
             tp = (stored.topic, stored.partition)
-            if event.position <= heads[tp]:
+            if position <= heads[tp].position:
                 continue  # it is on the log: sent by the relay before this one, and maybe not yet in a heartbeat
-            chain_position = ChainPosition(generation.store, event.position, heads[tp])
-            headers = {**stored.headers, **chain_position.headers}
+            at = ChainPosition(generation.store, position, heads[tp].sha256)
+            heads[tp] = Sent(position, at.sha256(stored.key, stored.frame))
+            proof = at.signed_headers(self._key, *tp, heads[tp].sha256) if position == last[tp] else at.headers
+            headers = {**stored.headers, **proof}
             future = writer.append(stored.topic, stored.key, stored.frame, headers, stored.partition)
-            heads[tp], futures[future] = event.position, tp
+            futures[future] = tp
             if not self._introduced(tp):
-                self._await(writer, {future: tp}, event.position)
+                self._await(writer, {future: tp}, position)
                 if self._stop.is_set():
                     return
         self._await(writer, futures, events[-1].position)
@@ -205,7 +207,7 @@ class _Heartbeats:
         self._moved = self._moved or moved
         if not self.due():
             return
-        sent = {f"{topic}/{partition}": position for (topic, partition), position in self._progress.sent.items() if position}
+        sent = {f"{topic}/{partition}": sent.position for (topic, partition), sent in self._progress.sent.items() if sent.position}
         self._number = max(self._number + 1, now_us())  # the clock too: heartbeats are kept for a day, and a relay may be away longer
         heartbeat = Heartbeat(self._store, self._progress.position, sent, self._number)
         headers = heartbeat.signed_headers(self._key)

@@ -1,7 +1,8 @@
-"""Where a relay continues: the newest decided record of each partition, compared with the store (K4).
+"""Where a relay continues: the newest decided record of each partition that a relay signed, compared with the store (K4).
 
-A relay remembers nothing: the tail of each partition in Kafka is the relay's only position. A tail that a relay may have sent and that is
-not this store's record at that position means that store and log do not belong together, and nothing may be sent.
+A relay remembers nothing: the tail of each partition in Kafka is the relay's only position. A signed tail that is not this store's record
+at that position means that store and log do not belong together, and nothing may be sent. What no relay signed at the tail is sent once
+more when it is this store's: a relay ended within a batch. Else somebody else wrote it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from commands.store.event_store import ANSWER_EVENT, Store
 from commands.store.generation import StoreGeneration, decided_partitions
 from commands.store.stored_record import StoredRecord, unpack
-from events.log.chain import STORE_OPENED, ChainPosition, chain_position_of
+from events.log.chain import FIRST, Claim, claim_of, is_proof
 from events.log.client import LogUnavailable, Reader
-from events.log.headers import CE_TYPE
-from events.log.heartbeat import Heartbeat, SeenHeartbeat, sent_since
+from events.log.heartbeat import Heartbeat
 from events.log.record import Record
+from events.process.signing_keys import PublicKeys
 
 logger = logging.getLogger(__name__)
 TP = tuple[str, int]
+Tail = Claim[Record]
 TAIL_RECORDS = 256
 """Records read back at first when looking for the newest decided one; four times as many each time it is not among them."""
 RECORDS_READ_MAX = 5000
@@ -38,89 +41,93 @@ class StoreMismatch(Exception):
     """Store and log do not belong together. Nothing was sent."""
 
 
+class Sent(NamedTuple):
+    """The last record of a partition: its position in this store, 0 while it is of the store before or none, and its hash."""
+
+    position: int
+    sha256: bytes
+
+
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """The newest decided record of a partition."""
+class OwnRecords:
+    """Which records on the log are this store's."""
 
-    chain_position: ChainPosition
-    record: Record
+    store: Store
+    generation: StoreGeneration
+    relay_keys: PublicKeys
+    newest: Heartbeat | None
+    """The last heartbeat."""
+    key_id: str = ""
+    """The key that the relay signs with now."""
+
+    def is_newest(self, tail: Tail) -> bool:
+        """Whether no relay sent anything newer that lies before the record in its partition: not so of a copy of an old one."""
+        return tail.at.position >= self.oldest((tail.record.topic, tail.record.partition)) and is_proof(tail, self.relay_keys)
+
+    def oldest(self, tp: TP) -> int:
+        """What relays sent to the partition goes on at least to this position."""
+        heartbeat = self.newest if self.newest is not None and self.newest.store == self.generation.store else None
+        return max(self.generation.before.get(tp, ("", 0))[1], heartbeat.sent.get(f"{tp[0]}/{tp[1]}", 0) if heartbeat else 0)
+
+    def is_before(self, tail: Tail) -> bool:
+        """Whether this store began after it."""
+        return (tail.at.store, tail.at.position) == self.generation.before.get((tail.record.topic, tail.record.partition), ("", 0))
+
+    def is_known(self, tail: Tail) -> bool:
+        """Whether this store decided this very record, or began after it."""
+        if tail.at.store != self.generation.store and not self.is_before(tail):
+            return False
+        mine, record = self.decided_at(tail.at.position), tail.record
+        if mine is None:
+            return self.is_before(tail)
+        return (mine.topic, mine.partition, mine.key, mine.frame) == (record.topic, record.partition, record.key, record.value)
+
+    def decided_at(self, position: int) -> StoredRecord | None:
+        found = self.store.notifications(position - 1, 1, until=position) if position else []
+        return unpack(found[0].state) if found and found[0].name != ANSWER_EVENT else None
 
 
-def resume(
-    store: Store, generation: StoreGeneration, tails: Mapping[TP, Sequence[Tail]], heartbeats: Sequence[SeenHeartbeat] = ()
-) -> dict[TP, int]:
-    """The last position of this store on each partition, 0 before its first. `heartbeats`: the newest first. Raises StoreMismatch."""
-    return {tp: _resume(store, generation, tp, tails.get(tp, ()), heartbeats) for tp in decided_partitions()}
+def resume(own: OwnRecords, tails: Mapping[TP, Sequence[Tail]]) -> dict[TP, Sent]:
+    """Where each decided partition ends for this store. Raises StoreMismatch."""
+    return {tp: _resume(own, tp, tails.get(tp, ())) for tp in decided_partitions()}
 
 
-def _resume(store: Store, generation: StoreGeneration, tp: TP, tails: Sequence[Tail], heartbeats: Sequence[SeenHeartbeat]) -> int:
-    before = generation.before.get(tp, ("", 0))  # a partition that became decided after this store was opened
-    known = [tail for tail in tails if is_known(store, generation, tail)]
-    own = max(known, key=lambda tail: (tail.chain_position.store == generation.store, tail.chain_position.position), default=None)
-    if own is None and before != ("", 0) and not tails:
-        raise StoreMismatch(
-            f"{tp[0]}/{tp[1]} is empty, but store {generation.store} began after position {before[1]} of store {before[0]}. {REMEDY}"
-        )
-    last = own.chain_position if own is not None else None
-    offsets = {tail.record.offset for tail in known}
-    foreign = [tail for tail in tails if tail.record.offset not in offsets]
-    for tail in foreign:
-        if not _is_foreign(tail, last, heartbeats):
-            raise StoreMismatch(_difference(store, generation, tail))
+def _resume(own: OwnRecords, tp: TP, tails: Sequence[Tail]) -> Sent:
+    before = own.generation.before.get(tp, ("", 0))  # a partition that became decided after this store was opened has none
+    last: Tail | None = None
+    foreign: list[Tail] = []
+    for tail in sorted(tails, key=lambda tail: tail.at.position, reverse=True):
+        if tail.at.position < before[1]:
+            break  # a copy of what the store before sent
+        known = own.is_known(tail)
+        if is_proof(tail, own.relay_keys):
+            if not known:
+                raise StoreMismatch(_difference(own, tail))
+            last = tail
+            break
+        if not known:
+            foreign.append(tail)
     if foreign:
         logger.error("no relay sent %s, nor %d more there: passed over", foreign[0].record.coordinate, len(foreign) - 1)
-    if own is None and before != ("", 0):
-        raise StoreMismatch(f"{tp[0]}/{tp[1]} has no record of store {before[0]}, which {generation.store} follows. {REMEDY}")
-    return 0 if last is None or (last.store, last.position) == before else last.position
+    if last is None and before != ("", 0):
+        raise StoreMismatch(f"{tp[0]}/{tp[1]} has no record of store {before[0]}, which {own.generation.store} follows. {REMEDY}")
+    if last is None:
+        return Sent(0, FIRST)
+    if own.is_before(last):
+        return Sent(0, last.sha256)
+    if own.key_id and last.signed_by != own.key_id:
+        # It is sent once more, with the new signature: the old key need not count for ever.
+        return Sent(last.at.position - 1, last.at.previous_sha256)
+    return Sent(last.at.position, last.sha256)
 
 
-def is_known(store: Store, generation: StoreGeneration, tail: Tail) -> bool:
-    """Whether this store decided this very record, or began after it."""
-    chain_position, tp = tail.chain_position, (tail.record.topic, tail.record.partition)
-    is_before = (chain_position.store, chain_position.position) == generation.before.get(tp, ("", 0))
-    if chain_position.store != generation.store and not is_before:
-        return False
-    mine = _decided_at(store, chain_position.position)
-    if mine is None:
-        return is_before
-    return (mine.topic, mine.partition, mine.key, mine.frame) == (*tp, tail.record.key, tail.record.value)
-
-
-def _decided_at(store: Store, position: int) -> StoredRecord | None:
-    found = store.notifications(position - 1, 1, until=position) if position else []
-    return unpack(found[0].state) if found and found[0].name != ANSWER_EVENT else None
-
-
-def _is_foreign(tail: Tail, own: ChainPosition | None, heartbeats: Sequence[SeenHeartbeat]) -> bool:
-    """Whether no relay can have sent this record after our last one. What a relay sent follows it, or opens another store; and heartbeats
-    name it soon. Raises nothing: whatever is left may be ours, and then store and log do not belong together."""
-    at = tail.chain_position
-    if own is not None and at.position <= own.position:
-        return True
-    if heartbeats and tail.record.timestamp < sent_since(heartbeats):
-        newest = heartbeats[0].heartbeat
-        return newest.store != at.store or newest.sent.get(f"{tail.record.topic}/{tail.record.partition}", 0) < at.position
-    if own is None:
-        return at.previous != 0
-    if at.store == own.store:
-        return at.previous != own.position
-    return at.previous != 0 or tail.record.headers.get(CE_TYPE) != STORE_OPENED.encode()
-
-
-def _difference(store: Store, generation: StoreGeneration, tail: Tail) -> str:
-    at, where = tail.chain_position, tail.record.coordinate
-    if at.store != generation.store:
-        return f"{where} is position {at.position} of store {at.store}; this is store {generation.store}. {REMEDY}"
-    if _decided_at(store, at.position) is None:
+def _difference(own: OwnRecords, tail: Tail) -> str:
+    at, where = tail.at, tail.record.coordinate
+    if at.store != own.generation.store:
+        return f"{where} is position {at.position} of store {at.store}; this is store {own.generation.store}. {REMEDY}"
+    if own.decided_at(at.position) is None:
         return f"{where} is position {at.position}, which this store does not have. {REMEDY}"
     return f"{where} is position {at.position}, but this store decided something else there. {REMEDY}"
-
-
-def is_newest(store: Store, generation: StoreGeneration, heartbeats: Sequence[SeenHeartbeat], tail: Tail) -> bool:
-    """Whether nothing of this store that lies before the record in its partition is newer: not so of a copy of an old one."""
-    newest = heartbeats[0].heartbeat if heartbeats and heartbeats[0].heartbeat.store == generation.store else None
-    sent = newest.sent.get(f"{tail.record.topic}/{tail.record.partition}", 0) if newest else 0
-    return tail.chain_position.position >= sent and is_known(store, generation, tail)
 
 
 def read_tails(reader: Reader, newest: Callable[[Tail], bool]) -> dict[TP, list[Tail]]:
@@ -133,9 +140,8 @@ def read_tails(reader: Reader, newest: Callable[[Tail], bool]) -> dict[TP, list[
         spans = {tp: (max(low, high - window), high) for tp, (low, high) in left.items()}
         within = defaultdict[TP, list[Tail]](list)
         for record in _read(reader, spans):
-            chain_position = chain_position_of(record.headers)
-            if chain_position is not None:
-                within[record.topic, record.partition].append(Tail(chain_position, record))
+            if (tail := claim_of(record, record.headers)) is not None:
+                within[record.topic, record.partition].append(tail)
         for tp, found in within.items():
             for tail in reversed(found):
                 tails[tp].append(tail)
@@ -164,13 +170,15 @@ def _read(reader: Reader, spans: Mapping[TP, tuple[int, int]]) -> Iterator[Recor
                 left.pop(tp, None)
 
 
-def start_after(store: Store, generation: StoreGeneration, last: Mapping[TP, int], heartbeat: Heartbeat | None) -> int:
+def start_after(own: OwnRecords, last: Mapping[TP, Sent]) -> int:
     """The position after which the notification log is read: everything up to it has been acknowledged. A heartbeat of this store
     makes it unnecessary to read from the oldest partition's tail; one that is ahead of the tails is not used."""
+    heartbeat, newest = own.newest, own.store.last_position()
     usable = (
         heartbeat is not None
-        and heartbeat.store == generation.store
-        and heartbeat.position <= store.last_position()
-        and all(last[tp] >= heartbeat.sent.get(f"{tp[0]}/{tp[1]}", 0) for tp in last)
+        and heartbeat.store == own.generation.store
+        and heartbeat.position <= newest
+        and all(sent.position >= heartbeat.sent.get(f"{tp[0]}/{tp[1]}", 0) for tp, sent in last.items())
     )
-    return max(generation.position - 1, min(last.values()), heartbeat.position if usable and heartbeat is not None else 0)
+    oldest = min(sent.position for sent in last.values())
+    return max(own.generation.position - 1, oldest, heartbeat.position if usable and heartbeat is not None else 0)

@@ -69,7 +69,7 @@ class Fact(BaseModel):
 
 class DecidedFact(Fact):
     """A fact that a rule could have refused. `version` counts the facts of its aggregate from 1; the relay adds its
-    place in the store (`store`, `position`, `previous`) as Kafka headers, since it never encodes (K3, K4)."""
+    place in the store (`store`, `position`, `previous_sha256`) as Kafka headers, since it never encodes (K3, K4)."""
 
     kind: ClassVar[Kind] = "decided"
 

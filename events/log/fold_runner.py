@@ -1,7 +1,7 @@
 """Runs an in-memory fold of decided topics in the order of the store, complete up to the newest heartbeat and never further (K4, K5).
 
 The relay writes several topics and partitions; each has its own chain. A heartbeat says how far every chain was at one moment.
-When all of them are read that far, every fact up to the heartbeat's position is applied in position order: a rule that needs two
+When all of them are proven that far, every fact up to the heartbeat's position is applied in position order: a rule that needs two
 topics always sees a state that existed. Observed facts of the same topics are applied right after the decided fact before them.
 """
 
@@ -12,19 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from events.facts.topics import FACTS, TOPICS
+from events.facts.topics import TOPICS
 from events.log import snapshot as snapshots
-from events.log.chain import STALLED_S_MAX, Chain, ChainCheck, chain_position_of
-from events.log.chain_check import check_chain
+from events.log.chain import STALLED_S_MAX
 from events.log.client import LogMismatch, LogUnavailable, Reader
+from events.log.folded_partition import Accepted, FoldedPartition
 from events.log.heartbeat import SKEW_MS_MAX, Heartbeat, relay_keys
 from events.log.record import Coordinate, Record
 from events.process.settings import Settings
-from events.schema.codec import Codec, Undecodable
+from events.schema.codec import Codec
 
 logger = logging.getLogger(__name__)
 
@@ -59,21 +58,6 @@ class Fold(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _PartitionTracker:
-    """How far one partition is read: its chain, and the records that wait for a predecessor."""
-
-    chain: Chain
-    next_offset: int
-    waiting: deque[Record]
-    stalled_at: float | None = None
-
-
-_Accepted = tuple[int, int, int, str, int, bytes | None]
-"""(position, 0 decided | 1 observed, offset, topic, partition, frame): sorts into the order of application. A start holds a million of
-these. They hold plain values only: Python's garbage collector stops tracking such tuples, but visits decoded bodies in every pass."""
-
-
 class FoldRunner:
     """Runs the fold in a thread. `alarm(subject, message)` is called once when a chain has stalled for 30 s. Its creation raises
     LogMismatch when this process does not know the relay's key."""
@@ -94,12 +78,10 @@ class FoldRunner:
         self._settings, self._codec, self._log_id, self._fold = settings, codec, log_id, fold
         self._topics, self._name, self._snapshot, self._snapshot_s = tuple(topics), name, snapshot, snapshot_s
         self._alarm = alarm or _log_alarm
-        self._trackers: dict[TP, _PartitionTracker] = {
-            (t, p): _PartitionTracker(Chain(), 0, deque()) for t in topics for p in range(TOPICS[t].partitions)
-        }
-        self._accepted: list[_Accepted] = []
-        self._heartbeats: deque[tuple[Heartbeat, Record, float]] = deque(maxlen=HEARTBEATS_KEPT)
         self._relay_keys = relay_keys(settings)
+        self._partitions = {(t, p): FoldedPartition(t, p, codec, self._relay_keys) for t in topics for p in range(TOPICS[t].partitions)}
+        self._accepted: list[Accepted] = []
+        self._heartbeats: deque[tuple[Heartbeat, Record, float]] = deque(maxlen=HEARTBEATS_KEPT)
         self._position = 0
         self._heartbeat_ms, self._heartbeat_came_s, self._heartbeat_number = 0, 0.0, 0
         self._ends_at_start: dict[TP, int] = {}
@@ -108,7 +90,6 @@ class FoldRunner:
         self._stop = threading.Event()
         self._caught_up_event = threading.Event()
         self.failure: BaseException | None = None
-        self.unreadable = 0
         self._snapshot_at = time.monotonic()
         self._saved_head: dict[str, Any] = {}
         """The head of the last snapshot written."""
@@ -130,7 +111,7 @@ class FoldRunner:
     @property
     def store(self) -> str:
         """The newest store seen on any partition; empty before the first."""
-        return max((tracker.chain for tracker in self._trackers.values()), key=lambda c: c.position).store
+        return max((partition.chain for partition in self._partitions.values()), key=lambda c: c.position).store
 
     def age_s(self) -> float:
         """Age of the newest heartbeat whose records are all applied: by the broker's append time, and at least since it came here. A clock
@@ -147,7 +128,12 @@ class FoldRunner:
     @property
     def lag(self) -> int:
         """Records read and not yet applied."""
-        return len(self._accepted) + sum(len(tracker.waiting) for tracker in self._trackers.values())
+        return len(self._accepted) + sum(partition.lag for partition in self._partitions.values())
+
+    @property
+    def unreadable(self) -> int:
+        """Records passed over: nobody can read them, or they are not what they claim to be."""
+        return sum(partition.unreadable for partition in self._partitions.values())
 
     def start(self) -> None:
         self._thread.start()
@@ -183,12 +169,12 @@ class FoldRunner:
             self._ends_at_start = self._ends(reader)
             self._heartbeats_end = self._ends_at_start.pop(HEARTBEAT)
             heartbeats_from = max(0, self._heartbeats_end - 50)
-            for tp, tracker in self._trackers.items():
-                if tracker.next_offset > self._ends_at_start[tp]:
+            for tp, partition in self._partitions.items():
+                if partition.next_offset > self._ends_at_start[tp]:
                     raise LogMismatch(
-                        f"{tp[0]}/{tp[1]} ends at {self._ends_at_start[tp]}, before the {tracker.next_offset} this fold has seen: another log"
+                        f"{tp[0]}/{tp[1]} ends at {self._ends_at_start[tp]}, before the {partition.next_offset} this fold has seen: another log"
                     )
-            reader.assign({**{tp: tracker.next_offset for tp, tracker in self._trackers.items()}, HEARTBEAT: heartbeats_from})
+            reader.assign({**{tp: partition.next_offset for tp, partition in self._partitions.items()}, HEARTBEAT: heartbeats_from})
             while not self._stop.is_set():
                 for record in reader.poll(5000, 0.1):
                     self._receive(record)
@@ -215,68 +201,16 @@ class FoldRunner:
                 self._heartbeat_number = heartbeat.number
                 self._heartbeats.append((heartbeat, record, time.monotonic()))
             return
-        tracker = self._trackers[tp]
-        tracker.next_offset = record.offset + 1
-        tracker.waiting.append(record)
-        head = tracker.waiting[0]
-        if self._accept(tracker, record):
-            tracker.waiting.pop()
-            if tracker.waiting:
-                self._accept_out_of_order(tracker)
-        if not tracker.waiting or tracker.waiting[0] is not head:
-            tracker.stalled_at = None  # accepting later records does not shorten the wait of the first
-        if tracker.waiting and tracker.stalled_at is None:
-            tracker.stalled_at = time.monotonic()
+        self._partitions[tp].receive(record)
 
-    def _accept_out_of_order(self, tracker: _PartitionTracker) -> None:
-        """Two relays at once can write a record after its successor: accepts each waiting record whose predecessor is there now."""
-        progress = True
-        while progress:
-            progress = False
-            for record in list(tracker.waiting):
-                if self._accept(tracker, record):
-                    tracker.waiting.remove(record)
-                    progress = True
-
-    def _accept(self, tracker: _PartitionTracker, record: Record) -> bool:
-        """False while the record has to wait. True when it is accepted, a copy, or not part of the chain (observed, or unreadable)."""
-        chain_position = chain_position_of(record.headers)
-        if chain_position is None:
-            try:
-                name, _ = self._codec.decode(record.value)
-            except Undecodable as e:
-                self.unreadable += 1
-                logger.warning("skipped an unreadable record without a chain position at %s: %s", record.coordinate, e)
-                return True
-            entry = FACTS.get(name)
-            if entry is None or entry.cls.kind != "observed" or entry.topic != record.topic:
-                # A decided fact counts only in its chain: else a copy without headers could undo a revocation.
-                self.unreadable += 1
-                logger.warning(
-                    "skipped %s at %s: a decided fact without a chain position, or a fact of another topic", name, record.coordinate
-                )
-                return True
-            self._accepted.append((tracker.chain.position, 1, record.offset, record.topic, record.partition, record.value))
-            return True
-        match check_chain(tracker.chain, self._codec, chain_position, record.headers, record.value):
-            case ChainCheck.COPY:
-                return True
-            case ChainCheck.WAIT:
-                return False
-            case ChainCheck.UNREADABLE:
-                self.unreadable += 1
-                self._alarm(
-                    f"{record.topic}/{record.partition}",
-                    f"fold {self._name} set {record.coordinate} aside: it claims to open store {chain_position.store}, and nobody can read it",
-                )
-                return True
-            case ChainCheck.NEXT:
-                tracker.chain.advance(chain_position)
-                self._accepted.append((chain_position.position, 0, record.offset, record.topic, record.partition, record.value))
-                return True
+    def _accept(self) -> None:
+        for partition in self._partitions.values():
+            if foreign := partition.accept(self._accepted):
+                self._alarm_on_foreign(partition, foreign)
 
     def _apply_to_heartbeat(self) -> None:
-        """Applies everything up to the newest heartbeat whose records have all been seen."""
+        """Applies everything up to the newest heartbeat whose records have all been proven."""
+        self._accept()
         found = next((i for i in range(len(self._heartbeats) - 1, -1, -1) if self._all_seen(self._heartbeats[i][0])), None)
         if found is None:
             return
@@ -293,7 +227,7 @@ class FoldRunner:
             self._accepted = [d for d in self._accepted if d[0] > heartbeat.position]
         self._set_aside_older(self._heartbeat_ms - SKEW_MS_MAX)
         self._position, self._heartbeat_ms, self._heartbeat_came_s = max(self._position, heartbeat.position), record.timestamp, came_s
-        if not self._caught_up and all(self._trackers[tp].next_offset >= end for tp, end in self._ends_at_start.items()):
+        if not self._caught_up and all(self._partitions[tp].next_offset >= end for tp, end in self._ends_at_start.items()):
             # What waits beyond the second heartbeat after the start is not the relay's, and must not keep a process from starting.
             self._caught_up = self.lag == 0 or record.offset > self._heartbeats_end
             if self._caught_up:
@@ -303,34 +237,32 @@ class FoldRunner:
         """Called when all that a heartbeat speaks of is applied, with the append time of the one before. The relay writes one heartbeat at a
         time, and none while it sends: so this one speaks of every record of the relay that was there before the last one was. What is older
         and still waits was written by another program."""
-        for (topic, partition), tracker in self._trackers.items():
-            foreign = [r for r in tracker.waiting if r.timestamp < at_ms]
-            if not foreign:
-                continue
-            tracker.waiting = deque(r for r in tracker.waiting if r.timestamp >= at_ms)
-            tracker.stalled_at = time.monotonic() if tracker.waiting else None
-            self.unreadable += len(foreign)
-            named = ", ".join(str(r.coordinate) for r in foreign[:NAMED_MAX])
-            more = f" and {len(foreign) - NAMED_MAX} more" if len(foreign) > NAMED_MAX else ""
-            self._alarm(f"{topic}/{partition}", f"fold {self._name} set {named}{more} aside: the relay did not send it")
+        for partition in self._partitions.values():
+            if foreign := partition.set_aside_older(at_ms):
+                self._alarm_on_foreign(partition, foreign)
+
+    def _alarm_on_foreign(self, partition: FoldedPartition, foreign: Sequence[Record]) -> None:
+        named = ", ".join(str(record.coordinate) for record in foreign[:NAMED_MAX])
+        more = f" and {len(foreign) - NAMED_MAX} more" if len(foreign) > NAMED_MAX else ""
+        self._alarm(f"{partition.topic}/{partition.partition}", f"fold {self._name} set {named}{more} aside: the relay did not send it")
 
     def _all_seen(self, heartbeat: Heartbeat) -> bool:
-        for (topic, partition), tracker in self._trackers.items():
-            position = heartbeat.sent.get(f"{topic}/{partition}", 0)
-            if tracker.chain.position < position or (position and tracker.chain.store != heartbeat.store):
+        for (topic, number), partition in self._partitions.items():
+            position, chain = heartbeat.sent.get(f"{topic}/{number}", 0), partition.chain
+            if chain.position < position or (position and chain.store != heartbeat.store):
                 return False
-            if tracker.chain.store and not position:
+            if chain.store and not position:
                 return False  # a relay reports every partition of its store: this one is of another store, or older than the opening
         return True
 
     def _alarm_on_stalls(self) -> None:
-        for (topic, partition), tracker in self._trackers.items():
-            if tracker.stalled_at is not None and time.monotonic() - tracker.stalled_at > STALLED_S_MAX:
-                tracker.stalled_at = float("inf")  # reported once; cleared when the chain goes on
-                first = chain_position_of(tracker.waiting[0].headers)
+        for (topic, number), partition in self._partitions.items():
+            if partition.stalled_at is not None and time.monotonic() - partition.stalled_at > STALLED_S_MAX:
+                partition.stalled_at = float("inf")  # reported once; cleared when the first of them goes on
                 self._alarm(
-                    f"{topic}/{partition}",
-                    f"fold {self._name} waits at position {tracker.chain.position} of store {tracker.chain.store}; the next record is {first}",
+                    f"{topic}/{number}",
+                    f"fold {self._name} waits at position {partition.chain.position} of store {partition.chain.store}: "
+                    f"nothing proves {partition.waiting[0].coordinate}",
                 )
 
     # --- snapshots
@@ -366,10 +298,7 @@ class FoldRunner:
         return (state,) if isinstance(state, bytes) else state
 
     def _head(self) -> dict[str, Any]:
-        partitions = {
-            f"{t}/{p}": [tracker.next_offset, tracker.chain.store, tracker.chain.position, dict(tracker.chain.earlier_stores)]
-            for (t, p), tracker in self._trackers.items()
-        }
+        partitions = {f"{t}/{p}": partition.head() for (t, p), partition in self._partitions.items()}
         return {"code": self._fold.code_version, "log_id": self._log_id, "position": self._position, "partitions": partitions}
 
     def _restore(self) -> None:
@@ -381,17 +310,16 @@ class FoldRunner:
             if (
                 head["code"] != self._fold.code_version
                 or head["log_id"] != self._log_id
-                or set(head["partitions"]) != {f"{t}/{p}" for t, p in self._trackers}
+                or set(head["partitions"]) != {f"{t}/{p}" for t, p in self._partitions}
             ):
                 logger.info("snapshot of %s is of other code or another log: folding from the start", self._name)
                 return
-            found: dict[TP, _PartitionTracker] = {}
-            for t, p in self._trackers:
-                offset, store, position, earlier_stores = head["partitions"][f"{t}/{p}"]
-                found[t, p] = _PartitionTracker(Chain(str(store), int(position), dict(earlier_stores)), int(offset), deque())
+            found = {(t, p): FoldedPartition(t, p, self._codec, self._relay_keys) for t, p in self._partitions}
+            for (t, p), partition in found.items():
+                partition.restore(head["partitions"][f"{t}/{p}"])
             reached = int(head["position"])
             self._fold.load(state)
-            self._trackers, self._position, self._saved_head = found, reached, head
+            self._partitions, self._position, self._saved_head = found, reached, head
         except Exception as e:  # a damaged state can raise anything; without this the process would fail at every start
             logger.warning("snapshot of %s is unreadable (%s: %s): folding from the start", self._name, type(e).__name__, e)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from events.log.chain import POSITION_MAX, Chain
 from events.log.client import LogMismatch, Reader
@@ -77,8 +77,8 @@ def newest_heartbeats(reader: Reader) -> list[SeenHeartbeat]:
     return [found[number] for number in sorted(found, reverse=True)]
 
 
-def is_covered(heartbeat: Heartbeat, topic: str, partition: int, chain: Chain) -> bool:
-    """Whether everything that the heartbeat says was sent to the partition is read. One that leaves the partition out is of another store, or
+def is_covered(heartbeat: Heartbeat, topic: str, partition: int, chain: Chain[Any]) -> bool:
+    """Whether everything that the heartbeat says was sent to the partition is proven. One that leaves the partition out is of another store, or
     older than its opening."""
     position = heartbeat.sent.get(f"{topic}/{partition}", 0)
     return position > 0 and chain.store == heartbeat.store and chain.position >= position

@@ -1,6 +1,6 @@
 """Which partition a key belongs to: murmur2, as Kafka's Java clients place it (`murmur2_random` in librdkafka).
 
-The relay names each record's predecessor in its partition, so it must know the partition before it sends (K4).
+Each record names the hash of its predecessor in its partition, so it must know the partition before it sends (K4).
 Source: org.apache.kafka.common.utils.Utils.murmur2.
 """
 

@@ -46,6 +46,9 @@ class PublicKeys:
     def __init__(self, keys: Iterable[bytes]) -> None:
         self._keys = {_key_id(key): Ed25519PublicKey.from_public_bytes(key) for key in keys}
 
+    def __contains__(self, key_id: str) -> bool:
+        return key_id in self._keys
+
     def verify(self, key_id: str, message: bytes, signature: bytes) -> bool:
         key = self._keys.get(key_id)
         if key is None:

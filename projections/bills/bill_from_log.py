@@ -13,10 +13,10 @@ from typing import Any
 
 from events.facts.meters import METERS
 from events.facts.topics import TOPICS
-from events.log.chain import Chain, ChainCheck, chain_position_of
-from events.log.chain_check import check_chain
+from events.log.chain import Claim, claim_of
 from events.log.client import Reader
-from events.log.heartbeat import is_covered, newest_heartbeats
+from events.log.decided_records import ChainBroken, DecidedRecords
+from events.log.heartbeat import newest_heartbeats, relay_keys
 from events.log.partitioner import partition_of
 from events.log.record import Record
 from events.schema.codec import Codec, Undecodable, frame_schema_id
@@ -30,7 +30,7 @@ Body = Mapping[str, Any]
 
 
 class LogIncomplete(Exception):
-    """The log does not hold what a bill needs: a decided record whose predecessor is missing, or an unreadable usage record."""
+    """The log does not hold what a bill needs: a decided record that is not proven, or an unreadable usage record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +44,26 @@ class DecidedRecord:
 
 
 def decided_facts(reader: Reader, codec: Codec, topic: str, partition: int | None = None) -> Iterator[DecidedRecord]:
-    """Each decided fact of a topic once, in its partition's order. Copies are skipped; so is what has no chain position.
+    """Each decided fact of a topic once, in its partition's order. Copies are skipped; so is what the relay did not send.
 
     Raises LogIncomplete where the chain has a gap at the end that was there when reading began, unless the relay's newest heartbeat says
     that it sent no more: then what waits is of another writer.
     """
-    partitions = range(TOPICS[topic].partitions)
-    skip = {p: 0 for p in partitions if partition is not None and p != partition}
-    chains = {p: Chain() for p in partitions}
-    waiting: dict[int, list[Record]] = {p: [] for p in partitions}
-    for record in reader.read(topic, end=skip):
-        if chain_position_of(record.headers) is None:
-            continue
-        queue = waiting[record.partition]
-        queue.append(record)
-        while (due := _next(chains[record.partition], queue, codec)) is not None:
-            yield due
-    newest = next(iter(newest_heartbeats(reader)), None) if any(waiting.values()) else None
-    for p, queue in waiting.items():
-        if queue and not (newest and is_covered(newest.heartbeat, topic, p, chains[p])):
-            raise LogIncomplete(f"{topic}/{p}: {len(queue)} records wait for the successor of position {chains[p].position}")
+    skip = {p: 0 for p in range(TOPICS[topic].partitions) if partition is not None and p != partition}
+    decided = DecidedRecords(relay_keys(reader.settings))
+    yield from _decoded(decided.of(reader.read(topic, end=skip)), codec)
+    waits = any(chain.waiting for chain in decided.chains.values())
+    newest = next(iter(newest_heartbeats(reader)), None) if waits else None
+    try:
+        decided.require_whole(newest.heartbeat if newest else None)
+    except ChainBroken as e:
+        raise LogIncomplete(str(e)) from e
 
 
-def _next(chain: Chain, queue: list[Record], codec: Codec) -> DecidedRecord | None:
-    """Takes the first record of the queue that the chain admits; copies fall out on the way."""
-    for record in list(queue):
-        chain_position = chain_position_of(record.headers)
-        assert chain_position is not None
-        match check_chain(chain, codec, chain_position, record.headers, record.value):
-            case ChainCheck.COPY | ChainCheck.UNREADABLE:
-                queue.remove(record)
-            case ChainCheck.NEXT:
-                queue.remove(record)
-                chain.advance(chain_position)
-                name, body = codec.decode(record.value)  # Undecodable: a fold of decided facts skips nothing
-                return DecidedRecord(name, body, chain_position.position, record)
-            case ChainCheck.WAIT:
-                continue
-    return None
+def _decoded(claims: Iterable[Claim[Record]], codec: Codec) -> Iterator[DecidedRecord]:
+    for claim in claims:
+        name, body = codec.decode(claim.record.value)  # Undecodable: a fold of decided facts skips nothing
+        yield DecidedRecord(name, body, claim.at.position, claim.record)
 
 
 # --- prices, producers, accounts
@@ -96,18 +78,14 @@ def price_book(facts: Iterable[DecidedRecord], book: str, position: int | None =
 
 
 def epochs_ended(reader: Reader, codec: Codec, below: int) -> frozenset[str]:
-    """Producer epochs closed or written off by the records of `producers` below an offset. A write-off counts only in the relay's chain,
-    and not while its predecessor is missing below the offset: the bill says "open" then, which is the safe side."""
+    """Producer epochs closed or written off by the records of `producers` below an offset. A write-off counts only when the relay sent it."""
     if not below:
         return frozenset()
-    ended: set[str] = set()
-    chain, waiting = Chain(), list[Record]()
-    for record in reader.read("producers", end={0: below}):
-        if chain_position_of(record.headers) is not None:
-            waiting.append(record)
-            while (due := _next(chain, waiting, codec)) is not None:
-                if due.name == "ProducerWrittenOff":
-                    ended.add(str(due.body["epoch"]))
+    records = list(reader.read("producers"))  # to its end: what proves a record below the offset may lie behind it
+    decided = _decoded(DecidedRecords(relay_keys(reader.settings)).of(records), codec)
+    ended = {str(fact.body["epoch"]) for fact in decided if fact.name == "ProducerWrittenOff" and fact.record.offset < below}
+    for record in records:
+        if record.offset >= below or claim_of(record, record.headers) is not None:
             continue
         try:
             name, body = codec.decode(record.value)

@@ -1,7 +1,7 @@
 """One row for each record of a folded topic: what it said, and the whole document of its key after it.
 
 Dense (K6): copies, observed facts, changes of the store and unreadable records have rows too, so a missing offset is a gap and
-nothing else. Pure: the sink in `history` reads and writes.
+nothing else. A record that nothing proves yet has no row (K4). Pure: the sink beside it reads and writes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from events.facts.log import LogCreated
 from events.facts.topics import DECIDED_TOPICS, FACTS
-from events.log.chain import STORE_OPENED, Chain, ChainCheck, ChainPosition, chain_position_of
-from events.log.chain_check import NOT_SENT, UNREADABLE_OPENING, check_chain
+from events.log.chain import NOT_SENT, STORE_OPENED, Chain, ChainPosition, Claim, claim_of
 from events.log.record import LogRecord
 from events.log.recorded_schemas import check_log, check_schema, check_signature, claimed_fact
 from events.process.signing_keys import PublicKeys
@@ -27,104 +26,120 @@ from projections.ingest.sink import DeadLetter
 
 OBSERVED_KEPT = 100_000
 """event_ids of observed facts remembered per partition, to tell copies: hours of a busy deployment topic."""
+RECENT_KEPT = 10_000
+"""Decided records remembered per partition, to tell a copy from a forgery that comes behind it."""
+OFFSET_MAX = (1 << 63) - 1
 WAITING_MAX = 10_000
-"""Records held behind a gap: past it the process stops, since something is broken for good."""
+"""Records held that nothing proves: past it the process stops, since something is broken for good."""
 
 RowKind = Literal["decided", "observed", "copy", "store", "dead"]
 
 
 class GapTooLong(Exception):
-    """Too many records wait for a predecessor that does not come."""
+    """Too many records wait for a proof that does not come."""
 
 
 @dataclass(slots=True)
 class PartitionFold:
-    """One partition of one topic: its chain where it is a decided one, the newest document of each key, and what waits for its predecessor."""
+    """One partition of one topic: its chain where it is a decided one, the newest document of each key, and what nothing proves yet."""
 
     topic: str
     partition: int
     codec: Codec
+    chain: Chain[LogRecord]
+    """Of a topic without decided facts: an empty one, that stays empty."""
     setup_keys: PublicKeys | None = None
     """For topic `schemas`: set-up signs what is on it."""
-    chain: Chain = field(default_factory=Chain)
     documents: dict[str, Document] = field(default_factory=dict[str, Document])
     step: int = 0
     """Rows folded so far: the order in which documents changed, which is not the order of offsets where two relays crossed."""
     stored: set[int] = field(default_factory=set[int])
-    """Offsets past the first gap that have their rows already (the gap waited for its predecessor before a restart)."""
+    """Offsets past the first gap that have their rows already (nothing proved what stands in the gap before a restart)."""
     observed: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])
-    waiting: list[tuple[LogRecord, Mapping[str, bytes]]] = field(default_factory=list[tuple[LogRecord, Mapping[str, bytes]]])
+    _observed_waiting: list[LogRecord] = field(default_factory=list[LogRecord])
+    _late: list[Claim[LogRecord]] = field(default_factory=list[Claim[LogRecord]])
+    _recent: OrderedDict[int, bytes] = field(default_factory=OrderedDict[int, bytes])
+    """Position → hash of the decided records folded last."""
 
-    def take(self, record: LogRecord, headers: Mapping[str, bytes]) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
-        """The rows that this record makes possible: none while it waits, several when it is what others waited for.
-
-        Raises Undecodable for a decided record in its place that cannot be read: the fold stops, it skips nothing.
-        """
+    def take(self, record: LogRecord, headers: Mapping[str, bytes]) -> None:
+        """Notes the next record of the partition; `fold` makes its row."""
         if record.offset in self.stored:
             self.stored.discard(record.offset)
-            return [], []
-        self.waiting.append((record, headers))
+            return
+        # Where the relay writes nothing there is no chain: headers with a chain position are not the relay's, and must not make other records wait.
+        claim = claim_of(record, headers) if self.topic in DECIDED_TOPICS else None
+        if claim is None:
+            self._observed_waiting.append(record)
+        elif not self.chain.add(claim):
+            self._late.append(claim)
+
+    def fold(self) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
+        """The rows of all records whose fate is certain now. Those that nothing proves wait, and the observed facts behind them.
+
+        Raises Undecodable for a decided record that is proven and cannot be read: the fold stops, it skips nothing.
+        """
         rows: list[dict[str, Any]] = []
         dead: list[DeadLetter] = []
-        while self._progress(rows, dead):
-            pass
+        position = self.chain.position
+        proven, copies, foreign = self.chain.prove()
+        first_waiting = min((c.record.offset for c in self.chain.waiting), default=OFFSET_MAX)
+        for claim in proven:
+            self._fold_observed(min(claim.record.offset, first_waiting), position, rows, dead)
+            position = claim.at.position
+            rows.append(self._decided(claim))
+        for claim in copies:
+            rows.append(self._row(claim.record, "copy", at=claim.at))
+        self._set_aside([*foreign, *self._take_late(rows)], rows, dead)
+        self._fold_observed(first_waiting, position, rows, dead)
         return rows, dead
 
     def set_aside_older(self, at_ms: float) -> tuple[list[dict[str, Any]], list[DeadLetter]]:
-        """Gives up waiting for predecessors of what was appended before `at_ms`: the caller knows that no relay sent it. The rows that this
+        """Gives up waiting for the proof of what was appended before `at_ms`: the caller knows that no relay sent it. The rows that this
         makes possible; observed facts that came behind it are among them."""
-        foreign = [r for r, headers in self.waiting if r.timestamp < at_ms and chain_position_of(headers) is not None]
-        offsets = {r.offset for r in foreign}
-        self.waiting = [(r, headers) for r, headers in self.waiting if r.offset not in offsets]
-        rows = [self._row(r, "dead") for r in foreign]
-        dead = [DeadLetter(r, NOT_SENT, "it claims a place in the chain of decisions, and the relay did not send it") for r in foreign]
-        while self._progress(rows, dead):
-            pass
-        return rows, dead
+        rows: list[dict[str, Any]] = []
+        dead: list[DeadLetter] = []
+        self._set_aside(self.chain.set_aside_older(at_ms), rows, dead)
+        more, more_dead = self.fold()
+        return rows + more, dead + more_dead
+
+    @property
+    def waiting(self) -> int:
+        """Records without a row."""
+        return len(self.chain.waiting) + len(self._observed_waiting)
 
     def require_bounded(self) -> None:
         """Raises GapTooLong."""
-        if len(self.waiting) > WAITING_MAX:
-            raise GapTooLong(f"{self.topic}/{self.partition}: {len(self.waiting)} records wait for the successor of {self.chain.position}")
+        if self.waiting > WAITING_MAX:
+            raise GapTooLong(f"{self.topic}/{self.partition}: nothing proves {self.waiting} records behind position {self.chain.position}")
 
-    def _progress(self, rows: list[dict[str, Any]], dead: list[DeadLetter]) -> bool:
-        """Takes the first waiting record that can be taken. Observed facts and foreign records do not overtake a decided one that waits."""
-        for index, (record, headers) in enumerate(self.waiting):
-            # Where the relay writes nothing there is no chain: headers with a chain position are not the relay's, and must not make other records wait.
-            chain_position = chain_position_of(headers) if self.topic in DECIDED_TOPICS else None
-            if chain_position is None:
-                if index:
-                    continue
-                row = self._observed(record, dead)
-            else:
-                row = self._decided(record, headers, chain_position, dead)
-            if row is not None:
-                del self.waiting[index]
-                rows.append(row)
-                return True
-        return False
+    def _take_late(self, rows: list[dict[str, Any]]) -> list[Claim[LogRecord]]:
+        """What came when its position was proven already: copies get their rows; returned are those known to be forged."""
+        late, self._late = self._late, []
+        forged = [claim for claim in late if self._recent.get(claim.at.position, claim.sha256) != claim.sha256]
+        rows += [self._row(c.record, "copy", at=c.at) for c in late if self._recent.get(c.at.position, c.sha256) == c.sha256]
+        return forged
 
-    def _decided(
-        self, record: LogRecord, headers: Mapping[str, bytes], chain_position: ChainPosition, dead: list[DeadLetter]
-    ) -> dict[str, Any] | None:
-        match check_chain(self.chain, self.codec, chain_position, headers, record.value):
-            case ChainCheck.WAIT:
-                return None
-            case ChainCheck.UNREADABLE:
-                dead.append(
-                    DeadLetter(record, UNREADABLE_OPENING, f"it claims to open store {chain_position.store}, and nobody can read it")
-                )
-                return self._row(record, "dead")  # without its chain position, which the relay did not write
-            case ChainCheck.COPY:
-                return self._row(record, "copy", chain_position=chain_position)
-            case ChainCheck.NEXT:
-                name, body = self.codec.decode(record.value)
-                self.chain.advance(chain_position)
-                if name == STORE_OPENED:
-                    return self._row(record, "store", name, body, chain_position=chain_position)
-                return self._fold(record, "decided", name, body, chain_position)
+    def _set_aside(self, foreign: list[Claim[LogRecord]], rows: list[dict[str, Any]], dead: list[DeadLetter]) -> None:
+        for claim in foreign:
+            rows.append(self._row(claim.record, "dead"))
+            dead.append(DeadLetter(claim.record, NOT_SENT, "it claims a position in the chain of decisions, and the relay did not send it"))
 
-    def _observed(self, record: LogRecord, dead: list[DeadLetter]) -> dict[str, Any]:
+    def _decided(self, claim: Claim[LogRecord]) -> dict[str, Any]:
+        self._recent[claim.at.position] = claim.sha256
+        if len(self._recent) > RECENT_KEPT:
+            self._recent.popitem(last=False)
+        name, body = self.codec.decode(claim.record.value)
+        if name == STORE_OPENED:
+            return self._row(claim.record, "store", name, body, at=claim.at, chain_sha256=claim.sha256)
+        return self._evolve(claim.record, "decided", name, body, claim.at, claim.sha256)
+
+    def _fold_observed(self, below: int, position: int, rows: list[dict[str, Any]], dead: list[DeadLetter]) -> None:
+        """Those in front of an offset, right after the decided fact with that position."""
+        count = next((i for i, record in enumerate(self._observed_waiting) if record.offset >= below), len(self._observed_waiting))
+        due, self._observed_waiting = self._observed_waiting[:count], self._observed_waiting[count:]
+        rows += [self._observed(record, position, dead) for record in due]
+
+    def _observed(self, record: LogRecord, position: int, dead: list[DeadLetter]) -> dict[str, Any]:
         try:
             name, body = self.codec.decode(record.value)
             entry = FACTS.get(name)
@@ -135,12 +150,12 @@ class PartitionFold:
             if self.topic == "schemas":
                 self._check_schemas(record, name, body)
             if body["event_id"] in self.observed:
-                return self._row(record, "copy", name, body)
-            row = self._fold(record, "observed", name, body, None)
+                return self._row(record, "copy", name, body, position=position)
+            row = self._evolve(record, "observed", name, body, None, position=position)
         except (Undecodable, Misplaced) as e:
             code = e.code if isinstance(e, Undecodable) else "misplaced"
             dead.append(DeadLetter(record, code, str(e)))
-            return self._row(record, "dead", chain_position=None)
+            return self._row(record, "dead", position=position)
         self.observed[body["event_id"]] = None
         if len(self.observed) > OBSERVED_KEPT:
             self.observed.popitem(last=False)
@@ -158,14 +173,21 @@ class PartitionFold:
         else:
             check_schema(body, created, self.documents.get(str(body["schema_id"]), {}).get("definition"))
 
-    def _fold(
-        self, record: LogRecord, kind: RowKind, name: str, body: Mapping[str, Any], chain_position: ChainPosition | None
+    def _evolve(
+        self,
+        record: LogRecord,
+        kind: RowKind,
+        name: str,
+        body: Mapping[str, Any],
+        at: ChainPosition | None,
+        chain_sha256: bytes = b"",
+        *,
+        position: int = 0,
     ) -> dict[str, Any]:
         key = str(body[FACTS[name].key])
-        position = chain_position.position if chain_position else self.chain.position
-        document = evolve(self.topic, self.documents.get(key, {}), name, body, position)
+        document = evolve(self.topic, self.documents.get(key, {}), name, body, at.position if at else position)
         self.documents[key] = document
-        return self._row(record, kind, name, body, key, document, chain_position)
+        return self._row(record, kind, name, body, key, document, at=at, chain_sha256=chain_sha256, position=position)
 
     def _row(
         self,
@@ -175,10 +197,15 @@ class PartitionFold:
         body: Mapping[str, Any] | None = None,
         key: str = "",
         document: Document | None = None,
-        chain_position: ChainPosition | None = None,
+        *,
+        at: ChainPosition | None = None,
+        chain_sha256: bytes = b"",
+        position: int | None = None,
     ) -> dict[str, Any]:
+        """`at`: of a decided record; `position`: of the decided one before another."""
         self.step += 1
-        position = chain_position.position if chain_position else self.chain.position
+        if position is None or at is not None:
+            position = at.position if at else self.chain.position
         return {
             "topic": self.topic,
             "kafka_partition": self.partition,
@@ -190,9 +217,9 @@ class PartitionFold:
             "key": key,
             "event_id": str(body["event_id"]) if body else "",
             "valid_from_us": int(body["occurred_at"]) if body else record.timestamp * 1000,
-            "store": chain_position.store if chain_position else "",
+            "store": at.store if at else "",
             "position": position,
-            "previous": chain_position.previous if chain_position else 0,
+            "chain_sha256": chain_sha256.hex(),
             "sha256": sha256(record.value or b"").hexdigest(),
             "body": _json(plain(body)) if body else "",
             "state": _json(document) if document is not None else "",

@@ -1,7 +1,7 @@
 """Writes a topic into `history_rows`: every record, a decided one in its chain's order, with the whole document of its key after it.
 
 The table is the position and the state (K6): on assignment the newest documents, the chain and the first missing offset are read
-from it. A record whose predecessor has not come stays without a row, so that a restart finds it again; after 30 s it alarms.
+from it. A record that nothing proves stays without a row, so that a restart finds it again; after 30 s it alarms.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import STALLED_S_MAX, Chain
-from events.log.chain_check import UNREADABLE_OPENING
 from events.log.client import LogUnavailable, Reader
-from events.log.heartbeat import SeenHeartbeat, is_covered, newest_heartbeats, sent_since
+from events.log.heartbeat import SeenHeartbeat, is_covered, newest_heartbeats, relay_keys, sent_since
+from events.log.record import LogRecord
 from events.log.schemas import setup_keys
 from events.schema.codec import Codec
 from projections.catalog.rows import OBSERVED_KEPT, WAITING_MAX, PartitionFold
@@ -90,12 +90,10 @@ class HistorySink:
         for chunk in chunks:
             fold = self._folds[chunk.partition]
             for record in chunk.records:
-                rows, dead = fold.take(record, dict(record.headers))
-                batch.rows += rows
-                batch.dead += dead
-                for d in dead:
-                    if d.code == UNREADABLE_OPENING:
-                        self._alarm(f"{self.topic}/{chunk.partition}", f"the record at {d.record.offset} is set aside: {d.reason}")
+                fold.take(record, dict(record.headers))
+            rows, dead = fold.fold()
+            batch.rows += rows
+            batch.dead += dead
             if fold.waiting:
                 self._set_aside_foreign(chunk.partition, fold, batch)
             batch.fences[chunk.partition] = self._fences[chunk.partition]
@@ -114,7 +112,7 @@ class HistorySink:
 
     def _set_aside_foreign(self, partition: int, fold: PartitionFold, batch: _Batch) -> None:
         """What waits and was not sent by the relay, by what its heartbeats name: asked for now and then, when a record comes."""
-        if time.monotonic() >= self._ask_again or len(fold.waiting) > WAITING_MAX:
+        if time.monotonic() >= self._ask_again or fold.waiting > WAITING_MAX:
             self._ask_again = time.monotonic() + ASK_S
             try:
                 self._seen = newest_heartbeats(self._heartbeats)
@@ -131,14 +129,14 @@ class HistorySink:
 
     def _restore(self, partition: int, offset: int, where: str, params: dict[str, object]) -> PartitionFold:
         rows = self._clickhouse.rows
-        fold = PartitionFold(self.topic, partition, self._codec, setup_keys(self._reader.settings) if self.topic == "schemas" else None)
+        settings = self._reader.settings
+        chain = Chain[LogRecord](relay_keys(settings))
+        fold = PartitionFold(self.topic, partition, self._codec, chain, setup_keys(settings) if self.topic == "schemas" else None)
         newest = f"SELECT key, argMax(state, step) AS document FROM {TABLE} WHERE {where} AND state != '' GROUP BY key"
         fold.documents = {r["key"]: json.loads(r["document"]) for r in rows(newest, params)}
-        chained = f"SELECT store, max(position) AS newest FROM {TABLE} WHERE {where} AND kind IN ('decided', 'store') GROUP BY store ORDER BY max(step)"
+        chained = f"SELECT store, position, chain_sha256 FROM {TABLE} WHERE {where} AND chain_sha256 != '' ORDER BY step DESC LIMIT 1"
         for r in rows(chained, params):
-            if fold.chain.store:
-                fold.chain.earlier_stores[fold.chain.store] = fold.chain.position
-            fold.chain = Chain(str(r["store"]), int(r["newest"]), fold.chain.earlier_stores)
+            chain.store, chain.position, chain.sha256 = str(r["store"]), int(r["position"]), bytes.fromhex(str(r["chain_sha256"]))
         fold.step = int(self._clickhouse.value(f"SELECT max(step) FROM {TABLE} WHERE {where}", params))
         past = f"SELECT DISTINCT kafka_offset FROM {TABLE} WHERE {where} AND kafka_offset > {{offset:Int64}}"
         fold.stored = {int(r["kafka_offset"]) for r in rows(past, {**params, "offset": offset})}
@@ -161,7 +159,7 @@ class HistorySink:
             timer.start()
 
     def _stalled(self, partition: int, fold: PartitionFold) -> None:
-        message = f"{len(fold.waiting)} records wait for the successor of position {fold.chain.position} of store {fold.chain.store}"
+        message = f"nothing proves {fold.waiting} records behind position {fold.chain.position} of store {fold.chain.store}"
         self._alarm(f"{self.topic}/{partition}", message)
 
 

@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS history_rows (
     valid_from_us Int64 COMMENT 'when it happened, microseconds UTC',
     store String,
     position Int64,
-    previous Int64,
+    chain_sha256 String COMMENT 'of a decided record: its hash in the chain of its partition, hex',
     sha256 FixedString(64),
     body String CODEC(ZSTD(1)) COMMENT 'the fact as JSON',
     state String CODEC(ZSTD(1)) COMMENT 'the whole document of the key after it, as JSON',

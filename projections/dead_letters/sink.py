@@ -12,7 +12,7 @@ from typing import Any
 from events.facts.alerts import AlertRaised
 from events.facts.log import DeadLettered
 from events.facts.topics import TOPICS
-from events.log.chain_check import NOT_SENT, UNREADABLE_OPENING
+from events.log.chain import NOT_SENT
 from events.log.client import Writer
 from events.log.headers import headers_of
 from events.log.record import Headers, LogRecord
@@ -27,7 +27,7 @@ TOPIC = "dead-letters"
 ACKNOWLEDGED_S_MAX = 30.0
 CLUE_BYTES = 1024
 """What is kept of a value too large to be kept whole; the record itself stays at its coordinate."""
-ALARMED = FORGED | {NOT_SENT, UNREADABLE_OPENING}
+ALARMED = FORGED | {NOT_SENT}
 FORGED_RULE = "forged_record"
 NAMED_MAX = 10
 """Forged records that one alert names."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from hashlib import sha256
 
 import confluent_kafka as ck
 
 from commands.store.event_store import ANSWER_EVENT, open_store
 from events.process.settings import Settings
 
+SIGNATURE_HEADERS = {"signed_by", "signature"}
 DECIDED = {"models": 4, "deployments": 4, "accounts": 4, "prices": 1, "bills": 4, "producers": 1}
 
 
@@ -60,28 +62,36 @@ class ChainReport:
 
     records: dict[int, LogEntry]
     copies: int
+    ends_signed: bool
+    """Every partition ends with a record that carries a signature."""
 
 
 def check_chain(settings: Settings) -> ChainReport:
     """Every decided partition, by the rule of K4 alone: each record is the next one or an exact copy. Raises AssertionError."""
     records: dict[int, LogEntry] = {}
-    copies = 0
+    copies, ends_signed = 0, True
     by_partition: defaultdict[tuple[str, int], list[LogEntry]] = defaultdict(list)
     for r in read_log(settings, *DECIDED):
         if r.headers.get("position", b"").isdigit():
             by_partition[r.topic, r.partition].append(r)
     for tp, found in by_partition.items():
-        seen = 0
+        seen, seen_sha256, signed = 0, bytes(32), False
         for r in sorted(found, key=lambda r: r.offset):
             if r.position <= seen:
                 first = records[r.position]
-                assert (first.key, first.value, first.headers) == (r.key, r.value, r.headers), f"{tp}: another record under {r.position}"
+                same = [(x.key, x.value, {k: v for k, v in x.headers.items() if k not in SIGNATURE_HEADERS}) for x in (first, r)]
+                assert same[0] == same[1], f"{tp}: another record under {r.position}"
                 copies += 1
+                signed = signed or ("signature" in r.headers and r.position == seen)
                 continue
-            assert int(r.headers["previous"]) == seen, f"{tp}: {r.position} follows {r.headers['previous']!r}, but {seen} was last"
-            seen, records[r.position] = r.position, r
+            previous = r.headers["previous_sha256"]
+            assert previous == seen_sha256, f"{tp}: {r.position} names another record than {seen} as the one before it"
+            hashed = b"%s %d %d %d " % (r.headers["store"], r.position, len(r.key), len(r.value))
+            seen, seen_sha256, signed = r.position, sha256(previous + hashed + r.key + r.value).digest(), "signature" in r.headers
+            records[r.position] = r
+        ends_signed = ends_signed and signed
     assert len({r.headers["store"] for r in records.values()}) <= 1
-    return ChainReport(records, copies)
+    return ChainReport(records, copies, ends_signed)
 
 
 def check_complete(settings: Settings) -> ChainReport:
@@ -94,6 +104,7 @@ def check_complete(settings: Settings) -> ChainReport:
         after = page[-1].position
     store.close()
     assert set(chained.records) == set(decided)
+    assert chained.ends_signed
     for position, record in chained.records.items():
         assert decided[position].endswith(record.value), f"position {position} differs"
     return chained

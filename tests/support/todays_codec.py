@@ -8,6 +8,7 @@ from typing import Any
 from events.alerts.alerts import Alerts
 from events.alerts.fact_publisher import FactPublisher
 from events.facts.alerts import AlertRaised, AlertResolved
+from events.log.chain import FIRST, ChainPosition
 from events.log.heartbeat import Heartbeat
 from events.log.record import Record
 from events.process.settings import Settings
@@ -60,3 +61,33 @@ def settings_with_keys(**more: Any) -> Settings:
 
 def heartbeat_record(heartbeat: Heartbeat, offset: int = 0, key: SigningKey = RELAY_KEY) -> Record:
     return Record("heartbeats", 0, offset, 1, heartbeat.key, heartbeat.to_json(), heartbeat.signed_headers(key))
+
+
+class RelayedLog:
+    """Makes records as the relay sends them: chained per partition, and signed unless a test says otherwise."""
+
+    def __init__(self, store: str = "s", key: SigningKey = RELAY_KEY) -> None:
+        self.store, self._key = store, key
+        self.heads: dict[tuple[str, int], tuple[int, bytes]] = {}
+        """Position and hash of the last record of each partition."""
+
+    def record(
+        self,
+        tp: tuple[str, int],
+        offset: int,
+        position: int,
+        value: bytes | None,
+        *,
+        key: bytes = b"k",
+        previous: bytes | None = None,
+        signed: bool = True,
+        timestamp: int = 0,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> Record:
+        """The next record of the partition; with `previous` another one, that this log does not remember."""
+        at = ChainPosition(self.store, position, self.heads.get(tp, (0, FIRST))[1] if previous is None else previous)
+        sha256 = at.sha256(key, value)
+        if previous is None:
+            self.heads[tp] = position, sha256
+        proof = at.signed_headers(self._key, *tp, sha256) if signed else at.headers
+        return Record(*tp, offset, timestamp, key, value, proof | dict(headers or {}))

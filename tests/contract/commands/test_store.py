@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from commands.processor.command_processor import CommandProcessor, Done
 from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import KEPT_US, RepeatableRequest
 from commands.processor.rejection import Rejected
-from commands.relay.resume import StoreMismatch, Tail, is_known, resume
+from commands.relay.resume import OwnRecords, Sent, StoreMismatch, resume
 from commands.store import opening
 from commands.store.event_store import ANSWER_EVENT, Conflict, Event, Store, open_store
 from commands.store.generation import current_generation, decided_partitions
@@ -34,13 +35,14 @@ from commands.store.stored_record import unpack
 from events.facts.accounts import Scope
 from events.facts.fact import KeyId, ModelId, TenantId, UserId
 from events.facts.models import Compliance, Registration, Technical, TensorSpec, VersionContent
-from events.log.chain import Chain, ChainCheck, ChainPosition
-from events.log.heartbeat import Heartbeat, SeenHeartbeat
+from events.log.chain import FIRST, claim_of
+from events.log.heartbeat import Heartbeat
 from events.log.record import Record
 from events.process.settings import Settings
+from events.process.signing_keys import PublicKeys
 from infra.install import find_postgres
 from tests.support.postgres_server import running_postgres
-from tests.support.todays_codec import todays_codec
+from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SETUP_KEY, RelayedLog, todays_codec
 
 Opener = Callable[[], Store]
 
@@ -362,7 +364,9 @@ def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener
         epoch = open_generation(stores[0], CODEC, UserId("commands"))
         assert open_new_partitions(stores[0], CODEC, UserId("commands")) == 0
     assert ("producers", 0) not in epoch.before
-    assert resume(stores[0], epoch, {})["producers", 0] == 0, "a relay of today can start before the opening is there"
+    assert resume(OwnRecords(stores[0], epoch, RELAY_KEYS, None), {})["producers", 0] == (0, FIRST), (
+        "a relay of today can start before the opening is there"
+    )
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda s: open_new_partitions(s, CODEC, UserId("commands")), stores))
     after = current_generation(stores[0])
@@ -370,43 +374,35 @@ def test_a_topic_that_becomes_decided_later_gets_its_opening_once(opener: Opener
     assert (after.store, after.position, set(after.before)) == (epoch.store, epoch.position, set(decided_partitions()))
     opened = [unpack(e.state) for e in stores[0].notifications(0)]
     assert [(e.topic, e.partition) for e in opened] == [*before, ("producers", 0)]
-    # Its chain begins with it, in the same store.
-    chain, last = Chain(), stores[0].last_position()
-    assert chain.check(ChainPosition(epoch.store, last, 0), ("", 0)) is ChainCheck.NEXT
 
 
-OPENING = {"ce_type": b"StoreOpened"}
-
-
-def test_records_that_no_relay_sent_are_skipped_and_records_that_one_may_have_sent_stop_the_relay(opener: Opener) -> None:
+def test_records_that_no_relay_signed_are_skipped_and_signed_ones_that_are_not_ours_stop_the_relay(opener: Opener) -> None:
     store = opener()
     generation = open_generation(store, CODEC, UserId("commands"))
     event = store.notifications(0)[0]
     stored, tp = unpack(event.state), next(decided_partitions())
-    name = f"{tp[0]}/{tp[1]}"
+    ours, others = RelayedLog(generation.store), RelayedLog("another")
+    opened = ours.record(tp, 0, event.position, stored.frame, key=stored.key)
+    head = ours.heads[tp]
 
-    def tail(store_id: str, position: int, previous: int, value: bytes | None = b"x", key: bytes = b"k") -> Tail:
-        return Tail(ChainPosition(store_id, position, previous), Record(*tp, position, 1_000, key, value, OPENING if previous == 0 else {}))
+    def last(foreign: list[Record], sent: int = 0, store_id: str = generation.store) -> Sent:
+        newest = Heartbeat(store_id, event.position, {f"{tp[0]}/{tp[1]}": sent}, 1)
+        tails = [claim for r in [*foreign, opened] if (claim := claim_of(r, r.headers)) is not None]
+        return resume(OwnRecords(store, generation, RELAY_KEYS, newest), {tp: tails})[tp]
 
-    def last(foreign: list[Tail], *seen: SeenHeartbeat) -> int:
-        return resume(store, generation, {tp: [*foreign, own]}, seen)[tp]
+    def relayed(by: RelayedLog, position: int, previous: bytes, *, signed: bool = True) -> Record:
+        return by.record(tp, 9, position, b"x", previous=previous, signed=signed)
 
-    def heartbeats(sent: int, store_id: str = generation.store) -> tuple[SeenHeartbeat, SeenHeartbeat]:
-        newest, before = (Heartbeat(store_id, event.position, {name: sent}, number) for number in (2, 1))
-        return SeenHeartbeat(newest, 20_000), SeenHeartbeat(before, 10_000)
-
-    own = tail(generation.store, event.position, 0, stored.frame, stored.key)
-    assert (is_known(store, generation, own), last([])) == (True, event.position)
-    unattached = [tail("nobody", 77, 76), tail(generation.store, 1 << 40, 5), tail(generation.store, event.position, 0)]
-    unattached += [tail(generation.store, 1 << 40, 0), tail("another", 1 << 40, event.position)]
-    assert not any(is_known(store, generation, t) for t in unattached)
-    assert last(unattached) == event.position
-    successors = tail(generation.store, 1 << 40, event.position), tail("another", 1 << 40, 0)
-    for successor in successors:
+    assert last([]) == head
+    for by in (ours, others):
+        for position in (event.position, event.position + 1, 1 << 40):
+            for previous in (FIRST, head[1], b"?" * 32):
+                assert last([relayed(by, position, previous, signed=False)]) == head
         with pytest.raises(StoreMismatch):
-            last([*unattached, successor])
-        assert last([successor], *heartbeats(event.position)) == event.position, "two heartbeats after it do not name it"
-        with pytest.raises(StoreMismatch):
-            last([successor], *heartbeats(1 << 40, successor.chain_position.store))
-        with pytest.raises(StoreMismatch):
-            last([successor], heartbeats(event.position)[0])
+            last([relayed(by, 1 << 40, head[1])])
+    unsigned = replace(opened, headers=relayed(ours, event.position, FIRST, signed=False).headers)
+    tails = [claim for r in [unsigned] if (claim := claim_of(r, r.headers)) is not None]
+    assert resume(OwnRecords(store, generation, RELAY_KEYS, None), {tp: tails})[tp] == (0, FIRST), "it is sent once more, signed"
+    replaced = OwnRecords(store, generation, PublicKeys([RELAY_KEY.public, SETUP_KEY.public]), None, SETUP_KEY.key_id)
+    tails = [claim for r in [opened] if (claim := claim_of(r, r.headers)) is not None]
+    assert resume(replaced, {tp: tails})[tp] == (event.position - 1, FIRST), "it is sent once more, with the new key"

@@ -247,7 +247,7 @@ def test_observed_records_at_the_tail_are_skipped(log: Stack, creator: TenantCre
     relay.kill()
     writer = Writer(log.settings, "gateway")
     frame = creator.codec.encode(example_of(FACTS["RouteApplied"]))
-    garbage = {"store": b"x", "position": b"not a number", "previous": b"0"}
+    garbage = {"store": b"x", "position": b"not a number", "previous_sha256": bytes(32)}
     for partition in range(4):
         for _ in range(600):
             writer.append("deployments", b"m", frame, {"ce_type": b"RouteApplied"}, partition)

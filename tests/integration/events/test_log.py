@@ -27,7 +27,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from events.facts.log import SchemaRegistered
 from events.facts.topics import FACTS, TOPICS
-from events.log.chain import ChainPosition
+from events.log.chain import FIRST, ChainPosition
 from events.log.client import LogMismatch, LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.heartbeat import Heartbeat
@@ -221,16 +221,18 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     writer, reader = _prepare(settings)
     codec, log_id = open_codec(settings, reader)
     key = signing_key(settings, "relay")
-    sent: dict[str, int] = {}
+    sent, hashes = dict[str, int](), dict[int, bytes]()
     position = 0
 
     def decide(partition: int, name: str, body: dict[str, Any], topic: str = "accounts") -> None:
         nonlocal position
         position += 1
-        chain_position = ChainPosition("s", position, 0 if name == "StoreOpened" else sent[f"{topic}/{partition}"])
+        at = ChainPosition("s", position, hashes.get(partition, FIRST))
         base = {"event_id": "e", "occurred_at": 1, "producer": "test", "version": 1, "by": "u"}
         frame = codec.encode_dict(name, base | body, topic)
-        writer.append(topic, b"k", frame, chain_position.headers | {"ce_type": name.encode()}, partition).result(10)
+        hashes[partition] = at.sha256(b"k", frame)
+        headers = at.signed_headers(key, topic, partition, hashes[partition]) | {"ce_type": name.encode()}
+        writer.append(topic, b"k", frame, headers, partition).result(10)
         sent[f"{topic}/{partition}"] = position
 
     def heartbeat() -> None:

@@ -19,7 +19,7 @@ from cli.prepare import prepare
 from commands.store.event_store import open_store
 from commands.store.rebuild import rebuild_store
 from events.facts.topics import FACTS, TOPICS
-from events.log.chain import POSITION, PREVIOUS, STORE
+from events.log.chain import POSITION, PREVIOUS_SHA256, STORE, ChainPosition, claim_of
 from events.log.fold_runner import FoldRunner
 from events.log.partitioner import partition_of
 from events.log.record import Record
@@ -119,6 +119,14 @@ def _write_mutants(market: Market, chance: random.Random, mutants: int, spared: 
             partition = base.partition
         futures.append(market.writer.append(topic, key, value, headers, partition))
         counts[topic] += 1
+    for claim in [
+        c for r in every if (c := claim_of(r, r.headers)) is not None
+    ]:  # the next position behind every decision, and so the next one
+        tp = claim.record.topic, claim.record.partition
+        successor = ChainPosition(claim.at.store, claim.at.position + 1, claim.sha256)
+        value = _one_field_changed(market, chance, claim.record.value or b"")
+        futures.append(market.writer.append(tp[0], claim.record.key, value, {**claim.record.headers, **successor.headers}, tp[1]))
+        counts[tp[0]] += 1
     for future in futures:
         future.result(30)
     return counts
@@ -142,7 +150,7 @@ def _mutant(market: Market, chance: random.Random, base: Record) -> tuple[bytes 
         case 5:
             return key, None, headers
         case 6:
-            name = chance.choice(sorted({*headers, STORE, POSITION, PREVIOUS}))
+            name = chance.choice(sorted({*headers, STORE, POSITION, PREVIOUS_SHA256}))
             return key, value, {**headers, name: chance.choice([b"", b"0", b"7", b"%d" % chance.randrange(1 << 40), b"\xff", b"nobody"])}
         case _:
             return key, value, chance.choice([headers, {}])

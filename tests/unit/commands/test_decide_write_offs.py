@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from commands.store.event_store import Event
-from commands.store.rebuild import add_record
+from commands.store.event_store import open_store
+from commands.store.rebuild import rebuild
 from commands.write_offs import producers as write_off_producer
 from commands.write_offs import records as write_off_record
 from commands.write_offs.producers import PRODUCER, ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
 from commands.write_offs.records import RECORD, ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
+from events.facts.fact import UserId
 from events.facts.producers import ProducerWriteOffRequested, ProducerWrittenOff
 from events.facts.topics import key_of
 from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
-from events.log.chain import Chain, ChainPosition
-from events.log.record import Coordinate, Record
+from events.log.record import Coordinate
 from tests.support.decisions import given
-from tests.support.todays_codec import todays_codec
+from tests.support.todays_codec import RELAY_KEYS, RelayedLog, settings_with_keys, todays_codec
 
 THESE, OTHERS = b"\x01" * 32, b"\x02" * 32
 AT = Coordinate("usage", 2, 1041)
@@ -120,7 +121,7 @@ def test_an_epoch_that_is_closed_or_unknown_is_not_written_off() -> None:
 # --- a store rebuilt from the log
 
 
-def test_a_rebuilt_store_knows_what_was_written_off() -> None:
+def test_a_rebuilt_store_knows_what_was_written_off(tmp_path: Path) -> None:
     codec = todays_codec()
     (record,) = given(write_off_record, Untouched()).when(REQUEST, "ann").facts
     (epoch,) = given(write_off_producer, ProducerState()).when(EPOCH, "ann").facts
@@ -128,11 +129,13 @@ def test_a_rebuilt_store_knows_what_was_written_off() -> None:
     for topic, fact in (("bills", record), ("producers", epoch)):
         body = {**fact.model_dump(), "store": "s", "previous_store": "", "previous_position": 0, "by": "u"}
         opening = codec.encode_dict("StoreOpened", body, topic)
-        chain, events = Chain(), dict[int, Event]()
-        for offset, (name, frame) in enumerate((("StoreOpened", opening), (type(fact).__name__, codec.encode(fact)))):
-            chain_position = ChainPosition("s", offset + 1, offset)
-            add_record(
-                Record(topic, 0, offset, 1, key_of(fact), frame, chain_position.headers | {"ce_type": name.encode()}), codec, chain, events
-            )
-        originators.append(events[2].originator)
+        relayed = RelayedLog()
+        frames = enumerate((("StoreOpened", opening), (type(fact).__name__, codec.encode(fact))), start=1)
+        records = [
+            relayed.record((topic, 0), n, n, frame, key=key_of(fact), headers={"ce_type": name.encode()}) for n, (name, frame) in frames
+        ]
+        store = open_store(settings_with_keys(store_url=f"sqlite:///{tmp_path / topic}.sqlite"))
+        rebuild(store, codec, records, UserId("rebuild"), RELAY_KEYS)
+        originators += [event.originator for event in store.notifications(0) if event.name == type(fact).__name__]
+        store.close()
     assert originators == [RECORD.originator("usage/2/1041"), PRODUCER.originator("gateway-1")]

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands.store.rebuild import add_record
-from events.log.chain import Chain, ChainCheck, ChainPosition, chain_position_of
+from events.log.chain import Chain, ChainPosition, Claim, claim_of, is_proof
+from events.log.decided_records import ChainBroken, DecidedRecords
 from events.log.fold_runner import FoldRunner
 from events.log.heartbeat import Heartbeat
 from events.log.record import Coordinate, Record
 from events.log.signature import signed_headers
 from events.schema.codec import Codec, Undecodable
 from projections.bills.bill_from_log import decided_facts
-from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SCHEMA_ID_MIN, SETUP_KEY, heartbeat_record, settings_with_keys
+from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SCHEMA_ID_MIN, SETUP_KEY, RelayedLog, heartbeat_record, settings_with_keys
 
 OPENINGS = 8
 
@@ -44,22 +44,41 @@ class RecordingFold:
 def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, int], list[Record]], Record]:
     """`count` decided facts spread over two topics, chained per partition, and the heartbeat after them."""
     by_partition: dict[tuple[str, int], list[Record]] = {}
-    last: dict[tuple[str, int], int] = {}
+    relayed = RelayedLog()
     base = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": ""}
     for opening, tp in enumerate([(t, p) for t in ("models", "accounts") for p in range(4)], start=1):
         value = codec.encode_dict("StoreOpened", base | {"store": "s", "previous_store": "", "previous_position": 0}, tp[0])
-        last[tp] = opening
-        by_partition[tp] = [Record(*tp, 0, 0, b"s", value, ChainPosition("s", opening, 0).headers | {"ce_type": b"StoreOpened"})]
+        by_partition[tp] = [relayed.record(tp, 0, opening, value, key=b"s", headers={"ce_type": b"StoreOpened"})]
     for position in range(OPENINGS + 1, OPENINGS + count + 1):
         topic, name = rng.choice([("models", "ModelRetired"), ("accounts", "ApiKeyRevoked")])
         tp = (topic, rng.randrange(4))
         subject = str(position - OPENINGS)
         value = codec.encode_dict(name, base | {"model": subject, "tenant": subject, "key_id": "k"})
-        chain_position = ChainPosition("s", position, last.get(tp, 0))
-        last[tp] = position
-        by_partition[tp].append(Record(*tp, len(by_partition[tp]), 0, b"k", value, chain_position.headers))
-    heartbeat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), n in last.items()}, 1)
+        by_partition[tp].append(relayed.record(tp, len(by_partition[tp]), position, value, signed=rng.random() < 0.5))
+    for records in by_partition.values():  # the last of a batch is signed
+        records[-1] = _signed(records[-1])
+    heartbeat = Heartbeat("s", OPENINGS + count, {f"{t}/{p}": n for (t, p), (n, _) in relayed.heads.items()}, 1)
     return by_partition, heartbeat_record(heartbeat)
+
+
+def _claim(record: Record) -> Claim[Record]:
+    claim = claim_of(record, record.headers)
+    assert claim is not None
+    return claim
+
+
+def _signed(record: Record) -> Record:
+    at, sha256, _, _ = _claim(record)
+    return replace(record, headers=record.headers | at.signed_headers(RELAY_KEY, record.topic, record.partition, sha256))
+
+
+def _stranger(tp: tuple[str, int], offset: int, at: ChainPosition, value: bytes | None = b"x", timestamp: int = 0) -> Record:
+    return Record(*tp, offset, timestamp, b"k", value, at.headers)
+
+
+def _after(record: Record, position: int, store: str = "s") -> ChainPosition:
+    """What a stranger writes who can read the log: the next position behind a record."""
+    return ChainPosition(store, position, _claim(record).sha256)
 
 
 def _fold_runner(codec: Codec, fold: RecordingFold, alarm: Callable[[str, str], None] | None = None) -> FoldRunner:
@@ -113,30 +132,79 @@ def test_nothing_is_applied_past_a_missing_record(codec: Codec) -> None:
     assert fold.names == [str(n) for n in range(1, 31)]
 
 
-def test_a_record_of_another_store_is_not_taken() -> None:
-    chain = Chain("a", 5)
-    assert chain.check(ChainPosition("b", 6, 5)) is ChainCheck.WAIT
-    assert chain.check(ChainPosition("b", 6, 0), opened=("a", 4)) is ChainCheck.WAIT
-    assert chain.check(ChainPosition("b", 6, 0), opened=("a", 5)) is ChainCheck.NEXT
-    chain.advance(ChainPosition("b", 6, 0))
-    assert chain.check(ChainPosition("a", 5, 4)) is ChainCheck.COPY
-    assert chain.check(ChainPosition("a", 7, 5)) is ChainCheck.WAIT
+def test_a_record_of_another_store_is_taken_when_the_relay_signed_it() -> None:
+    chain, tp, old = Chain[Record](RELAY_KEYS), ("models", 0), RelayedLog("a")
+    new = RelayedLog("b")
+    first = old.record(tp, 0, 5, b"x")
+    assert chain.add(_claim(first)) and [c.at.position for c in chain.prove().records] == [5]
+    for at in (ChainPosition("b", 6, bytes(32)), _after(first, 6, "b")):
+        assert chain.add(_claim(_stranger(tp, 1, at)))
+        assert chain.prove().records == []
+    new.heads[tp] = 5, _claim(first).sha256
+    opening = new.record(tp, 2, 7, b"opening")
+    assert chain.add(_claim(opening))
+    proven = chain.prove()
+    assert ([c.record for c in proven.records], len(proven.foreign), chain.store) == ([opening], 2, "b")
+    assert not chain.add(_claim(first))
 
 
-@given(st.dictionaries(st.sampled_from(["store", "position", "previous", "x"]), st.binary(max_size=8)))
-def test_malformed_headers_are_no_chain_position(headers: dict[str, bytes]) -> None:
-    chain_position = chain_position_of(headers)
-    assert chain_position is None or {"store", "position", "previous"} <= set(headers)
+def test_of_rivals_the_signed_way_is_taken_wherever_it_forks() -> None:
+    """A stranger answers each record of the relay with one of its own, chained to the true or to its own records, before or behind it."""
+    for seed in range(300):
+        rng, tp, relayed = random.Random(seed), ("models", 0), RelayedLog()
+        true = [relayed.record(tp, 0, 10 * n, b"true %d" % n, signed=n == 12 or rng.random() < 0.3) for n in range(1, 13)]
+        records, known = list[Record](), [ChainPosition("s", 0, bytes(32))]
+        heads = [bytes(32)]
+        for record in true:
+            forged = [
+                _stranger(
+                    tp, 0, ChainPosition("s", rng.choice([_claim(record).at.position, 10 * len(records) + 5]), rng.choice(heads)), b"f"
+                )
+                for _ in range(rng.randrange(3))
+            ]
+            if rng.random() < 0.3:
+                forged.append(replace(record, headers=record.headers | {"signed_by": RELAY_KEY.key_id.encode(), "signature": bytes(64)}))
+            batch = [*forged, record] if rng.random() < 0.7 else [record, *forged]
+            heads += [_claim(r).sha256 for r in batch]
+            records += batch
+        assert known
+        chain, taken = Chain[Record](RELAY_KEYS), list[Record]()
+        for offset, record in enumerate(records):
+            chain.add(_claim(replace(record, offset=offset)))
+            if rng.random() < 0.4:
+                taken += [c.record for c in chain.prove().records]
+        taken += [c.record for c in chain.prove().records]
+        assert [r.value for r in taken] == [r.value for r in true], seed
+        assert (chain.position, chain.waiting and chain.waiting[0].at.position <= 120) in ((120, []), (120, False)), seed
 
 
-def _signed(value: bytes) -> Record:
+def test_records_signed_with_a_key_that_counts_no_more_are_proven_by_the_first_of_the_new_key() -> None:
+    tp, retired = ("models", 0), RelayedLog(key=SETUP_KEY)
+    old = [retired.record(tp, n, n + 1, b"%d" % n) for n in range(50)]
+    chain = Chain[Record](RELAY_KEYS)
+    for record in old:
+        chain.add(_claim(record))
+        assert chain.prove() == ([], [], [])
+    new = RelayedLog()
+    new.heads = retired.heads
+    chain.add(_claim(new.record(tp, 50, 51, b"new")))
+    assert [c.at.position for c in chain.prove().records] == list(range(1, 52))
+
+
+@given(st.dictionaries(st.sampled_from(["store", "position", "previous_sha256", "signature", "signed_by"]), st.binary(max_size=32)))
+def test_strange_headers_are_no_claim(headers: dict[str, bytes]) -> None:
+    claim = claim_of(Record("models", 0, 0, 0, None, None, headers), headers)
+    assert claim is None or ({"store", "position", "previous_sha256"} <= set(headers) and not is_proof(claim, RELAY_KEYS))
+
+
+def _heartbeat_of(value: bytes) -> Record:
     return Record("heartbeats", 0, 0, 1, b"s", value, signed_headers(RELAY_KEY, "heartbeats", b"s", value))
 
 
 @given(st.binary(max_size=60))
 @settings(max_examples=300)
 def test_malformed_bytes_are_no_heartbeat(value: bytes) -> None:
-    assert Heartbeat.from_record(_signed(value), RELAY_KEYS) is None
+    assert Heartbeat.from_record(_heartbeat_of(value), RELAY_KEYS) is None
 
 
 @pytest.mark.parametrize(
@@ -152,13 +220,16 @@ def test_malformed_bytes_are_no_heartbeat(value: bytes) -> None:
     ],
 )
 def test_json_that_is_no_heartbeat_stops_no_fold(value: bytes) -> None:
-    assert Heartbeat.from_record(_signed(value), RELAY_KEYS) is None
+    assert Heartbeat.from_record(_heartbeat_of(value), RELAY_KEYS) is None
 
 
 def test_a_position_that_no_store_can_have_is_no_chain_position() -> None:
-    assert chain_position_of({"store": b"s", "position": b"1", "previous": b"0"}) == ChainPosition("s", 1, 0)
-    for position, previous in ((b"9223372036854775808", b"0"), (b"1", b"9223372036854775808"), (b"-1", b"0"), (b"1", b"-1")):
-        assert chain_position_of({"store": b"s", "position": position, "previous": previous}) is None
+    record = RelayedLog().record(("models", 0), 0, 1, b"x")
+    assert claim_of(record, record.headers) is not None
+    for position in (b"9223372036854775808", b"0", b"-1", b"", b"1.5"):
+        assert claim_of(record, record.headers | {"position": position}) is None
+    for previous in (b"", bytes(31), bytes(33)):
+        assert claim_of(record, record.headers | {"previous_sha256": previous}) is None
 
 
 def test_a_decided_fact_without_a_chain_position_is_not_applied(codec: Codec) -> None:
@@ -211,10 +282,9 @@ def test_what_the_relay_never_sent_is_set_aside_and_named_and_the_fold_goes_on(c
     by_partition, heartbeat = _log(codec, 10, random.Random(8))
     decoded = Heartbeat.from_record(heartbeat, RELAY_KEYS)
     assert decoded is not None
-    forged = [
-        Record("models", 0, 900 + n, 0, b"k", b"x", ChainPosition(store, position, previous).headers)
-        for n, (store, position, previous) in enumerate([("s", 1000, 999), ("s", 77, 5), ("nobody", 3, 2), ("nobody", 1, 0)])
-    ]
+    last = by_partition["models", 0][-1]
+    positions = [ChainPosition("s", 1000, b"?" * 32), _after(last, 77), _after(last, 78, "nobody"), ChainPosition("nobody", 79, bytes(32))]
+    forged = [_stranger(("models", 0), 900 + n, at) for n, at in enumerate(positions)]
     alarms = list[str]()
     fold_runner = _fold_runner(codec, fold := RecordingFold(), lambda subject, message: alarms.append(f"{subject}: {message}"))
     _feed(fold_runner, [*forged, *(r for rs in by_partition.values() for r in rs), heartbeat])
@@ -230,7 +300,7 @@ def test_a_start_does_not_wait_for_what_the_relay_never_sent(codec: Codec) -> No
     by_partition, heartbeat = _log(codec, 10, random.Random(8))
     decoded = Heartbeat.from_record(heartbeat, RELAY_KEYS)
     assert decoded is not None
-    foreign = Record("models", 0, 900, 2_000_000, b"k", b"x", ChainPosition("s", 1000, 999).headers)
+    foreign = _stranger(("models", 0), 900, ChainPosition("s", 1000, b"?" * 32), timestamp=2_000_000)
     fold_runner = _fold_runner(codec, RecordingFold())
     fold_runner._heartbeats_end = 1  # pyright: ignore[reportPrivateUsage]
     _feed(fold_runner, [foreign, *(r for rs in by_partition.values() for r in rs), heartbeat])
@@ -244,14 +314,15 @@ def test_records_accepted_later_do_not_shorten_the_measured_wait_of_an_earlier_o
     by_partition, _ = _log(codec, 40, random.Random(9))
     records = by_partition["models", 0]
     assert len(records) >= 4
-    foreign = Record("models", 0, 900, 0, b"k", b"x", ChainPosition("nobody", 5, 4).headers)
+    foreign = _stranger(("models", 0), 900, ChainPosition("nobody", 1000, b"?" * 32))
     fold_runner = _fold_runner(codec, RecordingFold())
-    _feed(fold_runner, [records[0], foreign])
-    tracker = fold_runner._trackers["models", 0]  # pyright: ignore[reportPrivateUsage]
-    since = tracker.stalled_at
+    first = next(n for n, record in enumerate(records) if "signature" in record.headers)
+    _feed(fold_runner, [foreign, *records[: first + 1]])
+    partition = fold_runner._partitions["models", 0]  # pyright: ignore[reportPrivateUsage]
+    since = partition.stalled_at
     assert since is not None
-    _feed(fold_runner, records[1:])
-    assert (tracker.stalled_at, list(tracker.waiting)) == (since, [foreign])
+    _feed(fold_runner, records[first + 1 :])
+    assert (partition.stalled_at, partition.waiting) == (since, [foreign])
 
 
 def test_unreadable_bytes_without_a_chain_position_are_skipped_and_counted(codec: Codec) -> None:
@@ -262,22 +333,26 @@ def test_unreadable_bytes_without_a_chain_position_are_skipped_and_counted(codec
     assert fold_runner.unreadable == 1
 
 
-FAKES = {
+FORGERIES = {
     "garbage": b"garbage",
     "no_value": None,
     "torn": b"\x00" + SCHEMA_ID_MIN.to_bytes(4, "big") + b"\xff\xff",
+    "unknown_schema": b"\x00\x7f\x00\x00\x00...",
     "another_fact": b"retired",
 }
 
 
-@pytest.mark.parametrize("fake", FAKES)
-@pytest.mark.parametrize("chain_position", [ChainPosition("stranger", 999, 0), ChainPosition("s", 999, 2)])
-def test_an_unreadable_store_opening_opens_no_store_and_stops_no_fold(codec: Codec, fake: str, chain_position: ChainPosition) -> None:
+@pytest.mark.parametrize("forgery", FORGERIES)
+@pytest.mark.parametrize("name", ["ModelRetired", "StoreOpened"])
+def test_a_forged_claim_to_the_next_position_changes_no_reader_of_the_chain(codec: Codec, forgery: str, name: str) -> None:
     by_partition, heartbeat = _log(codec, 20, random.Random(6))
-    body = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": "", "model": "m"}
-    value = codec.encode_dict("ModelRetired", body) if fake == "another_fact" else FAKES[fake]
+    body = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": "", "model": "forged"}
+    value = codec.encode_dict("ModelRetired", body) if forgery == "another_fact" else FORGERIES[forgery]
     records = by_partition["models", 1]
-    foreign = Record("models", 1, 900, 0, b"k", value, chain_position.headers | {"ce_type": b"StoreOpened"})
+    foreign = _stranger(
+        ("models", 1), 900, _after(records[0], _claim(records[1]).at.position, "t" if name == "StoreOpened" else "s"), value
+    )
+    foreign = replace(foreign, headers=foreign.headers | {"ce_type": name.encode()})
     alarms: list[str] = []
     fold_runner = _fold_runner(codec, fold := RecordingFold(), lambda subject, message: alarms.append(f"{subject} {message}"))
     rest = [r for tp, rs in by_partition.items() if tp != ("models", 1) for r in rs]
@@ -288,25 +363,27 @@ def test_an_unreadable_store_opening_opens_no_store_and_stops_no_fold(codec: Cod
 
     # The same record before the other readers of the chain: bills from the log, and the rebuild of a store.
     topics = {("models", 1): [*records[:1], foreign, *records[1:]]}
-    assert [f.position for f in decided_facts(_Reading(topics), codec, "models")] == [  # type: ignore[arg-type]
-        p.position for r in records if (p := chain_position_of(r.headers))
-    ]
-    events: dict[int, Any] = {}
-    chain = Chain()
-    for record in topics["models", 1]:
-        add_record(record, codec, chain, events)
-    assert sorted(events) == [p.position for r in records if (p := chain_position_of(r.headers))]
+    positions = [_claim(r).at.position for r in records]
+    assert [f.position for f in decided_facts(_Reading(topics), codec, "models")] == positions  # type: ignore[arg-type]
+    decided = DecidedRecords(RELAY_KEYS)
+    assert [c.at.position for c in decided.of(topics["models", 1])] == positions
+    assert decided.foreign == [foreign]
 
 
-def test_an_opening_of_a_schema_not_known_yet_waits_for_a_program_that_knows_it(codec: Codec) -> None:
+def test_a_claim_that_nothing_proves_is_no_reason_to_stop_only_when_the_relay_sent_no_more(codec: Codec) -> None:
     by_partition, heartbeat = _log(codec, 20, random.Random(6))
-    newer = Record(
-        "models", 1, 900, 0, b"k", b"\x00\x7f\x00\x00\x00...", ChainPosition("next", 999, 0).headers | {"ce_type": b"StoreOpened"}
-    )
-    fold_runner = _fold_runner(codec, fold := RecordingFold())
-    _feed(fold_runner, [*(r for rs in by_partition.values() for r in rs), newer, heartbeat])
-    assert fold.names == [str(n) for n in range(1, 21)]
-    assert fold_runner.lag == 1, "a snapshot past it would never see it again"
+    newest, records = Heartbeat.from_record(heartbeat, RELAY_KEYS), by_partition["models", 1]
+    foreign = _stranger(("models", 1), 900, _after(records[-1], 999))
+    decided = DecidedRecords(RELAY_KEYS)
+    assert len(list(decided.of([*records, foreign]))) == len(records)
+    with pytest.raises(ChainBroken, match="models/1/900"):
+        decided.require_whole(None)
+    decided.require_whole(newest)
+    assert decided.foreign == [foreign]
+    gap = DecidedRecords(RELAY_KEYS)
+    assert list(gap.of([*records[:1], *records[2:]])) == [_claim(records[0])] * ("signature" in records[0].headers)
+    with pytest.raises(ChainBroken):
+        gap.require_whole(newest)
 
 
 class _Reading:
@@ -318,13 +395,14 @@ class _Reading:
     def read(self, topic: str, **_: Any) -> list[Record]:
         return [r for (t, _), rs in self._by_partition.items() if t == topic for r in rs]
 
+    settings = settings_with_keys()
+
 
 def test_a_decided_record_that_cannot_be_read_stops_the_fold(codec: Codec) -> None:
     by_partition, heartbeat = _log(codec, 5, random.Random(5))
     decoded_heartbeat = Heartbeat.from_record(heartbeat, RELAY_KEYS)
-    chain_position = chain_position_of(by_partition["models", 1][-1].headers)
-    assert chain_position is not None and decoded_heartbeat is not None
-    bad = Record("models", 1, 99, 0, None, b"garbage", ChainPosition("s", 999, chain_position.position).headers)
+    assert decoded_heartbeat is not None
+    bad = _signed(_stranger(("models", 1), 99, _after(by_partition["models", 1][-1], 999), b"garbage"))
     later = Heartbeat("s", 999, {**decoded_heartbeat.sent, "models/1": 999}, 2)
     fold_runner = _fold_runner(codec, RecordingFold())
     records = [*(r for rs in by_partition.values() for r in rs), bad, heartbeat_record(later)]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 
 from events.facts.deployments import ServiceSpec
 from events.facts.topics import FACTS, TOPICS, entries
-from events.log.chain import ChainPosition
-from events.log.chain_check import NOT_SENT, UNREADABLE_OPENING
+from events.log.chain import FIRST, NOT_SENT, Chain, ChainPosition
 from events.log.headers import CE_TYPE
-from events.log.record import Record
+from events.log.record import LogRecord, Record
 from events.log.recorded_schemas import FORGED
 from events.log.signature import signed_headers
 from events.schema.codec import Undecodable
@@ -25,7 +25,7 @@ from projections.catalog.queries import _model, public  # pyright: ignore[report
 from projections.catalog.rows import PartitionFold
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.catalog.tables import HISTORY_ROWS
-from tests.support.todays_codec import RELAY_KEY, SETUP_KEY, SETUP_KEYS, todays_codec
+from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SETUP_KEY, SETUP_KEYS, todays_codec
 
 MODEL = "model-vision-demo-digits"
 
@@ -106,38 +106,53 @@ def alert(what: str, number: int, rule: str = "stuck", of: int = 0) -> tuple[str
     return "AlertRaised", {**about, "severity": "critical", "message": "it hangs", "remedy": "restart it"}
 
 
+At = tuple[str, int, int]
+"""The store, the position, and the position of the record before it; of one that the test did not make, nobody knows the hash."""
+
+
 class Log:
     """Writes records as the relay would and hands them to a fold."""
 
     def __init__(self, topic: str) -> None:
-        self.topic, self.fold, self.offset = topic, PartitionFold(topic, 0, CODEC, SETUP_KEYS), 0
+        self.topic, self.fold = topic, PartitionFold(topic, 0, CODEC, Chain[LogRecord](RELAY_KEYS), SETUP_KEYS)
+        self.offset, self.hashes = 0, {0: FIRST}
         self.dead: list[str] = []
 
-    def put(self, given_fact: tuple[str, dict[str, Any]] | bytes, chain_position: ChainPosition | None = None) -> list[dict[str, Any]]:
-        value = (
-            given_fact
-            if isinstance(given_fact, bytes)
-            else CODEC.encode_dict(*given_fact, self.topic if given_fact[0] == "StoreOpened" else None)
-        )
-        headers = {
-            CE_TYPE: b"" if isinstance(given_fact, bytes) else given_fact[0].encode(),
-            **(chain_position.headers if chain_position else {}),
-        }
+    def make(self, given_fact: tuple[str, dict[str, Any]] | bytes, at: At | None = None, *, signed: bool = True) -> Record:
+        is_opening = not isinstance(given_fact, bytes) and given_fact[0] == "StoreOpened"
+        value = given_fact if isinstance(given_fact, bytes) else CODEC.encode_dict(*given_fact, self.topic if is_opening else None)
+        headers = {CE_TYPE: b"" if isinstance(given_fact, bytes) else given_fact[0].encode()}
+        if at is not None:
+            store, position, previous = at
+            chained = ChainPosition(store, position, self.hashes.get(previous, b"?" * 32))
+            self.hashes.setdefault(position, chained.sha256(b"k", value))
+            proof = chained.signed_headers(RELAY_KEY, self.topic, 0, chained.sha256(b"k", value))
+            headers |= proof if signed else chained.headers
         if self.topic == "schemas":
             headers |= signed_headers(SETUP_KEY, self.topic, b"k", value)
-        rows, dead = self.fold.take(Record(self.topic, 0, self.offset, 1, b"k", value, headers), headers)
+        return Record(self.topic, 0, -1, 1, b"k", value, headers)
+
+    def feed(self, record: Record) -> list[dict[str, Any]]:
+        self.fold.take(replace(record, offset=self.offset), record.headers)
+        rows, dead = self.fold.fold()
         self.offset += 1
         self.dead += [d.code for d in dead]
         return rows
+
+    def put(self, given_fact: tuple[str, dict[str, Any]] | bytes, at: At | None = None, *, signed: bool = True) -> list[dict[str, Any]]:
+        return self.feed(self.make(given_fact, at, signed=signed))
 
 
 def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(row["kind"], row["kafka_offset"]) for row in rows]
 
 
+OPENING = {"version": 1, "previous_store": "", "previous_position": 0, "by": "relay"}
+
+
 def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), position: int = 1) -> list[dict[str, Any]]:
     fact = {**base(position), "version": 1, "store": store, "previous_store": previous[0], "previous_position": previous[1], "by": "relay"}
-    return log.put(("StoreOpened", fact), ChainPosition(store, position, 0))
+    return log.put(("StoreOpened", fact), (store, position, previous[1]))
 
 
 def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
@@ -153,7 +168,7 @@ def test_every_topic_but_heartbeats_is_folded_into_some_table() -> None:
 def test_each_record_leaves_a_row_and_the_state_after_it() -> None:
     log = Log("prices")
     assert kinds(opened(log)) == [("store", 0)]
-    rows = log.put(published(2), ChainPosition("s", 5, 1)) + log.put(published(3), ChainPosition("s", 6, 5))
+    rows = log.put(published(2), ("s", 5, 1)) + log.put(published(3), ("s", 6, 5))
     assert kinds(rows) == [("decided", 1), ("decided", 2)]
     assert sorted(json.loads(rows[0]["state"])["versions"]) == ["2"]
     assert sorted(json.loads(rows[1]["state"])["versions"]) == ["2", "3"]
@@ -169,9 +184,9 @@ def test_a_row_has_exactly_the_columns_of_its_table() -> None:
 def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
     log = Log("accounts")
     opened(log)
-    log.put(named(2, "first"), ChainPosition("s", 2, 1))
-    log.put(named(3, "second"), ChainPosition("s", 3, 2))
-    rows = log.put(named(2, "first"), ChainPosition("s", 2, 1))
+    log.put(named(2, "first"), ("s", 2, 1))
+    log.put(named(3, "second"), ("s", 3, 2))
+    rows = log.put(named(2, "first"), ("s", 2, 1))
     assert kinds(rows) == [("copy", 3)]
     assert log.fold.documents["acme"]["display_name"] == "second"
 
@@ -179,8 +194,9 @@ def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
 def test_a_record_waits_for_its_predecessor_even_when_that_comes_later_on_the_log() -> None:
     log = Log("accounts")
     opened(log)
-    assert log.put(named(3, "second"), ChainPosition("s", 3, 2)) == []
-    rows = log.put(named(2, "first"), ChainPosition("s", 2, 1))
+    first, second = log.make(named(2, "first"), ("s", 2, 1)), log.make(named(3, "second"), ("s", 3, 2))
+    assert log.feed(second) == []
+    rows = log.feed(first)
     assert kinds(rows) == [("decided", 2), ("decided", 1)]
     assert [row["step"] for row in rows] == [2, 3]
     assert log.fold.documents["acme"]["display_name"] == "second"
@@ -195,28 +211,29 @@ def test_a_gap_holds_back_everything_behind_it() -> None:
                 "RolledBack",
                 {**base(9), "version": 2, "model": MODEL, "from_version": "2.0.0", "to_version": "1.0.0", "reason": "r", "by": "u"},
             ),
-            ChainPosition("s", 9, 7),
+            ("s", 9, 7),
         )
         == []
     )
     assert log.put(ready(1)) == []
-    assert len(log.fold.waiting) == 2
+    assert log.fold.waiting == 2
 
 
 def test_a_new_store_is_followed_only_by_its_own_fact() -> None:
     log = Log("accounts")
     opened(log)
-    log.put(named(2, "old store"), ChainPosition("s", 2, 1))
-    assert log.put(named(2, "stranger"), ChainPosition("t", 5, 4)) == []
+    log.put(named(2, "old store"), ("s", 2, 1))
+    assert log.put(named(2, "stranger"), ("t", 5, 4), signed=False) == []
+    assert log.put(named(2, "stranger"), ("t", 5, 2), signed=False) == []
     rows = opened(log, "t", ("s", 2), 3)
-    assert kinds(rows) == [("store", 3)]
+    assert kinds(rows) == [("store", 4)]
     assert log.fold.documents["acme"]["display_name"] == "old store"
 
 
 def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
     log = Log("deployments")
     opened(log)
-    log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ChainPosition("s", 2, 1))
+    log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ("s", 2, 1))
     rows = log.put(ready(1, position=2)) + log.put(ready(2, position=2)) + log.put(ready(1, position=2))
     assert kinds(rows) == [("observed", 2), ("observed", 3), ("copy", 4)]
     assert log.fold.documents[MODEL]["versions"]["1.0.0"]["replicas"] == 2
@@ -225,9 +242,9 @@ def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
 def test_a_fact_that_does_not_follow_has_a_row_and_changes_nothing() -> None:
     log = Log("deployments")
     opened(log)
-    log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ChainPosition("s", 2, 1))
+    log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ("s", 2, 1))
     before = log.fold.documents[MODEL]
-    rows = log.put(ready(1, "7.0.0")) + log.put(("RolloutPromoted", {**base(8), **decided("RolloutPromoted")}), ChainPosition("s", 3, 2))
+    rows = log.put(ready(1, "7.0.0")) + log.put(("RolloutPromoted", {**base(8), **decided("RolloutPromoted")}), ("s", 3, 2))
     assert kinds(rows) == [("observed", 2), ("decided", 3)]
     assert (log.fold.documents[MODEL], log.dead) == (before, [])
 
@@ -246,12 +263,12 @@ def test_a_foreign_record_is_a_dead_letter_with_a_row_and_the_fold_goes_on(forei
     opened(log)
     assert kinds(log.put(foreign)) == [("dead", 1)]
     assert log.dead == [code]
-    assert kinds(log.put(named(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
+    assert kinds(log.put(named(2, "after"), ("s", 2, 1))) == [("decided", 2)]
 
 
 def test_chain_headers_on_a_topic_without_a_chain_hold_nothing_back() -> None:
     log = Log("alerts")
-    rows = log.put(b"garbage", ChainPosition("stranger", 1 << 40, 7)) + log.put(alert("raised", 1), ChainPosition("stranger", 9, 8))
+    rows = log.put(b"garbage", ("stranger", 1 << 40, 7)) + log.put(alert("raised", 1), ("stranger", 9, 8))
     assert (kinds(rows), log.dead) == ([("dead", 0), ("observed", 1)], ["not_framed"])
 
 
@@ -297,9 +314,7 @@ def test_the_first_record_of_a_schema_id_and_of_the_log_count_and_others_are_dea
     unsigned = CODEC.encode_dict(*registered(8, schema_id=8))
     headers = {CE_TYPE: b"SchemaRegistered"}
     for signature in ({}, signed_headers(RELAY_KEY, "schemas", b"k", unsigned), signed_headers(SETUP_KEY, "alerts", b"k", unsigned)):
-        _, dead = log.fold.take(Record("schemas", 0, log.offset, 1, b"k", unsigned, headers | signature), headers | signature)
-        log.offset += 1
-        log.dead += [d.code for d in dead]
+        log.feed(Record("schemas", 0, -1, 1, b"k", unsigned, headers | signature))
     wrong = ["another_log", "another_log", "schema_changed", "wrong_sha256", "another_log", "no_schema", "no_schema"]
     assert log.dead == [*wrong, "not_signed", "not_signed", "not_signed"]
     assert set(log.dead) == FORGED
@@ -315,26 +330,51 @@ def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
     assert log.fold.documents["l"]["partitions"] == {"models": 4}
 
 
-def test_an_unreadable_store_opening_is_a_dead_letter_and_the_fold_goes_on() -> None:
+def test_a_forged_store_opening_is_a_dead_letter_and_the_fold_goes_on() -> None:
     log = Log("accounts")
     opened(log)
-    fake = Record("accounts", 0, log.offset, 1, b"k", b"garbage", {})
-    rows, dead = log.fold.take(fake, {CE_TYPE: b"StoreOpened", **ChainPosition("stranger", 1 << 40, 0).headers})
-    log.offset += 1
-    assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1)], [UNREADABLE_OPENING])
-    assert rows[0]["position"] == 1, "a number that nobody vouches for moves no position"
-    assert kinds(log.put(named(2, "after"), ChainPosition("s", 2, 1))) == [("decided", 2)]
+    for forged in (b"garbage", CODEC.encode_dict("StoreOpened", {**base(9), **OPENING, "store": "t"}, "accounts")):
+        assert log.put(forged, ("t", 1 << 40, 1), signed=False) == []
+    assert kinds(log.put(named(2, "after"), ("s", 2, 1))) == [("decided", 3)]
+    rows, dead = log.fold.set_aside_older(2)
+    assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1), ("dead", 2)], [NOT_SENT, NOT_SENT])
+    assert {row["position"] for row in rows} == {2}, "a number that nobody vouches for moves no position"
+
+
+def test_of_two_claims_to_a_position_the_one_that_the_relay_signed_counts() -> None:
+    """Whichever came first, and whatever was chained to the forged one (K26)."""
+    log = Log("accounts")
+    opened(log)
+    forged = log.make(named(2, "forged"), ("s", 2, 1), signed=False)
+    del log.hashes[2]
+    true = log.make(named(3, "true"), ("s", 2, 1))
+    assert log.feed(forged) == []
+    assert log.put(named(4, "on the forged one"), ("s", 4, 9), signed=False) == []
+    rows = log.feed(true)
+    assert (kinds(rows), log.dead) == ([("decided", 3), ("dead", 1)], [NOT_SENT])
+    assert log.fold.documents["acme"]["display_name"] == "true"
+    assert kinds(log.feed(replace(forged, timestamp=2))) == [("dead", 4)], "it comes again, behind the true one"
+    assert kinds(log.feed(true)) == [("copy", 5)]
+    assert log.dead == [NOT_SENT, NOT_SENT]
+
+
+def test_one_signature_proves_the_records_before_it_and_a_wrong_one_none() -> None:
+    log = Log("accounts")
+    opened(log)
+    assert log.put(named(2, "two"), ("s", 2, 1), signed=False) == []
+    wrong = log.make(named(3, "three"), ("s", 3, 2))
+    elsewhere = replace(wrong, headers=wrong.headers | {"signature": bytes(64)})
+    assert (kinds(log.feed(elsewhere)), log.dead) == ([("dead", 2)], [NOT_SENT])
+    assert kinds(log.feed(wrong)) == [("decided", 1), ("decided", 3)]
 
 
 def test_what_the_relay_never_sent_is_a_dead_letter_and_what_came_behind_it_is_folded() -> None:
     log = Log("deployments")
     opened(log)
-    assert log.put(b"forged", ChainPosition("s", 1000, 999)) == []
+    assert log.put(b"forged", ("s", 1000, 999), signed=False) == []
     assert log.put(ready(2)) == [], "observed facts do not overtake what waits"
-    assert (
-        log.put(("VersionDeployed", {**base(3), **decided("VersionDeployed"), "model": MODEL}), ChainPosition("s", 3, 1))[0]["kind"]
-        == "decided"
-    )
+    deployed = ("VersionDeployed", {**base(3), **decided("VersionDeployed"), "model": MODEL})
+    assert log.put(deployed, ("s", 3, 1))[0]["kind"] == "decided"
     assert log.fold.set_aside_older(1) == ([], []), "the relay may still have sent what came at that time"
     rows, dead = log.fold.set_aside_older(2)
     assert (kinds(rows), [d.code for d in dead]) == ([("dead", 1), ("observed", 2)], [NOT_SENT])
@@ -346,7 +386,7 @@ def test_a_decided_record_in_its_place_that_cannot_be_read_stops_the_fold() -> N
     log = Log("accounts")
     opened(log)
     with pytest.raises(Undecodable):
-        log.put(b"\x00\x00\x00\x00\x01", ChainPosition("s", 2, 1))
+        log.put(b"\x00\x00\x00\x00\x01", ("s", 2, 1))
 
 
 def test_a_rollout_moves_the_weights_and_a_rollback_returns_them() -> None:
