@@ -43,7 +43,8 @@ _REMEDY = {
     "prices": "give at least one price: model, meter, amount_micros, per_units",
 }
 _REMEDY_BY_CODE = {
-    "price_too_high": "give per_units: 20 CNY per hour of GPU is amount_micros 20000000 per_units 3600000000 of gpu_us",
+    "meter_not_measured": "leave this price out, and price calls, bytes or cpu_us",
+    "price_too_high": "give per_units: 20 CNY per hour of CPU is amount_micros 20000000 per_units 3600000000 of cpu_us",
     "tenant_reserved": "choose another id",
     "timezone_unknown": "write an IANA name, for example Asia/Shanghai",
 }

@@ -22,6 +22,8 @@ class PriceRequest(Price):
     def _payable(self) -> Self:
         """20 CNY an hour, published as 20 000 000 per microsecond, would make a bill that no fact can hold: that tenant could never be
         billed again."""
+        if not READINGS[self.meter].measured:
+            raise PydanticCustomError("meter_not_measured", "nothing measures {meter} yet: it would be billed as 0", {"meter": self.meter})
         if self.amount_micros * READINGS[self.meter].quantity_max // self.per_units > _AMOUNT_MICROS_MAX:
             price = {"amount": self.amount_micros, "per": self.per_units, "meter": self.meter}
             raise PydanticCustomError("price_too_high", "{amount} micro-units per {per} of {meter} is more than a bill can hold", price)

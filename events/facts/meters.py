@@ -15,6 +15,8 @@ class Reading:
 
     meaning: str
     quantity_max: int
+    measured: bool = True
+    """Whether the programs of this commit measure it. What is not cannot be priced: it would be billed as 0."""
 
 
 _TOKENS_MAX, _SIZE_MAX, _PIECES_MAX = 10**14, 10**16, 10**9
@@ -32,7 +34,7 @@ class MeterReadings(NestedRecord):
     bytes_out: Annotated[Count, Reading("bytes of the answer", _SIZE_MAX)] = 0
     images: Annotated[Count, Reading("images", _PIECES_MAX)] = 0
     media_us: Annotated[Count, Reading("length of audio or video, microseconds", _SIZE_MAX)] = 0
-    gpu_us: Annotated[Count, Reading("GPU time, microseconds", _SIZE_MAX)] = 0
+    gpu_us: Annotated[Count, Reading("GPU time, microseconds", _SIZE_MAX, measured=False)] = 0
     cpu_us: Annotated[Count, Reading("CPU time, microseconds", _SIZE_MAX)] = 0
 
 

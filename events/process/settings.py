@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     chunk_wait_s: float = Field(default=0.15, ge=0, description="Longest a record waits for others while the insert before it lasts.")
     staleness_s_max: float = Field(default=60.0, gt=0, description="Age of the newest heartbeat past which the gateway answers 503.")
     acknowledge_s_max: float = Field(default=5.0, gt=0, description="How long an answer waits for its usage fact to be durable.")
-    runtime_threads: int = Field(default=1, ge=1, le=256, description="Threads of one replica's inference; its CPU time is exact with 1.")
+    runtime_threads: int = Field(
+        default=1, ge=1, le=256, description="Threads of one replica's inference. With more than 1 it runs one batch at a time."
+    )
     removals_approved_position: int = Field(
         default=0,
         ge=0,

@@ -44,13 +44,13 @@ class ModelReplica:
         self._runtime = OnnxRuntime(model, interface_of(args["interface"]), settings.runtime_threads)
         self._runtime.warm_up()
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._inline = True
+        self._inline = self._may_inline = settings.runtime_threads == 1  # else runs wait for each other, and the event loop must not
 
     async def infer(self, blob: bytes) -> bytes:
         began = time.perf_counter()
         runs = unpack(blob)
         results = self._runtime.predict(runs) if self._inline else await asyncio.to_thread(self._runtime.predict, runs)
-        self._inline = time.perf_counter() - began < INLINE_S_MAX
+        self._inline = self._may_inline and time.perf_counter() - began < INLINE_S_MAX
         return pack_reply(self._name, results)
 
     def __del__(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ import onnxruntime as ort
 
 from serving.inference import DTYPES, OutputTensor, Predicted, Prediction, PredictionFailed, RunInput, bytes_elements
 from serving.model_interface import Interface, Tensor
+from serving.runtimes.cpu_clock import CpuClock, threads_of_process
 from serving.runtimes.runtime import LoadFailed, split_by_weight
 
 logger = logging.getLogger(__name__)
@@ -34,13 +34,14 @@ class OnnxRuntime:
         options.log_severity_level = 3
         # A file may be of two formats at once: what was read and reviewed is the ONNX one.
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        before = threads_of_process()
         try:
             self._session = ort.InferenceSession(model, options, providers=_providers())
         except Exception as e:  # ONNX Runtime raises its own classes and plain RuntimeError
             raise LoadFailed("not_loadable", str(e)[:MESSAGE_CHARS_MAX]) from e
         self._interface = interface
-        # With one thread the session runs in the calling thread, whose own CPU clock is exact.
-        self._clock_ns = time.thread_time_ns if threads == 1 else time.process_time_ns
+        # With one thread the session runs in the calling thread; else it has made its own.
+        self._cpu = CpuClock(threads_of_process() - before if threads > 1 else ())
         self._outputs = [o.name for o in interface.outputs]
         self._rows_independent = False
         in_file = {i.name for i in self._session.get_inputs()}, {o.name for o in self._session.get_outputs()}
@@ -87,29 +88,28 @@ class OnnxRuntime:
         return all(_alike(whole, [outputs[n] for outputs in alone]) for n, whole in enumerate(stacked))
 
     def _run_stacked(self, run: RunInput) -> list[Prediction]:
-        start = self._clock_ns()
-        try:
-            outputs = self._run(run)
-        except Exception:  # one of the calls failed, or all: each is run alone
-            return [self._run_alone(single) for single in _singles(run, self._interface)]
+        with self._cpu.run() as used:
+            try:
+                outputs, cpu_us = self._run(run), used.us
+            except Exception:  # one of the calls failed, or all: each is run alone
+                outputs, cpu_us = None, 0
         total = sum(run.rows)
-        if any(not o.shape or o.shape[0] != total for o in outputs):
+        if outputs is None or any(not o.shape or o.shape[0] != total for o in outputs):
             return [self._run_alone(single) for single in _singles(run, self._interface)]
-        cpu = split_by_weight((self._clock_ns() - start) // 1000, run.rows)
         results: list[Prediction] = []
         at = 0
-        for rows, cpu_us in zip(run.rows, cpu, strict=True):
-            results.append(Predicted(tuple(_wire(o[at : at + rows]) for o in outputs), cpu_us))
+        for rows, share_us in zip(run.rows, split_by_weight(cpu_us, run.rows), strict=True):
+            results.append(Predicted(tuple(_wire(o[at : at + rows]) for o in outputs), share_us))
             at += rows
         return results
 
     def _run_alone(self, run: RunInput) -> Prediction:
-        start = self._clock_ns()
-        try:
-            outputs = self._run(run)
-        except Exception as e:  # whatever the model raises concerns this call only
-            return PredictionFailed(str(e)[:MESSAGE_CHARS_MAX] or type(e).__name__, (self._clock_ns() - start) // 1000)
-        return Predicted(tuple(_wire(o) for o in outputs), (self._clock_ns() - start) // 1000)
+        with self._cpu.run() as used:
+            try:
+                outputs = self._run(run)
+            except Exception as e:  # whatever the model raises concerns this call only
+                return PredictionFailed(str(e)[:MESSAGE_CHARS_MAX] or type(e).__name__, used.us)
+            return Predicted(tuple(_wire(o) for o in outputs), used.us)
 
     def _run(self, run: RunInput) -> list[np.ndarray[Any, Any]]:
         feeds = {

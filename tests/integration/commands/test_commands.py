@@ -401,10 +401,13 @@ def test_a_foreign_version_may_be_a_parent_once_it_is_approved_and_foreign_draft
 
 
 def test_a_price_that_no_bill_could_hold_is_refused_with_what_was_meant(side: CommandSide, acme: TenantKeys) -> None:
-    dear = [{"model": "*", "meter": "gpu_us", "amount_micros": 20_000_000}]
+    dear = [{"model": "*", "meter": "cpu_us", "amount_micros": 20_000_000}]
     found = problem(side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}), 422, "price_too_high")
     assert "per_units 3600000000" in found["remedy"] and found["field"] == "prices.0"
     dear[0]["per_units"] = 3_600_000_000
+    unmeasured = [*dear, {"model": "*", "meter": "gpu_us", "amount_micros": 1}]
+    found = problem(side.http("POST", "/v1/price-books/dear/versions", json={"prices": unmeasured}), 422, "meter_not_measured")
+    assert found["field"] == "prices.1"
     assert side.http("POST", "/v1/price-books/dear/versions", json={"prices": dear}).status_code == 201
 
 

@@ -29,6 +29,7 @@ REFUSED_BY_A_RULE = frozenset(
         "expires_in_past",
         "idempotency_key_reused",
         "instant_malformed",
+        "meter_not_measured",
         "parent_unknown",
         "period_malformed",
         "price_too_high",

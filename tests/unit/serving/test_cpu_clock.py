@@ -1,0 +1,57 @@
+"""Each run of a model is billed its own processor time, whatever else runs in its process."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from serving.inference import RunInput
+from serving.model_interface import Interface, Tensor
+from serving.runtimes.onnx import OnnxRuntime
+
+SIDE = 256
+RUNS = 4
+
+
+def products(threads: int) -> OnnxRuntime:
+    """A model of thirty matrix products."""
+    names = ["x", *(f"h{n}" for n in range(29)), "y"]
+    nodes = [helper.make_node("MatMul", [before, "w"], [after]) for before, after in itertools.pairwise(names)]
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [SIDE, SIDE], (np.eye(SIDE, dtype="<f4") * 0.5).tobytes(), raw=True)
+    columns = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [SIDE, SIDE]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", columns[:1], columns[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    face = Interface((Tensor("x", "FP32", (SIDE, SIDE)),), (Tensor("y", "FP32", (SIDE, SIDE)),))
+    runtime = OnnxRuntime(model.SerializeToString(), face, threads)
+    runtime.warm_up()
+    return runtime
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_runs_at_once_are_billed_together_what_they_used(threads: int) -> None:
+    """The bound comes from the process's own clock; the time of a thread that works for nobody is taken off."""
+    runtime, stop, foreign_ns = products(threads), threading.Event(), list[int]()
+    run = RunInput((1,), ((SIDE, SIDE),), (np.ones((SIDE, SIDE), "<f4").tobytes(),))
+
+    def work_for_nobody() -> None:
+        began = time.thread_time_ns()
+        while not stop.is_set():
+            sum(range(1000))
+        foreign_ns.append(time.thread_time_ns() - began)
+
+    other = threading.Thread(target=work_for_nobody)
+    began = time.process_time_ns()
+    other.start()
+    with ThreadPoolExecutor(3) as pool:
+        billed = sum(done[0].cpu_us for done in pool.map(lambda _: runtime.predict([run]), range(3 * RUNS)))
+    stop.set()
+    other.join()
+    used = (time.process_time_ns() - began - foreign_ns[0]) / 1000
+    assert 0.82 * used < billed <= 1.02 * used
+    runtime.close()
