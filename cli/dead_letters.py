@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,13 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.admin_client import JsonFlag, KeyFile, YesFlag, call_command_api, console, coordinate, instant_text
+from cli.dead_letter_sets import Selection, approve_set, filter_of, is_record_set, request_set
 from cli.failures import explained_failures, failed
 from events.log.client import LogMismatch, Reader
 from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable
-from projections.dead_letters.queries import OPEN, STATES, TRIED, DeadLetterStatus, all_dead_letters, find_dead_letters
+from projections.dead_letters.queries import OPEN, STATES, TRIED, DeadLetterFilter, DeadLetterStatus, all_dead_letters, find_dead_letters
 from projections.dead_letters.redrive import Redrive, Tried
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.validator import why_unreadable
@@ -30,11 +33,14 @@ CoordinateArgument = Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET,
 
 @app.command("list")
 def list_(
-    everything: Annotated[bool, typer.Option("--all", help="Also those written off or read later.")] = False, as_json: JsonFlag = False
+    everything: Annotated[bool, typer.Option("--all", help="Also those written off or read later.")] = False,
+    as_json: JsonFlag = False,
+    where: Selection = None,
 ) -> None:
     """Open dead letters: where, why, since when, and whether a write-off is requested."""
+    chosen = filter_of(where)
     with explained_failures():
-        found = list(all_dead_letters(ClickHouse(Settings()), "", STATES if everything else OPEN))
+        found = list(all_dead_letters(ClickHouse(Settings()), chosen, STATES if everything else OPEN))
     if as_json:
         console.print_json(json.dumps([letter.to_json() for letter in found]))
         return
@@ -75,57 +81,78 @@ def show(where: CoordinateArgument) -> None:
 
 @app.command("retry")
 def retry(
-    where: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET; not with --all.")] = "",
+    record: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET; not with --all or --where.")] = "",
     everything: Annotated[
         bool, typer.Option("--all", help="Every open dead letter of usage, and those written off that can be read by now.")
     ] = False,
+    where: Selection = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again about one that is written off.")] = False,
 ) -> None:
     """Read records again with today's schemas; what can be read now gets its row in the table. Exit code 1 when one cannot."""
-    if bool(where) == everything:
-        raise typer.BadParameter("name one record, or give --all")
+    if bool(record) == bool(everything or where):
+        raise typer.BadParameter("name one record, or give --all or --where")
+    chosen = filter_of(where)
+    if chosen.topic not in ("", "usage"):
+        raise typer.BadParameter("only records of usage can be read again")
     settings = Settings()
     with explained_failures():
         clickhouse = ClickHouse(settings)
-        if where and not yes and find_dead_letters(clickhouse, ("written_off",), where):
-            console.print(f"{where} is written off. Bills issued over it left it out and stay as they are. If it can be read now,")
+        if record and not yes and find_dead_letters(clickhouse, ("written_off",), record):
+            console.print(f"{record} is written off. Bills issued over it left it out and stay as they are. If it can be read now,")
             typer.confirm("the next bill of its tenant counts it. Read it again?", abort=True)
         redrive = Redrive(settings, clickhouse)
         try:
-            tried = [_print_result(redrive.retry(coordinate(where)))] if where else list(_retry_all(clickhouse, redrive))
+            tried = [_print_result(redrive.retry(coordinate(record)))] if record else list(_retry_all(clickhouse, redrive, chosen))
         finally:
             redrive.close()
     if not tried:
-        console.print("no dead letter of usage is open, and none that was written off can be read")
+        console.print("no such dead letter of usage is open, and none that was written off can be read")
     raise typer.Exit(0 if all(t.kind in ("redriven", "readable") for t in tried) else 1)
 
 
 @app.command("write-off")
 def write_off(
-    where: CoordinateArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why it will never be readable.", prompt=True)],
+    record: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET; not with --where.")] = "",
+    where: Selection = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Request to write off a record; another admin approves. A record that can be read is counted, and refused here."""
-    at, settings = coordinate(where), Settings()
+    """Request to write off a record, or with --where the set of those that are like that now; another admin approves. A record that can be
+    read is counted whatever is written off: `retry` first."""
+    if bool(record) == bool(where):
+        raise typer.BadParameter("name one record, or give --where")
     with explained_failures():
-        record, why = _read_record(settings, at)
-        if not why:
-            console.print(f"{at} can be read and is counted, whatever is written off: `modelmarket dead-letters retry {at}`")
-            raise typer.Exit(1)
-        if why.startswith("unknown_schema"):
-            console.print(
-                "[yellow]its schema is not on the log: if the program that wrote it is known, publish its schemas and retry first[/]"
-            )
-        answer = call_command_api(settings, key_file, "POST", f"/v1/write-offs/records/{at}", {"sha256": _hash(record), "reason": reason})
+        if where:
+            request_set(Settings(), key_file, where, reason)
+        else:
+            _request_one(Settings(), key_file, coordinate(record), reason)
+
+
+def _request_one(settings: Settings, key_file: Path | None, at: Coordinate, reason: str) -> None:
+    record, why = _read_record(settings, at)
+    if not why:
+        console.print(f"{at} can be read and is counted, whatever is written off: `modelmarket dead-letters retry {at}`")
+        raise typer.Exit(1)
+    if why.startswith("unknown_schema"):
+        console.print("[yellow]its schema is not on the log: if the program that wrote it is known, publish its schemas and retry first[/]")
+    answer = call_command_api(settings, key_file, "POST", f"/v1/write-offs/records/{at}", {"sha256": _hash(record), "reason": reason})
     console.print(f"requested by {answer['requested_by']}: {at}, sha256 {answer['sha256']}", highlight=False)
     console.print(f"another admin: modelmarket dead-letters approve {at} --key-file FILE", highlight=False)
 
 
 @app.command("approve")
-def approve(where: CoordinateArgument, yes: YesFlag = False, key_file: KeyFile = None) -> None:
-    """Approve another admin's request, after a look at the bytes on the log. Bills then no longer wait for the record."""
-    at, settings = coordinate(where), Settings()
+def approve(
+    where: Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET, or the name of a set as `write-off` printed it.")],
+    yes: YesFlag = False,
+    key_file: KeyFile = None,
+) -> None:
+    """Approve another admin's request, after a look at what is on the log. Bills then no longer wait for the record, or for the set's."""
+    settings = Settings()
+    if is_record_set(where):
+        with explained_failures():
+            approve_set(settings, key_file, where, yes=yes)
+        return
+    at = coordinate(where)
     with explained_failures():
         request = call_command_api(settings, key_file, "GET", f"/v1/write-offs/records/{at}")
         record, why = _read_record(settings, at)
@@ -157,9 +184,9 @@ def _read_record(settings: Settings, at: Coordinate) -> tuple[Record, str]:
     return record, f"it reads as {name}, and does not belong there" if find_dead_letters(ClickHouse(settings), STATES, str(at)) else ""
 
 
-def _retry_all(clickhouse: ClickHouse, redrive: Redrive) -> Iterator[Tried]:
+def _retry_all(clickhouse: ClickHouse, redrive: Redrive, where: DeadLetterFilter) -> Iterator[Tried]:
     """A record that is written off and still cannot be read is not printed."""
-    for letter in all_dead_letters(clickhouse, "usage", TRIED):
+    for letter in all_dead_letters(clickhouse, replace(where, topic="usage"), TRIED):
         tried = redrive.retry(letter.at)
         if letter.state != "written_off" or tried.kind != "unreadable":
             yield _print_result(tried)
@@ -181,7 +208,7 @@ def _state(letter: DeadLetterStatus) -> str:
         case "open":
             return "open; a write-off names other bytes and is ignored" if letter.mistaken else "open"
         case "requested":
-            return f"write-off requested by {letter.requested_by}"
+            return f"write-off requested by {letter.requested_by}{', set ' + letter.record_set if letter.record_set else ''}"
         case "written_off":
             return f"written off by {letter.requested_by} and {letter.approver}"
         case "redriven":

@@ -37,6 +37,7 @@ from commands.store.event_store import StoreUnavailable
 from commands.tenants.routes import Tenants
 from commands.write_offs.producer_routes import ProducerWriteOffs
 from commands.write_offs.record_routes import RecordWriteOffs
+from commands.write_offs.record_set_routes import RecordSetWriteOffs
 from events.log.client import LogMismatch
 from events.process.clock import now_us
 from events.process.http_admission import BODY_S_MAX, CALLER, Admission, NotAdmitted
@@ -72,6 +73,7 @@ def build(commands: CommandApp) -> FastAPI:
         PriceBooks(commands),
         Bills(commands),
         RecordWriteOffs(commands),
+        RecordSetWriteOffs(commands),
         ProducerWriteOffs(commands),
     )
     for feature in features:

@@ -33,7 +33,12 @@ from events.schema.registry import RegistryUnavailable
 logger = logging.getLogger(__name__)
 KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "prices": "prices", "bills": "bills", "producers": "producer"}
 """Topic → the kind of aggregate whose facts it carries; the record key is the aggregate's own."""
-KIND_OF_FACT = {"RecordWriteOffRequested": "record", "RecordWrittenOff": "record"}
+KIND_OF_FACT = {
+    "RecordWriteOffRequested": "record",
+    "RecordWrittenOff": "record",
+    "RecordSetWriteOffRequested": "record_set",
+    "RecordSetWrittenOff": "record_set",
+}
 """Facts of another kind of aggregate than their topic's."""
 EVENTS_APPENDED_MAX = 1000
 

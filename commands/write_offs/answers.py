@@ -26,6 +26,28 @@ class RecordWriteOffAnswer(Accepted, RecordWriteOffShown):
     pass
 
 
+class PlacedBytes(BaseModel):
+    partition: int
+    offset: int
+    sha256: str
+
+
+class _RecordSetWriteOff(_WriteOff):
+    record_set: str
+    topic: str
+    records_count: int
+    selection: str
+    note: str
+
+
+class RecordSetWriteOffShown(_RecordSetWriteOff):
+    records: list[PlacedBytes]
+
+
+class RecordSetWriteOffAnswer(Accepted, _RecordSetWriteOff):
+    pass
+
+
 class ProducerWriteOffShown(_WriteOff):
     producer: str
     epoch: str

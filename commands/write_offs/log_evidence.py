@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 from commands.write_offs.producers import EpochStatus
 from events.facts.producers import ProducerClosed, ProducerOpened
+from events.facts.topics import TOPICS
 from events.log.client import LogMismatch, Reader
 from events.log.record import Coordinate
 from events.schema.codec import Codec, Undecodable
+
+GAP_MAX = 1000
+"""Offsets between two records of a set that are read rather than skipped: a new position costs about as much."""
+RECORDS_READ_MAX = 500_000
+"""Read for one set, a new position counted as `GAP_MAX`: some ten seconds."""
+Run = Sequence[tuple[int, int]]
+"""(partition, offset) of records of one partition, ascending, with no gap above `GAP_MAX`."""
 
 
 def sha256_at(reader: Reader, at: Coordinate) -> bytes | None:
@@ -20,6 +29,35 @@ def sha256_at(reader: Reader, at: Coordinate) -> bytes | None:
         return hashlib.sha256(reader.record_at(at.topic, at.partition, at.offset).value or b"").digest()
     except LogMismatch:
         return None
+
+
+def runs_of(positions: Sequence[tuple[int, int]]) -> list[Run]:
+    """What is read in one go each."""
+    runs: list[list[tuple[int, int]]] = []
+    for partition, offset in sorted(positions):
+        if runs and runs[-1][-1][0] == partition and offset - runs[-1][-1][1] <= GAP_MAX:
+            runs[-1].append((partition, offset))
+        else:
+            runs.append([(partition, offset)])
+    return list(runs)
+
+
+def reading_cost(runs: Sequence[Run]) -> int:
+    """In records."""
+    return sum(GAP_MAX + run[-1][1] - run[0][1] for run in runs)
+
+
+def sha256s_at(reader: Reader, topic: str, runs: Sequence[Run]) -> Mapping[tuple[int, int], bytes]:
+    """Of the value at each place where the log has a record."""
+    partitions = range(TOPICS[topic].partitions)
+    found: dict[tuple[int, int], bytes] = {}
+    for run in runs:
+        partition, wanted = run[0][0], {offset for _, offset in run}
+        ends = {p: run[-1][1] + 1 if p == partition else 0 for p in partitions}
+        for record in reader.read(topic, {partition: run[0][1]}, ends):
+            if record.offset in wanted:
+                found[partition, record.offset] = hashlib.sha256(record.value or b"").digest()
+    return found
 
 
 def epoch_status(reader: Reader, codec: Codec, producer: str, epoch: str) -> EpochStatus:

@@ -6,8 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from commands.http.bounds import HEX_256, Reason, RequestBody
+from commands.http.bounds import HEX_256, REASON_CHARS_MAX, Reason, RequestBody
 from commands.write_offs.records import ApproveRecordWriteOff, RequestRecordWriteOff
+from events.facts.fact import NonNegative
+from events.facts.write_offs import RECORDS_MAX, RecordBytes
 from events.log.record import Coordinate
 
 
@@ -24,6 +26,22 @@ class ApproveRecordRequest(RequestBody):
 
     def command(self) -> ApproveRecordWriteOff:
         return ApproveRecordWriteOff(bytes.fromhex(self.sha256))
+
+
+class PlacedBytesRequest(RequestBody):
+    partition: NonNegative
+    offset: NonNegative
+    sha256: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the record's value, in hex.")]
+
+
+class RecordSetWriteOffRequest(RequestBody):
+    topic: Annotated[str, Field(min_length=1, max_length=100)]
+    records: Annotated[list[PlacedBytesRequest], Field(min_length=1, max_length=RECORDS_MAX, description="In any order, each once.")]
+    selection: Annotated[str, Field(max_length=REASON_CHARS_MAX, description="How they were chosen, in words, for the approver.")] = ""
+    reason: Reason
+
+    def listed(self) -> list[RecordBytes]:
+        return [RecordBytes(partition=r.partition, offset=r.offset, sha256=bytes.fromhex(r.sha256)) for r in self.records]
 
 
 class ProducerWriteOffRequest(RequestBody):

@@ -55,7 +55,7 @@ TOPICS: dict[str, Topic] = {
         Topic("deployments", 4, FOREVER_MS, "both", "commands, serving", "model"),
         Topic("accounts", 4, FOREVER_MS, "decided", "commands", "tenant"),
         Topic("prices", 1, FOREVER_MS, "decided", "commands", "book"),
-        Topic("bills", 4, FOREVER_MS, "decided", "commands", "tenant, or record"),
+        Topic("bills", 4, FOREVER_MS, "decided", "commands", "tenant, record, or record set"),
         # Deleted only behind archived, checkpointed offsets (K1); until there is an archive that means never.
         Topic("usage", 4, FOREVER_MS, "observed", "serving", "tenant"),
         Topic("producers", 1, FOREVER_MS, "both", "serving, commands", "producer"),
@@ -116,6 +116,7 @@ _ENTRIES: tuple[FactEntry, ...] = (
     ),
     *(FactEntry(cls, "bills", "tenant") for cls in (bills.BillCutFixed, bills.BillLinesListed, bills.BillIssued)),
     *(FactEntry(cls, "bills", "record") for cls in (write_offs.RecordWriteOffRequested, write_offs.RecordWrittenOff)),
+    *(FactEntry(cls, "bills", "record_set") for cls in (write_offs.RecordSetWriteOffRequested, write_offs.RecordSetWrittenOff)),
     *(FactEntry(cls, "alerts", "subject") for cls in (alerts.AlertRaised, alerts.AlertResolved)),
     FactEntry(log.LogCreated, "schemas", "log_id"),
     FactEntry(log.SchemaRegistered, "schemas", "schema_id"),

@@ -1,12 +1,20 @@
-"""Records nobody can read, given up by two people so that bills can go on. Topic `bills`, key = record.
+"""Records nobody can read, given up by two people so that bills can go on. Topic `bills`, key = record, or record set.
 
 What is written off is bytes, not a place: `sha256` is of the record's value (of nothing when it has none), and a reader honours the
 write-off only where the record at the coordinate has that hash and cannot be read. Whatever can be read is counted all the same (K9).
+A record set is an exact list of such records. Its name is the digest of the list, so that two people mean the same one.
 """
 
 from __future__ import annotations
 
-from events.facts.fact import Count, DecidedFact, Sha256, UserId
+from typing import Annotated
+
+from pydantic import Field
+
+from events.facts.fact import Count, DecidedFact, NestedRecord, Sha256, UserId
+
+RECORDS_MAX = 5000
+"""Records of a set: about 210 KiB of a fact's 512 KiB (K3), and 0.6 MiB of the command API's 1 MiB a request."""
 
 
 class RecordWriteOffRequested(DecidedFact):
@@ -32,6 +40,42 @@ class RecordWrittenOff(DecidedFact):
     partition: Count
     offset: Count
     sha256: Sha256
+    reason: str
+    requested_by: UserId
+    approver: UserId
+
+
+class RecordBytes(NestedRecord):
+    """The bytes at one offset of a topic's partition."""
+
+    partition: Count
+    offset: Count
+    sha256: Sha256
+
+
+class RecordSetWriteOffRequested(DecidedFact):
+    """One admin asks that these records of a topic be written off, and no others. Nothing changes until another one approves."""
+
+    record_set: str
+    """SHA-256 in hex of log, topic and records: the key."""
+    log_id: str
+    topic: str
+    records: Annotated[tuple[RecordBytes, ...], Field(max_length=RECORDS_MAX)]
+    """By partition and offset, each once."""
+    selection: str
+    """How they were chosen, in words. Only `records` counts."""
+    reason: str
+    requested_by: UserId
+
+
+class RecordSetWrittenOff(DecidedFact):
+    """Two people accept that nobody will read the records of the `RecordSetWriteOffRequested` of this name, which is the fact before it.
+    Each counts as if it had been written off alone."""
+
+    record_set: str
+    log_id: str
+    topic: str
+    records_count: Count
     reason: str
     requested_by: UserId
     approver: UserId

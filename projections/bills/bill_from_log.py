@@ -103,10 +103,24 @@ WrittenOffHashes = Mapping[int, frozenset[bytes]]
 def written_off_hashes(reader: Reader, codec: Codec, topic: str, partition: int) -> WrittenOffHashes:
     """The write-offs of a partition, whether or not their records can be read. Raises LogIncomplete."""
     found: dict[int, frozenset[bytes]] = {}
+    asked: dict[str, Sequence[Body]] = {}
     for fact in decided_facts(reader, codec, "bills"):
-        if fact.name == "RecordWrittenOff" and (fact.body["topic"], fact.body["partition"]) == (topic, partition):
-            offset = int(fact.body["offset"])
-            found[offset] = found.get(offset, frozenset()) | {bytes(fact.body["sha256"])}
+        if fact.body.get("topic") != topic:
+            continue
+        match fact.name:
+            case "RecordWrittenOff":
+                listed: Sequence[Body] = (fact.body,)
+            case "RecordSetWriteOffRequested":
+                asked[fact.body["record_set"]] = fact.body["records"]
+                continue
+            case "RecordSetWrittenOff":
+                listed = asked[fact.body["record_set"]]  # its own partition's chain has the request before it
+            case _:
+                continue
+        for record in listed:
+            if record["partition"] == partition:
+                offset = int(record["offset"])
+                found[offset] = found.get(offset, frozenset()) | {bytes(record["sha256"])}
     return found
 
 

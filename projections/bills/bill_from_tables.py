@@ -15,6 +15,7 @@ from events.facts.bills import BILL_COUNTERS, BillCounts
 from events.facts.meters import METERS
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
+from projections.catalog.record_sets import RECORDS_OF_SETS
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill, make_bill
 from rating.book import PriceBook, book_version
@@ -23,7 +24,7 @@ from rating.statement import Bucket, Cutoff, Statement, rate
 
 Body = Mapping[str, Any]
 EXCLUDED_MAX = 10_000
-"""Offsets that a bill names, about 40 KB; each was written off by two people, by hand."""
+"""Offsets that a bill names, about 40 KB; each was written off by two people, alone or in a set."""
 LISTED_MAX = 10
 """Unreadable records that a message names; the others are counted."""
 SHARED_KEYS_PAGE = 50_000
@@ -171,9 +172,14 @@ def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unre
     tombstones = """SELECT toInt64(kafka_offset) AS at, lower(hex(sha256)) AS hash FROM usage FINAL
         WHERE kafka_partition = {partition:Int32} AND readable = 0 AND kafka_offset IN (
             SELECT kafka_offset FROM usage WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64} AND readable = 0)"""
-    given_up = """SELECT JSONExtractInt(body, 'offset') AS at, groupUniqArray(JSONExtractString(body, 'sha256')) AS hashes FROM history
-        WHERE topic = 'bills' AND fact = 'RecordWrittenOff' AND JSONExtractString(body, 'topic') = 'usage'
-        AND JSONExtractInt(body, 'partition') = {partition:Int32} GROUP BY at"""
+    given_up = f"""SELECT at, groupUniqArray(hash) AS hashes FROM (
+            SELECT JSONExtractInt(body, 'offset') AS at, JSONExtractString(body, 'sha256') AS hash FROM history
+            WHERE topic = 'bills' AND fact = 'RecordWrittenOff' AND JSONExtractString(body, 'topic') = 'usage'
+            AND JSONExtractInt(body, 'partition') = {{partition:Int32}}
+            UNION ALL
+            SELECT offset AS at, sha256 AS hash FROM ({RECORDS_OF_SETS})
+            WHERE topic = 'usage' AND partition = {{partition:Int32}} AND approver != ''
+        ) GROUP BY at"""
     (row,) = clickhouse.rows(
         f"""SELECT arraySort(groupArrayIf({EXCLUDED_MAX + 1})(at, honoured)) AS excluded,
             arraySlice(arraySort(groupArrayIf(at, NOT honoured)), 1, {LISTED_MAX}) AS open,

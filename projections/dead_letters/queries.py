@@ -8,10 +8,12 @@ than `usage` nothing waits for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from events.facts.fact import INT64_MAX
 from events.log.record import Coordinate
+from projections.catalog.record_sets import RECORDS_OF_SETS
 from projections.ingest.clickhouse import ClickHouse
 
 State = Literal["open", "requested", "written_off", "redriven"]
@@ -24,14 +26,18 @@ FIRST = Coordinate("", -1, -1)
 """Before every coordinate."""
 _BOUNDS = {"max_execution_time": 20}
 
-_SQL = """
+_SQL = f"""
 SELECT d.topic AS topic, d.partition AS partition, d.offset AS offset, d.code AS code, d.reason AS reason, d.sha256 AS sha256,
-    d.bytes AS bytes, d.first_us AS first_us, w.requested_by AS requested_by, w.approver AS approver, w.because AS because,
-    w.there = 1 AND w.decided = 'written_off' AND NOT has(w.given_up, d.sha256) AS mistaken,
-    multiIf(met.readable = 1, 'redriven', has(w.given_up, d.sha256), 'written_off',
-        w.decided = 'requested' AND w.asked = d.sha256, 'requested', 'open') AS state
+    d.bytes AS bytes, d.first_us AS first_us, d.key AS key,
+    has(w.given_up, d.sha256) AS alone_written_off, w.decided = 'requested' AND w.asked = d.sha256 AS alone_asked,
+    NOT alone_written_off AND (s.approved = 1 OR NOT alone_asked) AS by_set,
+    if(by_set, s.record_set, '') AS record_set, if(by_set AND s.there = 1, s.requested_by, w.requested_by) AS requested_by,
+    if(by_set AND s.there = 1, s.approver, w.approver) AS approver, if(by_set AND s.there = 1, s.because, w.because) AS because,
+    w.there = 1 AND w.decided = 'written_off' AND NOT alone_written_off AND s.there = 0 AS mistaken,
+    multiIf(met.readable = 1, 'redriven', alone_written_off OR s.approved = 1, 'written_off', alone_asked OR s.there = 1, 'requested',
+        'open') AS state
 FROM (
-    SELECT topic, partition, offset, lower(toString(value_sha256)) AS sha256, any(code) AS code, any(reason) AS reason,
+    SELECT topic, partition, offset, lower(toString(value_sha256)) AS sha256, any(code) AS code, any(reason) AS reason, any(key) AS key,
         any(value_bytes) AS bytes, min(first_us) AS first_us
     FROM dead_letters GROUP BY topic, partition, offset, sha256
 ) AS d
@@ -48,10 +54,42 @@ LEFT JOIN (
         JSONExtractString(state, 'reason') AS because, JSONExtract(state, 'written_off', 'Array(String)') AS given_up
     FROM documents WHERE topic = 'bills' AND JSONExtractString(state, 'record') != ''
 ) AS w ON w.key = concat(d.topic, '/', toString(d.partition), '/', toString(d.offset))
-WHERE state IN {states:Array(String)} AND ({record:String} = '' OR concat(d.topic, '/', toString(d.partition), '/', toString(d.offset)) = {record:String})
-    AND (d.topic, d.partition, d.offset) > ({topic:String}, {partition:Int32}, {offset:Int64})
-ORDER BY topic, partition, offset LIMIT {limit:Int32}
+LEFT JOIN (
+    SELECT r.topic AS topic, r.partition AS partition, r.offset AS offset, r.sha256 AS sha256, 1 AS there, max(r.approver != '') AS approved,
+        max(r.approver) AS approver, argMax(r.record_set, r.approver != '') AS record_set,
+        argMax(r.requested_by, r.approver != '') AS requested_by, argMax(r.because, r.approver != '') AS because
+    FROM ({RECORDS_OF_SETS}) AS r GROUP BY topic, partition, offset, sha256
+) AS s ON s.topic = d.topic AND s.partition = d.partition AND s.offset = d.offset AND s.sha256 = d.sha256
+WHERE state IN {{states:Array(String)}}
+    AND ({{record:String}} = '' OR concat(d.topic, '/', toString(d.partition), '/', toString(d.offset)) = {{record:String}})
+    AND (d.topic, d.partition, d.offset) > ({{after_topic:String}}, {{after_partition:Int32}}, {{after_offset:Int64}})
+    AND ({{topic:String}} = '' OR d.topic = {{topic:String}}) AND ({{partition:Int32}} < 0 OR d.partition = {{partition:Int32}})
+    AND ({{code:String}} = '' OR d.code = {{code:String}}) AND ({{key:String}} = '' OR d.key = {{key:String}})
+    AND d.offset BETWEEN {{from_offset:Int64}} AND {{to_offset:Int64}}
+    AND d.first_us >= {{since_us:Int64}} AND d.first_us < {{until_us:Int64}}
+    AND ({{record_set:String}} = '' OR (d.topic, d.partition, d.offset, d.sha256) IN (
+        SELECT topic, partition, offset, sha256 FROM ({RECORDS_OF_SETS}) WHERE record_set = {{record_set:String}}))
+ORDER BY topic, partition, offset LIMIT {{limit:Int32}}
 """
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Which dead letters: every field that is given must hold. `key` is the record's own, on `usage` the tenant as its writer named it;
+    `to_offset` is included; the instants are of when it was first met, µs UTC, `until_us` excluded; `record_set` has named it."""
+
+    topic: str = ""
+    partition: int = -1
+    code: str = ""
+    key: str = ""
+    from_offset: int = 0
+    to_offset: int = INT64_MAX
+    since_us: int = 0
+    until_us: int = INT64_MAX
+    record_set: str = ""
+
+
+EVERY = DeadLetterFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +108,32 @@ class DeadLetterStatus:
     approver: str
     because: str
     mistaken: bool
+    key: str = ""
+    """Of the record, as it could be read."""
+    record_set: str = ""
+    """The set in which it was asked for or approved; empty when it was alone."""
 
     def to_json(self) -> dict[str, Any]:
-        words = ("state", "code", "reason", "sha256", "bytes", "first_us", "requested_by", "approver", "because", "mistaken")
+        words = (
+            *("state", "code", "reason", "sha256", "bytes", "first_us", "requested_by", "approver", "because", "mistaken"),
+            *("key", "record_set"),
+        )
         return {"record": str(self.at), **{name: getattr(self, name) for name in words}}
 
 
 def find_dead_letters(
-    clickhouse: ClickHouse, states: tuple[State, ...] = OPEN, record: str = "", limit: int = DEAD_LETTERS_MAX, after: Coordinate = FIRST
+    clickhouse: ClickHouse,
+    states: tuple[State, ...] = OPEN,
+    record: str = "",
+    *,
+    limit: int = DEAD_LETTERS_MAX,
+    after: Coordinate = FIRST,
+    where: DeadLetterFilter = EVERY,
 ) -> list[DeadLetterStatus]:
     """Those in one of the states, in the order of their coordinates, from the one after `after`; only that of `record` when it is given."""
-    place = {"topic": after.topic, "partition": after.partition, "offset": after.offset}
-    rows = clickhouse.rows(_SQL, {"states": list(states), "record": record, "limit": min(limit, DEAD_LETTERS_MAX), **place}, _BOUNDS)
+    place = {"after_topic": after.topic, "after_partition": after.partition, "after_offset": after.offset}
+    params: dict[str, object] = {"states": list(states), "record": record, "limit": min(limit, DEAD_LETTERS_MAX), **place, **asdict(where)}
+    rows = clickhouse.rows(_SQL, params, _BOUNDS)
     return [
         DeadLetterStatus(
             Coordinate(str(r["topic"]), int(r["partition"]), int(r["offset"])),
@@ -95,17 +147,18 @@ def find_dead_letters(
             str(r["approver"]),
             str(r["because"]),
             bool(r["mistaken"]),
+            str(r["key"]),
+            str(r["record_set"]),
         )
         for r in rows
     ]
 
 
-def all_dead_letters(clickhouse: ClickHouse, topic: str = "", states: tuple[State, ...] = OPEN) -> Iterator[DeadLetterStatus]:
-    """All of a topic, or of every topic, in one of the states, however many: those that stay as they are do not hide the ones behind them."""
-    at = Coordinate(topic, -1, -1)
-    while page := find_dead_letters(clickhouse, states, after=at):
-        for dead_letter in page:
-            if topic and dead_letter.at.topic != topic:
-                return
-            yield dead_letter
+def all_dead_letters(
+    clickhouse: ClickHouse, where: DeadLetterFilter = EVERY, states: tuple[State, ...] = OPEN
+) -> Iterator[DeadLetterStatus]:
+    """All that the filter lets through, in one of the states, however many: those that stay as they are do not hide the ones behind them."""
+    at = FIRST
+    while page := find_dead_letters(clickhouse, states, after=at, where=where):
+        yield from page
         at = page[-1].at

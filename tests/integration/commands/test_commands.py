@@ -515,6 +515,11 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Comman
     }
     eventually(lambda: read_log(side.settings, "models"), "a record that somebody may give up")
     readable = read_log(side.settings, "models")[0]
+    sha256 = hashlib.sha256(readable.value).hexdigest()
+    of_set = {
+        "topic": readable.topic,
+        "records": [{"partition": readable.partition, "offset": readable.offset, "sha256": sha256}],
+    }
     prices = [{"model": f"{i:0200}", "meter": "calls", "amount_micros": 10**15, "per_units": 10**15} for i in range(3500)]
     answers = [
         http(
@@ -548,10 +553,11 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Comman
         http(
             "POST",
             f"/v1/write-offs/records/{readable.topic}/{readable.partition}/{readable.offset}",
-            json={"sha256": hashlib.sha256(readable.value).hexdigest(), "reason": "界" * 1000},
+            json={"sha256": sha256, "reason": "界" * 1000},
         ),
+        http("POST", "/v1/write-offs/record-sets", json={**of_set, "reason": "界" * 1000, "selection": "界" * 1000}),
     ]
-    assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200, 201], [a.text[:200] for a in answers]
+    assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200, 201, 201], [a.text[:200] for a in answers]
     problem(answers[4], 422, "fact_too_large")
     end = side.end()
     eventually(lambda: (found := health(side.settings.relay_health_port)) and found["position"] >= end, "relayed")

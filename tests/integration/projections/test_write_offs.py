@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from projections.bills.bill_from_tables import cuts_of, unreadable_below
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.verify import verify
-from projections.dead_letters.queries import STATES, find_dead_letters
+from projections.dead_letters.queries import STATES, all_dead_letters, find_dead_letters
 from projections.dead_letters.redrive import Redrive
 from projections.ingest.table_offsets import dense_end
 from projections.usage.producer_epochs import epochs
@@ -459,3 +460,48 @@ def test_the_commands_in_the_operations_guide_write_off_records_and_epochs(marke
     assert "requested by admin" in run("producers", "write-off", epoch, "--reason", "killed", "--force")
     assert "approved by second" in run("producers", "approve", epoch, "--yes", "--force", "--key-file", str(key_file))
     market.fold_until(lambda: epoch not in {e.epoch for e in epochs(market.clickhouse)}, "ended")
+
+
+def test_thousands_of_records_are_written_off_with_one_request_and_one_approval(
+    market: Market, second: str, run: Run, tmp_path: Path
+) -> None:
+    tenant = tenant_of(market, 0)
+    market.append(tenant, [market.settled(tenant)])
+    before = len(unreadable_below(market.clickhouse, 0, 1 << 40).excluded)
+    garbage = [market.writer.append("usage", tenant.encode(), f"garbage {n}".encode(), {}) for n in range(1201)]
+    coordinates = {future.result(30) for future in garbage}
+    market.append(tenant, [market.settled(tenant)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    elsewhere = put(market, tenant_of(market, 0), b"of another tenant")
+    waits(market, tenant, 1, "dead_letters")
+    market.fold_until(lambda: elsewhere in {d.at for d in all_dead_letters(market.clickhouse)}, "all are listed")
+    chosen = ("--where", "topic=usage", "--where", f"tenant={tenant}", "--where", "code=not_framed")
+
+    first = min(at.offset for at in coordinates)
+    tried = run("dead-letters", "retry", *chosen, "--where", f"to_offset={first + 1}", code=1)
+    assert [line.split()[:2] for line in tried.splitlines()] == [[f"usage/0/{first + n}", "unreadable:"] for n in range(2)]
+    asked = run("dead-letters", "write-off", *chosen, "--reason", "a broken exporter")
+    assert "requested by admin: 1201 records of usage" in asked
+    record_set = re.search("approve ([0-9a-f]{64})", asked)
+    assert record_set
+    assert "already_requested" in run("dead-letters", "write-off", *chosen, "--reason", "once more", code=1)
+    late = put(market, tenant, b"garbage that nobody has seen yet")
+    market.fold_until(lambda: late in {d.at for d in all_dead_letters(market.clickhouse)}, "one more")
+    waits(market, tenant, 1, "dead_letters")
+    assert "same_person" in run("dead-letters", "approve", record_set[1], "--yes", code=1)
+    key_file = tmp_path / "second.key"
+    key_file.write_text(second)
+    assert "written off: 1201 records" in run("dead-letters", "approve", record_set[1], "--yes", "--key-file", str(key_file))
+    assert "already_written_off" in run("dead-letters", "approve", record_set[1], "--yes", "--key-file", str(key_file), code=1)
+
+    bill = issued(market, tenant, 1)
+    assert (bill["facts"]["claimed"], bill["records_written_off"], bill["total_micros"]) == (2, before + 1201, 2_000_000)
+    assert claimed(market, tenant) == {1: (2, 0, before + 1201)}
+    market.recompute_as_a_stranger(tenant, 1)
+    states = {d.at: d.state for d in all_dead_letters(market.clickhouse, states=STATES)}
+    assert {states[at] for at in coordinates} == {"written_off"}
+    assert (states[late], states[elsewhere]) == ("open", "open"), "what came later, or is not in the list, is not written off"
+    for at, value in ((late, b"garbage that nobody has seen yet"), (elsewhere, b"of another tenant")):
+        give_up(market, second, at, value)
+    market.fold_until(lambda: not {late, elsewhere} & {d.at for d in all_dead_letters(market.clickhouse)}, "these, too, are written off")
+    assert "nothing was requested" in run("dead-letters", "write-off", *chosen, "--reason", "none is left", code=1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from cli import dead_letters, producers
+from cli.dead_letter_sets import filter_of
 from events.log.record import Coordinate
-from projections.dead_letters.queries import DeadLetterStatus
+from projections.dead_letters.queries import EVERY, DeadLetterFilter, DeadLetterStatus
 from projections.usage.producer_epochs import Epoch
 
 HOSTILE = "refused_by_table: [/bold] at [red]row[/x] 1"
@@ -39,3 +41,17 @@ def test_a_producer_cannot_hide_the_list_it_is_in(monkeypatch: pytest.MonkeyPatc
     assert printed.exit_code == 0 and "gateway[/]" in printed.output and "a[/bold]host" in printed.output, printed.output
     ended = CliRunner().invoke(producers.app, ["write-off", "e-1", "--reason", "r"])
     assert "gateway[/]" in ended.output, ended.output
+
+
+def test_a_filter_is_what_was_written_or_refused() -> None:
+    assert filter_of(None) == filter_of([]) == EVERY
+    written = ["topic=usage", "partition=2", "code=not_framed", "tenant=a=b", "from_offset=0", "to_offset=9", "since=2026-11-21"]
+    assert filter_of([*written, "until=2026-11-21T10:00+02:00"]) == DeadLetterFilter(
+        "usage", 2, "not_framed", "a=b", 0, 9, since_us=1_795_219_200_000_000, until_us=1_795_248_000_000_000
+    )
+    wrong = ["topic=usages", "partition=-1", "partition=", "code=", "offset=1", "since=today", "record_set=" + "0" * 64, "topic"]
+    for term in wrong:
+        with pytest.raises(typer.BadParameter):
+            filter_of([term])
+    with pytest.raises(typer.BadParameter, match="twice"):
+        filter_of(["tenant=a", "tenant=b"])

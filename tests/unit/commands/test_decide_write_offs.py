@@ -11,13 +11,23 @@ import pytest
 from commands.store.event_store import open_store
 from commands.store.rebuild import rebuild
 from commands.write_offs import producers as write_off_producer
+from commands.write_offs import record_sets as write_off_set
 from commands.write_offs import records as write_off_record
+from commands.write_offs.log_evidence import GAP_MAX, reading_cost, runs_of
 from commands.write_offs.producers import PRODUCER, ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
+from commands.write_offs.record_sets import RECORD_SET, ApproveRecordSetWriteOff, RequestRecordSetWriteOff, set_name
 from commands.write_offs.records import RECORD, ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
 from events.facts.fact import UserId
 from events.facts.producers import ProducerWriteOffRequested, ProducerWrittenOff
 from events.facts.topics import key_of
-from events.facts.write_offs import RecordWriteOffRequested, RecordWrittenOff
+from events.facts.write_offs import (
+    RECORDS_MAX,
+    RecordBytes,
+    RecordSetWriteOffRequested,
+    RecordSetWrittenOff,
+    RecordWriteOffRequested,
+    RecordWrittenOff,
+)
 from events.log.record import Coordinate
 from tests.support.decisions import given
 from tests.support.todays_codec import RELAY_KEYS, RelayedLog, settings_with_keys, todays_codec
@@ -91,6 +101,66 @@ def test_a_request_for_other_bytes_replaces_the_one_before() -> None:
     assert isinstance(given(write_off_record, asked, ("ann", ApproveRecordWriteOff(OTHERS))).state, WrittenOff)
 
 
+# --- sets of records
+
+LISTED = [RecordBytes(partition=p, offset=o, sha256=THESE) for p, o in ((1, 9), (0, 1041), (0, 7))]
+FOUND = {(r.partition, r.offset): r.sha256 for r in LISTED}
+REQUEST_SET = RequestRecordSetWriteOff("log", "usage", LISTED, "code=not_framed", "a broken exporter", FOUND)
+UNTOUCHED_SET = write_off_set.Untouched()
+
+
+def test_a_set_is_asked_for_by_one_and_approved_by_another_and_is_one_fact_each() -> None:
+    (request,) = given(write_off_set, UNTOUCHED_SET).when(REQUEST_SET, "ann").facts
+    assert isinstance(request, RecordSetWriteOffRequested)
+    assert [(r.partition, r.offset) for r in request.records] == [(0, 7), (0, 1041), (1, 9)]
+    assert request.record_set == set_name("log", "usage", LISTED) == set_name("log", "usage", LISTED[::-1])
+    asked = write_off_set.evolve(UNTOUCHED_SET, request)
+    given(write_off_set, asked).when(ApproveRecordSetWriteOff(), "ann").then_rejected("same_person", "forbidden")
+    (fact,) = given(write_off_set, asked).when(ApproveRecordSetWriteOff(), "bob").facts
+    assert isinstance(fact, RecordSetWrittenOff)
+    assert (fact.record_set, fact.records_count, fact.requested_by, fact.approver, fact.version) == (request.record_set, 3, "ann", "bob", 2)
+    done = write_off_set.evolve(asked, fact)
+    for state, code in ((asked, "already_requested"), (done, "already_written_off")):
+        given(write_off_set, state).when(REQUEST_SET, "cy").then_rejected(code, "conflict")
+    given(write_off_set, done).when(ApproveRecordSetWriteOff(), "cy").then_rejected("already_written_off", "conflict")
+    given(write_off_set, UNTOUCHED_SET).when(ApproveRecordSetWriteOff(), "cy").then_rejected("not_requested", "missing")
+
+
+def test_a_set_of_other_records_bytes_topic_or_log_has_another_name() -> None:
+    changed = [LISTED[0].model_copy(update={"sha256": OTHERS}), *LISTED[1:]]
+    names = [set_name("log", "usage", LISTED), set_name("log", "usage", LISTED[1:]), set_name("log", "usage", changed)]
+    names += [set_name("log", "models", LISTED), set_name("other", "usage", LISTED)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("change", "rejection"),
+    [
+        ({"topic": "heartbeats"}, ("missing", "topic_unknown")),
+        ({"records": [*LISTED, RecordBytes(partition=4, offset=0, sha256=THESE)]}, ("missing", "partition_unknown")),
+        ({"records": [*LISTED, LISTED[0]]}, ("invalid", "record_twice")),
+        ({"found": {(0, 7): THESE, (1, 9): THESE}}, ("missing", "record_missing")),
+        ({"found": {**FOUND, (0, 7): OTHERS}}, ("conflict", "sha256_differs")),
+    ],
+)
+def test_one_wrong_record_refuses_the_whole_set(change: dict[str, Any], rejection: tuple[str, str]) -> None:
+    given(write_off_set, UNTOUCHED_SET).when(replace(REQUEST_SET, **change), "ann").then_rejected(*reversed(rejection))
+
+
+def test_the_largest_set_fits_into_a_fact() -> None:
+    records = [RecordBytes(partition=3, offset=(1 << 63) - 1 - n, sha256=THESE) for n in range(RECORDS_MAX)]
+    found = {(r.partition, r.offset): r.sha256 for r in records}
+    largest = replace(REQUEST_SET, records=records, found=found, reason="界" * 1000, selection="界" * 1000)
+    (request,) = given(write_off_set, UNTOUCHED_SET).when(largest, "ann").facts
+    assert len(todays_codec().encode(request)) < 256 * 1024
+
+
+def test_near_records_are_read_in_one_go_and_far_ones_cost_a_new_position() -> None:
+    runs = runs_of([(1, 5), (0, 10), (0, 10 + GAP_MAX), (0, 11 + 2 * GAP_MAX)])
+    assert runs == [[(0, 10), (0, 10 + GAP_MAX)], [(0, 11 + 2 * GAP_MAX)], [(1, 5)]]
+    assert reading_cost(runs) == 4 * GAP_MAX
+
+
 # --- epochs of producers
 
 
@@ -125,8 +195,9 @@ def test_a_rebuilt_store_knows_what_was_written_off(tmp_path: Path) -> None:
     codec = todays_codec()
     (record,) = given(write_off_record, Untouched()).when(REQUEST, "ann").facts
     (epoch,) = given(write_off_producer, ProducerState()).when(EPOCH, "ann").facts
+    (record_set,) = given(write_off_set, UNTOUCHED_SET).when(REQUEST_SET, "ann").facts
     originators: list[str] = []
-    for topic, fact in (("bills", record), ("producers", epoch)):
+    for topic, fact in (("bills", record), ("producers", epoch), ("bills", record_set)):
         body = {**fact.model_dump(), "store": "s", "previous_store": "", "previous_position": 0, "by": "u"}
         opening = codec.encode_dict("StoreOpened", body, topic)
         relayed = RelayedLog()
@@ -134,8 +205,12 @@ def test_a_rebuilt_store_knows_what_was_written_off(tmp_path: Path) -> None:
         records = [
             relayed.record((topic, 0), n, n, frame, key=key_of(fact), headers={"ce_type": name.encode()}) for n, (name, frame) in frames
         ]
-        store = open_store(settings_with_keys(store_url=f"sqlite:///{tmp_path / topic}.sqlite"))
+        store = open_store(settings_with_keys(store_url=f"sqlite:///{tmp_path / type(fact).__name__}.sqlite"))
         rebuild(store, codec, records, UserId("rebuild"), RELAY_KEYS)
         originators += [event.originator for event in store.notifications(0) if event.name == type(fact).__name__]
         store.close()
-    assert originators == [RECORD.originator("usage/2/1041"), PRODUCER.originator("gateway-1")]
+    assert originators == [
+        RECORD.originator("usage/2/1041"),
+        PRODUCER.originator("gateway-1"),
+        RECORD_SET.originator(record_set.record_set),
+    ]
