@@ -32,7 +32,7 @@ def run(stack: Stack, quick: bool) -> list[dict[str, Any]]:
             "target": "≤ 45",
         },
     ]
-    parts = [p for p in stack.status() if p.pss_bytes]
+    parts = [p for p in stack.status().parts if p.pss_bytes]
     total = sum(p.pss_bytes for p in parts if stack.parts[p.name].command)  # the gateway is in Ray's figure
     rows += [
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from events.process.settings import Settings
 from infra.launcher import LaunchFailed, PartStatus, Stack
+from infra.launcher.probes import ModelReplicas
 
-app = typer.Typer(no_args_is_help=True)
 console = Console()
 errors = Console(stderr=True)
 
@@ -28,7 +28,6 @@ LINE_TAIL_MAX = 10_000
 COLOURS = {"healthy": "green", "done": "green", "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "stopped": "dim"}
 
 
-@app.command()
 def up(parts: Annotated[list[str] | None, typer.Argument(help="Only these parts; all when none is named.")] = None) -> None:
     """Start the stack, each part when what it needs is healthy; return when all are."""
     stack, began = local_stack(), time.monotonic()
@@ -46,7 +45,6 @@ def up(parts: Annotated[list[str] | None, typer.Argument(help="Only these parts;
     console.print(f"  admin key {stack.paths.admin_key}")
 
 
-@app.command()
 def down() -> None:
     """Stop every part, in reverse order, and end every process. The data stays."""
     stack, began = local_stack(), time.monotonic()
@@ -57,7 +55,6 @@ def down() -> None:
     console.print(f"down after {time.monotonic() - began:.1f} s; the data stays in {stack.settings.folder}" if ended else "already down")
 
 
-@app.command()
 def restart(part: Annotated[str, typer.Argument(help="A part, as `status` names it.")]) -> None:
     """End one part and start it again; return when it is healthy. The others go on meanwhile."""
     stack = local_stack()
@@ -67,22 +64,23 @@ def restart(part: Annotated[str, typer.Argument(help="A part, as `status` names 
         exit_with(failure)
 
 
-@app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False) -> None:
-    """Show the state of every part. Exit code 1 when one is not healthy."""
+    """Show the state of every part, and the replicas of every model. Exit code 1 when a part is not healthy or a model has no replica."""
     stack = local_stack()
-    try:
-        parts = stack.status()
-    except LaunchFailed as failure:
-        exit_with(failure)
+    now = stack.status()
     if as_json:
-        console.print_json(json.dumps([{**asdict(part), "healthy": part.healthy} for part in parts]))
+        parts = [{**asdict(part), "healthy": part.healthy} for part in now.parts]
+        models = [{**asdict(model), "healthy": model.healthy} for model in now.models]
+        console.print_json(json.dumps({"parts": parts, "models": models, "models_unknown": now.models_unknown}))
     else:
-        console.print(table_of(stack, parts))
-    raise typer.Exit(0 if all(part.healthy for part in parts) else 1)
+        console.print(table_of(stack, now.parts))
+        if now.models:
+            console.print(models_table(now.models))
+        elif now.models_unknown:
+            console.print(f"replicas of models: [red]{escape(now.models_unknown)}[/]", highlight=False)
+    raise typer.Exit(0 if now.healthy else 1)
 
 
-@app.command()
 def logs(
     part: Annotated[str | None, typer.Argument(help="One part; all when none is named.")] = None,
     follow: Annotated[bool, typer.Option("-f", help="Follow: print new lines until Ctrl-C.")] = False,
@@ -159,7 +157,7 @@ def exit_with(failure: LaunchFailed) -> NoReturn:
     raise typer.Exit(1)
 
 
-def table_of(stack: Stack, parts: list[PartStatus]) -> Table:
+def table_of(stack: Stack, parts: Sequence[PartStatus]) -> Table:
     table = Table(title=f"stack {stack.settings.stack} in {stack.settings.folder}")
     for column in ("part", "state", "detail"):
         table.add_column(column)
@@ -174,6 +172,19 @@ def table_of(stack: Stack, parts: list[PartStatus]) -> Table:
     table.add_section()
     own = sum(part.pss_bytes for part in parts if stack.parts[part.name].command)  # the gateway's is in Ray's
     table.add_row("all", "", "", "", f"{own / 1e6:.0f} MB", "", "")
+    return table
+
+
+def models_table(models: Sequence[ModelReplicas]) -> Table:
+    table = Table(title="models")
+    for column in ("model", "version", "state"):
+        table.add_column(column)
+    table.add_column("replicas", justify="right")
+    table.add_column("detail")
+    for model in models:
+        colour = "green" if model.running >= model.wanted and model.state == "running" else "yellow" if model.healthy else "red"
+        state, replicas = f"[{colour}]{escape(model.state)}[/]", f"[{colour}]{model.running} of {model.wanted}[/]"
+        table.add_row(escape(model.model), escape(model.version), state, replicas, escape(model.detail[:60]))
     return table
 
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.stack import Stack
-from infra.launcher.status import PartStatus
+from infra.launcher.status import PartStatus, StackStatus
 
-__all__ = ["LaunchFailed", "PartStatus", "Stack"]
+__all__ = ["LaunchFailed", "PartStatus", "Stack", "StackStatus"]

@@ -23,6 +23,8 @@ class Part:
     ports: tuple[int, ...] = ()
     title: str = ""
     """How the title of its processes begins, if another part starts them."""
+    proxy: str = ""
+    """In the command of the program that listens on its port for them, if there is one."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     before: Callable[[], None] | None = None
     """Done by the launcher each time before it starts the part."""
@@ -41,7 +43,7 @@ class Part:
 
 def parts_of(settings: Settings, paths: StackPaths) -> dict[str, Part]:
     """All parts of this stack by name, in an order in which each comes after what it needs."""
-    own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings)]
+    own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings, paths)]
     parts = [kafka(settings, paths), registry(settings, paths), ray(settings, paths), *own]
     return {part.name: replace(part, environment=common(part.name) | dict(part.environment)) if part.command else part for part in parts}
 
@@ -135,6 +137,9 @@ def processes(settings: Settings) -> list[Part]:
     ]
 
 
-def gateway(settings: Settings) -> Part:
+def gateway(settings: Settings, paths: StackPaths) -> Part:
+    proxy = f"{raynode.haproxy_folder(paths)}/"
     port, title = settings.gateway_port, "ray::ServeReplica:gateway:"
-    return Part("gateway", (), healthz(settings, port), after=("controller", "ray"), ports=(port,), title=title, healthy_s_max=180.0)
+    return Part(
+        "gateway", (), healthz(settings, port), after=("controller", "ray"), ports=(port,), title=title, proxy=proxy, healthy_s_max=180.0
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,52 @@ from infra.launcher.paths import MARK_VARIABLE
 
 KILL_S_MAX = 10.0
 """A killed process is gone at once unless the kernel holds it; past this it is reported instead of waited for."""
+
+
+@dataclass(frozen=True)
+class ProcessTable:
+    """All processes of the machine, read once: for who asks about several parts."""
+
+    children: Mapping[int, Sequence[int]]
+    environments: Mapping[int, frozenset[bytes]]
+
+    @staticmethod
+    def read() -> ProcessTable:
+        children: dict[int, list[int]] = {}
+        environments: dict[int, frozenset[bytes]] = {}
+        for pid in pids():
+            parent = parent_of(pid)
+            if parent is not None:
+                children.setdefault(parent, []).append(pid)
+            environments[pid] = frozenset(environment_of(pid).split(b"\0"))
+        return ProcessTable(children, environments)
+
+    def tree(self, *roots: int) -> set[int]:
+        """Processes and all their descendants."""
+        found, unseen = set(roots), list(roots)
+        while unseen:
+            for child in self.children.get(unseen.pop(), ()):
+                if child not in found:
+                    found.add(child)
+                    unseen.append(child)
+        return found
+
+    def carriers(self, *pairs: str) -> set[int]:
+        """As the function of this name."""
+        wanted = {pair.encode() for pair in pairs}
+        return self.tree(*(pid for pid, environment in self.environments.items() if wanted <= environment)) - ancestry(os.getpid())
+
+    def marked(self, mark: str, *also: str) -> set[int]:
+        """As the function of this name."""
+        return self.carriers(f"{MARK_VARIABLE}={mark}", *also)
+
+    def titled(self, mark: str, title: str) -> set[int]:
+        """Marked processes whose command begins like this."""
+        return {pid for pid in self.marked(mark) if command_of(pid).startswith(title)}
+
+    def running(self, mark: str, word: str) -> bool:
+        """Whether the command of a marked process has this in it."""
+        return any(word in command_of(pid) for pid in self.marked(mark))
 
 
 def marked(mark: str, *also: str) -> set[int]:
@@ -26,22 +73,7 @@ def marked(mark: str, *also: str) -> set[int]:
 def carriers(*pairs: str) -> set[int]:
     """Ids of all processes that were started with these `NAME=value` pairs in their environment, and of all that descend from one; never
     this process or its ancestors."""
-    wanted = {pair.encode() for pair in pairs}
-    children: dict[int, list[int]] = {}
-    found: set[int] = set()
-    for pid in pids():
-        parent = parent_of(pid)
-        if parent is not None:
-            children.setdefault(parent, []).append(pid)
-        if wanted <= set(environment_of(pid).split(b"\0")):
-            found.add(pid)
-    unseen = list(found)
-    while unseen:
-        for child in children.get(unseen.pop(), []):
-            if child not in found:
-                found.add(child)
-                unseen.append(child)
-    return found - ancestry(os.getpid())
+    return ProcessTable.read().carriers(*pairs)
 
 
 def pids() -> list[int]:
@@ -82,22 +114,6 @@ def ancestry(pid: int) -> set[int]:
 
 def alive(pid: int) -> bool:
     return parent_of(pid) is not None
-
-
-def tree(root: int) -> set[int]:
-    """A process and all its descendants."""
-    children: dict[int, list[int]] = {}
-    for pid in pids():
-        parent = parent_of(pid)
-        if parent is not None:
-            children.setdefault(parent, []).append(pid)
-    found, unseen = {root}, [root]
-    while unseen:
-        for child in children.get(unseen.pop(), []):
-            if child not in found:
-                found.add(child)
-                unseen.append(child)
-    return found
 
 
 def pss_bytes(processes: Iterable[int]) -> int:

@@ -69,7 +69,7 @@ def command(settings: Settings, paths: StackPaths, python: str) -> tuple[str, ..
 
 def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
     """What `ray start` and every process below it needs; the defaults of most of these are shared by all stacks of a machine."""
-    haproxy = paths.short / "h"  # below it comes a folder of 56 characters, and HAProxy takes socket paths of 97
+    haproxy = haproxy_folder(paths)  # below it comes a folder of 56 characters, and HAProxy takes socket paths of 97
     return {
         "PYTHONPATH": f"{ROOT / 'infra' / 'lean'}:{ROOT}",
         # Ray rewrites its processes' titles; without this their environment, and so the stack's mark, is overwritten by it.
@@ -133,4 +133,9 @@ def write_haproxy(paths: StackPaths) -> None:
 
 
 def haproxy_program(paths: StackPaths) -> Path:
-    return paths.short / "h" / "haproxy"
+    return haproxy_folder(paths) / "haproxy"
+
+
+def haproxy_folder(paths: StackPaths) -> Path:
+    """Of its program, configuration and sockets."""
+    return paths.short / "h"

@@ -20,11 +20,10 @@ from infra.launcher import processes, raynode
 from infra.launcher.failure import LaunchFailed
 from infra.launcher.keys import read_or_create_secret, write_secret
 from infra.launcher.parts import Part, parts_of
-from infra.launcher.paths import PART_VARIABLE, paths_of
+from infra.launcher.paths import paths_of
 from infra.launcher.ports import is_free
-from infra.launcher.probes import Health, check
 from infra.launcher.readiness import POLL_S, tail, wait_until_healthy
-from infra.launcher.status import PartStatus, state_of
+from infra.launcher.status import PartStatus, StackStatus, StatusReader, oldest
 from infra.launcher.supervision import Supervised, Supervisor, fingerprint, stack_environment
 
 LEFT_OVER_S_MAX = 3.0
@@ -44,6 +43,7 @@ class Stack:
         self.paths = paths_of(settings)
         self.parts = parts_of(settings, self.paths)
         self.supervisor = Supervisor(self.paths)
+        self._reader = StatusReader(settings, self.paths, self.parts, self.supervisor)
 
     # --- up
 
@@ -59,7 +59,7 @@ class Stack:
                 self.launch_supervisor(progress)
             else:
                 self.check_same_settings()
-                if all(self.part_status(name).healthy for name in wanted):
+                if all(part.healthy for part in self._reader.parts(wanted)):
                     return False
             self.start_in_order(wanted, progress)
         return True
@@ -200,7 +200,7 @@ class Stack:
         """Processes of a part that another one starts."""
         title = self.parts[part].title
         assert title, f"{part} has neither a command nor a title"
-        return {pid for pid in processes.marked(self.paths.mark) if processes.command_of(pid).startswith(title)}
+        return processes.ProcessTable.read().titled(self.paths.mark, title)
 
     def kill9(self, part: str) -> int:
         """Kill the main process of a part as a crash would, and say which it was."""
@@ -210,39 +210,12 @@ class Stack:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def status(self) -> list[PartStatus]:
-        with ThreadPoolExecutor(max_workers=len(self.parts)) as pool:
-            return list(pool.map(self.part_status, self.parts))
+    def status(self) -> StackStatus:
+        return self._reader.stack()
 
     def part_status(self, name: str) -> PartStatus:
-        part = self.parts[name]
-        if self.supervisor.pid() is None:
-            return self.unsupervised_status(part)
-        if not part.command:
-            return self.titled_status(part)
-        process = self.supervised(name)
-        health = check(part.probe) if process.pid and not part.runs_once else Health(ok=False)
-        memory = processes.pss_bytes(processes.tree(process.pid)) if process.pid else 0
-        return PartStatus(name, state_of(part, process, health), health.detail, process.pid, memory, process.uptime_s, health.lag)
-
-    def unsupervised_status(self, part: Part) -> PartStatus:
-        """A supervisor that was killed leaves its parts running."""
-        members = processes.marked(self.paths.mark, f"{PART_VARIABLE}={part.name}") if part.command else self.titled(part.name)
-        main = oldest(members)
-        if main is None:
-            return PartStatus(part.name, "stopped", "", 0, 0, 0, None)
-        health = check(part.probe)
-        detail = " ".join(filter(None, ("runs on without its supervisor: `modelmarket down`, then `up`.", health.detail)))
-        return PartStatus(part.name, "unsupervised", detail, main, processes.pss_bytes(members), processes.uptime_s(main), health.lag)
-
-    def titled_status(self, part: Part) -> PartStatus:
-        """Its memory counts with the part that starts it, too."""
-        members, health = self.titled(part.name), check(part.probe)
-        expected = any(self.supervised(need).pid for need in part.after)
-        state = "healthy" if health.ok else "unhealthy" if members else "starting" if expected else "stopped"
-        main = oldest(members) or 0
-        uptime = processes.uptime_s(main) if main else 0
-        return PartStatus(part.name, state, health.detail, main, processes.pss_bytes(members), uptime, health.lag)
+        (status,) = self._reader.parts([name])
+        return status
 
     # --- down
 
@@ -300,8 +273,3 @@ class Stack:
             time.sleep(POLL_S)
         for part in parts:
             progress(part.name, "stopped")
-
-
-def oldest(members: set[int]) -> int | None:
-    """By age, not by number: process ids start again from the bottom."""
-    return max(members, key=processes.uptime_s, default=None)

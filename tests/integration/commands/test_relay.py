@@ -153,10 +153,10 @@ def test_killed_while_it_sends_it_goes_on_and_nothing_is_skipped(log: Stack, cre
 def test_while_kafka_is_down_the_relay_waits_and_then_goes_on(log: Stack, creator: TenantCreator, relay: Process) -> None:
     relay.start()
     wait_relayed(log.settings, creator.create(20))
-    pid = next(p.pid for p in log.status() if p.name == "kafka")
+    pid = next(p.pid for p in log.status().parts if p.name == "kafka")
     os.kill(pid, signal.SIGKILL)
     position = creator.create(300)
-    eventually(lambda: any(p.name == "kafka" and p.healthy and p.pid != pid for p in log.status()), "Kafka is back")
+    eventually(lambda: any(p.name == "kafka" and p.healthy and p.pid != pid for p in log.status().parts), "Kafka is back")
 
     def sent() -> bool:  # it may have ended on an error it must not survive: then it is started again, as its supervisor does
         assert relay.running is not None

@@ -84,7 +84,7 @@ def test_up_with_other_settings_is_refused_while_the_stack_runs(log_stack: Stack
 
 
 def test_status_shows_health_pid_and_memory(log_stack: Stack) -> None:
-    by_name = {part.name: part for part in log_stack.status()}
+    by_name = {part.name: part for part in log_stack.status().parts}
     assert by_name["kafka"].state == "healthy"
     assert by_name["kafka"].pid == log_stack.pid("kafka")
     assert 100e6 < by_name["kafka"].pss_bytes < 600e6
@@ -148,7 +148,7 @@ def test_a_killed_up_does_not_block_the_next(stack: Stack) -> None:
     killed.kill()
     killed.wait(10)
     stack.up(LOG)
-    assert {part.name for part in stack.status() if part.healthy} == LOG
+    assert {part.name for part in stack.status().parts if part.healthy} == LOG
 
 
 def test_an_up_killed_while_it_formats_the_brokers_storage_does_not_block_the_next(stack: Stack) -> None:
@@ -157,7 +157,7 @@ def test_an_up_killed_while_it_formats_the_brokers_storage_does_not_block_the_ne
     killed.kill()
     killed.wait(10)
     stack.up({"kafka"})
-    assert {part.name for part in stack.status() if part.healthy} == {"kafka"}
+    assert {part.name for part in stack.status().parts if part.healthy} == {"kafka"}
     assert not list((stack.settings.folder / "kafka").glob("format-*/server.properties"))
 
 
@@ -169,7 +169,7 @@ def test_a_killed_supervisor_does_not_block_the_next_up(stack: Stack) -> None:
     os.kill(supervisor, signal.SIGKILL)
     eventually(lambda: not processes.alive(supervisor), "the supervisor is gone")
     assert orphans <= processes.marked(stack.paths.mark)
-    left = {part.name: part for part in stack.status() if part.state != "stopped"}
+    left = {part.name: part for part in stack.status().parts if part.state != "stopped"}
     assert {name: part.state for name, part in left.items()} == {"kafka": "unsupervised", "registry": "unsupervised"}
     assert {part.pid for part in left.values()} == orphans
     assert all("`modelmarket down`, then `up`" in part.detail and not part.healthy for part in left.values())
@@ -215,7 +215,7 @@ def ray_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(ray_stack: Stack) -> None:
-    members = processes.tree(ray_stack.pid("ray") or 0)
+    members = processes.ProcessTable.read().tree(ray_stack.pid("ray") or 0)
     mark = f"{MARK_VARIABLE}={ray_stack.paths.mark}".encode()
     assert [processes.command_of(pid) for pid in members if mark not in processes.environment_of(pid)] == []
     listening = {tuple(c.laddr) for c in psutil.net_connections("tcp") if c.pid in members and c.status == "LISTEN"}
@@ -227,19 +227,19 @@ def test_every_process_of_ray_carries_the_mark_and_listens_on_loopback_only(ray_
 def test_two_stacks_with_their_own_ray_run_side_by_side(ray_stack: Stack, stack: Stack) -> None:
     stack.up({"kafka", "ray"})
     for one in (stack, ray_stack):
-        assert {part.name for part in one.status() if part.healthy} == {"kafka", "ray"}
+        assert {part.name for part in one.status().parts if part.healthy} == {"kafka", "ray"}
     assert not processes.marked(stack.paths.mark) & processes.marked(ray_stack.paths.mark)
     stack.down()
     assert_nothing_is_left(stack)
-    assert {part.name for part in ray_stack.status() if part.healthy} == {"kafka", "ray"}
+    assert {part.name for part in ray_stack.status().parts if part.healthy} == {"kafka", "ray"}
 
 
 def test_a_killed_ray_comes_back_without_what_it_left(ray_stack: Stack) -> None:
-    before = processes.tree(ray_stack.pid("ray") or 0)
+    before = processes.ProcessTable.read().tree(ray_stack.pid("ray") or 0)
     killed = ray_stack.kill9("ray")
     eventually(lambda: ray_stack.pid("ray") not in (None, killed), "the supervisor starts it again")
     ray_stack.wait_healthy("ray", 180)
     assert not any(processes.alive(pid) for pid in before)
     ray_stack.restart("ray")  # by itself: no controller that was not there
-    assert {part.name for part in ray_stack.status() if part.healthy} == {"kafka", "ray"}
+    assert {part.name for part in ray_stack.status().parts if part.healthy} == {"kafka", "ray"}
     assert ray_stack.pid("controller") is None

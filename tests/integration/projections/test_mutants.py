@@ -77,7 +77,7 @@ def test_after_mutants_on_every_topic_everything_starts_keys_work_and_bills_veri
         assert routes.ready
     finally:
         routes.stop()
-    assert not [s.name for s in stack.status() if s.name in PARTS and not s.healthy]
+    assert not [s.name for s in stack.status().parts if s.name in PARTS and not s.healthy]
     codes = "SELECT code, count() AS n FROM dead_letters GROUP BY code ORDER BY code"
     wanted = {"not_sent", "not_signed", "not_framed", "no_value"}
     eventually(lambda: wanted <= {r["code"] for r in market.clickhouse.rows(codes)}, "mutants are named", NAMED_S_MAX)

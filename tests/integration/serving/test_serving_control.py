@@ -344,7 +344,7 @@ def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loa
     last = gateway.infer_many(20)[0].headers["modelmarket-epoch"]
     gateway.stack.restart("ray")
     assert closed(gateway)[last] == written(gateway)[last]
-    assert {part.name for part in gateway.stack.status() if part.healthy} >= {"ray", "controller", "gateway"}
+    assert {part.name for part in gateway.stack.status().parts if part.healthy} >= {"ray", "controller", "gateway"}
     eventually(lambda: gateway.infer().status_code == 200, "the model is loaded again", 180)
 
 

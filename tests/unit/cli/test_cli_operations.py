@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli import dead_letters, producers
+from cli.app import Subjects, app
 from cli.dead_letter_sets import filter_of
 from events.log.record import Coordinate
 from projections.dead_letters.queries import EVERY, DeadLetterFilter, DeadLetterStatus
@@ -55,3 +59,20 @@ def test_a_filter_is_what_was_written_or_refused() -> None:
             filter_of([term])
     with pytest.raises(typer.BadParameter, match="twice"):
         filter_of(["tenant=a", "tenant=b"])
+
+
+def test_status_imports_no_client_that_it_does_not_ask() -> None:
+    """They take longer to import than `status` may take to answer on a busy machine."""
+    program = "import sys, cli.app, cli.stack; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert "infra.launcher.status" in modules
+    assert not {"confluent_kafka", "fastavro", "httpx", "clickhouse_connect", "numpy", "fastapi", "ray"} & set(modules)
+
+
+def test_each_command_of_the_table_is_there() -> None:
+    group = get_command(app)
+    assert isinstance(group, Subjects)
+    names = group.list_commands(None)
+    assert [found.name for found in (group.get_command(None, name) for name in names)] == names
+    assert group.get_command(None, "stat") is None
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0

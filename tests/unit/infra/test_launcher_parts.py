@@ -218,5 +218,5 @@ def test_the_state_that_status_shows(
 
 def test_a_stack_that_was_never_started_is_stopped_in_all_its_parts(settings: Settings) -> None:
     stack = Stack(settings)
-    assert {part.state for part in stack.status()} == {"stopped"}
+    assert {part.state for part in stack.status().parts} == {"stopped"}
     assert stack.down() is False
