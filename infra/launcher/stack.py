@@ -236,12 +236,13 @@ class Stack:
     def restart(self, name: str, *, progress: Progress = silent) -> None:
         """End one part and start it again; return when it is healthy. Its data stays, and the others go on."""
         (part,) = self.wanted([name]).values()
-        if not part.command:
-            raise LaunchFailed("not-ours", f"{name} runs inside Ray", part=name, remedy="restart ray; the controller sets it up again")
         with self.exclusive(progress):
             if self.supervisor.pid() is None:
                 raise LaunchFailed("not-running", "the stack does not run", remedy="start it with `modelmarket up`")
             self.check_same_settings()
+            if not part.command:
+                self.replace_replicas(part, progress)
+                return
             again = {name: part}
             if name == "ray":  # its gateways close their epochs first, and no controller starts them again meanwhile
                 if self.supervised("controller").pid:
@@ -250,6 +251,26 @@ class Stack:
                 raynode.end_serve(self.settings, self.paths)
             self.stop_parts([part], progress)
             self.start_in_order(again, progress)
+
+    def replace_replicas(self, part: Part, progress: Progress) -> None:
+        """A rolling restart of the gateways: the controller tells Serve, as it tells it everything (K18)."""
+        controller = self.part_status("controller")
+        if not controller.healthy:  # it would not hear the signal, or could not act on it
+            why = ": ".join(filter(None, (f"the controller, which restarts it, is {controller.state}", controller.detail)))
+            raise LaunchFailed("controller-away", why, part=part.name, remedy="see to the controller first: `modelmarket logs controller`")
+        before, began = self.titled(part.name), time.monotonic()
+        self.supervisor.signal("controller", "USR1")
+        progress(part.name, f"replacing {len(before)} replica{'' if len(before) == 1 else 's'}")
+        deadline = began + part.healthy_s_max
+        while before & self.titled(part.name):
+            if time.monotonic() > deadline:
+                why = f"not all replicas of {part.name} were replaced within {part.healthy_s_max:.0f} s"
+                raise LaunchFailed(
+                    "part-not-healthy", why, part=part.name, remedy="`modelmarket status`, and `modelmarket logs controller`"
+                )
+            time.sleep(POLL_S)
+        self.wait_healthy(part.name)
+        progress(part.name, f"healthy after {time.monotonic() - began:.1f} s")
 
     def stop_in_order(self, progress: Progress) -> None:
         """What is needed by others stops after them; those that need nothing of each other stop together."""

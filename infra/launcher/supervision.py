@@ -226,6 +226,10 @@ class Supervisor:
         finally:
             self._forget_recent()
 
+    def signal(self, name: str, what: str) -> None:
+        """Send a running part a signal, named without SIG."""
+        self.call("signalProcess", name, what)
+
     def shutdown(self) -> None:
         self.call("shutdown")
 

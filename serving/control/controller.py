@@ -48,7 +48,7 @@ class Controller:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._stop = threading.Event()
+        self._stop, self._restart_gateways = threading.Event(), threading.Event()
         self._routes = Routes()
         self._health: dict[str, Any] = {"status": "starting", "lag": None, "detail": "starting"}
         self._fold_runner: FoldRunner | None = None
@@ -62,6 +62,10 @@ class Controller:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def restart_gateways(self) -> None:
+        """In the next round, one after another or the new before the old: see `build_gateway`."""
+        self._restart_gateways.set()
 
     def run(self) -> None:
         """Until stopped. Raises what stops the fold: the supervisor starts a new process."""
@@ -115,7 +119,7 @@ class Controller:
             self._set_health("starting", "folding the log")
             return 0.05
         try:
-            busy, status, detail = rounds.run(runner.store, runner.position)
+            busy, status, detail = rounds.run(runner.store, runner.position, self._restart_gateways)
         except ServeUnavailable as e:
             self._set_health("starting", f"Ray does not answer: {e}")
             return BUSY_S
@@ -143,16 +147,17 @@ class Rounds:
         self._withdrawn_since: dict[str, float] = {}
         self._applied: ConfigVersion | None = None
 
-    def run(self, store: str, position: int) -> tuple[bool, str, str]:
-        """Whether something is loading, and the controller's health: status and detail. Raises ServeUnavailable, ConfigRefused."""
+    def run(self, store: str, position: int, restart_gateways: threading.Event) -> tuple[bool, str, str]:
+        """Whether something is loading, and the controller's health: status and detail. `restart_gateways` is cleared when Serve has been
+        told. Raises ServeUnavailable, ConfigRefused."""
         serve = self._rest.status()
-        busy, status, detail = self._reconcile(ConfigVersion(self._log_id, store, position), serve)
+        busy, status, detail = self._reconcile(ConfigVersion(self._log_id, store, position), serve, restart_gateways)
         for version in self._deployed():
             busy |= self._reports.report(version, serve.apps.get(version.address), position)
         return busy, status, detail
 
-    def _reconcile(self, now: ConfigVersion, serve: ServeStatus) -> tuple[bool, str, str]:
-        settings = self._settings
+    def _reconcile(self, now: ConfigVersion, serve: ServeStatus, restart_gateways: threading.Event) -> tuple[bool, str, str]:
+        settings, restarting = self._settings, restart_gateways.is_set()
         shape = ClusterShape(settings.host, settings.gateway_port, settings.gateways_per_node, self._rest.nodes())
         decided = plan(
             self._routes.versions(),
@@ -162,6 +167,7 @@ class Rounds:
             draining=self._draining(),
             approved_position=settings.removals_approved_position,
             retried=self._due_for_retry(serve),
+            restart_gateways=restarting,
         )
         match decided:
             case Blocked(code, message, remedy):
@@ -172,6 +178,9 @@ class Rounds:
                 logger.info("applying position %d: %d applications, removing %s", now.position, apps, list(removed) or "none")
                 self._rest.apply(config)
                 self._applied = now
+                if restarting:
+                    logger.info("the gateways are replaced, as was asked")
+                    restart_gateways.clear()
             case KeepConfig(unknown_apps, blocked):
                 self._applied = serve.applied.version
             case _:
@@ -220,6 +229,10 @@ def main() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         controller.stop()
 
+    def restart_gateways(number: int, frame: FrameType | None) -> None:
+        controller.restart_gateways()
+
+    signal.signal(signal.SIGUSR1, restart_gateways)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     server = serve_health(settings.host, settings.controller_health_port, controller.health)

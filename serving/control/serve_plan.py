@@ -100,12 +100,14 @@ def _tensors(tensors: Sequence[Tensor]) -> list[Config]:
     return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
 
 
-def gateway_app(shape: ClusterShape, version: ConfigVersion) -> Config:
+def gateway_app(shape: ClusterShape, version: ConfigVersion, restarts: int = 0) -> Config:
+    """`restarts`: how often a person had the gateways replaced; Ray replaces them when their arguments change."""
+    args = {"replicas": shape.gateways_per_node * shape.nodes, "per_node": shape.gateways_per_node}
     return {
         "name": GATEWAY_APP,
         "route_prefix": "/",
         "import_path": BUILD_GATEWAY,
-        "args": {"replicas": shape.gateways_per_node * shape.nodes, "per_node": shape.gateways_per_node},
+        "args": args | ({"restarts": restarts} if restarts else {}),
         "deployments": [{"name": GATEWAY_DEPLOYMENT, "user_config": asdict(version)}],
     }
 
@@ -119,10 +121,11 @@ def plan(
     draining: frozenset[str] = frozenset(),
     approved_position: int = 0,
     retried: frozenset[str] = frozenset(),
+    restart_gateways: bool = False,
 ) -> Plan:
     """`versions`: all that facts know. `draining`: withdrawn applications that stay for now, until every gateway has folded that they take
     no calls. `approved_position`: a person approved the removals decided up to there, and no later ones. `retried`: failed applications to
-    start once more."""
+    start once more. `restart_gateways`: replace them although nothing about them changed."""
     if (blocked := _blocked_by_applied(now, applied.version)) is not None:
         return blocked
     running = {name: app for name, app in applied.apps.items() if name != GATEWAY_APP}
@@ -134,7 +137,8 @@ def plan(
     kept = {*unknown_apps, *(draining & withdrawn.keys()), *(unapproved if mass_removal else ())}
     removed = tuple(sorted(withdrawn.keys() - kept))
     apps = wanted | {name: running[name] for name in kept}
-    gateway = _with_attempt(gateway_app(shape, now), applied, retried)
+    restarts = int(applied.apps.get(GATEWAY_APP, {}).get("args", {}).get("restarts", 0)) + restart_gateways
+    gateway = _with_attempt(gateway_app(shape, now, restarts), applied, retried)
     if not removed and _already_applied(apps, gateway, applied):
         return KeepConfig(unknown_apps, mass_removal)
     config = {

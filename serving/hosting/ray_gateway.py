@@ -16,7 +16,7 @@ from serving.serve_names import GATEWAY_DEPLOYMENT
 
 DRAIN_POLL_S = 0.2
 SHUTDOWN_S_MAX = 60.0
-"""A gateway that is replaced keeps its node's place until it ends: calls that take longer are cut, and their epoch stays open (K17)."""
+"""A gateway that is replaced keeps its place until it ends: calls that take longer are cut, and their epoch stays open (K17)."""
 
 
 class GatewayReplica:
@@ -40,12 +40,18 @@ class GatewayReplica:
 
 
 def build_gateway(args: dict[str, Any]) -> serve.Application:
-    """The gateway application; `args` = {"replicas": int, "per_node": int}."""
+    """The gateway application; `args` = {"replicas": int, "per_node": int}, and what changes only so that the replicas are replaced.
+
+    They are replaced without a call being refused. On several nodes it is one after another, and the others answer. Where one node has
+    them all, a new one starts beside each old one first.
+    """
     plain: Any = serve.deployment(serve.ingress()(GatewayReplica))
+    one_node = args["replicas"] == args["per_node"]
     deployment = plain.options(
         name=GATEWAY_DEPLOYMENT,
         num_replicas=args["replicas"],
-        max_replicas_per_node=args["per_node"],
+        max_replicas_per_node=args["per_node"] * (2 if one_node else 1),
+        max_surge_percent=100 if one_node else 0,
         ray_actor_options={"num_cpus": 0.1},
         max_ongoing_requests=10_000,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,

@@ -28,7 +28,7 @@ from events.log.client import Reader, Writer
 from events.process.artifacts import Artifacts
 from events.schema.examples import example_of
 from examples.digits_model import TECHNICAL, write_digits, write_slow_digits
-from infra.launcher import raynode
+from infra.launcher import LaunchFailed, raynode
 from infra.launcher.jvm import java, kafka_classpath
 from infra.launcher.supervision import settings_environment
 from projections.bills.bill_from_log import epochs_ended
@@ -338,6 +338,48 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
     assert not thread.is_alive()
     gateway.stack.supervisor.start("controller")
     eventually(lambda: gateway.infer(new).status_code == 200, "the stack's own controller goes on with it", 180)
+
+
+def test_a_restart_of_the_gateway_refuses_no_call_and_closes_its_epoch(gateway: GatewayStack) -> None:
+    before, old = set(gateway.pids("ray::ServeReplica:gateway:")), gateway.infer().headers["modelmarket-epoch"]
+    ended, answers = threading.Event(), list[httpx.Response]()
+
+    def call_on() -> None:
+        while not ended.is_set():
+            answers.append(gateway.infer())
+
+    with ThreadPoolExecutor(4) as callers:
+        calling = [callers.submit(call_on) for _ in range(4)]
+        eventually(lambda: len(answers) > 20, "calls are answered")
+        try:
+            gateway.stack.restart("gateway")
+            enough = len(answers) + 20
+            eventually(lambda: len(answers) > enough, "calls are answered by the new one")
+        finally:
+            ended.set()
+        for one in calling:
+            one.result(60)
+    assert {answer.status_code for answer in answers} == {200}, "not one was refused or cut"
+    assert answers[-1].headers["modelmarket-epoch"] == newest_epoch(gateway) != old
+    check_answers(gateway, answers)
+    assert not before & set(gateway.pids("ray::ServeReplica:gateway:"))
+    eventually(lambda: closed(gateway).get(old) == written(gateway)[old], "the old epoch is closed")
+    (model,) = [model for model in gateway.stack.status().models if model.model == M]
+    assert (model.version, model.running, model.wanted, model.state) == ("1.0.0", 1, 1, "running")
+
+
+def test_what_is_gone_of_a_gateway_is_named(gateway: GatewayStack) -> None:
+    gateway.stack.wait_healthy("gateway")
+    gateway.kill(f"-f {raynode.haproxy_folder(gateway.stack.paths)}/")
+    now = gateway.stack.part_status("gateway")
+    assert (now.state, now.detail) == ("unhealthy", "the proxy before it is gone; replicas that run: 1")
+    gateway.stack.wait_healthy("gateway")
+    gateway.stack.supervisor.stop("controller")
+    eventually(lambda: not gateway.pids("serving.control.controller"), "the controller is gone", 180)
+    with pytest.raises(LaunchFailed, match="the controller, which restarts it, is stopped"):
+        gateway.stack.restart("gateway")
+    gateway.stack.supervisor.start("controller")
+    gateway.stack.wait_healthy("controller")
 
 
 def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loaded(gateway: GatewayStack) -> None:

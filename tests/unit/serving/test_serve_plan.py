@@ -218,3 +218,17 @@ def test_arguments_are_plain_json() -> None:
 
     decided: Any = plan(routes("m1"), NOW, EMPTY, SHAPE)
     assert json.loads(json.dumps(decided.config)) == decided.config
+
+
+def test_a_restart_changes_the_gateways_arguments_and_nothing_else_until_the_next_one() -> None:
+    def gateway(decided: object) -> dict[str, Any]:
+        assert isinstance(decided, ApplyConfig)
+        return decided.config["applications"][0]
+
+    before = applied("m1")
+    once = gateway(plan(routes("m1"), NOW, before, SHAPE, restart_gateways=True))
+    assert once["args"] == before.apps["gateway"]["args"] | {"restarts": 1}
+    after = replace(before, apps={**before.apps, "gateway": once})
+    assert plan(routes("m1"), NOW, after, SHAPE) == KeepConfig()
+    assert gateway(plan(routes("m1", "m2"), NOW, after, SHAPE))["args"] == once["args"]
+    assert gateway(plan(routes("m1"), NOW, after, SHAPE, restart_gateways=True))["args"]["restarts"] == 2
