@@ -21,10 +21,11 @@ class Answer:
     body: bytes
 
 
-def refusal_answer(refused: Refused) -> Answer:
-    """The problem document (RFC 9457) of a refusal. `error` repeats the message where Open Inference Protocol clients look for it."""
+def refusal_answer(refused: Refused, error: object = None) -> Answer:
+    """The problem document (RFC 9457) of a refusal. `error` is its member of that name, where the clients of a protocol look: the message
+    if nothing else is given, as the Open Inference Protocol has it."""
     violation = Violation(refused.code, refused.message, refused.field, refused.remedy)
-    body = orjson.dumps(problem(refused.status, [violation]) | {"error": refused.message, **refused.more})
+    body = orjson.dumps(problem(refused.status, [violation]) | {"error": refused.message if error is None else error, **refused.more})
     return Answer(refused.status, ((b"content-type", PROBLEM_JSON.encode()), *refused.headers), body)
 
 

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 Send = Callable[[Message], Awaitable[None]]
 
 PROTOCOLS: dict[str, Callable[[list[str]], Operation | None]] = {"v2": open_inference.operation, "v1": openai.operation}
-"""By the first segment of the path."""
+ERRORS: dict[str, Callable[[Refused], object]] = {"v1": openai.error_object}
+"""By the first segment of the path: the operation at the rest of it, and what a refusal's member `error` is where it is not the message."""
 EXECUTED = frozenset({"inference_failed", "replica_lost", "timed_out", "not_acknowledged", "caller_disconnected"})
 """Refusals of calls that were executed: each has settled facts of its own."""
 
@@ -69,14 +70,20 @@ class Gateway:
             protocol = PROTOCOLS.get(segments[0])
             operation = None if protocol is None else protocol(segments[1:])
             if operation is None:
-                raise Refused(404, "not_found", f"nothing is at {request.path[:200]}", "", "GET /v2 describes this server")
+                raise Refused(
+                    404,
+                    "not_found",
+                    f"nothing is at {request.path[:200]}",
+                    "",
+                    "GET /v2 describes this server; GET /v1/models lists models",
+                )
             return await self._pipeline.answer(request, operation)
         except Refused as refused:
             self._count(request, refused)
-            return refusal_answer(refused)
+            return _refusal(request, refused)
         except Exception:
             logger.exception("%s %s", request.method, request.path)
-            return refusal_answer(Refused(500, "internal_error", "the gateway failed", "", "try again; the operators can see why"))
+            return _refusal(request, Refused(500, "internal_error", "the gateway failed", "", "try again; the operators can see why"))
 
     def _health(self) -> Answer:
         health: dict[str, Any] = self.state.health()
@@ -90,6 +97,11 @@ class Gateway:
         who = (caller.tenant, caller.key_id, caller.user) if caller else (UNKNOWN, UNKNOWN, UNKNOWN)
         model = request.model.model if request.model else UNKNOWN
         self.state.meter.count_refusal(RefusalKey(*who, model, request.operation, refused.status, refused.code))
+
+
+def _refusal(request: Request, refused: Refused) -> Answer:
+    error = ERRORS.get(request.path.lstrip("/").partition("/")[0])
+    return refusal_answer(refused, error(refused) if error else None)
 
 
 async def _send(send: Send, answer: Answer, head_only: bool) -> None:

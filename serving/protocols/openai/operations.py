@@ -1,4 +1,7 @@
-"""The list of models in the shape of OpenAI's `GET /v1/models`, with the caller's prices in force now as `pricing`."""
+"""OpenAI's `GET /v1/models`, with the caller's prices in force now as `pricing`, and its error object, the one place where its clients look.
+
+Source: the `openai` package for Python, 3.54.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from collections.abc import Sequence
 import orjson
 
 from serving.protocols.operations import ListedModel, ListModels, Operation
+from serving.refused import Refused
+
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""By status; below 500 any other is `invalid_request_error`, from there on `server_error`."""
 
 
 def operation(segments: list[str]) -> Operation | None:
@@ -17,3 +24,10 @@ def operation(segments: list[str]) -> Operation | None:
 def model_list(models: Sequence[ListedModel]) -> bytes:
     data = [{"id": m.model, "object": "model", "created": m.registered_at_s, "owned_by": m.provider, "pricing": m.pricing} for m in models]
     return orjson.dumps({"object": "list", "data": data})
+
+
+def error_object(refused: Refused) -> dict[str, str | None]:
+    """What the client shows of a refusal is `message`, so it says what to do as well."""
+    message = f"{refused.message}; what to do: {refused.remedy}" if refused.remedy else refused.message
+    kind = ERROR_TYPES.get(refused.status, "server_error" if refused.status >= 500 else "invalid_request_error")
+    return {"message": message, "type": kind, "code": refused.code, "param": refused.field or None}
