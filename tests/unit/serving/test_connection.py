@@ -51,7 +51,8 @@ async def _two_callers(http: Any) -> None:
             if not stays:
                 writer.close()
                 await writer.wait_closed()
-                await asyncio.sleep(0.2)
+                while server.server_state.connections:  # until the server has noticed it
+                    await asyncio.sleep(0.01)
             await go_on.put(None)
             if stays:
                 assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
