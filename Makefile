@@ -31,7 +31,7 @@ test: setup-tests ## run all tests: unit, contract, tidy, integration, e2e
 	@$(PY) -m pytest tests -n 2 --no-loadscope-reorder
 
 soak: setup-tests ## run the long matrices, which `make test` leaves out
-	@$(PY) -m pytest tests -m soak
+	@$(PY) -m pytest tests -m soak --timeout 5400
 
 check: setup ## run format, lint, imports, types, and the quick tests
 	@$(SIDE_BY_SIDE) $(STATIC_CHECKS) check-tests
