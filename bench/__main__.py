@@ -22,6 +22,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, cast
 from rich.console import Console
 from rich.table import Table
 
+from events.process.passwords import SET_UP
 from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
@@ -104,7 +105,7 @@ def run_once(name: str, quick: bool) -> list[Row]:
     benchmark: Benchmark = cast("Any", importlib.import_module(f"bench.{name}"))
     folder = Path(tempfile.mkdtemp(prefix="mm-bench-"))
     with free_block() as base_port:
-        stack = Stack(Settings(stack="bench", base_port=base_port, data=folder))
+        stack = Stack(Settings(stack="bench", base_port=base_port, data=folder, kafka_sasl_username=SET_UP))
         try:
             return benchmark.run(stack, quick)
         finally:

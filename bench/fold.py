@@ -137,7 +137,11 @@ def _ready(settings: Settings, snapshot: Path, relay: _Relay) -> tuple[float, su
     flag = settings.folder / "fold.ready"
     flag.unlink(missing_ok=True)
     began = time.monotonic()
-    environment = os.environ | {"MODELMARKET_BASE_PORT": str(settings.base_port), "MODELMARKET_DATA": str(settings.folder)}
+    environment = os.environ | {
+        "MODELMARKET_BASE_PORT": str(settings.base_port),
+        "MODELMARKET_DATA": str(settings.folder),
+        "MODELMARKET_KAFKA_SASL_USERNAME": "ray",
+    }
     process = subprocess.Popen([sys.executable, "-m", "bench.fold", str(snapshot), str(flag)], env=environment)
     _wait(flag.exists, "the fold", relay)
     return time.monotonic() - began, process

@@ -21,9 +21,7 @@ import psutil
 
 from bench.load import Plan, Result
 from bench.plain import PLAIN_APP, plain_app
-from events.log.client import Reader, Writer
-from events.log.schemas import publish
-from events.log.topic_admin import apply_topics
+from cli.prepare import prepare_log
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack
@@ -67,11 +65,7 @@ def run(stack: Stack, quick: bool) -> list[Row]:
 def write_facts(stack: Stack) -> tuple[DecidedFactWriter, str]:
     """Facts of one deployed model and one key, written as the relay would."""
     settings = stack.settings
-    apply_topics(settings)
-    writer, reader = Writer(settings, "bench"), Reader(settings, "bench")
-    publish(settings, writer, reader)
-    writer.close()
-    reader.close()
+    prepare_log(settings)
     facts = DecidedFactWriter(settings)
     facts.tenant("acme")
     facts.key("acme", SECRET)

@@ -11,6 +11,7 @@ import faust
 from events.log.client import Reader
 from events.log.schemas import open_codec
 from events.process.settings import Settings
+from projections.ingest.chunks import credentials_of
 from projections.ingest.clickhouse import ClickHouse
 
 TABLE, BATCH, WITHIN_S = "usage_stock", 1000, 0.5
@@ -24,6 +25,7 @@ def main() -> None:
     app = faust_app.App(
         "stock-faust",
         broker=f"kafka://{settings.kafka}",
+        broker_credentials=credentials_of(settings),
         store="memory://",
         datadir=str(settings.folder / "stock-faust"),
         value_serializer="raw",

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from events.log.client import LogBroken, LogMismatch, LogUnavailable
+from events.log.sign_in import LogDenied
 from events.schema.codec import Undecodable
 from events.schema.registry import IncompatibleSchema, RegistryUnavailable
 from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
@@ -28,6 +29,8 @@ def explained_failures() -> Generator[None]:
         yield
     except (LogUnavailable, RegistryUnavailable, ClickHouseUnavailable) as e:
         raise not_available(e) from e
+    except LogDenied as e:
+        raise failed("denied", str(e), "docs/operations.md, 'Kafka does not let a part in'", exit_code=2) from e
     except (LogMismatch, IncompatibleSchema) as e:
         raise failed("refused", str(e), "docs/operations.md, 'Log and registry do not belong together'", exit_code=2) from e
     except ClickHouseError as e:

@@ -18,7 +18,8 @@ from events.log.client import Reader, Writer
 from events.log.record import Coordinate, Record
 from events.log.registry_restore import restore
 from events.log.schemas import publish, read_schemas, registry_drift, schemas_on_log
-from events.log.topic_admin import apply_topics, check_partitions, topic_drift
+from events.log.topic_admin import TAKEN_AWAY, apply_access, apply_topics, check_partitions, topic_drift
+from events.process.passwords import as_set_up
 from events.process.settings import Settings
 from events.schema.codec import Codec, Undecodable, todays_schemas
 from events.schema.examples import add_examples, undecodable_examples
@@ -100,12 +101,18 @@ def _hex(value: object) -> str:
 
 @topics.command("apply")
 def topics_apply() -> None:
-    """Create missing topics and report every difference from the topic table; exit 1 when there is one."""
-    settings = Settings()
+    """Create missing topics, tell the brokers who may use them, and report every difference from the topic table; exit 1 when there is one."""
+    settings = as_set_up(Settings())
     with explained_failures():
         for name in apply_topics(settings):
             console.print(f"created {name}")
+        changed = apply_access(settings)
         drift = topic_drift(settings)
+    taken = [change for change in changed if change.startswith(TAKEN_AWAY)]
+    if changed:
+        console.print(f"{len(changed) - len(taken)} rights granted, as the table of roles says")
+    for line in taken:
+        console.print(line, highlight=False, markup=False)
     for line in drift:
         console.print(f"[red]drift[/] {line}")
     if drift:
@@ -134,22 +141,22 @@ def schemas_generate() -> None:
 @schemas.command("publish")
 def schemas_publish() -> None:
     """Register today's schemas and record new ids on the log."""
-    settings = Settings()
-    writer, reader = Writer(settings, "schemas"), Reader(settings, "schemas")
+    settings = as_set_up(Settings())
     with explained_failures():
+        writer, reader = Writer(settings, "schemas"), Reader(settings, "schemas")
         for subject in publish(settings, writer, reader):
             console.print(f"published {subject}")
-    writer.close()
+        writer.close()
 
 
 @schemas.command("restore")
 def schemas_restore() -> None:
     """Fill an EMPTY registry with the log's schemas under their own ids, after the registry's data was lost."""
     settings = Settings()
-    reader = Reader(settings, "schemas-restore")
     with explained_failures():
+        reader = Reader(settings, "schemas-restore")
         restored = restore(settings, reader)
-    reader.close()
+        reader.close()
     console.print(f"restored {len(restored)} schemas under the ids of the log")
 
 

@@ -39,6 +39,7 @@ from commands.write_offs.producer_routes import ProducerWriteOffs
 from commands.write_offs.record_routes import RecordWriteOffs
 from commands.write_offs.record_set_routes import RecordSetWriteOffs
 from events.log.client import LogMismatch
+from events.log.sign_in import LogDenied
 from events.process.clock import now_us
 from events.process.http_admission import BODY_S_MAX, CALLER, Admission, NotAdmitted
 from events.process.http_api import make_api
@@ -162,7 +163,7 @@ def main() -> int:
     settings = Settings()
     try:
         commands = open_command_app(settings)
-    except (LogMismatch, StoreMismatch) as e:
+    except (LogMismatch, LogDenied, StoreMismatch) as e:
         raise SystemExit(f"the command API does not start: {e}") from e
     server = make_server(build(commands), settings.host, settings.command_port, address_max=settings.address_connections_max)
 

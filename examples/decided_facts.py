@@ -10,12 +10,12 @@ from typing import Any
 
 from events.facts import accounts, deployments, models, prices
 from events.facts.fact import DecidedFact, TenantId
+from events.facts.headers import headers_of
 from events.facts.log import StoreOpened
 from events.facts.meters import Meter
 from events.facts.topics import DECIDED_TOPICS, TOPICS, key_of
 from events.log.chain import FIRST, ChainPosition
 from events.log.client import Reader, Writer
-from events.log.headers import headers_of
 from events.log.heartbeat import Heartbeat
 from events.log.partitioner import partition_of
 from events.log.schemas import open_codec

@@ -1,9 +1,10 @@
 """Recomputes a bill from Kafka by the rules of `docs/billing.md` and imports nothing of this project. For auditors, and to be copied.
 
-    python -m examples.recompute_bill BROKER TENANT NUMBER RELAY_PUBLIC_KEYS
+    python -m examples.recompute_bill BROKER TENANT NUMBER RELAY_PUBLIC_KEYS [ROLE PASSWORD_FILE]
 
-The keys are in hex, with commas between; a local stack has them in `keys/relay.pub` of its data folder. Prints the total and the digest
-of the issued bill beside those it computed; ends with 1 where they differ.
+The keys are in hex, with commas between; a local stack has them in `keys/relay.pub` of its data folder. ROLE signs in at Kafka (SASL/PLAIN)
+with the password in the file; without it nobody does. Prints the total and the digest of the issued bill beside those it computed; ends
+with 1 where they differ.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import confluent_kafka as ck
@@ -66,10 +68,15 @@ def plain(schema: Any) -> Any:
 
 
 class Log:
-    def __init__(self, broker: str, relay_keys: str) -> None:
+    def __init__(self, broker: str, relay_keys: str, role: str = "", password_file: str = "") -> None:
         """`relay_keys`: Ed25519 public keys in hex, with commas between."""
         self.relay_keys = [Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in relay_keys.split(",")]
-        self.consumer = ck.Consumer({"bootstrap.servers": broker, "group.id": "stranger", "enable.auto.commit": False})
+        config: dict[str, Any] = {"bootstrap.servers": broker, "group.id": "stranger", "enable.auto.commit": False}
+        if role:
+            password = Path(password_file).read_text().strip()
+            sign_in = {"sasl.mechanism": "PLAIN", "sasl.username": role, "sasl.password": password}
+            config |= {"security.protocol": "SASL_PLAINTEXT", **sign_in}
+        self.consumer = ck.Consumer(config)
         self.schemas = dict[int, tuple[str, Any]]()
         with open(SCHEMA_OF_SCHEMAS) as file:
             schema = fastavro.parse_schema(plain(json.load(file)))
@@ -301,8 +308,8 @@ def bill_of(cut: Body, now: Statement, before: Statement) -> Body:
     }
 
 
-def main(broker: str, tenant: str, number: str, relay_keys: str) -> int:
-    issued, bill = recompute(Log(broker, relay_keys), tenant, int(number))
+def main(broker: str, tenant: str, number: str, relay_keys: str, *sign_in: str) -> int:
+    issued, bill = recompute(Log(broker, relay_keys, *sign_in), tenant, int(number))
     canonical = json.dumps(bill, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     print(f"issued   {issued['total_micros']} micro-{issued['currency']}  {issued['digest'].hex()}")
@@ -311,4 +318,4 @@ def main(broker: str, tenant: str, number: str, relay_keys: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    sys.exit(main(*sys.argv[1:7]))

@@ -9,11 +9,15 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import sys
 import threading
 import time
 
+from events.facts.topic_access import worker_group
 from events.log.client import Reader, Writer
 from events.log.schemas import open_codec
+from events.log.sign_in import ends_when_denied
+from events.log.topic_admin import check_group
 from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
@@ -77,6 +81,7 @@ def _collect_rarely() -> None:
     threading.Thread(target=sweep, name="sweep", daemon=True).start()
 
 
+@ends_when_denied
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", type=int, default=0, help="which worker of this stack, from 0")
@@ -91,10 +96,11 @@ def main() -> None:
     logger.info("folding log %s", log_id)
     writer = Writer(settings, name)
     _collect_rarely()
-    worker = ChunkWorker(settings, f"{settings.stack}-projections", f"{settings.stack}-{name}", sinks(settings, codec, writer, name))
+    check_group(settings, worker_group(settings.stack))
+    worker = ChunkWorker(settings, worker_group(settings.stack), f"{settings.stack}-{name}", sinks(settings, codec, writer, name))
     serve_health(settings.host, settings.worker_health_port(index), worker.state)
     worker.run()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

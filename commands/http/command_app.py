@@ -39,6 +39,7 @@ from events.log.chain import is_proof
 from events.log.client import LogUnavailable, Reader
 from events.log.heartbeat import newest_heartbeats, relay_keys
 from events.log.schemas import open_codec
+from events.log.sign_in import LogDenied
 from events.process.admin_key import admin_key_or_fresh
 from events.process.artifacts import Artifacts
 from events.process.clock import now_us
@@ -121,7 +122,7 @@ class CommandApp:
         try:
             with self._reader_lock:
                 yield self._reader
-        except LogUnavailable as e:
+        except (LogUnavailable, LogDenied) as e:
             raise HttpProblem(unavailable_answer("log_unavailable", str(e), "try again when Kafka is back")) from e
 
     def close(self) -> None:

@@ -23,8 +23,8 @@ from commands.processor.rejection import Rejected, conflict, invalid
 from commands.store.event_store import Conflict, Event, Store, StoreUnavailable
 from commands.store.stored_record import record_for, unpack
 from events.facts.fact import DecidedFact
+from events.facts.headers import CE_ID, headers_of
 from events.facts.topics import FACTS, key_of
-from events.log.headers import CE_ID, headers_of
 from events.process.problem import Violation
 from events.schema.codec import Codec, FrameTooLarge
 

@@ -27,6 +27,7 @@ from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader, Wr
 from events.log.heartbeat import TOPIC as HEARTBEATS
 from events.log.heartbeat import Heartbeat, newest_heartbeats, relay_keys
 from events.log.record import Coordinate
+from events.log.sign_in import LogDenied
 from events.log.topic_admin import check_partitions
 from events.process.clock import now_us
 from events.process.health import serve_health
@@ -75,7 +76,7 @@ class Progress:
 
 class Relay:
     """Runs in the caller's thread until `stop` is set. Its creation raises LogMismatch without the relay's key. Raises StoreMismatch,
-    LogBroken, LogMismatch, StoreUnavailable, and whatever `check_lock` raises, which is called before anything is sent."""
+    LogBroken, LogMismatch, LogDenied, StoreUnavailable, and whatever `check_lock` raises, which is called before anything is sent."""
 
     def __init__(self, settings: Settings, store: Store, stop: threading.Event, check_lock: Callable[[], None] = lambda: None) -> None:
         self._settings, self._store, self._stop, self._check_lock = settings, store, stop, check_lock
@@ -263,7 +264,7 @@ def main() -> int:
         signal.signal(number, request_stop)
     try:
         run(Settings(), stop)
-    except (StoreMismatch, LogMismatch) as e:
+    except (StoreMismatch, LogMismatch, LogDenied) as e:
         logger.error("the relay stops, nothing was sent: %s", e)
         return 2
     except (LockLost, LogBroken, LogUnavailable, StoreUnavailable) as e:

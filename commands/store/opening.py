@@ -10,9 +10,9 @@ from commands.store.event_store import Conflict, Event, Store
 from commands.store.generation import STORE, StoreGeneration, current_generation, decided_partitions
 from commands.store.stored_record import Opening, StoredRecord
 from events.facts.fact import UserId
+from events.facts.headers import headers_of
 from events.facts.log import StoreOpened
 from events.log.chain import STORE_OPENED
-from events.log.headers import headers_of
 from events.process.clock import now_us
 from events.process.ids import new_id
 from events.schema.codec import Codec

@@ -16,14 +16,15 @@ from commands.store.generation import STORE, decided_partitions
 from commands.store.opening import open_generation
 from commands.store.stored_record import Opening, StoredRecord
 from events.facts.fact import UserId
+from events.facts.headers import cloud_event_headers
 from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import STORE_OPENED, Claim
 from events.log.client import LogMismatch, LogUnavailable, Reader
 from events.log.decided_records import ChainBroken, DecidedRecords, ends
-from events.log.headers import cloud_event_headers
 from events.log.heartbeat import Heartbeat, newest_heartbeats, relay_keys
 from events.log.record import Record
 from events.log.schemas import open_codec
+from events.log.sign_in import LogDenied
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.process.signing_keys import PublicKeys
@@ -95,7 +96,10 @@ def read_decided(reader: Reader) -> Iterable[Record]:
 
 def rebuild_store(settings: Settings) -> int:
     """Fills this stack's store from its log; the number of facts. Raises NotRebuilt."""
-    reader = Reader(settings, "rebuild")
+    try:
+        reader = Reader(settings, "rebuild")
+    except LogDenied as e:
+        raise NotRebuilt(str(e)) from e
     try:
         codec, _ = open_codec(settings, reader)
         store = open_store(settings)
@@ -105,7 +109,7 @@ def rebuild_store(settings: Settings) -> int:
             return rebuild(store, codec, read_decided(reader), UserId("rebuild"), relay_keys(settings), newest)
         finally:
             store.close()
-    except (LogMismatch, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:
+    except (LogMismatch, LogDenied, LogUnavailable, RegistryUnavailable, StoreUnavailable) as e:
         raise NotRebuilt(str(e)) from e
     finally:
         reader.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from events.facts.fact import Fact
+from events.facts.headers import headers_of
 from events.log.client import Writer
-from events.log.headers import headers_of
 from events.schema.codec import Codec
 
 

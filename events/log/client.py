@@ -1,4 +1,4 @@
-"""The log: append a record and know where it stands; read records by coordinate. With `topics.py`, the only file that imports confluent_kafka.
+"""The log: append a record and know where it stands; read records by coordinate. The client of confluent_kafka for records.
 
 Every producer is idempotent, gapless and places keys by murmur2 (K1); no record is ever given up on: what cannot be sent
 waits, and whoever waits for it decides how long. Readers get their start as an argument and keep no position in Kafka.
@@ -17,8 +17,10 @@ from typing import Any
 import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient, OffsetSpec  # pyright: ignore[reportPrivateImportUsage]
 
+from events.facts.topic_access import READER_GROUPS
 from events.facts.topics import TOPICS
 from events.log.record import Coordinate, Headers, Record
+from events.log.sign_in import Denials, client_config, denial
 from events.process.settings import Settings
 
 PARTITIONER = "murmur2_random"
@@ -49,9 +51,9 @@ class _Throttled(logging.Filter):
         return True
 
 
-_client_log = logging.getLogger("librdkafka")
-_client_log.addFilter(_Throttled())
-_client_log.addHandler(logging.NullHandler())  # processes log it as JSON lines; on a command line it is noise
+client_log = logging.getLogger("librdkafka")
+client_log.addFilter(_Throttled())
+client_log.addHandler(logging.NullHandler())  # processes log it as JSON lines; on a command line it is noise
 
 Delivered = Callable[[Coordinate | None, Exception | None], None]
 
@@ -72,20 +74,6 @@ class LogMismatch(Exception):
     """This is not the log this code was made for; nothing may be written."""
 
 
-def client_config(settings: Settings) -> dict[str, Any]:
-    config: dict[str, Any] = {"bootstrap.servers": settings.kafka, "security.protocol": settings.kafka_security_protocol}
-    if settings.kafka_sasl_mechanism:
-        config |= {
-            "sasl.mechanism": settings.kafka_sasl_mechanism,
-            "sasl.username": settings.kafka_sasl_username,
-            "sasl.password": settings.kafka_sasl_password.get_secret_value(),
-        }
-    if settings.kafka_ca_file:
-        config["ssl.ca.location"] = settings.kafka_ca_file
-    # A local broker is up again within seconds: do not wait a minute before the next attempt.
-    return config | {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 1000, "socket.keepalive.enable": True}
-
-
 class Writer:
     """Appends in order and reports when the log has acknowledged. One thread per writer runs the deliveries."""
 
@@ -96,6 +84,7 @@ class Writer:
         self._waiting: dict[int, float] = {}  # ticket → when it was appended, oldest first
         self._tickets = count(1)  # one step, whichever threads append
         self._after_deliveries: Callable[[], None] | None = None
+        self._settings = settings
         config = client_config(settings) | {
             "client.id": client_id,
             "enable.idempotence": True,
@@ -114,7 +103,7 @@ class Writer:
         gapless = config["enable.idempotence"] and config["enable.gapless.guarantee"] and config["message.timeout.ms"] == 0
         if config["partitioner"] != PARTITIONER or not gapless or "transactional.id" in config:
             raise LogMismatch(f"a producer of this log is gapless, gives up on no record, uses {PARTITIONER} and no transactions")
-        self._producer = ck.Producer(config, logger=_client_log)
+        self._producer = ck.Producer(config, logger=client_log)
         self._open = True
         self._thread = threading.Thread(target=self._run, name=f"log-writer-{client_id}", daemon=True)
         self._thread.start()
@@ -156,7 +145,7 @@ class Writer:
                 assert partition_ is not None and offset is not None
                 delivered(Coordinate(topic, partition_, offset), None)
             else:
-                self.fatal = self.fatal or LogBroken(f"{topic}: {error}")
+                self.fatal = self.fatal or LogBroken(str(denial(self._settings, error, topic) or f"{topic}: {error}"))
                 delivered(None, self.fatal)
 
         where: dict[str, Any] = {} if partition is None else {"partition": partition}
@@ -207,14 +196,22 @@ class Writer:
 
     def _run(self) -> None:
         while self._open:
-            if self._producer.poll(0.1) and self._after_deliveries is not None:
+            try:
+                came = self._producer.poll(0.1)
+            except (
+                ck.KafkaException
+            ) as e:  # a fatal error is raised here and not passed to error_cb; the deliveries that it ends come afterwards
+                self._on_error(e.args[0])
+                continue
+            if came and self._after_deliveries is not None:
                 self._after_deliveries()
 
     def _on_error(self, error: ck.KafkaError) -> None:
         if error.code() == ck.KafkaError._ALL_BROKERS_DOWN:  # pyright: ignore[reportPrivateUsage]
             self.away = True
-        if error.fatal():
-            self.fatal = self.fatal or LogBroken(str(error))
+        denied = denial(self._settings, error)
+        if error.fatal() or denied is not None:
+            self.fatal = self.fatal or LogBroken(str(denied or error))
 
 
 class Reader:
@@ -222,13 +219,14 @@ class Reader:
 
     def __init__(self, settings: Settings, client_id: str = "reader") -> None:
         self.settings = settings
-        self._config = client_config(settings) | {"client.id": client_id}
+        self._denials = Denials(settings)
+        self._config: dict[str, Any] = client_config(settings) | {"client.id": client_id, "error_cb": self._denials.on_error}
         self._admin: AdminClient | None = None
         self._known: set[str] = set()
         self._consumer = ck.Consumer(
             self._config
             | {
-                "group.id": f"modelmarket-{client_id}",
+                "group.id": f"{READER_GROUPS}{client_id}",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
@@ -237,7 +235,7 @@ class Reader:
                 "fetch.queue.backoff.ms": 20,
                 "queued.max.messages.kbytes": 65536,
             },
-            logger=_client_log,
+            logger=client_log,
         )
 
     def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
@@ -252,10 +250,11 @@ class Reader:
             self._known.add(topic)
 
     def poll(self, records_max: int = 5000, timeout_s: float = 0.5) -> list[Record]:
-        """What has come, up to `records_max`. Raises LogMismatch when an offset is not there (any more)."""
+        """What has come, up to `records_max`. Raises LogMismatch when an offset is not there (any more), and LogDenied."""
         out: list[Record] = []
         # A full batch is never waited for: the first record ends the wait, and what has come with it is taken along.
         messages = self._consumer.consume(1, timeout_s)
+        self._denials.check()
         if messages:
             messages += self._consumer.consume(records_max - 1, 0)
         for m in messages:
@@ -263,6 +262,7 @@ class Reader:
             if error is not None:
                 if error.code() in (ck.KafkaError.OFFSET_OUT_OF_RANGE, ck.KafkaError._AUTO_OFFSET_RESET):  # pyright: ignore[reportPrivateUsage]
                     raise LogMismatch(f"{m.topic()}/{m.partition()}: {error.str()}")
+                self._denials.check(error, str(m.topic()))
                 continue  # transient: the client reconnects by itself
             out.append(_record(m))
         return out
@@ -280,16 +280,23 @@ class Reader:
                 low, high = (self._offsets(partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
                 return {tp: (low[tp], high[tp]) for tp in partitions}
             except (ck.KafkaException, TimeoutError) as e:  # a new topic has no leader for a moment
+                self._check_denied(e)
                 self._admin = None  # it asks the leaders of before a broker's restart for ever; a new one asks who leads now
                 if time.monotonic() > end:
                     raise LogUnavailable(f"ends of {', '.join(topics)}: {e}") from e
                 time.sleep(0.05)
 
+    def _check_denied(self, failure: Exception) -> None:
+        if self._admin is not None:
+            self._admin.poll(0)  # calls error_cb
+        self._denials.check(failure.args[0] if isinstance(failure, ck.KafkaException) else None)
+
     def _offsets(self, partitions: Sequence[tuple[str, int]], spec: Any) -> dict[tuple[str, int], int]:
         """Over a connection of its own: on the consumer's the question would stand behind a fetch that waits for records."""
         if self._admin is None:
-            self._admin = AdminClient(self._config, logger=_client_log)
+            self._admin = AdminClient(self._config, logger=client_log)
         asked = self._admin.list_offsets({ck.TopicPartition(t, p): spec for t, p in partitions}, request_timeout=CALL_S_MAX)
+        # Each answer is waited for: a client that is dropped while it still asks may be destroyed in its own thread, which ends the process.
         return {(tp.topic, tp.partition): future.result(CALL_S_MAX + 1).offset for tp, future in asked.items()}
 
     def record_at(self, topic: str, partition: int, offset: int, timeout_s: float = CALL_S_MAX) -> Record:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from events.facts.headers import CE_TYPE
 from events.facts.log import LogCreated, SchemaRegistered
-from events.log.headers import CE_TYPE
 from events.log.record import LogRecord
 from events.log.signature import is_signed
 from events.process.signing_keys import PublicKeys

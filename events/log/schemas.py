@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from events.facts.headers import headers_of
 from events.facts.log import LogCreated, SchemaRegistered
 from events.facts.topics import TOPICS, key_of
 from events.log.client import PARTITIONER, LogMismatch, LogUnavailable, Reader, Writer
-from events.log.headers import headers_of
 from events.log.record import Coordinate
 from events.log.recorded_schemas import RecordedSchemas
 from events.log.signature import signed_headers

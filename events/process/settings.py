@@ -32,10 +32,17 @@ class Settings(BaseSettings):
 
     # --- where the parts are; empty = this stack's own part on loopback
     kafka_bootstrap: str = Field(default="", description="host:port of brokers, with commas between.")
-    kafka_security_protocol: str = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
-    kafka_sasl_mechanism: str = Field(default="", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty = no SASL.")
-    kafka_sasl_username: str = Field(default="", description="Who we are to Kafka.")
-    kafka_sasl_password: SecretStr = Field(default=SecretStr(""), description="Its password.")
+    kafka_security_protocol: str = Field(
+        default="",
+        description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL; empty = SASL_PLAINTEXT at this stack's own broker, else PLAINTEXT.",
+    )
+    kafka_sasl_mechanism: str = Field(default="", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty = PLAIN.")
+    kafka_sasl_username: str = Field(
+        default="", description="Which role we are to Kafka (events/facts/topic_access.py); empty = operator at this stack's own broker."
+    )
+    kafka_sasl_password: SecretStr = Field(
+        default=SecretStr(""), description="Its password; empty = the one that was minted into the data folder."
+    )
     kafka_ca_file: str = Field(default="", description="PEM file of the authority that signed the brokers; empty = the system's.")
     kafka_replication: int = Field(default=1, ge=1, le=7, description="Replication factor of new topics.")
     kafka_min_insync: int = Field(

@@ -10,7 +10,7 @@ import clickhouse_connect
 
 from events.facts.topics import TOPICS
 from events.log.client import Reader
-from events.process.clickhouse_password import clickhouse_password
+from events.process.passwords import clickhouse_password
 from events.process.settings import Settings
 
 

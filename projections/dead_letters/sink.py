@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from events.facts.alerts import AlertRaised
+from events.facts.headers import headers_of
 from events.facts.log import DeadLettered
 from events.facts.topics import TOPICS
 from events.log.chain import NOT_SENT
 from events.log.client import Writer
-from events.log.headers import headers_of
 from events.log.record import Headers, LogRecord
 from events.log.recorded_schemas import FORGED
 from events.process.clock import now_us

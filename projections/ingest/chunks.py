@@ -31,6 +31,7 @@ from faust.tables import recovery
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
 
+from events.process.passwords import kafka_sign_in
 from events.process.settings import Settings
 from projections.ingest.membership import DIED_FAILED, MEMBERSHIP, die, record_contact
 from projections.ingest.sink import Chunk, Sink
@@ -49,12 +50,10 @@ CHUNKS_WAITING_MAX = 16
 
 def credentials_of(settings: Settings) -> SASLCredentials | SSLCredentials | None:
     """The settings that `events.log.client` gives librdkafka, by their names in Faust."""
-    protocol = settings.kafka_security_protocol.upper()
-    context = ssl.create_default_context(cafile=settings.kafka_ca_file or None) if protocol.endswith("SSL") else None
-    if protocol.startswith("SASL"):
-        password = settings.kafka_sasl_password.get_secret_value()
-        mechanism = settings.kafka_sasl_mechanism or "PLAIN"
-        return SASLCredentials(username=settings.kafka_sasl_username, password=password, ssl_context=context, mechanism=mechanism)
+    sign_in = kafka_sign_in(settings)
+    context = ssl.create_default_context(cafile=settings.kafka_ca_file or None) if sign_in.protocol.endswith("SSL") else None
+    if sign_in.mechanism:
+        return SASLCredentials(username=sign_in.username, password=sign_in.password, ssl_context=context, mechanism=sign_in.mechanism)
     return SSLCredentials(context) if context is not None else None
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from events.process.clickhouse_password import clickhouse_password
+from events.process.passwords import clickhouse_password
 from events.process.settings import Settings
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from access.principal import Principal
 from events.log.client import Reader
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
+from events.log.sign_in import ends_when_denied
 from events.process.admin_key import admin_key
 from events.process.http_admission import Admission, NotAdmitted
 from events.process.http_api import make_api
@@ -60,6 +61,7 @@ def _stop_with(fold_runner: FoldRunner, server: Server) -> None:
     server.should_exit = True
 
 
+@ends_when_denied
 def main() -> int:
     start_logging("queries")
     settings = Settings()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -20,6 +21,7 @@ from events.alerts.fact_publisher import FactPublisher
 from events.log.client import LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
+from events.log.sign_in import ends_when_denied
 from events.process.file_lock import FileLock
 from events.process.health import serve_health
 from events.process.json_logging import start_logging
@@ -221,6 +223,7 @@ class Rounds:
         return [v for v in self._routes.versions() if v.deployed]
 
 
+@ends_when_denied
 def main() -> None:
     start_logging(PRODUCER)
     settings = Settings()
@@ -243,4 +246,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

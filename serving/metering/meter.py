@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from events.facts.fact import NO_HASH
+from events.facts.headers import cloud_event_headers
 from events.log.client import LogBroken, LogFull, LogUnavailable, Writer
-from events.log.headers import cloud_event_headers
 from events.log.record import Coordinate
 from events.process.clock import now_us
 from events.process.ids import new_id

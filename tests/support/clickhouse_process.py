@@ -11,7 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from events.process.clickhouse_password import password_file
+from events.process.passwords import clickhouse_password_file
 from events.process.settings import Settings
 
 START_S_MAX = 30
@@ -41,7 +41,7 @@ class ClickHouseProcess:
 
     def password(self, user: str = "operator") -> str:
         """Of one of the market's own roles, made at the first start."""
-        return password_file(self.settings.folder, user).read_text().strip()
+        return clickhouse_password_file(self.settings.folder, user).read_text().strip()
 
     def start(self) -> None:
         self.process = subprocess.Popen(

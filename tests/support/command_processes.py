@@ -39,9 +39,14 @@ class Process:
 
     def start(self) -> Process:
         self.settings.folder.mkdir(parents=True, exist_ok=True)
+        role = "relay" if self.module == "commands.relay.relay" else "commands"
         with self.log.open("ab") as log:
             self.running = subprocess.Popen(
-                [sys.executable, "-m", self.module], cwd=ROOT, env=environment(self.settings, **self.more), stdout=log, stderr=log
+                [sys.executable, "-m", self.module],
+                cwd=ROOT,
+                env=environment(self.settings, **({"KAFKA_SASL_USERNAME": role} | self.more)),
+                stdout=log,
+                stderr=log,
             )
         return self
 

@@ -10,6 +10,7 @@ from hashlib import sha256
 import confluent_kafka as ck
 
 from commands.store.event_store import ANSWER_EVENT, open_store
+from events.log.sign_in import client_config
 from events.process.settings import Settings
 
 SIGNATURE_HEADERS = {"signed_by", "signature"}
@@ -32,7 +33,7 @@ class LogEntry:
 
 def read_log(settings: Settings, *topics: str) -> list[LogEntry]:
     """Everything on these topics, read with confluent_kafka alone."""
-    consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False})
+    consumer = ck.Consumer({**client_config(settings), "group.id": "oracle", "enable.auto.commit": False})
     try:
         ends: dict[tuple[str, int], int] = {}
         for topic in topics:

@@ -23,7 +23,7 @@ from infra.launcher import Stack
 from infra.launcher.processes import command_of, marked
 from serving.control.serve_rest import ServeRest
 from tests.support.polling import eventually
-from tests.support.stacks import running_stack
+from tests.support.stacks import reached_from_elsewhere, running_stack
 from tests.support.usage_oracle import Schemas, decoded, read_topic
 
 M = "model-vision-core-digits"
@@ -121,8 +121,9 @@ def settings_of_another_log(gateway: GatewayStack, other: Settings, folder: Path
     """Settings of a controller that would write to the gateway's Ray, but reads another log."""
     token = gateway.stack.paths.ray_token.read_text().strip()
     signers = {f"{signer}_public_keys": (other.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("setup", "relay")}
-    change: dict[str, Any] = signers | {
-        "kafka_bootstrap": other.kafka,
+    change: dict[str, Any] = {
+        **signers,
+        **reached_from_elsewhere(other, "controller"),
         "registry_url": other.registry,
         "data": folder,
         "ray_dashboard_url": gateway.settings.ray_dashboard,

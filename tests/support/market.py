@@ -27,6 +27,7 @@ from events.log.record import Record
 from events.log.schemas import open_codec
 from events.process.admin_key import admin_key
 from events.process.clock import now_us
+from events.process.passwords import OPERATOR, kafka_password_file
 from events.process.settings import Settings
 from projections.bills.biller import Biller
 from projections.bills.issue import Issuer, cuts_without_bill
@@ -202,6 +203,7 @@ class Market:
         """The program beside `docs/billing.md`, which imports nothing of ours, must come to the digest of an issued bill."""
         relay_keys = (self.settings.folder / "keys" / "relay.pub").read_text().strip()
         program = [sys.executable, "examples/recompute_bill.py", self.settings.kafka, tenant, str(number), relay_keys]
+        program += [OPERATOR, str(kafka_password_file(self.settings.folder, OPERATOR))]
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -16,7 +16,8 @@ import clickhouse_connect
 import confluent_kafka as ck
 import fastavro
 
-from events.process.clickhouse_password import clickhouse_password
+from events.log.sign_in import client_config
+from events.process.passwords import clickhouse_password
 from events.process.settings import Settings
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -59,9 +60,7 @@ class OracleRecord:
 
 def read_topic(settings: Settings, topic: str) -> list[OracleRecord]:
     """Every record of a topic, with nothing of ours."""
-    consumer = ck.Consumer(
-        {"bootstrap.servers": settings.kafka, "group.id": "oracle", "enable.auto.commit": False, "auto.offset.reset": "error"}
-    )
+    consumer = ck.Consumer({**client_config(settings), "group.id": "oracle", "enable.auto.commit": False, "auto.offset.reset": "error"})
     partitions = consumer.list_topics(topic, 10).topics[topic].partitions
     ends = {p: consumer.get_watermark_offsets(ck.TopicPartition(topic, p), 10)[1] for p in partitions}
     consumer.assign([ck.TopicPartition(topic, p, 0) for p, end in ends.items() if end])

@@ -18,6 +18,7 @@ from cli.prepare import prepare_log
 from events.facts import usage
 from events.log.client import LogFull, Reader, Writer
 from events.log.schemas import open_codec
+from events.process.passwords import SET_UP
 from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
@@ -76,9 +77,11 @@ class UsageStack:
         self.settings, self.stack = settings, Stack(settings)
         self.environment = {
             **os.environ,
+            "MODELMARKET_STACK": settings.stack,
             "MODELMARKET_DATA": str(settings.folder),
             "MODELMARKET_BASE_PORT": str(settings.base_port),
             "MODELMARKET_CLICKHOUSE_USER": "ingest",  # of the workers, which this is the environment of
+            "MODELMARKET_KAFKA_SASL_USERNAME": "worker",
             "MODELMARKET_WORKER_SESSION_S": str(settings.worker_session_s),
             "TZ": "UTC",
         }
@@ -221,7 +224,7 @@ class UsageStack:
 @contextmanager
 def running_usage_stack(folder: Path, **settings: Any) -> Generator[UsageStack]:
     with free_block() as base_port:
-        stack = UsageStack(Settings(stack="test", base_port=base_port, data=folder, **settings))
+        stack = UsageStack(Settings(stack="test", base_port=base_port, data=folder, kafka_sasl_username=SET_UP, **settings))
         try:
             stack.start()
             yield stack

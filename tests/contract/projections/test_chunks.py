@@ -74,7 +74,8 @@ def test_contact_with_the_group_is_seen_in_heartbeat_and_sync() -> None:
 
 
 def test_a_worker_signs_in_as_the_settings_say() -> None:
-    assert driver.credentials_to_aiokafka_auth(credentials_of(Settings())) == {"security_protocol": "PLAINTEXT"}
+    elsewhere = Settings(kafka_bootstrap="kafka.example:9092")
+    assert driver.credentials_to_aiokafka_auth(credentials_of(elsewhere)) == {"security_protocol": "PLAINTEXT"}
     settings = Settings.model_validate(
         {
             "kafka_security_protocol": "SASL_SSL",

@@ -21,6 +21,7 @@ from confluent_kafka.admin import (
     ResourceType,  # pyright: ignore[reportPrivateImportUsage]
 )
 
+from events.log.sign_in import client_config
 from events.process.settings import Settings
 from tests.support.polling import eventually
 from tests.support.stacks import LOG, running_stack
@@ -58,7 +59,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 
 def test_topics_are_created_once_and_differences_are_reported_and_not_changed(log: Settings) -> None:
-    admin = AdminClient({"bootstrap.servers": log.kafka})
+    admin = AdminClient(client_config(log))
 
     def there() -> dict[str, int]:
         return {name: len(t.partitions) for name, t in admin.list_topics(timeout=10).topics.items() if not name.startswith("__")}

@@ -21,7 +21,7 @@ from tests.support.command_processes import ADMIN, ROOT, CommandClient, Process,
 from tests.support.decided_log import check_complete
 from tests.support.polling import eventually, health, is_ready
 from tests.support.postgres_server import running_postgres
-from tests.support.stacks import prepared_log
+from tests.support.stacks import prepared_log, reached_from_elsewhere
 from tests.support.tenant_creator import TenantCreator, wait_relayed
 
 NOTICED_S_MAX = 30.0
@@ -70,7 +70,8 @@ def relay_on(settings: Settings, url: str = "") -> Generator[Process]:
 def second_relay(settings: Settings) -> Generator[int]:
     """The same log and store, other ports. The port of its health page."""
     with free_block() as ports:
-        elsewhere = {"KAFKA_BOOTSTRAP": settings.kafka, "BASE_PORT": str(ports), "STORE_URL": settings.store}
+        elsewhere = {name.upper(): value for name, value in reached_from_elsewhere(settings, "relay").items()}
+        elsewhere |= {"BASE_PORT": str(ports), "STORE_URL": settings.store}
         process = Process("commands.relay.relay", settings, elsewhere).start()
         try:
             eventually(

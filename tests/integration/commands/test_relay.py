@@ -28,6 +28,7 @@ from commands.store.event_store import open_store
 from events.facts.topics import FACTS
 from events.log.client import RECORD_BYTES_MAX, LogBroken, Writer
 from events.log.fold_runner import FoldRunner
+from events.log.sign_in import client_config
 from events.process.settings import Settings
 from events.schema.examples import example_of
 from infra.launcher import Stack
@@ -35,7 +36,7 @@ from infra.launcher.ports import free_block
 from tests.support.command_processes import Process
 from tests.support.decided_log import check_chain, check_complete, read_log
 from tests.support.polling import eventually, health, is_ready
-from tests.support.stacks import prepared_log
+from tests.support.stacks import prepared_log, reached_from_elsewhere
 from tests.support.tenant_creator import TenantCreator, wait_relayed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,7 +53,7 @@ def largest_record(settings: Settings, topic: str, bytes_max: int) -> Generator[
     """Meanwhile the broker refuses larger batches to this topic."""
 
     def set_largest(size: int) -> None:
-        admin = AdminClient({"bootstrap.servers": settings.kafka})
+        admin = AdminClient(client_config(settings))
         entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
         for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]).values():
             future.result(10)
@@ -226,7 +227,8 @@ def test_the_second_relay_waits_for_its_turn_and_takes_over(log: Stack, creator:
     wait_relayed(log.settings, creator.create(1))
     with free_block() as other_ports:
         # The same log and store, other ports: only the health page of the second differs.
-        elsewhere = {"KAFKA_BOOTSTRAP": log.settings.kafka, "BASE_PORT": str(other_ports)}
+        elsewhere = {name.upper(): value for name, value in reached_from_elsewhere(log.settings, "relay").items()}
+        elsewhere["BASE_PORT"] = str(other_ports)
         second = Process("commands.relay.relay", log.settings, elsewhere).start()
         try:
             port = other_ports + 8

@@ -35,17 +35,20 @@ from events.log.partitioner import partition_of
 from events.log.record import Coordinate
 from events.log.registry_restore import restore
 from events.log.schemas import append_signed, open_codec, publish, read_schemas, schemas_on_log
-from events.log.topic_admin import apply_topics, check_partitions, topic_drift, wait_until_listed
+from events.log.sign_in import client_config
+from events.log.topic_admin import Admin, apply_access, apply_topics, check_partitions, topic_drift, wait_until_listed
 from events.process.clock import now_us
 from events.process.ids import new_id
+from events.process.passwords import OPERATOR
 from events.process.settings import Settings
 from events.process.signing_keys import signing_key
 from events.schema.codec import Codec, Schema, Undecodable, todays_schemas
 from events.schema.examples import example_of
 from events.schema.registry import IncompatibleSchema, SchemaRegistry
 from infra.launcher import Stack
+from infra.launcher.paths import paths_of
 from tests.support.polling import eventually
-from tests.support.stacks import LOG, running_stack
+from tests.support.stacks import LOG, running_stack, signed_in
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,7 @@ def kafka(tmp_path: Path) -> Iterator[Stack]:
 
 def _prepare(settings: Settings) -> tuple[Writer, Reader]:
     apply_topics(settings)
+    apply_access(settings)
     writer, reader = Writer(settings, "test"), Reader(settings, "test")
     publish(settings, writer, reader)
     return writer, reader
@@ -81,7 +85,7 @@ def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_topic_table(log
     assert (at.topic, at.partition) == ("usage", partition_of(b"acme", TOPICS["usage"].partitions))
 
     # confluent_kafka's Avro deserializer, against the registry
-    consumer = ck.Consumer({"bootstrap.servers": settings.kafka, "group.id": "stranger"})
+    consumer = ck.Consumer({**client_config(signed_in(settings, OPERATOR)), "group.id": "stranger"})
     consumer.assign([ck.TopicPartition(at.topic, at.partition, at.offset)])
     message = _first(consumer)
     deserialize = AvroDeserializer(SchemaRegistryClient({"url": settings.registry, "timeout": 10}))  # pyright: ignore[reportCallIssue]
@@ -107,7 +111,7 @@ def _first(consumer: ck.Consumer) -> ck.Message:
 
 
 def _console_consumer(settings: Settings, topic: str, messages: int) -> str:
-    from infra.launcher.jvm import java, kafka_classpath
+    from infra.launcher.jvm import java, kafka_classpath, tools_properties
 
     command = [java(), "-Xmx128m", "-cp", kafka_classpath(), "org.apache.kafka.tools.consumer.ConsoleConsumer"]
     command += [
@@ -120,6 +124,8 @@ def _console_consumer(settings: Settings, topic: str, messages: int) -> str:
         str(messages),
         "--timeout-ms",
         "30000",
+        "--command-config",
+        str(tools_properties(paths_of(settings))),
     ]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     return done.stdout.decode("utf-8", "replace")
@@ -151,17 +157,17 @@ def test_a_producer_that_could_leave_a_gap_is_refused(log: Stack, extra: dict[st
 
 
 def test_a_topic_is_made_when_the_broker_lists_it(log: Stack) -> None:
-    admin = AdminClient({"bootstrap.servers": log.settings.kafka})
+    admin = Admin(log.settings)
     with pytest.raises(LogUnavailable, match="late-topic"):
         wait_until_listed(admin, {"late-topic": 2}, timeout_s=0.2)
-    later = threading.Timer(0.3, lambda: admin.create_topics([NewTopic("late-topic", 2)]))
+    later = threading.Timer(0.3, lambda: admin.client.create_topics([NewTopic("late-topic", 2)]))
     later.start()
     wait_until_listed(admin, {"late-topic": 2})
     later.join()
 
 
 def test_a_log_with_another_number_of_partitions_is_refused(kafka: Stack) -> None:
-    admin = AdminClient({"bootstrap.servers": kafka.settings.kafka})
+    admin = AdminClient(client_config(kafka.settings))
     for future in admin.create_topics([NewTopic("usage", 3)]).values():
         future.result(10)
     apply_topics(kafka.settings)
@@ -172,7 +178,7 @@ def test_a_log_with_another_number_of_partitions_is_refused(kafka: Stack) -> Non
 
 def test_a_changed_topic_setting_is_reported(log: Stack) -> None:
     apply_topics(log.settings)
-    admin = AdminClient({"bootstrap.servers": log.settings.kafka})
+    admin = AdminClient(client_config(log.settings))
 
     def keep_models(retention_ms: int) -> None:
         entry = ConfigEntry("retention.ms", str(retention_ms), incremental_operation=AlterConfigOpType.SET)

@@ -14,7 +14,7 @@ from typing import Any
 from events.facts import accounts, deployments, models
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
-from events.log.topic_admin import apply_topics
+from events.log.topic_admin import apply_access, apply_topics
 from events.process.clock import now_us
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
@@ -303,6 +303,7 @@ def test_a_retired_model_is_gone_with_its_successor_and_unloaded(gateway: Gatewa
 def test_on_an_empty_or_a_wrong_log_no_serving_model_disappears(gateway: GatewayStack, log_stack: Stack, tmp_path: Path) -> None:
     other = log_stack.settings
     apply_topics(other)
+    apply_access(other)
     writer, reader = Writer(other, "prepare"), Reader(other, "prepare")
     publish(other, writer, reader)
     writer.close()

@@ -26,10 +26,12 @@ from events.facts.fact import TenantId
 from events.facts.topics import FACTS
 from events.log.client import Reader, Writer
 from events.process.artifacts import Artifacts
+from events.process.passwords import SET_UP
 from events.schema.examples import example_of
 from examples.digits_model import TECHNICAL, write_digits, write_slow_digits
 from infra.launcher import LaunchFailed, raynode
-from infra.launcher.jvm import java, kafka_classpath
+from infra.launcher.jvm import java, kafka_classpath, tools_properties
+from infra.launcher.part_secrets import kafka_role
 from infra.launcher.supervision import settings_environment
 from projections.bills.bill_from_log import epochs_ended
 from serving.control.controller import DRAIN_S, Controller
@@ -215,7 +217,7 @@ def test_a_replaced_gateway_closes_its_epoch_with_its_last_sequences(gateway: Ga
 def standalone_gateway(gateway: GatewayStack) -> Generator[tuple[subprocess.Popen[bytes], Callable[[], httpx.Response]]]:
     """A gateway process of its own, ready, and one call to it."""
     settings = gateway.settings.model_copy(update={"ray_address": f"{gateway.settings.host}:{gateway.settings.port(raynode.GCS)}"})
-    environment = os.environ | raynode.environment(settings, gateway.stack.paths) | settings_environment(settings)
+    environment = os.environ | raynode.environment(settings, gateway.stack.paths) | settings_environment(settings) | kafka_role("ray")
     url = f"http://{settings.host}:{settings.standalone_gateway_port}"
     body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": PIXELS}]}
 
@@ -280,6 +282,7 @@ def throttled(gateway: GatewayStack, client_id: str, bytes_per_s: int) -> Genera
 
     def configure(*what: str) -> None:
         tool = [java(), "-Xmx128m", "-cp", kafka_classpath(), "kafka.admin.ConfigCommand", "--bootstrap-server", gateway.settings.kafka]
+        tool += ["--command-config", str(tools_properties(gateway.stack.paths, SET_UP))]
         entity = ["--alter", *what, "--entity-type", "clients", "--entity-name", client_id]
         subprocess.run([*tool, *entity], check=True, capture_output=True, timeout=60)
 

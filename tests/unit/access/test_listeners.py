@@ -70,7 +70,7 @@ COMMANDS: dict[str, Any] = {}
 @pytest.fixture(scope="module", autouse=True)
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The command API on a store of its own. Nothing here needs the log."""
-    settings = Settings(data=tmp_path_factory.mktemp("commands"), admin_key=SecretStr("mm_first"))
+    settings = Settings(data=tmp_path_factory.mktemp("commands"), admin_key=SecretStr("mm_first"), kafka_security_protocol="PLAINTEXT")
     app = CommandApp(settings, open_store(settings), todays_codec(), "log", Reader(settings, "test-access"))
     client = TestClient(build(app))
 

@@ -25,7 +25,7 @@ DIGEST = "sha256:" + "0" * 64
 @pytest.fixture(scope="module")
 def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
     """The command API, and a key of each of four tenants. Nothing here needs the log."""
-    settings = Settings(data=tmp_path_factory.mktemp("uploads"), admin_key=SecretStr("mm_first"))
+    settings = Settings(data=tmp_path_factory.mktemp("uploads"), admin_key=SecretStr("mm_first"), kafka_security_protocol="PLAINTEXT")
     app = CommandApp(settings, open_store(settings), todays_codec(), "log", Reader(settings, "test-uploads"))
     api = build(app)
     client, keys = TestClient(api, headers={"Authorization": "Bearer mm_first"}), dict[str, str]()

@@ -12,7 +12,7 @@ import yaml
 
 from events.process.settings import Settings
 from infra.install import LOCK, UV_LOCK, python_install
-from infra.launcher.part_secrets import KAFKA, NEEDED, REGISTRY, SECRETS
+from infra.launcher.part_secrets import NEEDED, REGISTRY, SECRETS
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ROOT / "infra" / "docker-compose.yml"
@@ -109,7 +109,10 @@ def test_the_image_installs_its_packages_as_set_up_does() -> None:
 @pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if service["image"].startswith("modelmarket:")])
 def test_a_service_is_given_the_secrets_it_needs_and_no_other(name: str) -> None:
     given = {variable.removeprefix("MODELMARKET_") for variable in settings_of(SERVICES[name])} & set(SECRETS)
-    assert given == NEEDED[name.partition("-")[0]] - {KAFKA, REGISTRY}, "the brokers and the registry ask for none here"
+    assert given == NEEDED[name.partition("-")[0]] - {REGISTRY}, "the registry asks for none here: it is in a private network"
+    role = settings_of(SERVICES[name])["MODELMARKET_KAFKA_SASL_USERNAME"]
+    assert role == name.partition("-")[0]
+    assert settings_of(SERVICES[name])["MODELMARKET_KAFKA_SASL_PASSWORD"] == f"${{KAFKA_{role.upper()}_PASSWORD:?}}"
 
 
 def test_nodes_where_models_run_may_only_read_artifacts_and_nobody_is_given_the_root_of_the_store() -> None:

@@ -43,6 +43,12 @@ def test_each_process_signs_in_at_the_local_clickhouse_as_what_it_is(parts: dict
     assert {name: user for name, user in users.items() if user} == {**workers, "queries": "bills", "biller": "bills"}
 
 
+def test_each_process_signs_in_at_kafka_as_what_it_is(parts: dict[str, Part]) -> None:
+    roles = {name: part.environment.get("MODELMARKET_KAFKA_SASL_USERNAME") for name, part in parts.items()}
+    same = {name: name for name in ("prepare", "commands", "relay", "queries", "biller", "controller", "ray")}
+    assert {name: role for name, role in roles.items() if role} == same | {f"worker-{n}": "worker" for n in range(3)}
+
+
 def test_a_production_server_has_users_of_its_own(settings: Settings) -> None:
     elsewhere = settings.model_copy(update={"clickhouse_url": "https://clickhouse.example"})
     assert not any("MODELMARKET_CLICKHOUSE_USER" in part.environment for part in parts_of(elsewhere, paths_of(elsewhere)).values())

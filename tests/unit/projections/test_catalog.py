@@ -11,9 +11,9 @@ from typing import Any, get_args
 import pytest
 
 from events.facts.deployments import ServiceSpec
+from events.facts.headers import CE_TYPE
 from events.facts.topics import FACTS, TOPICS, entries
 from events.log.chain import FIRST, NOT_SENT, Chain, ChainPosition
-from events.log.headers import CE_TYPE
 from events.log.record import LogRecord, Record
 from events.log.recorded_schemas import FORGED
 from events.log.signature import signed_headers
