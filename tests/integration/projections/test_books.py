@@ -16,7 +16,7 @@ import pytest
 
 from access.bearer import first_admin_digest
 from access.codes import KEY_MALFORMED, KEY_MISSING, KEY_UNKNOWN, Refusal
-from events.facts.meters import METERS
+from events.facts.meters import METERS, READINGS
 from events.process.clock import now_us
 from projections.bills.bill_from_tables import UsageTable
 from projections.bills.issue import Deferred, Issued, cuts_without_bill
@@ -32,7 +32,7 @@ from tests.support.market import MODEL, Market, key_of, running_market
 from tests.support.openapi.cases import findings
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
-    ("*", meter): (0, 1) for meter in METERS if meter not in ("calls", "bytes_in")
+    ("*", meter): (0, 1) for meter in METERS if READINGS[meter].measured and meter not in ("calls", "bytes_in")
 }
 
 

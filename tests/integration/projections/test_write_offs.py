@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from events.facts.log import SchemaRegistered
-from events.facts.meters import METERS
+from events.facts.meters import METERS, READINGS
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
@@ -38,7 +38,7 @@ from projections.ingest.table_offsets import dense_end
 from projections.usage.producer_epochs import epochs
 from tests.support.market import Market, running_market
 
-PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS}
+PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS if READINGS[meter].measured}
 PARTITIONS = TOPICS["usage"].partitions
 Run = Callable[..., str]
 
