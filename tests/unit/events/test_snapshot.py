@@ -149,7 +149,7 @@ SHAPELESS = b'1 0\n{"model":"m","owner":"o","versions":7}\n'
 def written(path: Path, **changes: Any) -> bytes:
     routes = Routes()
     routes.apply("ApiKeyIssued", issued(1), AT)
-    partitions = {f"accounts/{p}": [10 + p, "s", 100 + p, {"old": 5}] for p in range(4)}
+    partitions = {f"accounts/{p}": [10 + p, "s", 100 + p, "ab" * 32] for p in range(4)}
     snapshots.write(
         path, {"code": Routes.code_version, "log_id": "log", "position": 103, "partitions": partitions} | changes, routes.dump()
     )
@@ -165,7 +165,7 @@ def test_a_fold_goes_on_where_its_snapshot_stood(tmp_path: Path) -> None:
         "code": Routes.code_version,
         "log_id": "log",
         "position": 103,
-        "partitions": {f"accounts/{p}": [10 + p, "s", 100 + p, {"old": 5}] for p in range(4)},
+        "partitions": {f"accounts/{p}": [10 + p, "s", 100 + p, "ab" * 32] for p in range(4)},
     }
 
 
@@ -174,7 +174,7 @@ def test_a_fold_goes_on_where_its_snapshot_stood(tmp_path: Path) -> None:
     [
         {"code": "routes-1"},
         {"log_id": "another"},
-        {"partitions": {"accounts/0": [0, "s", 1, {}]}},
+        {"partitions": {"accounts/0": [0, "s", 1, "ab" * 32]}},
         {"partitions": {f"accounts/{p}": [10, "s"] for p in range(4)}},
         {"position": "?"},
     ],
@@ -193,7 +193,7 @@ def test_a_snapshot_of_an_older_format_a_torn_one_and_a_wrong_state_are_ignored(
         path.write_bytes(wrong)
         fold_runner, routes = restored(path)
         assert (fold_runner.position, len(routes.keys)) == (0, 0)
-    partitions = {f"accounts/{p}": [10, "s", 100, {}] for p in range(4)}
+    partitions = {f"accounts/{p}": [10, "s", 100, "ab" * 32] for p in range(4)}
     for state in (b"", b"0 0\nnot a key\n", b"1 0\n{}\n", b"0 1\n{}\n", b"0 0\n" + b"0" * 64 + b"[]\n", b"0 0\n\n\n", SHAPELESS):
         snapshots.write(path, {"code": Routes.code_version, "log_id": "log", "position": 103, "partitions": partitions}, [state])
         fold_runner, routes = restored(path)
