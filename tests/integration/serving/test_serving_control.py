@@ -317,8 +317,8 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
     send = ServeRest.apply
 
     def watched(rest: ServeRest, config: dict[str, Any]) -> None:
-        trackers = controller._fold_runner._trackers  # pyright: ignore
-        applied.append(all(trackers[tp].next_offset >= end for tp, end in ends.items()))
+        partitions = controller._fold_runner._partitions  # pyright: ignore
+        applied.append(all(partitions[tp].next_offset >= end for tp, end in ends.items()))
         send(rest, config)
 
     monkeypatch.setattr(ServeRest, "apply", watched)
