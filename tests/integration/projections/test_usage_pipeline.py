@@ -113,7 +113,7 @@ def test_unreadable_records_on_alerts_and_schemas_are_set_aside_and_the_next_ale
             forged: "not_signed",
             put("alerts", b"garbage"): "not_framed",
             put("alerts", None): "no_value",
-            put("alerts", b"held back?", {"store": b"s", "position": b"9", "previous": b"8"}): "not_framed",
+            put("alerts", b"held back?", {"store": b"s", "position": b"9", "previous_sha256": bytes(32)}): "not_framed",
             put("alerts", market.settled(1)): "misplaced",
             put("schemas", b"garbage", {"ce_type": b"SchemaRegistered"}): "not_framed",
             put("schemas", b"\x00" + (987654).to_bytes(4, "big")): "unknown_schema",

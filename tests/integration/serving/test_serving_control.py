@@ -367,8 +367,8 @@ def test_a_restart_of_the_gateway_refuses_no_call_and_closes_its_epoch(gateway: 
     check_answers(gateway, answers)
     assert not before & set(gateway.pids("ray::ServeReplica:gateway:"))
     eventually(lambda: closed(gateway).get(old) == written(gateway)[old], "the old epoch is closed")
-    (model,) = [model for model in gateway.stack.status().models if model.model == M]
-    assert (model.version, model.running, model.wanted, model.state) == ("1.0.0", 1, 1, "running")
+    (model,) = [model for model in gateway.stack.status().models if (model.model, model.version) == (M, "1.0.0")]
+    assert (model.running, model.wanted, model.state) == (1, 1, "running")
 
 
 def test_what_is_gone_of_a_gateway_is_named(gateway: GatewayStack) -> None:
