@@ -186,7 +186,11 @@ class Writer:
 
     def flush(self, timeout_s: float) -> bool:
         """True when everything appended is acknowledged."""
-        return self._producer.flush(timeout_s) == 0
+        try:
+            return self._producer.flush(timeout_s) == 0
+        except ck.KafkaException as e:  # a fatal error that the writer's thread has not met yet
+            self._on_error(e.args[0])
+            return False
 
     def close(self, timeout_s: float = 5.0) -> bool:
         done = self.flush(timeout_s)
