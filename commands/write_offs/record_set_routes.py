@@ -21,12 +21,12 @@ from commands.write_offs.record_sets import (
     RecordSetCommand,
     RecordSetState,
     RequestRecordSetWriteOff,
-    Untouched,
     WrittenOff,
     decide,
     malformed,
     set_name,
 )
+from commands.write_offs.records import Untouched
 from commands.write_offs.requests import RecordSetWriteOffRequest
 
 NOTE = "records that can be read are counted all the same: only bytes that nobody can read are written off"

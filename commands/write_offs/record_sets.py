@@ -15,7 +15,7 @@ from commands.processor.aggregate_kind import AggregateKind
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from commands.write_offs.four_eyes import same_person
-from commands.write_offs.records import misplaced
+from commands.write_offs.records import Untouched, misplaced
 from events.facts.write_offs import RecordBytes, RecordSetWriteOffRequested, RecordSetWrittenOff
 from events.log.record import Coordinate
 
@@ -24,12 +24,6 @@ NAMED_MAX = 10
 """Records that a message names; the others are counted."""
 _REMEDY = "take the records from `modelmarket dead-letters list`"
 PartitionOffset = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Untouched:
-    version: int = 0
-    kind: Literal["untouched"] = "untouched"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Generic, NamedTuple, TypeVar
 
+from events.facts.fact import INT64_MAX
 from events.log.record import LogRecord
 from events.log.signature import SIGNATURE, SIGNED_BY, chain_signature, is_chain_signed
 from events.process.signing_keys import PublicKeys, SigningKey
@@ -21,7 +22,7 @@ STORE, POSITION, PREVIOUS_SHA256 = "store", "position", "previous_sha256"
 STORE_OPENED = "StoreOpened"
 FIRST = bytes(32)
 """`previous_sha256` of the first record of a partition."""
-POSITION_MAX = (1 << 63) - 1
+POSITION_MAX = INT64_MAX
 """What a store and a table can hold: a larger number in a foreign header must not reach an insert."""
 STALLED_S_MAX = 30.0
 """A record that waits longer for its proof is not one that was overtaken: an operator must look."""

@@ -81,19 +81,26 @@ def epochs_ended(reader: Reader, codec: Codec, below: int) -> frozenset[str]:
     """Producer epochs closed or written off by the records of `producers` below an offset. A write-off counts only when the relay sent it."""
     if not below:
         return frozenset()
-    records = list(reader.read("producers"))  # to its end: what proves a record below the offset may lie behind it
-    decided = _decoded(DecidedRecords(relay_keys(reader.settings)).of(records), codec)
-    ended = {str(fact.body["epoch"]) for fact in decided if fact.name == "ProducerWrittenOff" and fact.record.offset < below}
-    for record in records:
-        if record.offset >= below or claim_of(record, record.headers) is not None:
-            continue
-        try:
-            name, body = codec.decode(record.value)
-        except Undecodable:
-            continue  # unreadable bytes end no epoch
-        if name == "ProducerClosed":
-            ended.add(str(body["epoch"]))
-    return frozenset(ended)
+    closed: set[str] = set()
+
+    def noting_closed() -> Iterator[Record]:
+        for record in reader.read("producers"):  # to its end: what proves a record below the offset may lie behind it
+            if record.offset < below and claim_of(record, record.headers) is None:
+                closed.update(_epoch_closed(record, codec))
+            yield record
+
+    decided = _decoded(DecidedRecords(relay_keys(reader.settings)).of(noting_closed()), codec)
+    written_off = {str(fact.body["epoch"]) for fact in decided if fact.name == "ProducerWrittenOff" and fact.record.offset < below}
+    return frozenset(closed | written_off)
+
+
+def _epoch_closed(record: Record, codec: Codec) -> tuple[str, ...]:
+    """None or one. Unreadable bytes end no epoch."""
+    try:
+        name, body = codec.decode(record.value)
+    except Undecodable:
+        return ()
+    return (str(body["epoch"]),) if name == "ProducerClosed" else ()
 
 
 WrittenOffHashes = Mapping[int, frozenset[bytes]]

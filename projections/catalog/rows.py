@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
 
+from events.facts.fact import INT64_MAX
 from events.facts.log import LogCreated
 from events.facts.topics import DECIDED_TOPICS, FACTS
 from events.log.chain import NOT_SENT, STORE_OPENED, Chain, ChainPosition, Claim, claim_of
@@ -28,7 +29,6 @@ OBSERVED_KEPT = 100_000
 """event_ids of observed facts remembered per partition, to tell copies: hours of a busy deployment topic."""
 RECENT_KEPT = 10_000
 """Decided records remembered per partition, to tell a copy from a forgery that comes behind it."""
-OFFSET_MAX = (1 << 63) - 1
 WAITING_MAX = 10_000
 """Records held that nothing proves: past it the process stops, since something is broken for good."""
 
@@ -82,14 +82,16 @@ class PartitionFold:
         dead: list[DeadLetter] = []
         position = self.chain.position
         proven, copies, foreign = self.chain.prove()
-        first_waiting = min((c.record.offset for c in self.chain.waiting), default=OFFSET_MAX)
+        first_waiting = min((c.record.offset for c in self.chain.waiting), default=INT64_MAX)
         for claim in proven:
             self._fold_observed(min(claim.record.offset, first_waiting), position, rows, dead)
             position = claim.at.position
             rows.append(self._decided(claim))
         for claim in copies:
             rows.append(self._row(claim.record, "copy", at=claim.at))
-        self._set_aside([*foreign, *self._take_late(rows)], rows, dead)
+        late_copies, late_forged = self._split_late()
+        rows += [self._row(claim.record, "copy", at=claim.at) for claim in late_copies]
+        self._set_aside([*foreign, *late_forged], rows, dead)
         self._fold_observed(first_waiting, position, rows, dead)
         return rows, dead
 
@@ -112,12 +114,15 @@ class PartitionFold:
         if self.waiting > WAITING_MAX:
             raise GapTooLong(f"{self.topic}/{self.partition}: nothing proves {self.waiting} records behind position {self.chain.position}")
 
-    def _take_late(self, rows: list[dict[str, Any]]) -> list[Claim[LogRecord]]:
-        """What came when its position was proven already: copies get their rows; returned are those known to be forged."""
+    def _split_late(self) -> tuple[list[Claim[LogRecord]], list[Claim[LogRecord]]]:
+        """What came when its position was proven already: copies, and those known to be forged."""
         late, self._late = self._late, []
-        forged = [claim for claim in late if self._recent.get(claim.at.position, claim.sha256) != claim.sha256]
-        rows += [self._row(c.record, "copy", at=c.at) for c in late if self._recent.get(c.at.position, c.sha256) == c.sha256]
-        return forged
+        copies: list[Claim[LogRecord]] = []
+        forged: list[Claim[LogRecord]] = []
+        for claim in late:
+            is_copy = self._recent.get(claim.at.position, claim.sha256) == claim.sha256
+            (copies if is_copy else forged).append(claim)
+        return copies, forged
 
     def _set_aside(self, foreign: list[Claim[LogRecord]], rows: list[dict[str, Any]], dead: list[DeadLetter]) -> None:
         for claim in foreign:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from events.facts.alerts import AlertRaised
+from events.facts.fact import INT64_MAX
 from events.facts.headers import headers_of
 from events.facts.log import DeadLettered
 from events.facts.topics import TOPICS
@@ -31,7 +32,6 @@ ALARMED = FORGED | {NOT_SENT}
 FORGED_RULE = "forged_record"
 NAMED_MAX = 10
 """Forged records that one alert names."""
-OFFSET_MAX = (1 << 63) - 1
 SHA256_BYTES = 32
 _NAMESPACE = uuid.UUID("5f0c1c9e-2f0c-4c1c-9d7e-1f6f2a3b4c5d")
 
@@ -198,7 +198,7 @@ def _plausible(body: Mapping[str, Any]) -> bool:
     """What every dead letter of ours fulfils; also the bounds of the table's columns. That the record it names was met is in other tables,
     and is asked when dead letters are listed."""
     topic = TOPICS.get(str(body["topic"]))
-    if topic is None or not (0 <= body["partition"] < topic.partitions and 0 <= body["offset"] <= OFFSET_MAX):
+    if topic is None or not (0 <= body["partition"] < topic.partitions and 0 <= body["offset"] <= INT64_MAX):
         return False
     coordinate = f"{topic.name}/{body['partition']}/{body['offset']}"
     return body["event_id"] == _event_id(coordinate, str(body["reader"])) and len(body["value_sha256"]) == SHA256_BYTES

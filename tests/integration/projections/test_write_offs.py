@@ -406,12 +406,15 @@ def test_a_dead_producers_epoch_is_written_off_and_bills_no_longer_list_it_as_op
     bill = market.issue(tenant, month())
     assert bill["producers_open"] == 0
     assert {n: c[1] for n, c in claimed(market, tenant).items()} == {1: 0, 2: 0, 3: 0}
-    assert epoch in epochs_ended(market.reader, market.codec, market.reader.end_offsets("producers")["producers", 0])
+    before = market.reader.end_offsets("producers")["producers", 0]
+    assert epoch in epochs_ended(market.reader, market.codec, before)
 
     closed, end = {**known, "epoch": str(uuid.uuid4())}, {"last": {tenant: 1}, "closed_by": producer}
     for name, more in (("ProducerOpened", {"log_id": market.log_id, "host": "h", "region": "local"}), ("ProducerClosed", end)):
         value = market.codec.encode_dict(name, {**closed, "event_id": str(uuid.uuid4()), **more})
         market.writer.append("producers", producer.encode(), value, {}).result(10)
+    assert closed["epoch"] not in epochs_ended(market.reader, market.codec, before)
+    assert {epoch, closed["epoch"]} <= epochs_ended(market.reader, market.codec, market.reader.end_offsets("producers")["producers", 0])
     over = post(market, f"/v1/write-offs/producers/{producer}/{closed['epoch']}", {"reason": "killed"})
     assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
 
