@@ -23,6 +23,7 @@ from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Codec
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
+from projections.dead_letters.forged_alerts import ForgedAlerts
 from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink
 from projections.ingest.chunks import ChunkWorker
 from projections.ingest.clickhouse import ClickHouse
@@ -99,6 +100,8 @@ def main() -> None:
     check_group(settings, worker_group(settings.stack))
     worker = ChunkWorker(settings, worker_group(settings.stack), f"{settings.stack}-{name}", sinks(settings, codec, writer, name))
     serve_health(settings.host, settings.worker_health_port(index), worker.state)
+    if index == 0:  # one is enough
+        ForgedAlerts(ClickHouse(settings), Reader(settings, f"{name}-alerts"), codec, writer).start()
     worker.run()
 
 

@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from events.facts.alerts import AlertRaised
 from events.facts.fact import INT64_MAX
 from events.facts.headers import headers_of
 from events.facts.log import DeadLettered
 from events.facts.topics import TOPICS
-from events.log.chain import NOT_SENT
 from events.log.client import Writer
 from events.log.record import Headers, LogRecord
-from events.log.recorded_schemas import FORGED
 from events.process.clock import now_us
 from events.schema.codec import Codec, FrameTooLarge, Undecodable
+from projections.dead_letters.forged_alerts import forged_alert
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk, DeadLetter
 
@@ -28,10 +26,6 @@ TOPIC = "dead-letters"
 ACKNOWLEDGED_S_MAX = 30.0
 CLUE_BYTES = 1024
 """What is kept of a value too large to be kept whole; the record itself stays at its coordinate."""
-ALARMED = FORGED | {NOT_SENT}
-FORGED_RULE = "forged_record"
-NAMED_MAX = 10
-"""Forged records that one alert names."""
 SHA256_BYTES = 32
 _NAMESPACE = uuid.UUID("5f0c1c9e-2f0c-4c1c-9d7e-1f6f2a3b4c5d")
 
@@ -81,7 +75,9 @@ class DeadLetterPublisher:
         ]
         for future in futures:
             future.result(ACKNOWLEDGED_S_MAX)
-        self._alert([d for d in dead_letters if d.code in ALARMED])
+        alert = forged_alert(dead_letters, self.reader)
+        if alert is not None:
+            self.writer.append("alerts", alert.subject.encode(), self.codec.encode(alert), headers_of(alert)).result(ACKNOWLEDGED_S_MAX)
         if dead_letters:
             r, code, reason = dead_letters[0]
             logger.warning(
@@ -93,26 +89,6 @@ class DeadLetterPublisher:
                 code,
                 reason,
             )
-
-    def _alert(self, forged: Sequence[DeadLetter]) -> None:
-        """One alert for all of a chunk: thousands of forged records must not cause as many alerts."""
-        if not forged:
-            return
-        r = forged[0].record
-        at = f"{r.topic}/{r.partition}/{r.offset}"
-        named = "; ".join(f"{d.record.topic}/{d.record.partition}/{d.record.offset}: {d.code}" for d in forged[:NAMED_MAX])
-        more = f" and {len(forged) - NAMED_MAX} more" if len(forged) > NAMED_MAX else ""
-        fact = AlertRaised(
-            event_id=str(uuid.uuid5(_NAMESPACE, f"{at}@{self.reader}#{FORGED_RULE}")),
-            occurred_at=now_us(),
-            producer=self.reader,
-            subject=f"{r.topic}/{r.partition}",
-            rule=FORGED_RULE,
-            severity="critical",
-            message=f"{named}{more}: {forged[0].reason}",
-            remedy=f"nothing was taken from it; find out who can write to {r.topic}: `modelmarket dead-letters show {at}`",
-        )
-        self.writer.append("alerts", fact.subject.encode(), self.codec.encode(fact), headers_of(fact)).result(ACKNOWLEDGED_S_MAX)
 
     def _frame_and_headers(self, record: LogRecord, code: str, reason: str) -> tuple[bytes, Headers]:
         value = record.value or b""

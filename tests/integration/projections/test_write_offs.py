@@ -32,6 +32,7 @@ from projections.bills.bill_from_tables import cuts_of, unreadable_below
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.verify import verify
+from projections.dead_letters.forged_alerts import ForgedAlerts
 from projections.dead_letters.queries import STATES, all_dead_letters, find_dead_letters
 from projections.dead_letters.redrive import Redrive
 from projections.ingest.table_offsets import dense_end
@@ -70,6 +71,13 @@ def run(market: Market, monkeypatch: pytest.MonkeyPatch) -> Run:
         return done.output
 
     return run
+
+
+_OF_NOBODY = {"event_id": "e", "occurred_at": 1, "producer": "nobody"}
+
+
+def _hex(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()
 
 
 def month() -> str:
@@ -463,6 +471,46 @@ def test_the_commands_in_the_operations_guide_write_off_records_and_epochs(marke
     assert "requested by admin" in run("producers", "write-off", epoch, "--reason", "killed", "--force")
     assert "approved by second" in run("producers", "approve", epoch, "--yes", "--force", "--key-file", str(key_file))
     market.fold_until(lambda: epoch not in {e.epoch for e in epochs(market.clickhouse)}, "ended")
+
+
+def test_the_alert_of_forged_records_is_over_when_two_people_decided_on_the_last_one(market: Market, second: str) -> None:
+    rounds = ForgedAlerts(market.clickhouse, market.reader, market.codec, market.writer)
+    frame = market.codec.encode_dict("LogCreated", {**_OF_NOBODY, "log_id": "l", "partitioner": "p", "partitions": {}})
+    headers = {"ce_type": b"LogCreated"}
+    first, later = (market.writer.append("schemas", b"k", frame, headers).result(10) for _ in range(2))
+
+    def alert_ids() -> list[str]:
+        rows = market.clickhouse.rows("SELECT event_id FROM alerts WHERE rule = 'forged_record' AND subject = 'schemas/0'")
+        return [str(r["event_id"]) for r in rows]
+
+    market.fold("schemas", "alerts")
+    (raised,) = alert_ids()
+    assert rounds.resolve() == 0, "no table knows of a dead letter yet: that says nothing"
+    market.fold()
+    give_up(market, second, first, frame)
+    market.fold_until(lambda: first not in {d.at for d in find_dead_letters(market.clickhouse)}, "the first is decided")
+    assert rounds.resolve() == 0, "the other one is open"
+    assert post(market, f"/v1/write-offs/records/{later}", {"sha256": _hex(frame), "reason": "nobody of ours wrote it"}).status_code == 201
+    market.fold_until(lambda: "requested" in {d.state for d in find_dead_letters(market.clickhouse, record=str(later))}, "it is asked for")
+    assert rounds.resolve() == 0, "one person does not decide"
+    assert post(market, f"/v1/write-offs/records/{later}/approve", {"sha256": _hex(frame)}, second).status_code == 200
+    market.fold_until(lambda: later not in {d.at for d in find_dead_letters(market.clickhouse)}, "the other one is decided")
+
+    stray = market.writer.append("dead-letters", b"k", b"rubbish", {}).result(10)
+    assert rounds.resolve() == 0, f"{stray} has no row yet, and might be of one more"
+    assert alert_ids() == [raised]
+    market.fold()
+    assert (rounds.resolve(), rounds.resolve()) == (1, 1)
+    market.fold()
+    assert (alert_ids(), rounds.resolve()) == ([], 0)
+    over = market.clickhouse.rows("SELECT kind FROM history WHERE topic = 'alerts' AND fact = 'AlertResolved' AND key = 'schemas/0'")
+    assert [r["kind"] for r in over] == ["observed"], "the second is a copy"
+
+    again = market.writer.append("schemas", b"k", frame, headers).result(10)
+    market.fold_until(alert_ids, "one more forged record is another alert")
+    assert alert_ids() != [raised] and rounds.resolve() == 0
+    give_up(market, second, again, frame)
+    market.fold_until(rounds.resolve, "which is over, too")
 
 
 def test_thousands_of_records_are_written_off_with_one_request_and_one_approval(
