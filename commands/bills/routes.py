@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import TypeAdapter
 
 from commands.bills.answers import BillAnswer, BillShown
 from commands.bills.decide import BillCommand, FixCut, decide
@@ -14,15 +15,22 @@ from commands.http.answers import state_answer
 from commands.http.bounds import PeriodPath, SlugPath
 from commands.http.command_app import CommandApp
 from commands.http.operations import command, reading
+from commands.http.piecewise import PiecewiseRoute
 from commands.http.problem_answers import rejected_answer
 from commands.prices.lookup import book_currency
 from commands.processor.command_handler import CommandHandler
 from commands.processor.rejection import invalid, missing
 from commands.tenants.lookup import existing_tenant
 from commands.tenants.state import ActiveTenant, no_tenant
-from events.facts.bills import Cut, CutPins
+from events.facts.bills import BillLine, Cut, CutPins
 from rating.period import InvalidPeriod, period_bounds
 from rating.rules import RATING_VERSION
+
+
+class BillRoute(PiecewiseRoute):
+    """Of a body with all lines of a bill."""
+
+    lists = {"lines": TypeAdapter(list[BillLine])}
 
 
 class Bills:
@@ -35,7 +43,9 @@ class Bills:
         routes = APIRouter(prefix="/v1/bills", tags=["bills"])
         reading(routes, "/{tenant}", BillShown)(self.read)
         command(routes, "POST", "/{tenant}/{period}/cut", BillAnswer, created=True)(self.fix_cut)
-        command(routes, "POST", "/{tenant}/{period}/complete", BillAnswer)(self.complete)
+        of_lines = APIRouter(route_class=BillRoute)
+        command(of_lines, "POST", "/{tenant}/{period}/complete", BillAnswer)(self.complete)
+        routes.include_router(of_lines)
         return routes
 
     def read(self, tenant: SlugPath, request: Request) -> Response:
@@ -61,7 +71,9 @@ class Bills:
     def complete(self, tenant: SlugPath, period: PeriodPath, body: CompleteBillRequest, request: Request) -> Response:
         """The biller's result. The same digest again is fine; another one is 409."""
         call = self._app.authorize(request, "admin")
-        return self._app.run(call, COMPLETE, tenant, body.command(period), body)
+        # The digest says which lines, and is checked.
+        same = body.model_copy(update={"lines": ()})
+        return self._app.run(call, COMPLETE, tenant, body.command(period), same)
 
     def _cut(self, tenant: ActiveTenant, period: str, start: int, end: int) -> FixCut:
         with self._app.log_reader() as reader:
