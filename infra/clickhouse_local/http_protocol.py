@@ -11,7 +11,8 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -21,11 +22,14 @@ from infra.clickhouse_local.fences import BadFence, Fenced
 from infra.clickhouse_local.parsing import BadStatement, EngineError
 from infra.clickhouse_local.request_bodies import BadBody, BodyTooLarge, form_fields
 from infra.clickhouse_local.sign_in import Caller, KeysUnavailable, SignIn, is_foreign
+from infra.clickhouse_local.tenant_turns import TenantTurns, TooManyRequests
 
 BODY_BYTES_MAX = 256 << 20
 """Largest body as sent."""
+STATEMENT_BYTES_MAX = 1 << 20
+"""Largest body of an analyst: a statement and its parameters, never rows."""
 BODIES_MAX = 16
-"""Requests that may hold a body at once; others wait before theirs is read: back-pressure on the sender."""
+"""Requests of the market's own roles that may hold a body at once; others wait before theirs is read: back-pressure on the sender."""
 ADMISSION_S_MAX, PIECE_S_MAX = 30.0, 30.0
 """Longest wait of a request for its turn, and of the server for the next piece of a body."""
 URL_PAIRS_MAX = 512
@@ -127,7 +131,7 @@ class Application:
 
     def __init__(self, engine: Engine, sign_in: SignIn, own_hosts: frozenset[str] = frozenset()) -> None:
         self._engine, self._sign_in, self._own_hosts = engine, sign_in, own_hosts
-        self._bodies = asyncio.Semaphore(BODIES_MAX)
+        self._bodies, self._turns = asyncio.Semaphore(BODIES_MAX), TenantTurns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -159,20 +163,18 @@ class Application:
         query = _query(scope)
         caller = await self._authenticate(headers, query)
         try:
-            async with asyncio.timeout(ADMISSION_S_MAX):
-                await self._bodies.acquire()
-        except TimeoutError:
-            raise _Refused(503, 202, "Code: 202. DB::Exception: Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)") from None
-        try:
-            body = await _body(receive, headers)
-            if headers.get("content-type", "").lower().startswith("multipart/form-data"):
-                query, body = query | form_fields(body, headers["content-type"]), []
-            job = _job(caller, body, headers, query, scope["method"])
-            if isinstance(job, bytes):
-                await _reply(send, 200, job, {})
-                return
-            result = await self._engine.run(job)
-            answer = await asyncio.to_thread(compressed, result.body) if compress else result.body
+            async with self._turn(caller):
+                body = await _body(receive, headers, STATEMENT_BYTES_MAX if caller.role == "analyst" else BODY_BYTES_MAX)
+                if headers.get("content-type", "").lower().startswith("multipart/form-data"):
+                    query, body = query | form_fields(body, headers["content-type"]), []
+                job = _job(caller, body, headers, query, scope["method"])
+                if isinstance(job, bytes):
+                    await _reply(send, 200, job, {})
+                    return
+                result = await self._engine.run(job)
+                answer = await asyncio.to_thread(compressed, result.body) if compress else result.body
+        except TooManyRequests as e:
+            raise _Refused(503, 202, f"Code: 202. DB::Exception: {e}. (TOO_MANY_SIMULTANEOUS_QUERIES)") from e
         except (BadStatement, Fenced) as e:
             raise _Refused(_status(e.code), e.code, str(e)) from e
         except BadFence as e:
@@ -183,9 +185,24 @@ class Application:
             raise _Refused(413, 307, f"Code: 307. DB::Exception: the body is larger than allowed: {e}. (TOO_MANY_BYTES)") from e
         except EngineError as e:
             raise _Refused(_status(e.code), e.code, str(e)) from e
+        await _reply(send, 200, answer, _success(result, query.get("query_id", query_id)))
+
+    @asynccontextmanager
+    async def _turn(self, caller: Caller) -> AsyncGenerator[None]:
+        """Analysts wait for their own tenant only, and their requests take no place of the market's own."""
+        if caller.role == "analyst":
+            async with self._turns.turn(caller.tenant, ADMISSION_S_MAX):
+                yield
+            return
+        try:
+            async with asyncio.timeout(ADMISSION_S_MAX):
+                await self._bodies.acquire()
+        except TimeoutError:
+            raise TooManyRequests("too many simultaneous queries") from None
+        try:
+            yield
         finally:
             self._bodies.release()
-        await _reply(send, 200, answer, _success(result, query.get("query_id", query_id)))
 
     async def _authenticate(self, headers: dict[str, str], query: dict[str, str]) -> Caller:
         user = headers.get("x-clickhouse-user") or query.get("user", "")
@@ -216,10 +233,10 @@ def _query(scope: Scope) -> dict[str, str]:
         raise _Refused(400, 36, f"Code: 36. DB::Exception: the URL's arguments cannot be read: {e}. (BAD_ARGUMENTS)") from e
 
 
-async def _body(receive: Receive, headers: dict[str, str]) -> list[bytes]:
+async def _body(receive: Receive, headers: dict[str, str], bytes_max: int) -> list[bytes]:
     """All pieces of the body. An unfinished body is no statement."""
-    if headers.get("content-length", "0").isdigit() and int(headers.get("content-length", "0")) > BODY_BYTES_MAX:
-        raise BodyTooLarge(f"{headers['content-length']} > {BODY_BYTES_MAX}")
+    if headers.get("content-length", "0").isdigit() and int(headers.get("content-length", "0")) > bytes_max:
+        raise BodyTooLarge(f"{headers['content-length']} > {bytes_max}")
     pieces, size, more = list[bytes](), 0, True
     while more:
         try:
@@ -233,8 +250,8 @@ async def _body(receive: Receive, headers: dict[str, str]) -> list[bytes]:
             raise _Refused(400, 209, "the client left in the middle of the body")
         piece = message.get("body", b"")
         size += len(piece)
-        if size > BODY_BYTES_MAX:
-            raise BodyTooLarge(f"> {BODY_BYTES_MAX}")
+        if size > bytes_max:
+            raise BodyTooLarge(f"> {bytes_max}")
         if piece:
             pieces.append(piece)
         more = message.get("more_body", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -15,10 +16,13 @@ import clickhouse_connect
 import pytest
 
 from infra.clickhouse_local.grants import OWN_ROWS, VIEWS, server_analyst, server_statements, users_xml
+from infra.clickhouse_local.http_protocol import STATEMENT_BYTES_MAX
+from infra.clickhouse_local.tenant_turns import REQUESTS_MAX
 from projections.ingest.clickhouse import ClickHouse
 from projections.query_api.keys_from_log import KeysFromLog
 from tests.support.clickhouse.two_tenants import AT, KEYS, TENANTS, fill_tables, issued, query_api
 from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.polling import eventually
 
 ACCOUNTS = KeysFromLog()
 """What the query API knows of keys; a test revokes one."""
@@ -331,6 +335,42 @@ def test_two_tenants_who_ask_at_once_never_see_each_others_rows(engine: ClickHou
     with ThreadPoolExecutor(12) as pool:
         for tenant, body in pool.map(asked, range(240)):
             assert body == (b"2\n" if tenant == "operator" else tenant.encode() + b"\n")
+
+
+def test_one_tenants_slow_statements_hold_nobody_else_and_their_number_is_bounded(engine: ClickHouseProcess) -> None:
+    slow = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"  # it ends when it is killed
+    of_acme = "query LIKE '%sipHash64(number)%' AND query NOT LIKE '%processes%'"
+
+    def running() -> int:
+        return int(operator(engine, f"SELECT count() FROM system.processes WHERE {of_acme}")[1])
+
+    def killed() -> bool:
+        operator(engine, f"KILL QUERY WHERE {of_acme}")
+        return all(answer.done() for answer in asked)
+
+    with ThreadPoolExecutor(REQUESTS_MAX + 1) as pool:
+        asked = [pool.submit(acme, engine, slow)]
+        try:
+            eventually(running, "the slow statement runs")
+            asked += [pool.submit(acme, engine, slow if n == 0 else "SELECT 1") for n in range(REQUESTS_MAX)]
+            eventually(lambda: any(answer.done() for answer in asked), "one is too many")
+            assert ask(engine, "analyst", KEYS["globex"], "SELECT DISTINCT tenant FROM usage_rows")[:2] == (200, b"globex\n")
+            assert running() == 1, "one of a tenant runs at a time, and it still does"
+        finally:
+            eventually(killed, "the slow ones are killed, and all others answered")
+    answers = [answer.result() for answer in asked]
+    assert sorted(status for status, _, _ in answers if status not in (200, 400)) == [503]
+    (too_many,) = [body for status, body, code in answers if (status, code) == (503, "202")]
+    assert b"16 requests of acme are under way" in too_many
+
+
+def test_an_analysts_body_holds_a_statement_and_no_more(engine: ClickHouseProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=30)
+    who = {"X-ClickHouse-User": "analyst", "X-ClickHouse-Key": KEYS["acme"], "Content-Length": str(STATEMENT_BYTES_MAX + 1)}
+    connection.request("POST", "/", headers=who)  # the answer comes before the body
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["x-clickhouse-exception-code"]) == (413, "307"), answer.read()
+    connection.close()
 
 
 # --- our own roles
