@@ -41,6 +41,8 @@ _GRANTS: dict[Role, tuple[str, ...]] = {
     ),
 }
 
+RUNNING_BILLS = ("bills_running_rows", "bill_lines_running_rows")
+"""What the biller writes: issued bills come by the log."""
 OWN_ROWS = {
     "usage": "tenant = {tenant}",
     "bills_running_rows": "tenant = {tenant}",
@@ -136,6 +138,8 @@ def server_analyst(user: str, tenant: str, password_sha256: str) -> str:
 def _granted(role: Role, database: str) -> tuple[str, ...]:
     if role == "analyst":
         return tuple(f"SELECT ON {database}.{name}" for name in (*OWN_ROWS, *VIEWS))
+    if role == "bills":
+        return (*_GRANTS[role], *(f"INSERT ON {database}.{table}" for table in RUNNING_BILLS))
     return _GRANTS[role]
 
 

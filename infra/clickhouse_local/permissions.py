@@ -20,7 +20,7 @@ _READS = frozenset(
 )
 _KINDS: Mapping[Role, frozenset[str]] = {
     "analyst": _READS,
-    "bills": _READS | {"ExplainQuery"},
+    "bills": _READS | {"ExplainQuery", "InsertQuery"},  # into the tables of its grants
     "ingest": _READS | {"ExplainQuery", "InsertQuery"},
     "operator": _READS
     | {"ExplainQuery", "InsertQuery", "CreateQuery", "AlterQuery", "DropQuery", "RenameQuery", "OptimizeQuery", "DeleteQuery"}

@@ -56,6 +56,7 @@ class Market:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.reader, self.clickhouse = Reader(settings, "market"), ClickHouse(settings)
+        self.clickhouse_of_biller = ClickHouse(settings.model_copy(update={"clickhouse_user": "bills"}))
         self.codec, self.log_id = open_codec(settings, self.reader)
         self.writer = Writer(settings, "market")
         self.admin = admin_key(settings)
@@ -178,10 +179,10 @@ class Market:
     # --- bills
 
     def issuer(self) -> Issuer:
-        return Issuer(self.clickhouse, self.reader, self.codec, self.settings.commands, self.admin)
+        return Issuer(self.clickhouse_of_biller, self.reader, self.codec, self.settings.commands, self.admin)
 
     def biller(self) -> Biller:
-        return Biller(self.clickhouse, self.issuer(), Alerts("biller", FactPublisher(self.writer, self.codec)))
+        return Biller(self.clickhouse_of_biller, self.issuer(), Alerts("biller", FactPublisher(self.writer, self.codec)))
 
     def issue(self, tenant: str, period: str) -> dict[str, Any]:
         """Fixes a cut and lets a biller issue it; returns the issued bill's body, read from Kafka."""

@@ -74,7 +74,7 @@ def query(market: Market, key: str, path: str, **params: Any) -> httpx.Response:
 
 def run_bill(market: Market, tenant: str) -> dict[str, Any]:
     """The running bill as the biller would store it now."""
-    running = RunningBills(market.clickhouse)
+    running = RunningBills(market.clickhouse_of_biller)
     partition = UsageTable(market.clickhouse, tenant).partition
     bill = running.compute(tenant, dense_end(market.clickhouse, "usage", partition), now_us())
     running.store(bill, now_us())
