@@ -3,7 +3,8 @@
 A row policy compares a row with the tenant that the session was opened for. In chDB that is the setting `log_comment`: there are no settings
 of one's own, and one user, whose roles are switched. On a server it is `SQL_tenant`, which is constant for the user.
 
-`python -m infra.clickhouse_local.grants [TENANT …]` writes the DDL, with a fresh password for the analysts of each tenant.
+`python -m infra.clickhouse_local.grants` writes the DDL, which is `infra/clickhouse-roles.sql`; with names of tenants, the users of their
+analysts, each with a fresh password.
 """
 
 from __future__ import annotations
@@ -125,6 +126,13 @@ def server_statements(database: str) -> list[str]:
     return statements
 
 
+def server_role_user(role: Role, password: str) -> str:
+    """The user on a clickhouse-server with the name of one of our own roles. `password`: letters, digits and what compose replaces.
+    The role's grants come before: once there is such a user, GRANT … TO its name would mean the user."""
+    assert "'" not in password and "\\" not in password
+    return f"CREATE USER IF NOT EXISTS {role} IDENTIFIED WITH sha256_password BY '{password}' DEFAULT ROLE {role}"
+
+
 def server_analyst(user: str, tenant: str, password_sha256: str) -> str:
     """The user of one tenant's analysts on a clickhouse-server. `user` and `tenant` are names of this market: letters, digits, - and _.
     The JDBC driver says `async_insert=0` with every statement, and a read-only user may only say of a setting what it is already."""
@@ -153,7 +161,7 @@ def _filter(table: str, condition: str) -> str:
 
 
 def main() -> None:
-    statements = server_statements(Settings().clickhouse_database)
+    statements = [] if sys.argv[1:] else server_statements(Settings().clickhouse_database)
     for tenant in sys.argv[1:]:
         password = secrets.token_hex(32)
         statements += [f"-- password of analyst-{tenant}: {password}"]

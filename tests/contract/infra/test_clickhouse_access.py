@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import clickhouse_connect
 import pytest
 
-from infra.clickhouse_local.grants import OWN_ROWS, VIEWS, server_analyst, server_statements, users_xml
+from infra.clickhouse_local.grants import OWN_ROLES, OWN_ROWS, VIEWS, server_analyst, server_role_user, server_statements, users_xml
 from infra.clickhouse_local.http_protocol import STATEMENT_BYTES_MAX
 from infra.clickhouse_local.tenant_turns import REQUESTS_MAX
 from projections.ingest.clickhouse import ClickHouse
@@ -448,7 +448,8 @@ def test_a_foreign_origin_or_host_is_refused(engine: ClickHouseProcess, headers:
 
 
 def test_the_statements_for_a_server_say_what_the_local_engine_enforces(engine: ClickHouseProcess) -> None:
-    statements = [*server_statements("market"), server_analyst("analyst-acme", "acme", "0" * 64)]
+    users = [*(server_role_user(role, "secret") for role in OWN_ROLES), server_analyst("analyst-acme", "acme", "0" * 64)]
+    statements = [*server_statements("market"), *users]
     for statement in statements:  # the engine parses each; it only has nowhere to keep them
         _, body, code = operator(engine, f"EXPLAIN AST {statement}")
         assert code != "62", (statement, body)

@@ -6,17 +6,20 @@ import itertools
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from events.process.settings import Settings
+from infra.clickhouse_local.grants import OWN_ROLES, ROLES, server_role_user, server_statements
 from infra.install import LOCK, UV_LOCK, python_install
 from infra.launcher.part_secrets import NEEDED, REGISTRY, SECRETS
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ROOT / "infra" / "docker-compose.yml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
+CONFIGS: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["configs"]
 ONCE = {"prepare", "bucket"}
 VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 
@@ -113,6 +116,27 @@ def test_a_service_is_given_the_secrets_it_needs_and_no_other(name: str) -> None
     role = settings_of(SERVICES[name])["MODELMARKET_KAFKA_SASL_USERNAME"]
     assert role == name.partition("-")[0]
     assert settings_of(SERVICES[name])["MODELMARKET_KAFKA_SASL_PASSWORD"] == f"${{KAFKA_{role.upper()}_PASSWORD:?}}"
+
+
+def test_clickhouse_has_the_users_and_rights_of_the_local_one_and_each_service_is_its_own_role() -> None:
+    for name, service in SERVICES.items():
+        user = settings_of(service).get("MODELMARKET_CLICKHOUSE_USER", "")
+        local = {"prepare": "operator", "worker-0": "ingest", "worker-1": "ingest", "queries": "bills", "biller": "bills"}
+        assert user == local.get(name, ""), name
+        if user:
+            assert settings_of(service)["MODELMARKET_CLICKHOUSE_PASSWORD"] == f"${{CLICKHOUSE_{user.upper()}_PASSWORD:?}}"
+    assert SERVICES["clickhouse"]["environment"]["CLICKHOUSE_USER"] not in {*ROLES, "default", "analyst"}
+    mounted = {config["source"]: config["target"] for config in SERVICES["clickhouse"]["configs"]}
+    scripts = {source: target for source, target in mounted.items() if target.startswith("/docker-entrypoint-initdb.d/")}
+    assert sorted(scripts, key=scripts.__getitem__) == ["clickhouse-roles", "clickhouse-users"], "a role is granted its rights first"
+    database = interpolated(SERVICES["prepare"]["environment"]["MODELMARKET_CLICKHOUSE_DATABASE"])
+    rendered = "".join(f"{statement};\n" for statement in server_statements(database))
+    assert (COMPOSE.parent / CONFIGS["clickhouse-roles"]["file"]).read_text() == rendered, "render it again, see infra/README.md"
+    users = [f"{server_role_user(role, f'${{CLICKHOUSE_{role.upper()}_PASSWORD:?}}')};" for role in OWN_ROLES]
+    assert CONFIGS["clickhouse-users"]["content"].splitlines() == users
+    server = ElementTree.fromstring(CONFIGS["clickhouse-server"]["content"])
+    assert server.findtext("custom_settings_prefixes") == "SQL_"
+    assert server.findtext("access_control_improvements/select_from_system_db_requires_grant") == "true"
 
 
 def test_nodes_where_models_run_may_only_read_artifacts_and_nobody_is_given_the_root_of_the_store() -> None:
