@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -256,12 +255,15 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     fold_runner.start()
     forged = Heartbeat("s", 1 << 60, dict(sent), now_us())
     writer.append("heartbeats", forged.key, forged.to_json(), {}).result(10)
-    time.sleep(1)  # nothing may be applied without a heartbeat of the relay's, however long one waits
-    assert fold.tenants == []
+    eventually(lambda: fold_runner.lag == position, "every record is read")
+    decide(0, "TenantCreated", {"tenant": "t100", "display_name": "T"})
+    eventually(lambda: fold_runner.lag == position, "one more is read, so a whole round of the fold came behind the others")
+    assert fold.tenants == [], "nothing is applied without a heartbeat of the relay's"
     assert not fold_runner.ready
     heartbeat()
     assert fold_runner.wait_caught_up(60)
-    assert fold.tenants == [f"t{n}" for n in range(100)]
+    assert fold_runner.position == position, "the forged heartbeat stands before the relay's, and says nothing"
+    assert fold.tenants == [f"t{n}" for n in range(101)]
     assert fold_runner.ready
     assert fold_runner.age_s() < 5
     eventually(lambda: not fold_runner.ready, "no heartbeat for five seconds: stale, and it says so")

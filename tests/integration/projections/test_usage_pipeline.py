@@ -22,7 +22,7 @@ from events.log.schemas import open_codec, read_schemas, schemas_on_log
 from projections.dead_letters.queries import STATES, find_dead_letters
 from projections.ingest.avro_container import TAIL, zigzag
 from projections.usage.rebuild import Rebuild
-from tests.support.polling import eventually
+from tests.support.polling import eventually, is_ready
 from tests.support.usage_oracle import Schemas, compare, daily, decoded, read_topic, table_rows
 from tests.support.usage_stack import UsageStack, running_usage_stack
 
@@ -314,6 +314,7 @@ def test_a_paused_worker_that_wakes_after_a_take_over_changes_no_figure(market: 
     rows = market.rows()
     eventually(lambda: market.rows() > rows, "the worker is in the middle of its work")
     paused.signal(signal.SIGSTOP)
+    paused_port = market.settings.worker_health_port(paused.index)
     successor = market.worker(1)
     rows = market.rows()
     eventually(lambda: market.rows() > rows, "its successor has taken over")
@@ -323,7 +324,7 @@ def test_a_paused_worker_that_wakes_after_a_take_over_changes_no_figure(market: 
     figures = "SELECT * FROM metering_daily ORDER BY ALL"
     before = table_rows(market.settings, figures)
     paused.signal(signal.SIGCONT)
-    time.sleep(2)  # nothing may change, which can only be observed for some time
+    eventually(lambda: paused.process.poll() is not None or is_ready(paused_port), "it has ended, or the group has taken it in again")
     assert table_rows(market.settings, figures) == before
     market.write(*market.mixed(400))
     market.caught_up()
