@@ -41,6 +41,10 @@ class RecordingFold:
         self.names = state.decode().split("\n")
 
 
+SETTINGS = settings_with_keys()
+"""Once: reading the environment takes longer than a fold of forty records."""
+
+
 def _log(codec: Codec, count: int, rng: random.Random) -> tuple[dict[tuple[str, int], list[Record]], Record]:
     """`count` decided facts spread over two topics, chained per partition, and the heartbeat after them."""
     by_partition: dict[tuple[str, int], list[Record]] = {}
@@ -82,7 +86,7 @@ def _after(record: Record, position: int, store: str = "s") -> ChainPosition:
 
 
 def _fold_runner(codec: Codec, fold: RecordingFold, alarm: Callable[[str, str], None] | None = None) -> FoldRunner:
-    return FoldRunner(settings_with_keys(), codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
+    return FoldRunner(SETTINGS, codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
 
 
 def _feed(fold_runner: FoldRunner, records: list[Record]) -> None:
