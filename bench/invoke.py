@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 def run(stack: Stack, quick: bool) -> list[Row]:
     seconds = 1.0 if quick else 8.0
-    stack.up({"kafka", "registry", "ray"})
+    stack.up({"kafka", "registry", "ray", "signer"})
     facts, artifact = write_facts(stack)
     try:
         stack.up({"controller", "gateway"})

@@ -20,6 +20,7 @@ COMMANDS = {
     "replay": "replay:replay",
     "dead-letters": "dead_letters:app",
     "producers": "producers:app",
+    "usage": "usage:app",
     "store": "store:app",
     "log": "log:log",
     "topics": "log:topics",

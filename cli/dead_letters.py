@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.admin_client import JsonFlag, KeyFile, YesFlag, call_command_api, console, coordinate, instant_text
-from cli.dead_letter_sets import Selection, approve_set, filter_of, is_record_set, request_set
+from cli.dead_letter_sets import Selection, approve_set, filter_of, request_set
 from cli.failures import explained_failures, failed
+from cli.record_sets import is_record_set
 from events.log.client import LogMismatch, Reader
 from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas

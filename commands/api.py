@@ -37,7 +37,7 @@ from commands.store.event_store import StoreUnavailable
 from commands.tenants.routes import Tenants
 from commands.write_offs.producer_routes import ProducerWriteOffs
 from commands.write_offs.record_routes import RecordWriteOffs
-from commands.write_offs.record_set_routes import RecordSetWriteOffs
+from commands.write_offs.record_set_routes import RecordSets
 from events.log.client import LogMismatch
 from events.log.sign_in import LogDenied
 from events.process.clock import now_us
@@ -74,7 +74,7 @@ def build(commands: CommandApp) -> FastAPI:
         PriceBooks(commands),
         Bills(commands),
         RecordWriteOffs(commands),
-        RecordSetWriteOffs(commands),
+        RecordSets(commands),
         ProducerWriteOffs(commands),
     )
     for feature in features:

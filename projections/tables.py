@@ -19,7 +19,13 @@ def apply_tables(settings: Settings) -> list[str]:
     columns is rebuilt beside (`modelmarket replay usage`)."""
     ClickHouse(settings, "system").command(f"CREATE DATABASE IF NOT EXISTS `{settings.clickhouse_database}`")
     clickhouse = ClickHouse(settings)
-    statements = (*history_tables.STATEMENTS, *usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW, *bill_tables.STATEMENTS)
+    statements = (
+        *history_tables.STATEMENTS,
+        *usage_statements("usage"),
+        DEAD_LETTERS_TABLE,
+        DEAD_LETTERS_VIEW,
+        *bill_tables.STATEMENTS,
+    )
     for statement in statements:
         clickhouse.command(statement)
     return [m.group(1) for s in statements if (m := _NAME.search(s))]

@@ -79,14 +79,28 @@ class CopyDetector:
 
     def __init__(self) -> None:
         self._copies: dict[str, bytes] = {}
+        self._unproven: set[bytes] = set()
+        """First records that nothing but a decision of people counts."""
+        self._not_first: set[bytes] = set()
+        """Proven records that are not the first of their event_id and have other bytes: nobody but a broken gateway writes one."""
 
-    def copy_kind(self, event_id: str, sha256: bytes) -> Literal["copied", "conflicting"] | None:
-        """None for the first record of an event_id."""
+    def copy_kind(self, event_id: str, sha256: bytes, *, proven: bool = True) -> Literal["copied", "conflicting"] | None:
+        """None for the first record of an event_id. `proven`: by the chain of its producer, rather than counted by people (K13)."""
         first = self._copies.get(event_id)
         if first is None:
             self._copies[event_id] = sha256
+            if not proven:
+                self._unproven.add(sha256)
             return None
+        if proven and first != sha256:
+            self._not_first.add(sha256)
+        elif proven:
+            self._unproven.discard(sha256)
         return "copied" if first == sha256 else "conflicting"
+
+    def is_copy(self, event_id: str, sha256: bytes) -> bool:
+        """Whether a proven record had these very bytes. Remembers nothing."""
+        return (self._copies.get(event_id) == sha256 and sha256 not in self._unproven) or sha256 in self._not_first
 
 
 class KeyWindows:

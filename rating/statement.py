@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from events.facts.bills import BILL_COUNTERS, BillCounts
 from events.facts.meters import METERS, Meter
@@ -105,6 +105,8 @@ class Cutoff:
     rating_version: int = RATING_VERSION
     excluded: frozenset[int] = frozenset()
     """Offsets that the bill of this statement left out, because they could not be read when it was issued."""
+    decided_position: int = 0
+    """Held usage that two people decided to count up to this position of the store is known, too (K13)."""
 
     def __post_init__(self) -> None:
         if self.rating_version != RATING_VERSION:
@@ -118,6 +120,10 @@ class UnknownRatingVersion(Exception):
     """The bill was cut under rules this program does not have."""
 
 
+Place = Literal["whole", "repeated", "held", "decided"]
+"""A repeated record is a copy, or else held; a decided one would be held, and two people decided to count it."""
+
+
 class StatementBuilder:
     """Builds one statement from a tenant's records, given one by one in log order. `voided`: see `BillingClassifier`."""
 
@@ -128,10 +134,14 @@ class StatementBuilder:
         self._usage: dict[Bucket, list[int]] = {}
         self._epochs: dict[str, list[int]] = {}  # epoch -> [records counted, newest sequence]
 
-    def add(self, record: UsageRecord) -> None:
+    def add(self, record: UsageRecord, place: Place = "whole") -> None:
+        """`place`: what the chain of its producer says of the record at this cut-off (K13)."""
         if not self._cutoff.knows(record.partition, record.offset):
             return
-        repeated = self._copies.copy_kind(record.event_id, record.sha256)
+        if place == "held" or (place == "repeated" and not self._copies.is_copy(record.event_id, record.sha256)):
+            self._counts["held"] += 1
+            return
+        repeated = self._copies.copy_kind(record.event_id, record.sha256, proven=place != "decided")
         if repeated:
             self._counts[repeated] += 1
             return

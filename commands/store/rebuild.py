@@ -37,8 +37,8 @@ KIND_OF = {"models": "model", "deployments": "model", "accounts": "tenant", "pri
 KIND_OF_FACT = {
     "RecordWriteOffRequested": "record",
     "RecordWrittenOff": "record",
-    "RecordSetWriteOffRequested": "record_set",
-    "RecordSetWrittenOff": "record_set",
+    "RecordSetDecisionRequested": "record_set",
+    "RecordSetDecided": "record_set",
 }
 """Facts of another kind of aggregate than their topic's."""
 EVENTS_APPENDED_MAX = 1000

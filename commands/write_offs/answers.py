@@ -1,4 +1,4 @@
-"""What is answered about a write-off."""
+"""What is answered about a write-off, or another decision of two people about records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from commands.http.answers import Accepted
+from events.facts.write_offs import SetDecision
 
 
 class _WriteOff(BaseModel):
@@ -32,19 +33,24 @@ class PlacedBytes(BaseModel):
     sha256: str
 
 
-class _RecordSetWriteOff(_WriteOff):
+class _RecordSet(BaseModel):
     record_set: str
+    decision: SetDecision
+    state: Literal["requested", "decided"]
+    reason: str
+    requested_by: str
+    approver: str | None
     topic: str
     records_count: int
     selection: str
     note: str
 
 
-class RecordSetWriteOffShown(_RecordSetWriteOff):
+class RecordSetShown(_RecordSet):
     records: list[PlacedBytes]
 
 
-class RecordSetWriteOffAnswer(Accepted, _RecordSetWriteOff):
+class RecordSetAnswer(Accepted, _RecordSet):
     pass
 
 

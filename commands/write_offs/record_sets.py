@@ -1,6 +1,7 @@
-"""Writing off a set of records that nobody can read with one approval: the set is an exact list, and its name is the list's digest (K9).
+"""One decision of two people about many records: unreadable ones are written off (K9), usage that is held is counted or dismissed (K13).
 
-Who approves the name approves those records and no others, whatever came since.
+A set is an exact list and what is to be done with it, and its name is the digest of both: who approves the name approves that and no other,
+whatever came since.
 """
 
 from __future__ import annotations
@@ -16,38 +17,39 @@ from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from commands.write_offs.four_eyes import same_person
 from commands.write_offs.records import Untouched, misplaced
-from events.facts.write_offs import RecordBytes, RecordSetWriteOffRequested, RecordSetWrittenOff
+from events.facts.write_offs import RecordBytes, RecordSetDecided, RecordSetDecisionRequested, SetDecision
 from events.log.record import Coordinate
 
-RecordSetFact = RecordSetWriteOffRequested | RecordSetWrittenOff
+RecordSetFact = RecordSetDecisionRequested | RecordSetDecided
 NAMED_MAX = 10
 """Records that a message names; the others are counted."""
-_REMEDY = "take the records from `modelmarket dead-letters list`"
+_REMEDY = "take the records from `modelmarket dead-letters list` or `modelmarket usage held`"
 PartitionOffset = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
     version: int
-    request: RecordSetWriteOffRequested
+    request: RecordSetDecisionRequested
     kind: Literal["requested"] = "requested"
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenOff:
+class Decided:
     version: int
-    request: RecordSetWriteOffRequested
-    fact: RecordSetWrittenOff
-    kind: Literal["written_off"] = "written_off"
+    request: RecordSetDecisionRequested
+    fact: RecordSetDecided
+    kind: Literal["decided"] = "decided"
 
 
-RecordSetState = Untouched | Requested | WrittenOff
+RecordSetState = Untouched | Requested | Decided
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRecordSetWriteOff:
+class RequestRecordSetDecision:
     """`records` in any order; `found` is the SHA-256 of what the log has at each place, for those where it has a record."""
 
+    decision: SetDecision
     log_id: str
     topic: str
     records: Sequence[RecordBytes]
@@ -57,28 +59,28 @@ class RequestRecordSetWriteOff:
 
 
 @dataclass(frozen=True, slots=True)
-class ApproveRecordSetWriteOff:
+class ApproveRecordSetDecision:
     """The aggregate's own key names the records that the approver looked at."""
 
 
-RecordSetCommand = RequestRecordSetWriteOff | ApproveRecordSetWriteOff
+RecordSetCommand = RequestRecordSetDecision | ApproveRecordSetDecision
 Decision = tuple[RecordSetFact, ...] | Rejected
 
 
-def set_name(log_id: str, topic: str, records: Sequence[RecordBytes]) -> str:
-    """SHA-256 in hex of the JSON `[log_id, topic, [[partition, offset, sha256], …]]`, sorted, without spaces."""
+def set_name(decision: SetDecision, log_id: str, topic: str, records: Sequence[RecordBytes]) -> str:
+    """SHA-256 in hex of the JSON `[decision, log_id, topic, [[partition, offset, sha256], …]]`, sorted, without spaces."""
     listed = sorted((r.partition, r.offset, r.sha256.hex()) for r in records)
-    return hashlib.sha256(json.dumps([log_id, topic, listed], separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([decision, log_id, topic, listed], separators=(",", ":")).encode()).hexdigest()
 
 
 def evolve(state: RecordSetState, fact: RecordSetFact) -> RecordSetState:
     assert fact.version == state.version + 1, f"fact {fact.version} after state {state.version}"
     match fact:
-        case RecordSetWriteOffRequested():
+        case RecordSetDecisionRequested():
             return Requested(fact.version, fact)
-        case RecordSetWrittenOff():
+        case RecordSetDecided():
             assert isinstance(state, Requested), "only what was requested is approved"
-            return WrittenOff(fact.version, state.request, fact)
+            return Decided(fact.version, state.request, fact)
         case _:
             assert_never(fact)
 
@@ -88,16 +90,20 @@ RECORD_SET: AggregateKind[RecordSetState] = AggregateKind("record_set", Untouche
 
 def decide(state: RecordSetState, command: RecordSetCommand, context: CommandContext) -> Decision:
     match command:
-        case RequestRecordSetWriteOff():
+        case RequestRecordSetDecision():
             return _request(state, command, context)
-        case ApproveRecordSetWriteOff():
+        case ApproveRecordSetDecision():
             return _approve(state, context)
         case _:
             assert_never(command)
 
 
-def malformed(topic: str, records: Sequence[RecordBytes]) -> Rejected | None:
-    """A rejection when a record has no place in the topic table, or two name one place."""
+def malformed(decision: SetDecision, topic: str, records: Sequence[RecordBytes]) -> Rejected | None:
+    """A rejection when a record has no place in the topic table, two name one place, or the topic holds nothing to decide so about."""
+    if decision != "write_off" and topic != "usage":
+        return conflict(
+            "decision_of_usage", f"only usage is held, so nothing of {topic} is to count or dismiss", "decision", "use write_off"
+        )
     seen = set[PartitionOffset]()
     for record in records:
         at = Coordinate(topic, record.partition, record.offset)
@@ -110,24 +116,26 @@ def malformed(topic: str, records: Sequence[RecordBytes]) -> Rejected | None:
     return None
 
 
-def _request(state: RecordSetState, c: RequestRecordSetWriteOff, o: CommandContext) -> Decision:
+def _request(state: RecordSetState, c: RequestRecordSetDecision, o: CommandContext) -> Decision:
     match state:
-        case WrittenOff():
-            return conflict("already_written_off", "these very records are written off as a set", "records", "nothing to do")
+        case Decided():
+            return _already(state, "records")
         case Requested():
             message = f"{state.request.requested_by} has asked for these very records already"
-            remedy = f"another admin approves it: `modelmarket dead-letters approve {state.request.record_set}`"
+            group = "dead-letters" if c.decision == "write_off" else "usage"
+            remedy = f"another admin approves it: `modelmarket {group} approve {state.request.record_set}`"
             return conflict("already_requested", message, "records", remedy)
         case Untouched():
             pass
         case _:
             assert_never(state)
-    wrong = malformed(c.topic, c.records) or _not_on_log(c)
+    wrong = malformed(c.decision, c.topic, c.records) or _not_on_log(c)
     if wrong is not None:
         return wrong
-    fact = RecordSetWriteOffRequested(
+    fact = RecordSetDecisionRequested(
         **o.head(1),
-        record_set=set_name(c.log_id, c.topic, c.records),
+        record_set=set_name(c.decision, c.log_id, c.topic, c.records),
+        decision=c.decision,
         log_id=c.log_id,
         topic=c.topic,
         records=tuple(sorted(c.records, key=lambda r: (r.partition, r.offset))),
@@ -138,7 +146,7 @@ def _request(state: RecordSetState, c: RequestRecordSetWriteOff, o: CommandConte
     return (fact,)
 
 
-def _not_on_log(c: RequestRecordSetWriteOff) -> Rejected | None:
+def _not_on_log(c: RequestRecordSetDecision) -> Rejected | None:
     absent = [r for r in c.records if (r.partition, r.offset) not in c.found]
     if absent:
         return missing("record_missing", f"the log has no record at {_named(c.topic, absent)}", "records", _REMEDY)
@@ -156,9 +164,9 @@ def _named(topic: str, records: Sequence[RecordBytes]) -> str:
 def _approve(state: RecordSetState, o: CommandContext) -> Decision:
     match state:
         case Untouched():
-            return missing("not_requested", "nobody asked for this set to be written off", "record_set", "request it first")
-        case WrittenOff():
-            return conflict("already_written_off", "the set is written off", "record_set", "nothing to do")
+            return missing("not_requested", "nobody asked for a decision about this set", "record_set", "request it first")
+        case Decided():
+            return _already(state, "record_set")
         case Requested():
             request = state.request
         case _:
@@ -166,5 +174,15 @@ def _approve(state: RecordSetState, o: CommandContext) -> Decision:
     same = same_person(request.requested_by, o)
     if same is not None:
         return same
-    given: dict[str, Any] = request.model_dump(include={"record_set", "log_id", "topic", "reason", "requested_by"})
-    return (RecordSetWrittenOff(**o.head(state.version + 1), **given, records_count=len(request.records), approver=o.by),)
+    given: dict[str, Any] = request.model_dump(include={"record_set", "decision", "log_id", "topic", "reason", "requested_by"})
+    return (RecordSetDecided(**o.head(state.version + 1), **given, records_count=len(request.records), approver=o.by),)
+
+
+def _already(state: Decided, field: str) -> Rejected:
+    match state.fact.decision:
+        case "write_off":
+            return conflict("already_written_off", "these very records are written off as a set", field, "nothing to do")
+        case "count" | "dismiss":
+            return conflict("already_decided", f"two people decided to {state.fact.decision} these very records", field, "nothing to do")
+        case _:
+            assert_never(state.fact.decision)

@@ -9,7 +9,7 @@ from pydantic import Field
 from commands.http.bounds import HEX_256, REASON_CHARS_MAX, Reason, RequestBody
 from commands.write_offs.records import ApproveRecordWriteOff, RequestRecordWriteOff
 from events.facts.fact import NonNegative
-from events.facts.write_offs import RECORDS_MAX, RecordBytes
+from events.facts.write_offs import RECORDS_MAX, RecordBytes, SetDecision
 from events.log.record import Coordinate
 
 
@@ -34,7 +34,8 @@ class PlacedBytesRequest(RequestBody):
     sha256: Annotated[str, Field(pattern=HEX_256, description="SHA-256 of the record's value, in hex.")]
 
 
-class RecordSetWriteOffRequest(RequestBody):
+class RecordSetRequest(RequestBody):
+    decision: Annotated[SetDecision, Field(description="count and dismiss: of usage that is held.")] = "write_off"
     topic: Annotated[str, Field(min_length=1, max_length=100)]
     records: Annotated[list[PlacedBytesRequest], Field(min_length=1, max_length=RECORDS_MAX, description="In any order, each once.")]
     selection: Annotated[str, Field(max_length=REASON_CHARS_MAX, description="How they were chosen, in words, for the approver.")] = ""

@@ -65,6 +65,8 @@ class BillCounts(NestedRecord):
     duplicate: Counter = 0
     voided: Counter = 0
     unbilled: Counter = 0
+    held: Counter = 0
+    """Not billed, since nothing proves that a gateway wrote them for a key of this tenant, or since a record before them is missing (K13)."""
     retimed: Counter = 0
     """Of claimed and carried: those whose own time was out of bounds, so that their append time holds."""
     missing: Counter = 0
@@ -72,7 +74,7 @@ class BillCounts(NestedRecord):
 
     @property
     def records(self) -> int:
-        return self.claimed + self.carried + self.copied + self.conflicting + self.duplicate + self.voided + self.unbilled
+        return self.claimed + self.carried + self.copied + self.conflicting + self.duplicate + self.voided + self.unbilled + self.held
 
 
 BILL_COUNTERS: tuple[str, ...] = tuple(BillCounts.model_fields)

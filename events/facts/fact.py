@@ -28,6 +28,10 @@ Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 """Bounds of the texts that a caller writes. They only ever widen: facts are checked again when a command is decided on them."""
 Uuid = Annotated[str, "uuid"]
 Sha256 = Annotated[bytes, "fixed32", Field(min_length=32, max_length=32)]
+PublicKey = Annotated[bytes, Field(max_length=32)]
+"""Ed25519 (RFC 8032): 32 bytes. Empty: none."""
+Signature = Annotated[bytes, Field(max_length=64)]
+"""Ed25519 (RFC 8032): 64 bytes. Empty: none."""
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 TenantId = NewType("TenantId", str)

@@ -9,16 +9,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from events.facts.fact import DecidedFact, Fact, UserId
+from events.facts.fact import DecidedFact, Fact, PublicKey, Signature, UserId
 
 
 class ProducerOpened(Fact):
-    """An epoch may answer calls from now on; its facts are numbered per tenant from 1 (K13)."""
+    """An epoch may answer calls from now on; its facts are numbered per tenant from 1, and signed with its key (K13).
+    `certificate` is what the market's signer says with its key `certified_by`: whose epoch's key `public_key` is."""
 
     epoch: str
     log_id: str
     host: str
     region: str
+    public_key: PublicKey = b""
+    certified_by: str = ""
+    certificate: Signature = b""
 
 
 class ProducerClosed(Fact):

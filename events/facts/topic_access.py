@@ -37,7 +37,7 @@ ACCESS: Mapping[str, Access] = {
     "commands": Access(reads=ALL),
     "worker": Access(reads=ALL, writes=("dead-letters", "alerts")),
     "queries": Access(reads=("accounts", "heartbeats", "schemas")),
-    "biller": Access(reads=("bills", "prices", "producers", "usage", "alerts", "heartbeats", "schemas"), writes=("alerts",)),
+    "biller": Access(reads=("accounts", "bills", "prices", "producers", "usage", "alerts", "heartbeats", "schemas"), writes=("alerts",)),
     # `deployments` carries decided and observed facts: which replica is ready is observed here.
     "controller": Access(reads=("models", "deployments", "alerts", "heartbeats", "schemas"), writes=("deployments", "alerts")),
     # Gateways and replicas. A gateway observes its own epochs, and which routes it has applied.

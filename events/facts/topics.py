@@ -116,7 +116,7 @@ _ENTRIES: tuple[FactEntry, ...] = (
     ),
     *(FactEntry(cls, "bills", "tenant") for cls in (bills.BillCutFixed, bills.BillLinesListed, bills.BillIssued)),
     *(FactEntry(cls, "bills", "record") for cls in (write_offs.RecordWriteOffRequested, write_offs.RecordWrittenOff)),
-    *(FactEntry(cls, "bills", "record_set") for cls in (write_offs.RecordSetWriteOffRequested, write_offs.RecordSetWrittenOff)),
+    *(FactEntry(cls, "bills", "record_set") for cls in (write_offs.RecordSetDecisionRequested, write_offs.RecordSetDecided)),
     *(FactEntry(cls, "alerts", "subject") for cls in (alerts.AlertRaised, alerts.AlertResolved)),
     FactEntry(log.LogCreated, "schemas", "log_id"),
     FactEntry(log.SchemaRegistered, "schemas", "schema_id"),

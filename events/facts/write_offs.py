@@ -1,13 +1,14 @@
-"""Records nobody can read, given up by two people so that bills can go on. Topic `bills`, key = record, or record set.
+"""What two people decide about records of the log: give up what nobody can read, count or dismiss usage that is held. Topic `bills`, key =
+record, or record set.
 
 What is written off is bytes, not a place: `sha256` is of the record's value (of nothing when it has none), and a reader honours the
 write-off only where the record at the coordinate has that hash and cannot be read. Whatever can be read is counted all the same (K9).
-A record set is an exact list of such records. Its name is the digest of the list, so that two people mean the same one.
+A record set is an exact list of records and one decision about them. Its name is the digest of both, so that two people mean the same.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -53,11 +54,17 @@ class RecordBytes(NestedRecord):
     sha256: Sha256
 
 
-class RecordSetWriteOffRequested(DecidedFact):
-    """One admin asks that these records of a topic be written off, and no others. Nothing changes until another one approves."""
+SetDecision = Literal["write_off", "count", "dismiss"]
+"""`write_off`: nobody will read them, and bills are cut over them. `count`: usage that is held is billed all the same, from here on (K13).
+`dismiss`: usage that is held stays unbilled, and nobody is alarmed by it any more."""
+
+
+class RecordSetDecisionRequested(DecidedFact):
+    """One admin asks for a decision about these records of a topic, and no others. Nothing changes until another one approves."""
 
     record_set: str
-    """SHA-256 in hex of log, topic and records: the key."""
+    """SHA-256 in hex of decision, log, topic and records: the key."""
+    decision: SetDecision
     log_id: str
     topic: str
     records: Annotated[tuple[RecordBytes, ...], Field(max_length=RECORDS_MAX)]
@@ -68,11 +75,12 @@ class RecordSetWriteOffRequested(DecidedFact):
     requested_by: UserId
 
 
-class RecordSetWrittenOff(DecidedFact):
-    """Two people accept that nobody will read the records of the `RecordSetWriteOffRequested` of this name, which is the fact before it.
-    Each counts as if it had been written off alone."""
+class RecordSetDecided(DecidedFact):
+    """Two people have decided about the records of the `RecordSetDecisionRequested` of this name, which is the fact before it. Of a write-off
+    each record counts as if it had been written off alone; usage is counted from the position of this fact on."""
 
     record_set: str
+    decision: SetDecision
     log_id: str
     topic: str
     records_count: Count

@@ -1,14 +1,17 @@
-"""How this process signs in at Kafka and ClickHouse. At the stack's own parts: with a password that was minted into the data folder."""
+"""How this process signs in at Kafka, ClickHouse and the signer. At the stack's own parts: with a password that was minted into the data folder."""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from events.process.admin_key import keep_first
 from events.process.settings import Settings
 
 OPERATOR, SET_UP = "operator", "prepare"
 """Roles at Kafka: who looks, and who may do everything."""
+PASSWORD_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,23 @@ def clickhouse_password(settings: Settings) -> str:
 def clickhouse_password_file(folder: Path, user: str) -> Path:
     """In a stack's data folder; readable by its owner only."""
     return folder / "clickhouse" / f"{user}.password"
+
+
+def signer_password(settings: Settings) -> str:
+    """Empty when it is neither set nor in its file yet."""
+    return settings.signer_password.get_secret_value() or _text_of(signer_password_file(settings.folder))
+
+
+def signer_password_or_fresh(settings: Settings) -> str:
+    """Where there is none yet, a fresh one, which is kept in the file from now on."""
+    if not settings.signer_password.get_secret_value():
+        keep_first(signer_password_file(settings.folder), secrets.token_hex(PASSWORD_BYTES))
+    return signer_password(settings)
+
+
+def signer_password_file(folder: Path) -> Path:
+    """In a stack's data folder; readable by its owner only."""
+    return folder / "keys" / "signer.password"
 
 
 def _text_of(file: Path) -> str:

@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = Field(default=SecretStr(""), description="Its secret.")
     command_url: str = Field(default="", description="Where the biller posts finished bills.")
     gateway_url: str = Field(default="", description="Where callers find the gateway.")
+    signer_url: str = Field(default="", description="Where gateways have the keys of their epochs certified.")
     ray_dashboard_url: str = Field(default="", description="Ray's REST address; the controller applies Serve's configuration there.")
     ray_address: str = Field(default="", description="Ray's GCS for a gateway that runs alone; empty = the node it runs on.")
     ray_auth_token: SecretStr = Field(
@@ -85,11 +86,22 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="Private Ed25519 key of the relay, hexadecimal; for the relay only. Empty = minted into the data folder.",
     )
+    market_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Private Ed25519 key of the market, hexadecimal; for the signer only. Empty = minted into the data folder.",
+    )
+    signer_password: SecretStr = Field(
+        default=SecretStr(""),
+        description="With which gateways ask the signer to certify an epoch's key; for both only. Empty = minted into the data folder.",
+    )
     setup_public_keys: str = Field(
         default="", description="Public keys of set-up that count, hexadecimal, with commas between; empty = from the data folder."
     )
     relay_public_keys: str = Field(
         default="", description="Public keys of the relay that count, hexadecimal, with commas between; empty = from the data folder."
+    )
+    market_public_keys: str = Field(
+        default="", description="Public keys of the market that count, hexadecimal, with commas between; empty = from the data folder."
     )
 
     # --- sizes and bounds
@@ -174,6 +186,10 @@ class Settings(BaseSettings):
         return self.port(11)
 
     @property
+    def signer_port(self) -> int:
+        return self.port(12)
+
+    @property
     def ray_dashboard_port(self) -> int:
         return self.port(21)
 
@@ -216,6 +232,10 @@ class Settings(BaseSettings):
     @property
     def gateway(self) -> str:
         return self.gateway_url or f"http://{self.host}:{self.gateway_port}"
+
+    @property
+    def signer(self) -> str:
+        return self.signer_url or f"http://{self.host}:{self.signer_port}"
 
     @property
     def ray_dashboard(self) -> str:

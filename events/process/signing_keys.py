@@ -1,4 +1,5 @@
-"""Signing keys: Ed25519 (RFC 8032) of set-up, which signs the identity of the log, and of the relay, which signs its heartbeats.
+"""Signing keys: Ed25519 (RFC 8032) of set-up, which signs the identity of the log, of the relay, which signs its heartbeats, and of the
+market, with which its signer certifies the key of each producer epoch.
 
 A private key is a setting of the one process that signs, else a file in the data folder that only its owner can read. Public keys are a
 setting of every process, else the file beside it. Several may count at once, so a key is replaced without a pause: name the new one
@@ -15,11 +16,13 @@ from typing import Literal, get_args
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import SecretStr
 
 from events.process.admin_key import keep_first
 from events.process.settings import Settings
 
-Signer = Literal["setup", "relay"]
+Signer = Literal["setup", "relay", "market"]
+SIGNERS: tuple[Signer, ...] = get_args(Signer)
 SEED_BYTES = 32
 KEY_ID_CHARACTERS = 16
 
@@ -33,7 +36,11 @@ class SigningKey:
         """`seed`: 32 bytes, the private key of RFC 8032."""
         self._private = Ed25519PrivateKey.from_private_bytes(seed)
         self.public = self._private.public_key().public_bytes_raw()
-        self.key_id = _key_id(self.public)
+        self.key_id = key_id_of(self.public)
+
+    @classmethod
+    def new(cls) -> SigningKey:
+        return cls(secrets.token_bytes(SEED_BYTES))
 
     def sign(self, message: bytes) -> bytes:
         """64 bytes."""
@@ -44,7 +51,7 @@ class PublicKeys:
     """Those of one signer that count now."""
 
     def __init__(self, keys: Iterable[bytes]) -> None:
-        self._keys = {_key_id(key): Ed25519PublicKey.from_public_bytes(key) for key in keys}
+        self._keys = {key_id_of(key): Ed25519PublicKey.from_public_bytes(key) for key in keys}
 
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._keys
@@ -62,7 +69,7 @@ class PublicKeys:
 
 def signing_key(settings: Settings, signer: Signer) -> SigningKey:
     """Raises KeyMissing."""
-    given = (settings.setup_key if signer == "setup" else settings.relay_key).get_secret_value()
+    given = _given(settings, signer)[0].get_secret_value()
     file = _folder(settings) / f"{signer}.key"
     try:
         return SigningKey(bytes.fromhex(given or file.read_text().strip()))
@@ -72,7 +79,7 @@ def signing_key(settings: Settings, signer: Signer) -> SigningKey:
 
 def public_keys(settings: Settings, signer: Signer) -> PublicKeys:
     """Raises KeyMissing."""
-    given = settings.setup_public_keys if signer == "setup" else settings.relay_public_keys
+    given = _given(settings, signer)[1]
     file = _folder(settings) / f"{signer}.pub"
     try:
         return PublicKeys(bytes.fromhex(key.strip()) for key in (given or file.read_text()).split(","))
@@ -82,11 +89,10 @@ def public_keys(settings: Settings, signer: Signer) -> PublicKeys:
         ) from e
 
 
-def mint_keys(settings: Settings) -> None:
+def mint_keys(settings: Settings, signers: Iterable[Signer] = SIGNERS) -> None:
     """Makes the keys that neither settings nor data folder have, and keeps them there. Safe to repeat, and by several processes at once."""
-    given_keys = {"setup": (settings.setup_key, settings.setup_public_keys), "relay": (settings.relay_key, settings.relay_public_keys)}
-    for signer in get_args(Signer):
-        given, public_given = given_keys[signer]
+    for signer in signers:
+        given, public_given = _given(settings, signer)
         if public_given:
             continue  # with public keys in the settings, the private ones are elsewhere
         if not given.get_secret_value():
@@ -94,9 +100,20 @@ def mint_keys(settings: Settings) -> None:
         keep_first(_folder(settings) / f"{signer}.pub", signing_key(settings, signer).public.hex(), 0o644)
 
 
+def _given(settings: Settings, signer: Signer) -> tuple[SecretStr, str]:
+    """The private key, and the public ones, that the settings name."""
+    keys: dict[Signer, tuple[SecretStr, str]] = {
+        "setup": (settings.setup_key, settings.setup_public_keys),
+        "relay": (settings.relay_key, settings.relay_public_keys),
+        "market": (settings.market_key, settings.market_public_keys),
+    }
+    return keys[signer]
+
+
 def _folder(settings: Settings) -> Path:
     return settings.folder / "keys"
 
 
-def _key_id(public: bytes) -> str:
+def key_id_of(public: bytes) -> str:
+    """How records name a key: a prefix of the SHA-256 of its public half."""
     return hashlib.sha256(public).hexdigest()[:KEY_ID_CHARACTERS]

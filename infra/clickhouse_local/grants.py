@@ -42,17 +42,19 @@ _GRANTS: dict[Role, tuple[str, ...]] = {
     ),
 }
 
-RUNNING_BILLS = ("bills_running_rows", "bill_lines_running_rows")
-"""What the biller writes: issued bills come by the log."""
+WRITTEN_BY_BILLER = ("bills_running_rows", "bill_lines_running_rows", "usage_held_rows", "usage_verified", "usage_decided_rows")
+"""Running bills, and what is held of usage: issued bills and decisions come by the log."""
 OWN_ROWS = {
     "usage": "tenant = {tenant}",
+    "usage_held_rows": "tenant = {tenant}",
+    "usage_decided_rows": "tenant = {tenant}",
     "bills_running_rows": "tenant = {tenant}",
     "bill_lines_running_rows": "tenant = {tenant}",
     "history_rows": "topic IN ('accounts', 'bills') AND key = {tenant} OR topic IN ('models', 'deployments') AND JSONExtractString(state, 'tenant') = {tenant}",
 }
 """Tables that an analyst reads, and which of their rows. Views read with the rights of who asks, so these decide for them too."""
 VIEWS = (
-    *("metering_daily", "usage_counted", "usage_rows", "bills", "bill_lines", "bills_running"),
+    *("metering_daily", "usage_counted", "usage_rows", "usage_held", "usage_held_all", "bills", "bill_lines", "bills_running"),
     *("history", "documents", "catalog", "catalog_history", "tenants", "api_keys"),
 )
 
@@ -147,7 +149,7 @@ def _granted(role: Role, database: str) -> tuple[str, ...]:
     if role == "analyst":
         return tuple(f"SELECT ON {database}.{name}" for name in (*OWN_ROWS, *VIEWS))
     if role == "bills":
-        return (*_GRANTS[role], *(f"INSERT ON {database}.{table}" for table in RUNNING_BILLS))
+        return (*_GRANTS[role], *(f"INSERT ON {database}.{table}" for table in WRITTEN_BY_BILLER))
     return _GRANTS[role]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 KAFKA, REGISTRY, STORE, CLICKHOUSE = "KAFKA_SASL_PASSWORD", "REGISTRY_PASSWORD", "STORE_PASSWORD", "CLICKHOUSE_PASSWORD"
 ARTIFACTS, RAY, ADMIN = "S3_SECRET_KEY", "RAY_AUTH_TOKEN", "ADMIN_KEY"
-SETUP, RELAY = "SETUP_KEY", "RELAY_KEY"
-SECRETS = (KAFKA, REGISTRY, STORE, CLICKHOUSE, ARTIFACTS, RAY, ADMIN, SETUP, RELAY)
+SETUP, RELAY, MARKET, SIGNER = "SETUP_KEY", "RELAY_KEY", "MARKET_KEY", "SIGNER_PASSWORD"
+SECRETS = (KAFKA, REGISTRY, STORE, CLICKHOUSE, ARTIFACTS, RAY, ADMIN, SETUP, RELAY, MARKET, SIGNER)
 """Every setting that is a secret, by its name in the environment without `MODELMARKET_`."""
 
 NEEDED: Mapping[str, frozenset[str]] = {
@@ -23,8 +23,9 @@ NEEDED: Mapping[str, frozenset[str]] = {
     # ADMIN: it posts the bills that it has computed to the command API.
     "biller": frozenset({KAFKA, CLICKHOUSE, ADMIN}),
     "controller": frozenset({KAFKA, RAY}),
-    # Gateways write usage, and replicas read artifacts. Ray's own token comes in Ray's own variables.
-    "ray": frozenset({KAFKA, ARTIFACTS}),
+    "signer": frozenset({MARKET, SIGNER}),
+    # Gateways write usage, and have the keys of their epochs certified; replicas read artifacts. Ray's own token comes in Ray's own variables.
+    "ray": frozenset({KAFKA, ARTIFACTS, SIGNER}),
 }
 
 

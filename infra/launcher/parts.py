@@ -44,7 +44,7 @@ class Part:
 def parts_of(settings: Settings, paths: StackPaths) -> dict[str, Part]:
     """All parts of this stack by name, in an order in which each comes after what it needs."""
     own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings, paths)]
-    parts = [kafka(settings, paths), registry(settings, paths), ray(settings, paths), *own]
+    parts = [kafka(settings, paths), registry(settings, paths), ray(settings, paths), signer(settings), *own]
     return {
         part.name: replace(part, environment=common(part.name, settings) | dict(part.environment)) if part.command else part
         for part in parts
@@ -103,6 +103,12 @@ def ray(settings: Settings, paths: StackPaths) -> Part:
     )
 
 
+def signer(settings: Settings) -> Part:
+    """It needs its key and its password only, and makes both at its first start."""
+    port, environment = settings.signer_port, {"PYTHONPATH": str(ROOT)}
+    return Part("signer", module("commands.signer.signer"), healthz(settings, port), ports=(port,), environment=environment)
+
+
 def clickhouse(settings: Settings) -> Part:
     port = settings.clickhouse_port
     return Part(
@@ -145,6 +151,5 @@ def processes(settings: Settings) -> list[Part]:
 def gateway(settings: Settings, paths: StackPaths) -> Part:
     proxy = f"{raynode.haproxy_folder(paths)}/"
     port, title = settings.gateway_port, "ray::ServeReplica:gateway:"
-    return Part(
-        "gateway", (), healthz(settings, port), after=("controller", "ray"), ports=(port,), title=title, proxy=proxy, healthy_s_max=180.0
-    )
+    after = ("controller", "ray", "signer")
+    return Part("gateway", (), healthz(settings, port), after=after, ports=(port,), title=title, proxy=proxy, healthy_s_max=180.0)

@@ -19,12 +19,16 @@ from events.log.decided_records import ChainBroken, DecidedRecords
 from events.log.heartbeat import newest_heartbeats, relay_keys
 from events.log.partitioner import partition_of
 from events.log.record import Record
+from events.log.schemas import read_schemas
+from events.producers.opened_epochs import OpenedEpochs, market_keys
 from events.schema.codec import Codec, Undecodable, frame_schema_id
+from projections.bills.usage_verdicts import UsageVerdicts
 from projections.usage.validator import why_unreadable
 from rating.bill import Bill, make_bill
 from rating.book import PriceBook, book_version
+from rating.key_terms import KeyTerm, key_terms
 from rating.rules import SETTLED, VOIDED, UsageRecord
-from rating.statement import Cutoff, Statement, StatementBuilder
+from rating.statement import Cutoff, Place, Statement, StatementBuilder
 
 Body = Mapping[str, Any]
 
@@ -105,11 +109,15 @@ def _epoch_closed(record: Record, codec: Codec) -> tuple[str, ...]:
 
 WrittenOffHashes = Mapping[int, frozenset[bytes]]
 """Of one partition: offset → hashes of the bytes that were written off there."""
+CountedRecords = Mapping[tuple[int, bytes], int]
+"""Of one partition: offset and hash of held usage → position of the first decision to count it."""
 
 
-def written_off_hashes(reader: Reader, codec: Codec, topic: str, partition: int) -> WrittenOffHashes:
-    """The write-offs of a partition, whether or not their records can be read. Raises LogIncomplete."""
+def decided_about(reader: Reader, codec: Codec, topic: str, partition: int) -> tuple[WrittenOffHashes, CountedRecords]:
+    """What two people decided about the records of a partition: the write-offs, whether or not their records can be read, and what they
+    count though it is held. Raises LogIncomplete."""
     found: dict[int, frozenset[bytes]] = {}
+    counted: dict[tuple[int, bytes], int] = {}
     asked: dict[str, Sequence[Body]] = {}
     for fact in decided_facts(reader, codec, "bills"):
         if fact.body.get("topic") != topic:
@@ -117,18 +125,23 @@ def written_off_hashes(reader: Reader, codec: Codec, topic: str, partition: int)
         match fact.name:
             case "RecordWrittenOff":
                 listed: Sequence[Body] = (fact.body,)
-            case "RecordSetWriteOffRequested":
+            case "RecordSetDecisionRequested":
                 asked[fact.body["record_set"]] = fact.body["records"]
                 continue
-            case "RecordSetWrittenOff":
-                listed = asked[fact.body["record_set"]]  # its own partition's chain has the request before it
+            case "RecordSetDecided":
+                listed = asked.pop(fact.body["record_set"])  # its own partition's chain has the request before it
             case _:
                 continue
+        decision = fact.body.get("decision", "write_off")
         for record in listed:
-            if record["partition"] == partition:
-                offset = int(record["offset"])
-                found[offset] = found.get(offset, frozenset()) | {bytes(record["sha256"])}
-    return found
+            offset, digest = int(record["offset"]), bytes(record["sha256"])
+            if record["partition"] != partition:
+                continue
+            if decision == "write_off":
+                found[offset] = found.get(offset, frozenset()) | {digest}
+            elif decision == "count":
+                counted[offset, digest] = min(fact.position, counted.get((offset, digest), fact.position))
+    return found, counted
 
 
 # --- usage
@@ -165,20 +178,26 @@ class UsageLog:
     def __init__(self, reader: Reader, codec: Codec, tenant: str) -> None:
         self._reader, self._codec, self._tenant = reader, codec, tenant
         self.unreadable: set[int] = set()
-        """Offsets of unreadable records that are not written off: they may be of any tenant (K9)."""
+        """Offsets of unreadable records that are not written off (K9)."""
+        self.unreadable_own: set[int] = set()
+        """Of those the ones whose key is the tenant's."""
+        self._broken = False
+        """Whether a chain of the tenant misses a record below a cut."""
         self.excluded: set[int] = set()
         """Offsets of unreadable records that are written off."""
         self.written_off: set[int] = set()
         """Offsets met whose very bytes are written off, whether or not they can be read by now."""
         self.partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
         self._written_off: WrittenOffHashes | None = None
+        self._counted: CountedRecords = {}
 
     def end(self) -> int:
         """The offset after the last record now."""
         return self._reader.end_offsets("usage")["usage", self.partition]
 
-    def records(self, below: int) -> Iterator[UsageRecord]:
-        """The tenant's records below an offset. What cannot be read is noted in `unreadable` and passed over, as in the table."""
+    def facts(self, below: int) -> Iterator[tuple[Record, str, Body]]:
+        """The tenant's records below an offset, each with its fact's name and body. What cannot be read is noted in `unreadable` and passed over,
+        as in the table."""
         needle, written_off = self._tenant.encode(), self._read_written_off()
         for record in self._reader.read("usage", end=self._only(below)):
             if record.offset in written_off and sha256(record.value or b"").digest() in written_off[record.offset]:
@@ -194,45 +213,68 @@ class UsageLog:
                 name, body = self._codec.decode(record.value)
             except Undecodable:
                 self.unreadable.add(record.offset)
+                if record.key == needle:
+                    self.unreadable_own.add(record.offset)
                 continue
             if body.get("tenant") == self._tenant:
-                yield usage_record(record, name, body)
-
-    def voids(self, below: int) -> list[tuple[int, str]]:
-        """(offset, voided event_id) of the tenant's voids below an offset; others are passed over by their schema id alone."""
-        ids = {i.to_bytes(4, "big") for i, s in self._codec.schemas.by_id.items() if s.name == VOIDED}
-        found: list[tuple[int, str]] = []
-        written_off = self._read_written_off()
-        for record in self._reader.read("usage", end=self._only(below)):
-            if record.value and record.value[1:5] in ids:
-                if record.offset in written_off and self._is_lost(record, written_off[record.offset]):
-                    continue
-                try:
-                    _, body = self._codec.decode(record.value)
-                except Undecodable:
-                    continue  # noted when the records are read
-                if body["tenant"] == self._tenant:
-                    found.append((record.offset, str(body["voided"])))
-        return found
+                yield record, name, body
 
     def statements(self, asked: Sequence[tuple[Cutoff, PriceBook]]) -> list[Statement]:
-        """The statement of each cut-off, in two passes over the log: voids first, then everything once."""
-        ends = [cutoff.cuts.get(self.partition, 0) for cutoff, _ in asked]
-        below = max(ends, default=0)
-        voids = self.voids(below)
-        builders = [
-            StatementBuilder(cutoff, book, frozenset(event for offset, event in voids if cutoff.knows(self.partition, offset)))
-            for cutoff, book in asked
-        ]
-        for record in self.records(below):
-            for builder in builders:
-                builder.add(record)
-        return [builder.statement() for builder in builders]
+        """The statement of each cut-off, in two passes over the log: what counts and what was voided first, then everything once."""
+        below = max((cutoff.cuts.get(self.partition, 0) for cutoff, _ in asked), default=0)
+        opened, terms = self._opened_epochs(), self._key_terms()  # before a pass: the reader follows one topic at a time
+        verdicts = [UsageVerdicts(opened, terms) for _ in asked]
+        voids: list[tuple[UsageRecord, str]] = []
+        for record, name, body in self.facts(below):
+            for (cutoff, _), at in zip(asked, verdicts, strict=True):
+                if cutoff.knows(self.partition, record.offset):
+                    at.add(record, name, body)
+            if name == VOIDED:
+                voids.append((usage_record(record, name, body), str(body["voided"])))
+        builders: list[tuple[UsageVerdicts, int, StatementBuilder]] = []
+        for (cutoff, book), at in zip(asked, verdicts, strict=True):
+            at.settle()
+            voided = (
+                event
+                for void, event in voids
+                if cutoff.knows(self.partition, void.offset)
+                and self._decided(void, at.of(void.offset), cutoff.decided_position) in ("whole", "decided")
+            )
+            builders.append((at, cutoff.decided_position, StatementBuilder(cutoff, book, frozenset(voided))))
+        self._broken = any(at.broken for at in verdicts)
+        for record, name, body in self.facts(below):
+            rated = usage_record(record, name, body)
+            for at, position, builder in builders:
+                builder.add(rated, self._decided(rated, at.of(record.offset), position))
+        return [builder.statement() for _, _, builder in builders]
+
+    def _decided(self, record: UsageRecord, place: Place, position: int) -> Place:
+        """The place of a record after what two people decided up to a position."""
+        if place == "whole":
+            return place
+        return "decided" if self._counted.get((record.offset, record.sha256), position + 1) <= position else place
+
+    def require_readable(self) -> None:
+        """After `statements`. An unreadable record is the tenant's when its key says so, and may be when a chain of the tenant misses one: then no
+        bill is issued (K9). Raises LogIncomplete."""
+        if found := sorted(self.unreadable if self._broken else self.unreadable_own):
+            raise LogIncomplete(f"usage/{self.partition}: nobody can read the records at {found[:10]}, and they are not written off (K9)")
+
+    def _opened_epochs(self) -> OpenedEpochs:
+        _, log_id = read_schemas(self._reader)
+        opened = OpenedEpochs(self._codec, log_id or "", market_keys(self._reader.settings))
+        opened.add(self._reader.read("producers"))
+        return opened
+
+    def _key_terms(self) -> dict[str, KeyTerm]:
+        partition = partition_of(self._tenant.encode(), TOPICS["accounts"].partitions)
+        decided = decided_facts(self._reader, self._codec, "accounts", partition)
+        return key_terms((fact.name, fact.body) for fact in decided if fact.body.get("tenant") == self._tenant)
 
     def _read_written_off(self) -> WrittenOffHashes:
         """Before a pass: the reader follows one topic at a time."""
         if self._written_off is None:
-            self._written_off = written_off_hashes(self._reader, self._codec, "usage", self.partition)
+            self._written_off, self._counted = decided_about(self._reader, self._codec, "usage", self.partition)
         return self._written_off
 
     def _is_lost(self, record: Record, hashes: frozenset[bytes]) -> bool:
@@ -245,7 +287,8 @@ class UsageLog:
 
 def cutoff_of(cut: Body, excluded: Iterable[int] = ()) -> Cutoff:
     """The cut-off that a `BillCutFixed` pins, without what its bill excluded. Raises UnknownRatingVersion."""
-    return Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"], frozenset(excluded))
+    ends = {c["partition"]: c["offset"] for c in cut["cuts"]}
+    return Cutoff(ends, cut["until"], cut["rating_version"], frozenset(excluded), cut["decided_position"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,10 +332,7 @@ def bills_from_log(reader: Reader, codec: Codec, decided: TenantBills, numbers: 
     ]
     usage = UsageLog(reader, codec, decided.tenant)
     statements = usage.statements(asked)
-    if usage.unreadable:
-        raise LogIncomplete(
-            f"usage/{usage.partition}: nobody can read the records at {sorted(usage.unreadable)[:10]}, and they are not written off (K9)"
-        )
+    usage.require_readable()
     bills: list[Bill] = []
     for i, (cut, now) in enumerate(zip(cuts, statements, strict=True)):
         if i == 0 and cut["number"] != 1:

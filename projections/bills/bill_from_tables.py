@@ -17,6 +17,7 @@ from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from projections.catalog.record_sets import RECORDS_OF_SETS
 from projections.ingest.clickhouse import ClickHouse
+from projections.usage.held import HELD_AT
 from rating.bill import Bill, make_bill
 from rating.book import PriceBook, book_version
 from rating.rules import BILLABLE_SQL, EFFECTIVE_US_SQL, VOIDED, KeyWindows, effective_us
@@ -34,9 +35,11 @@ _BELOW = (
     "tenant = {tenant:String} AND kafka_partition = {partition:Int32} AND kafka_offset < {cut:Int64}"
     " AND kafka_offset NOT IN {excluded:Array(Int64)}"
 )
+_WHOLE = f"{_BELOW} AND kafka_offset NOT IN ({HELD_AT})"
+"""Without what is held for this cut (K13): the verifier must be past it."""
 _WITH = f"""
 WITH
-    below AS (SELECT * FROM usage_rows WHERE {_BELOW}),
+    below AS (SELECT * FROM usage_rows WHERE {_WHOLE}),
     repeated AS (
         SELECT arrayJoin(arrayPopFront(arraySort(groupArray(kafka_offset)))) AS at FROM below GROUP BY event_id HAVING count() > 1
     ),
@@ -64,6 +67,7 @@ class UsageTable:
             "until": cutoff.until,
             "bounds": list(book.bounds),
             "excluded": sorted(cutoff.excluded) or [-1],
+            "decided_position": cutoff.decided_position,
         }
         counts = self._classes(params)
         usage = self._many(params, counts)
@@ -72,12 +76,12 @@ class UsageTable:
         return Statement(rate({bucket: tuple(sums) for bucket, sums in usage.items()}, book), BillCounts(**counts), epochs)
 
     def _classes(self, params: Mapping[str, object]) -> dict[str, int]:
-        """Copies, conflicts, unbilled and voided: classes that ask for no order among executions."""
+        """Copies, conflicts, held, unbilled and voided: classes that ask for no order among executions."""
         (repeats,) = self._clickhouse.rows(
             f"""
             SELECT sum(first_times - 1) AS copied, sum(times - first_times) AS conflicting FROM (
                 SELECT event_id, sum(n) AS times, argMin(n, at) AS first_times
-                FROM (SELECT event_id, sha256, count() AS n, min(kafka_offset) AS at FROM usage_rows WHERE {_BELOW} GROUP BY event_id, sha256)
+                FROM (SELECT event_id, sha256, count() AS n, min(kafka_offset) AS at FROM usage_rows WHERE {_WHOLE} GROUP BY event_id, sha256)
                 GROUP BY event_id
             )""",
             params,
@@ -87,7 +91,8 @@ class UsageTable:
             FROM counted""",
             params,
         )
-        return dict.fromkeys(BILL_COUNTERS, 0) | {name: int(count) for name, count in (*repeats.items(), *kinds.items())}
+        (held,) = self._clickhouse.rows(f"SELECT count() AS held FROM usage_rows WHERE {_BELOW} AND kafka_offset IN ({HELD_AT})", params)
+        return dict.fromkeys(BILL_COUNTERS, 0) | {name: int(count) for name, count in (*repeats.items(), *kinds.items(), *held.items())}
 
     def _many(self, params: Mapping[str, object], counts: dict[str, int]) -> dict[Bucket, list[int]]:
         """Executions whose key no other execution has are billed: the engine sums them by what prices them."""
@@ -156,8 +161,8 @@ class UsageTable:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Unreadable records of a usage partition below a cut. `open` ones hold bills back, at most `LISTED_MAX` are named;
-    `mistaken` are those of them whose write-off names other bytes than lie there, so that it says nothing."""
+    """Unreadable records of a tenant's usage partition below a cut. `open` ones may be the tenant's and hold its bill back, at most `LISTED_MAX`
+    are named; `mistaken` are those of them whose write-off names other bytes than lie there, so that it says nothing."""
 
     open: tuple[int, ...]
     mistaken: tuple[int, ...]
@@ -165,9 +170,15 @@ class Unreadable:
     """The others: written off by their bytes."""
 
 
-def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unreadable:
-    """By the tombstones of the table and the write-offs of the history: a write-off counts for the very bytes it names (K9)."""
-    params: dict[str, object] = {"partition": partition, "below": below}
+def unreadable_below(clickhouse: ClickHouse, tenant: str, below: int) -> Unreadable:
+    """By the tombstones of the table and the write-offs of the history: a write-off counts for the very bytes it names. A record may be the
+    tenant's when its key says so, or when a chain of the tenant misses a record (K9, K13)."""
+    partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
+    params: dict[str, object] = {"tenant": tenant, "partition": partition, "below": below}
+    may_be_own = """at IN (SELECT kafka_offset FROM usage_held_rows FINAL
+            WHERE kafka_partition = {partition:Int32} AND code = 'unreadable' AND tenant = {tenant:String})
+        OR (SELECT count() FROM usage_held_rows FINAL WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64}
+            AND tenant = {tenant:String} AND code = 'chain_broken' AND (freed_at < 0 OR freed_at >= {below:Int64})) > 0"""
     # First the few offsets, by one narrow column; then what they are now, since a tombstone may have been replaced.
     tombstones = """SELECT toInt64(kafka_offset) AS at, lower(hex(sha256)) AS hash FROM usage FINAL
         WHERE kafka_partition = {partition:Int32} AND readable = 0 AND kafka_offset IN (
@@ -182,9 +193,9 @@ def unreadable_below(clickhouse: ClickHouse, partition: int, below: int) -> Unre
         ) GROUP BY at"""
     (row,) = clickhouse.rows(
         f"""SELECT arraySort(groupArrayIf({EXCLUDED_MAX + 1})(at, honoured)) AS excluded,
-            arraySlice(arraySort(groupArrayIf(at, NOT honoured)), 1, {LISTED_MAX}) AS open,
-            arraySlice(arraySort(groupArrayIf(at, NOT honoured AND notEmpty(hashes))), 1, {LISTED_MAX}) AS mistaken
-        FROM (SELECT t.at AS at, w.hashes AS hashes, has(w.hashes, t.hash) AS honoured
+            arraySlice(arraySort(groupArrayIf(at, NOT honoured AND own)), 1, {LISTED_MAX}) AS open,
+            arraySlice(arraySort(groupArrayIf(at, NOT honoured AND own AND notEmpty(hashes))), 1, {LISTED_MAX}) AS mistaken
+        FROM (SELECT t.at AS at, w.hashes AS hashes, has(w.hashes, t.hash) AS honoured, {may_be_own} AS own
             FROM ({tombstones}) AS t LEFT JOIN ({given_up}) AS w ON t.at = w.at)""",
         params,
     )
@@ -228,7 +239,8 @@ def excluded_by(clickhouse: ClickHouse, tenant: str, number: int) -> frozenset[i
 
 def statement_of_cut(clickhouse: ClickHouse, cut: Body, excluded: frozenset[int]) -> Statement:
     """The statement that a cut pins, without what its bill excluded."""
-    cutoff = Cutoff({c["partition"]: c["offset"] for c in cut["cuts"]}, cut["until"], cut["rating_version"], excluded)
+    ends = {c["partition"]: c["offset"] for c in cut["cuts"]}
+    cutoff = Cutoff(ends, cut["until"], cut["rating_version"], excluded, cut["decided_position"])
     return UsageTable(clickhouse, cut["tenant"]).statement(cutoff, price_book_of(clickhouse, cut["price_book"], cut["decided_position"]))
 
 
@@ -236,7 +248,7 @@ def bill_from_tables(clickhouse: ClickHouse, cut: Body, before: Body | None, end
     """The bill of a cut against the one before it (None for number 1), which was issued. Raises TooManyWrittenOff."""
     partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
     below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
-    excluded = unreadable_below(clickhouse, partition, below).excluded
+    excluded = unreadable_below(clickhouse, str(cut["tenant"]), below).excluded
     if len(excluded) > EXCLUDED_MAX:
         raise TooManyWrittenOff(f"more than {EXCLUDED_MAX} records of usage/{partition} are written off below {below}")
     earlier = statement_of_cut(clickhouse, before, excluded_by(clickhouse, cut["tenant"], before["number"])) if before else Statement()

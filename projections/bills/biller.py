@@ -25,12 +25,15 @@ from events.process.clock import now_us
 from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
+from events.producers.opened_epochs import OpenedEpochs, market_keys
 from events.schema.codec import Undecodable
 from projections.bills import issue as bill_issue
 from projections.bills.bill_from_tables import TooManyWrittenOff
 from projections.bills.issue import Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
 from projections.bills.running import RunningBills, newest_position
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
+from projections.usage.held_decisions import HeldDecisions
+from projections.usage.verifier import UsageVerifier
 from rating.period import InvalidPeriod
 from rating.statement import UnknownRatingVersion
 
@@ -49,6 +52,9 @@ PRODUCER = "biller"
 WAITING_REMEDY = "docs/operations.md, 'A bill does not come'; /healthz of the biller names every bill that waits"
 WAITING_SHOWN_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
+VERIFY_S_MAX = 2.0
+"""Of each round; bills whose cut is verified go on meanwhile."""
+HELD_REMEDY = "docs/operations.md, 'Usage is held'"
 NOBODY = "-"
 """The tenant of calls with an unknown key: never billed."""
 
@@ -56,9 +62,16 @@ NOBODY = "-"
 class Biller:
     """One round at a time; every round begins from what the tables say."""
 
-    def __init__(self, clickhouse: ClickHouse, issuer: Issuer, alerts: Alerts, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clickhouse, self._issuer, self._alerts, self._clock = clickhouse, issuer, alerts, clock
-        self._running = RunningBills(clickhouse)
+    def __init__(
+        self,
+        clickhouse: ClickHouse,
+        issuer: Issuer,
+        verifier: UsageVerifier,
+        alerts: Alerts,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clickhouse, self._issuer, self._verifier, self._alerts, self._clock = clickhouse, issuer, verifier, alerts, clock
+        self._running, self._decisions = RunningBills(clickhouse), HeldDecisions(clickhouse)
         self._taken = dict.fromkeys(range(TOPICS["usage"].partitions), 0)
         self._positions: dict[str, int] = {}
         self._due: set[tuple[str, int]] = set()
@@ -74,8 +87,23 @@ class Biller:
         self.issued = 0
 
     def round(self) -> None:
+        self.verify()
         self.issue()
         self.refresh()
+
+    # --- verifying
+
+    def verify(self) -> None:
+        """Verifies what came since, for a bounded time; raises an alert while usage is held that nobody has decided on."""
+        end = self._clock() + VERIFY_S_MAX
+        while not self._verifier.advance({p: self._issuer.ends.end(p) for p in self._taken}) and self._clock() < end:
+            pass
+        self._due |= self._decisions.note()
+        held = self._verifier.held()
+        if held is None:
+            self._alerts.resolve(PRODUCER, "usage.held")
+        else:
+            self._alerts.raise_(PRODUCER, "usage.held", held[:1000], HELD_REMEDY)
 
     # --- issuing
 
@@ -162,7 +190,7 @@ class Biller:
     # --- running bills
 
     def refresh(self) -> None:
-        ends = {p: self._issuer.ends.end(p) for p in self._taken}
+        ends = {p: self._verifier.verified(p) for p in self._taken}
         for partition, end in ends.items():
             start = self._taken[partition]
             if end > start:
@@ -215,12 +243,14 @@ def main() -> int:
         signal.signal(sign, lambda signum, frame: stop.set())
     server = serve_health(settings.host, settings.biller_health_port, lambda: state)
     reader = Reader(settings, "biller")
-    codec, _ = open_codec(settings, reader)
+    codec, log_id = open_codec(settings, reader)
     clickhouse = ClickHouse(settings)
     writer = Writer(settings, PRODUCER)
     alerts = Alerts(PRODUCER, FactPublisher(writer, codec))
     alerts.restore(codec, (record.value for record in reader.read("alerts")))
-    biller = Biller(clickhouse, Issuer(clickhouse, reader, codec, settings.commands, admin_key(settings)), alerts)
+    verifier = UsageVerifier(clickhouse, reader, OpenedEpochs(codec, log_id, market_keys(settings)))
+    issuer = Issuer(clickhouse, reader, codec, verifier, commands_url=settings.commands, admin_key=admin_key(settings))
+    biller = Biller(clickhouse, issuer, verifier, alerts)
     while not stop.wait(ROUND_S):
         try:
             biller.round()

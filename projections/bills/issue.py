@@ -21,6 +21,8 @@ from projections.bills.running import newest_position
 from projections.catalog.document import plain
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.table_offsets import DenseEnds
+from projections.usage.held_decisions import HeldDecisions
+from projections.usage.verifier import UsageVerifier
 from rating.bill import Bill
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,9 @@ Body = Mapping[str, Any]
 
 Reason = Literal[
     "table_behind",
+    "not_verified",
     "prices_behind",
+    "decisions_behind",
     "dead_letters",
     "sources_disagree",
     "log_incomplete",
@@ -75,9 +79,11 @@ def cuts_without_bill(clickhouse: ClickHouse, after: str = "") -> list[tuple[str
 class Issuer:
     """One biller. Any number of them may run: they post the same bytes, and the second one gets the answer of the first."""
 
-    def __init__(self, clickhouse: ClickHouse, reader: Reader, codec: Codec, commands_url: str, admin_key: str) -> None:
+    def __init__(
+        self, clickhouse: ClickHouse, reader: Reader, codec: Codec, verifier: UsageVerifier, *, commands_url: str, admin_key: str
+    ) -> None:
         self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
-        self.ends = DenseEnds(clickhouse, "usage")
+        self.ends, self._verifier, self._decisions = DenseEnds(clickhouse, "usage"), verifier, HeldDecisions(clickhouse)
         self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
 
     def issue(self, tenant: str, number: int) -> Outcome:
@@ -85,7 +91,8 @@ class Issuer:
         cuts = {int(body["number"]): body for body in cuts_of(self._clickhouse, tenant, due)}
         if missing := [n for n in due if n not in cuts]:
             return _another_cut(tenant, missing[0])
-        not_yet = self._table_is_behind(cuts[number]) or self._prices_are_behind(cuts[number]) or self._dead_letters(cuts[number])
+        checks = (self._table_is_behind, self._not_verified, self._decisions_are_behind, self._dead_letters)
+        not_yet = next((deferred for check in checks if (deferred := check(cuts[number]))), None)
         if not_yet:
             return not_yet
         self._learn()
@@ -152,23 +159,42 @@ class Issuer:
                 )
         return None
 
-    def _prices_are_behind(self, cut: Body) -> Deferred | None:
-        """A cut may be seen before a price that was decided earlier: they travel in different partitions. A heartbeat at or past the
-        pinned position says which was the last one sent (K5)."""
-        seen = newest_heartbeats(self._reader)
+    def _not_verified(self, cut: Body) -> Deferred | None:
+        for c in cut["cuts"]:
+            end = self._verifier.verified(c["partition"])
+            if end < c["offset"]:
+                return Deferred("not_verified", f"usage/{c['partition']} is verified up to {end}, the cut is {c['offset']}", alarming=False)
+        return None
+
+    def _decisions_are_behind(self, cut: Body) -> Deferred | None:
+        """A cut may be seen before a price, or before what people decided about held usage, that was decided earlier: they travel in different
+        partitions. A heartbeat at or past the pinned position says which was the last one sent (K5)."""
+        seen, pinned = newest_heartbeats(self._reader), int(cut["decided_position"])
         newest_heartbeat = seen[0].heartbeat if seen else None
-        if newest_heartbeat is None or newest_heartbeat.position < cut["decided_position"]:
+        if newest_heartbeat is None or newest_heartbeat.position < pinned:
             return Deferred("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
         have, sent = newest_position(self._clickhouse, "prices"), newest_heartbeat.sent.get("prices/0", 0)
-        if have < min(sent, cut["decided_position"]):
+        if have < min(sent, pinned):
             return Deferred("prices_behind", f"prices are in the table up to position {have}, the relay sent {sent}", alarming=False)
+        rows = self._clickhouse.rows(
+            """SELECT kafka_partition, max(position) AS newest FROM history_rows WHERE topic = 'bills' AND kind IN ('decided', 'store')
+            GROUP BY kafka_partition"""
+        )
+        folded = {int(row["kafka_partition"]): int(row["newest"]) for row in rows}
+        for partition in range(TOPICS["bills"].partitions):
+            have, sent = folded.get(partition, 0), newest_heartbeat.sent.get(f"bills/{partition}", 0)
+            if have < min(sent, pinned):
+                message = f"bills/{partition} is in the table up to position {have}, the relay sent {sent}"
+                return Deferred("decisions_behind", message, alarming=False)
+        self._decisions.note()
         return None
 
     def _dead_letters(self, cut: Body) -> Deferred | None:
-        """K9: an unreadable record may have been a fact of any tenant whose usage is in that partition, until two people write it off."""
+        """K9: an unreadable record is the tenant's when its key says so, and may be when a chain of the tenant misses one, until two people write
+        it off."""
         partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
         below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
-        found = unreadable_below(self._clickhouse, partition, below)
+        found = unreadable_below(self._clickhouse, str(cut["tenant"]), below)
         if not found.open:
             return None
         where = ", ".join(f"usage/{partition}/{offset}" for offset in found.open)

@@ -55,9 +55,9 @@ class RunningBills:
         period = period or month_of(now_us, account["timezone"])
         _, until = period_bounds(period, account["timezone"])
         number, before = self._base(tenant)
-        position = newest_position(self._clickhouse, "prices")
+        position = max(newest_position(self._clickhouse, topic) for topic in ("prices", "bills"))
         table = UsageTable(self._clickhouse, tenant)
-        cutoff = Cutoff({table.partition: offset}, until, RATING_VERSION)
+        cutoff = Cutoff({table.partition: offset}, until, RATING_VERSION, decided_position=position)
         now = table.statement(cutoff, price_book_of(self._clickhouse, account["price_book"], position))
         counts = now.counts
         return RunningBill(

@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS bills_running_rows (
     usage_offset Int64 COMMENT 'facts at or past it are not in it yet',
     until_us Int64 COMMENT 'facts at or past this instant are left to later bills',
     price_book String,
-    decided_position Int64 COMMENT 'prices decided later are not in it yet',
+    decided_position Int64 COMMENT 'what is decided later, on prices or held usage, is not in it yet',
     facts Map(String, Int64)
 ) ENGINE = ReplacingMergeTree(generation) ORDER BY (tenant, period)
 """

@@ -122,7 +122,7 @@ def _issued(reader: Reader, codec: Codec, decided: TenantBills, issued: Mapping[
 
 def _running(reader: Reader, codec: Codec, decided: TenantBills, head: Body, rows: Sequence[Body]) -> ComparedBill:
     prices = list(decided_facts(reader, codec, "prices"))
-    cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"])
+    cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"], decided_position=head["decided_position"])
     asked = [(cutoff, price_book(prices, head["price_book"], head["decided_position"]))]
     base = decided.cuts.get(head["number"] - 1)
     if base:

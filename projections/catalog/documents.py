@@ -92,14 +92,14 @@ def _record(b: Body) -> Document:
     return pick(b, "record", "topic", "partition", "offset", "sha256", "reason")
 
 
-def _set_write_off_requested(d: Document, b: Body) -> Document:
+def _set_requested(d: Document, b: Body) -> Document:
     """Without the records: they are in the fact, which `history` keeps."""
-    added = pick(b, "record_set", "topic", "selection", "reason", "requested_by")
+    added = pick(b, "record_set", "decision", "topic", "selection", "reason", "requested_by")
     return put(d, **added, records_count=len(b["records"]), state="requested", requested_at=b["occurred_at"])
 
 
-def _set_written_off(d: Document, b: Body) -> Document:
-    return put(d, **pick(b, "approver"), state="written_off", approved_at=b["occurred_at"])
+def _set_decided(d: Document, b: Body) -> Document:
+    return put(d, **pick(b, "approver"), state="decided", approved_at=b["occurred_at"])
 
 
 # --- producers: the lifecycle of each epoch
@@ -161,8 +161,8 @@ STEPS: dict[str, dict[str, Evolve]] = {
         "BillIssued": _issued,
         "RecordWriteOffRequested": _write_off_requested,
         "RecordWrittenOff": _record_written_off,
-        "RecordSetWriteOffRequested": _set_write_off_requested,
-        "RecordSetWrittenOff": _set_written_off,
+        "RecordSetDecisionRequested": _set_requested,
+        "RecordSetDecided": _set_decided,
     },
     "producers": {
         "ProducerOpened": _opened,

@@ -59,6 +59,22 @@ class UsagePage(Answer):
     view: str
 
 
+class HeldUsage(Answer):
+    record: str = Field(description="usage/partition/offset")
+    state: str = Field(description="held | counted | dismissed")
+    tenant: str
+    code: str = Field(description="epoch_unknown | wrong_key | not_signed | chain_broken | sequence_taken | key_unknown")
+    epoch: str
+    sequence: int
+    sha256: str = Field(description="Of the record's value, hex.")
+    appended_us: int
+
+
+class HeldUsagePage(Answer):
+    held: list[HeldUsage]
+    next: str = Field(description="Pass as `after`; empty at the end.")
+
+
 class Line(Answer):
     model: str
     model_version: str

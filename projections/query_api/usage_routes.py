@@ -1,4 +1,4 @@
-"""Routes of usage: executions, meters, outcomes and latency by the dimensions asked for."""
+"""Routes of usage: executions, meters, outcomes and latency by the dimensions asked for; and usage that is held."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pydantic import Field
 
 from events.process.clock import now_us
 from projections.query_api import usage as usage_queries
-from projections.query_api.answers import UsagePage
+from projections.query_api.answers import HeldUsagePage, UsagePage
 from projections.query_api.callers import tenant_asked
 from projections.query_api.problems import invalid
 from projections.query_api.request_context import ASKED, MayRead, Parts, TenantFilter, Text, instant
+from projections.usage.held import HeldCode
+from projections.usage.held_records import FIRST, HELD_RECORDS_MAX, HeldFilter, find_held
 
 router = APIRouter(tags=["usage"])
 _DIMENSION = f"({'|'.join(sorted(usage_queries.ADMIN_DIMENSIONS))})"
 Dimensions = Annotated[str, Field(json_schema_extra={"pattern": f"^{_DIMENSION}(,{_DIMENSION})*$"})]
+AfterHeld = Annotated[str, Query(pattern="^([0-9]{1,9}/[0-9]{1,18})?$", description="`next` of the page before.")]
 DEFAULT_DIMENSIONS = ("day", "model", "model_version")
 
 
@@ -53,3 +56,22 @@ def usage(
     )
     rows, truncated = usage_queries.usage(parts.clickhouse, question)
     return {"rows": rows, "truncated": truncated, "group_by": list(dimensions), "from": start, "to": end, "view": view}
+
+
+@router.get("/v1/usage/held", response_model=HeldUsagePage, responses=ASKED)
+def held_usage(
+    parts: Parts,
+    caller: MayRead,
+    tenant: TenantFilter = "",
+    code: Annotated[HeldCode | None, Query(description="Why it is held; any, if it is not given.")] = None,
+    everything: Annotated[bool, Query(description="Also what two people decided to count or to dismiss.")] = False,
+    after: AfterHeld = "",
+    limit: Annotated[int, Query(ge=1, le=HELD_RECORDS_MAX)] = HELD_RECORDS_MAX,
+) -> Any:
+    """Usage that no bill charges, since nothing proves that a gateway wrote it for a key of its tenant, or a record before it is missing;
+    in the order of the log. `next` goes into `after` for the next page."""
+    where = HeldFilter(tenant_asked(caller, tenant), code or "", everything=everything)
+    partition, offset = map(int, after.split("/")) if after else FIRST
+    page = find_held(parts.clickhouse, where, (partition, offset), limit)
+    more = f"{page[-1].at.partition}/{page[-1].at.offset}" if len(page) == limit else ""
+    return {"held": [record.to_json() for record in page], "next": more}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from events.facts.accounts import DEFAULT_TIMEZONE
 from events.facts.meters import METERS
+from projections.usage.held import STATEMENTS as HELD_STATEMENTS
 from projections.usage.table import COLUMNS, LOG_COLUMNS, alter_settings, create_table
 from rating.rules import BILLABLE_SQL, EFFECTIVE_US_SQL, RETIMED_SQL
 
@@ -14,8 +15,8 @@ _SUMMED = (*METERS, "queue_us")
 
 
 def usage_statements(table: str) -> tuple[str, ...]:
-    """The usage table and the views that read it; `table` is `usage` for the live ones."""
-    return (create_table(table), alter_settings(table), *views(table))
+    """The tables of usage and the views that read them; `table` is `usage` for the live ones."""
+    return (create_table(table), alter_settings(table), *HELD_STATEMENTS, *views(table))
 
 
 def views(table: str) -> tuple[str, ...]:
@@ -52,23 +53,28 @@ COMMENT 'Records of topic usage that nobody could read: no bill is cut over one 
 
 def _counted(suffix: str) -> str:
     comment = (
-        "Every fact once: the first record of its event_id. copies = how often it was written; conflict = later ones had other bytes;"
+        "Every fact once: the first record of its event_id that is not held, or was decided to count. copies = how often it was written;"
+        " conflict = later ones had other bytes;"
         " is_voided = its answer never reached the caller; metered = a succeeded execution that is neither voided nor shadow, which alone bills"
         " charge; effective_at = occurred_at, or the append time where that is out of bounds (retimed)"
     )
     return f"""
 CREATE OR REPLACE VIEW usage_counted{suffix} AS
+WITH whole AS (
+    SELECT * FROM usage_rows{suffix} WHERE (kafka_partition, kafka_offset) NOT IN (
+        SELECT kafka_partition, toUInt64(kafka_offset) FROM usage_held_all WHERE decision != 'count')
+)
 SELECT u.*,
     greatest(c.copies, 1) AS copies,
     c.conflict = 1 AS conflict,
-    u.fact = 'InvocationSettled' AND (u.tenant, u.event_id) IN (SELECT tenant, voided FROM usage_rows{suffix} WHERE fact = 'InvocationVoided') AS is_voided,
+    u.fact = 'InvocationSettled' AND (u.tenant, u.event_id) IN (SELECT tenant, voided FROM whole WHERE fact = 'InvocationVoided') AS is_voided,
     {BILLABLE_SQL} AND NOT is_voided AS metered,
     {EFFECTIVE_US_SQL} AS effective_at,
     {RETIMED_SQL} AS retimed
-FROM usage_rows{suffix} AS u
+FROM whole AS u
 LEFT JOIN (
     SELECT tenant, event_id, count() AS copies, min(sha256) != max(sha256) AS conflict, min((kafka_partition, kafka_offset)) AS first
-    FROM usage_rows{suffix} GROUP BY tenant, event_id HAVING copies > 1
+    FROM whole GROUP BY tenant, event_id HAVING copies > 1
 ) AS c ON c.tenant = u.tenant AND c.event_id = u.event_id
 WHERE c.copies = 0 OR (u.kafka_partition, u.kafka_offset) = c.first
 COMMENT '{comment}'

@@ -15,10 +15,12 @@ from events.log.client import LogUnavailable, Reader, Writer
 from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.process.settings import Settings
+from events.process.signing_keys import SigningKey
 from serving.gateway.identify import access_refused
 from serving.gateway.routes import Routes
 from serving.gateway.served_models import Version
 from serving.gateway.version_queue import BATCHES_PER_REPLICA, VersionQueue
+from serving.metering.epoch_certificate import certified
 from serving.metering.meter import Meter, ProducerEpoch
 from serving.refused import unavailable
 from serving.replicas.model_replicas import ModelReplicas
@@ -31,6 +33,8 @@ REPORT_S = 0.2
 DROP_QUEUES_TURNS = 50
 """Every tenth second the queues of unloaded versions are dropped: that looks at every version there is."""
 START_S_MAX = 30.0
+CERTIFIED_S_MAX = 30.0
+"""How long a gateway waits for the market's signer before it ends and starts anew."""
 GARBAGE_MAX = 20_000
 """Objects allocated and not yet freed before Python's collector runs."""
 
@@ -89,7 +93,8 @@ class GatewayState:
         producer = f"gateway-{epoch[:8]}"
         self._writer = Writer(self.settings, producer)
         producer_epoch = ProducerEpoch(producer, epoch, log_id, self.settings.region)
-        self.meter = Meter(self._writer, codec, producer_epoch, acknowledge_s_max=self.settings.acknowledge_s_max)
+        epoch_key = SigningKey.new()  # in this process's memory alone
+        self.meter = Meter(self._writer, codec, producer_epoch, epoch_key, acknowledge_s_max=self.settings.acknowledge_s_max)
         snapshot = self.settings.folder / "snapshots" / "gateway.snapshot"
         self._fold_runner = FoldRunner(self.settings, codec, log_id, TOPICS, self.routes, name=producer, snapshot=snapshot)
         self._fold_runner.start()
@@ -97,7 +102,7 @@ class GatewayState:
             if self._fold_runner.failure is not None:
                 raise self._fold_runner.failure
             await asyncio.sleep(0.05)
-        await self.meter.open()
+        await self.meter.open(await certified(self.settings, log_id, producer, epoch, epoch_key.public, within_s=CERTIFIED_S_MAX))
         # The objects of the start stay: to scan them for cycles every few hundred calls would be a twentieth of the gateway's CPU time.
         gc.collect()
         gc.freeze()

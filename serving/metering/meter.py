@@ -12,16 +12,19 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from events.facts.fact import NO_HASH
 from events.facts.headers import cloud_event_headers
-from events.log.client import LogBroken, LogFull, LogUnavailable, Writer
-from events.log.record import Coordinate
+from events.log.client import QUEUE_RECORDS_MAX, Delivered, LogBroken, LogFull, LogUnavailable, Writer
+from events.log.record import Coordinate, Headers
 from events.process.clock import now_us
 from events.process.ids import new_id
+from events.process.signing_keys import SigningKey
+from events.producers.batch_proof import BATCH_MAX, EPOCH_PROOF, batch_proofs
+from events.producers.epoch_key import EpochCertificate
 from events.schema.codec import Codec
 from serving.metering.refusal_counts import RefusalCounter, RefusalKey
 
@@ -32,6 +35,7 @@ UNAVAILABLE_AFTER_S = 2.0
 WAITING_MAX = 20_000
 """Facts not yet acknowledged, five seconds of a busy gateway; past it calls are refused. Bounds the memory of an outage."""
 TIME_OUT_POLL_S = 0.25
+FULL_RETRY_S = 0.01
 OPEN_S_MAX = 30.0
 CLOSE_S_MAX = 5.0
 
@@ -64,11 +68,71 @@ class ProducerEpoch:
     region: str
 
 
+class _Unsent(NamedTuple):
+    delivered: Delivered
+    key: bytes
+    value: bytes
+    sha256: bytes
+    headers: Headers
+
+
+class SignedBatches:
+    """Usage on its way to the log: the records of one turn of the event loop are one batch, with one signature (K13). Calls that end together,
+    as those of one batch of a model do, share its cost; a record waits for the end of the turn, not for others. The order of `append` is that
+    of the log."""
+
+    def __init__(self, writer: Writer, epoch_key: SigningKey, log_id: str, epoch: str, after_failure: Callable[[], None]) -> None:
+        """`after_failure` runs once after the records of a batch were told that they cannot be sent."""
+        self._after_failure = after_failure
+        self._writer, self._epoch_key, self._log_id, self._epoch = writer, epoch_key, log_id, epoch
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[_Unsent] = []
+
+    @property
+    def waiting(self) -> int:
+        """Records not yet handed to the log's client."""
+        return len(self._unsent)
+
+    def append(self, delivered: Delivered, key: bytes, value: bytes, sha256: bytes, headers: Headers) -> None:
+        """To `usage`. Raises LogFull or LogBroken; nothing was taken then. What was taken is sent, or the epoch ends with an error that
+        `delivered` is told."""
+        if self._writer.fatal is not None:
+            raise LogBroken(str(self._writer.fatal))
+        if self._writer.waiting + len(self._unsent) >= QUEUE_RECORDS_MAX:
+            raise LogFull(f"{QUEUE_RECORDS_MAX} records wait for Kafka")
+        if not self._unsent:
+            self._loop.call_soon(self.send)
+        self._unsent.append(_Unsent(delivered, key, value, sha256, headers))
+
+    def send(self) -> None:
+        """Hands what waits to the log's client."""
+        while self._unsent:
+            batch = self._unsent[:BATCH_MAX]
+            proofs = batch_proofs(self._epoch_key, self._log_id, self._epoch, [record.sha256 for record in batch])
+            sent = 0
+            try:
+                for record, proof in zip(batch, proofs, strict=True):
+                    self._writer.append_then(record.delivered, "usage", record.key, record.value, {**record.headers, EPOCH_PROOF: proof})
+                    sent += 1
+            except LogFull:
+                self._loop.call_later(FULL_RETRY_S, self.send)  # its chain goes on with these very records
+                return
+            except LogBroken as e:
+                broken, self._unsent = self._unsent[sent:], []
+                sent = 0
+                for record in broken:
+                    record.delivered(None, e)
+                self._after_failure()
+            finally:
+                del self._unsent[:sent]
+
+
 class Meter:
     """Raises LogUnavailable, LogFull or LogBroken where a fact cannot be taken; nothing was written then."""
 
-    def __init__(self, writer: Writer, codec: Codec, epoch: ProducerEpoch, *, acknowledge_s_max: float) -> None:
+    def __init__(self, writer: Writer, codec: Codec, epoch: ProducerEpoch, epoch_key: SigningKey, *, acknowledge_s_max: float) -> None:
         self._writer, self._codec, self.epoch = writer, codec, epoch
+        self._usage = SignedBatches(writer, epoch_key, epoch.log_id, epoch.epoch_id, self._deliver)
         self._acknowledge_s_max = acknowledge_s_max
         self._loop = asyncio.get_running_loop()
         self._chains: dict[str, tuple[int, bytes]] = {}
@@ -80,10 +144,17 @@ class Meter:
 
     # --- opening and closing the epoch
 
-    async def open(self) -> None:
-        """The epoch is on the log when this returns (K13)."""
+    async def open(self, certificate: EpochCertificate) -> None:
+        """The epoch is on the log when this returns, with the certificate of its key (K13)."""
         self._writer.after_deliveries(self._on_deliveries)
-        body = {"log_id": self.epoch.log_id, "host": socket.gethostname(), "region": self.epoch.region}
+        body = {
+            "log_id": self.epoch.log_id,
+            "host": socket.gethostname(),
+            "region": self.epoch.region,
+            "public_key": certificate.public_key,
+            "certified_by": certificate.signed_by,
+            "certificate": certificate.signature,
+        }
         await asyncio.wait_for(self.publish("ProducerOpened", body), OPEN_S_MAX)
         self.opened = True
         self._tasks = [
@@ -95,10 +166,11 @@ class Meter:
         for task in self._tasks:
             task.cancel()
         self.write_refusals()
+        self._usage.send()
         end = time.monotonic() + CLOSE_S_MAX
-        while self._writer.waiting and time.monotonic() < end:  # noqa: ASYNC110 - Kafka's thread counts down, it has no event
+        while self._unacknowledged and time.monotonic() < end:  # noqa: ASYNC110 - Kafka's thread counts down, it has no event
             await asyncio.sleep(0.02)
-        if not self.opened or self._writer.waiting:
+        if not self.opened or self._unacknowledged:
             return
         self.opened = False  # no fact may follow the last sequence
         last = {tenant: sequence for tenant, (sequence, _) in self._chains.items()}
@@ -108,6 +180,10 @@ class Meter:
             logger.warning("epoch %s stays open: %s", self.epoch.epoch_id, e)
 
     @property
+    def _unacknowledged(self) -> int:
+        return self._writer.waiting + self._usage.waiting
+
+    @property
     def broken(self) -> bool:
         """This epoch cannot go on without a gap: the process must be replaced."""
         return self._writer.fatal is not None or any(t.done() for t in self._tasks)
@@ -115,12 +191,12 @@ class Meter:
     @property
     def log_unavailable(self) -> bool:
         """Kafka does not take facts now."""
-        return self._writer.away or self._writer.oldest_wait_s() > UNAVAILABLE_AFTER_S or self._writer.waiting >= WAITING_MAX
+        return self._writer.away or self._writer.oldest_wait_s() > UNAVAILABLE_AFTER_S or self._unacknowledged >= WAITING_MAX
 
     # --- facts
 
     def record_settled(self, tenant: str, event_id: str, body: dict[str, Any]) -> PendingFact:
-        """One execution ended; `body` is its InvocationSettled without what the chain adds. The log's client has it when this returns."""
+        """One execution ended; `body` is its InvocationSettled without what the chain adds. It is sent at the end of this turn of the loop."""
         return self._chain("InvocationSettled", tenant, event_id, body)
 
     async def acknowledged(self, fact: PendingFact) -> Coordinate:
@@ -183,7 +259,7 @@ class Meter:
             self._delivered.append((fact, at, error))
 
         headers = cloud_event_headers(name, event_id, self.epoch.producer, body["occurred_at"])
-        self._writer.append_then(delivered, "usage", tenant.encode(), frame, headers)
+        self._usage.append(delivered, tenant.encode(), frame, digest, headers)
         self._chains[tenant] = (sequence, digest)  # only now: a fact that was not taken leaves no gap
         self._pending.append(fact)
         return fact

@@ -17,6 +17,7 @@ import httpx
 
 from cli.prepare import prepare_log
 from events.process.settings import Settings
+from events.process.signing_keys import SIGNERS
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
 from infra.launcher import Stack
@@ -120,7 +121,7 @@ def apps(gateway: GatewayStack) -> set[str]:
 def settings_of_another_log(gateway: GatewayStack, other: Settings, folder: Path) -> Settings:
     """Settings of a controller that would write to the gateway's Ray, but reads another log."""
     token = gateway.stack.paths.ray_token.read_text().strip()
-    signers = {f"{signer}_public_keys": (other.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("setup", "relay")}
+    signers = {f"{signer}_public_keys": (other.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in SIGNERS}
     change: dict[str, Any] = {
         **signers,
         **reached_from_elsewhere(other, "controller"),
@@ -137,7 +138,7 @@ def settings_of_another_log(gateway: GatewayStack, other: Settings, folder: Path
 @contextmanager
 def running_gateway(folder: Path, **settings: Any) -> Generator[GatewayStack]:
     """One model with two versions, the first of them deployed, and a key that may call it."""
-    with running_stack(folder, {"kafka", "registry", "ray"}, name="gateway", **settings) as stack:
+    with running_stack(folder, {"kafka", "registry", "ray", "signer"}, name="gateway", **settings) as stack:
         prepare_log(stack.settings)
         facts = DecidedFactWriter(stack.settings)
         for tenant in ("acme", "caller"):

@@ -29,16 +29,20 @@ from events.process.admin_key import admin_key
 from events.process.clock import now_us
 from events.process.passwords import OPERATOR, kafka_password_file
 from events.process.settings import Settings
+from events.producers.opened_epochs import OpenedEpochs, market_keys
 from projections.bills.biller import Biller
 from projections.bills.issue import Issuer, cuts_without_bill
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
 from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
-from projections.ingest.table_offsets import first_missing
+from projections.ingest.table_offsets import dense_end, first_missing
+from projections.usage.held_decisions import HeldDecisions
 from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
+from projections.usage.verifier import UsageVerifier
 from tests.support.polling import eventually
+from tests.support.signed_usage import SignedUsage
 from tests.support.stacks import running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +65,9 @@ class Market:
         self.writer = Writer(settings, "market")
         self.admin = admin_key(settings)
         self.commands = httpx.Client(base_url=settings.commands, headers={"Authorization": f"Bearer {self.admin}"}, timeout=30)
-        self._sequences: dict[tuple[str, str], int] = {}
+        self.usage = SignedUsage(self.settings, self.log_id)
+        self.key_ids: dict[str, str] = {}
+        """Tenant → the key that its calls come with."""
         self.restart()
 
     def close(self) -> None:
@@ -90,6 +96,9 @@ class Market:
             lambda table, partition, fence: first_missing(self.clickhouse, self.reader, table, "dead-letters", partition, fence=fence),
             lambda: None,
         )
+        self.verifier = UsageVerifier(
+            self.clickhouse_of_biller, self.reader, OpenedEpochs(self.codec, self.log_id, market_keys(self.settings))
+        )
         self._next: dict[tuple[str, int], int] = {}
 
     def fold(self, *topics: str, chance: random.Random | None = None, records_max: int = 1 << 30) -> None:
@@ -111,6 +120,8 @@ class Market:
                 self._next[topic, p] = records[-1].offset + 1
                 if not by_partition[p]:
                     del by_partition[p]
+        if not topics:
+            self.verify_usage()
 
     def fold_until(self, condition: Callable[[], object], why: str) -> None:
         """Folds until the condition holds."""
@@ -133,8 +144,17 @@ class Market:
         names = (f"t{uuid.uuid4().hex[:12]}" for _ in itertools.count())
         tenant = next(n for n in names if (partition_of(n.encode(), TOPICS["usage"].partitions) == HELD) is held)
         self.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": tenant, "price_book": book, **terms})
+        return tenant, self.key(tenant, scopes)
+
+    def key(self, tenant: str, scopes: tuple[str, ...] = ("read",)) -> str:
+        """A new key, which the tenant's calls come with from now on; it is on the log, as before any call with it."""
         key = self.command("POST", f"/v1/tenants/{tenant}/keys", {"scopes": list(scopes)})
-        return tenant, str(key["api_key"])
+        key_id = self.key_ids[tenant] = str(key["key_id"])
+        eventually(lambda: self._is_on_log("accounts", key_id), f"key {key_id} is on the log")
+        return str(key["api_key"])
+
+    def _is_on_log(self, topic: str, text: str) -> bool:
+        return any(text.encode() in (record.value or b"") for record in self.reader.read(topic))
 
     def prices(self, prices: dict[tuple[str, str], tuple[int, int]], book: str = "") -> str:
         """Publishes a version of a book, from now on; returns the book."""
@@ -156,7 +176,10 @@ class Market:
         return self._frame("InvocationVoided", tenant, "epoch-1", voided=event_id, model=MODEL, model_version="1.0.0", reason="kafka_slow")
 
     def _frame(self, name: str, tenant: str, epoch: str, **more: Any) -> bytes:
-        sequence = self._sequences[tenant, epoch] = self._sequences.get((tenant, epoch), 0) + 1
+        """The next record of the epoch's chain; unreadable ones belong into an epoch of their own."""
+        if epoch not in self.usage.opened:
+            self.open_epoch(epoch)
+        sequence, previous = self.usage.next_place(epoch, tenant)
         body: dict[str, Any] = {
             "event_id": str(uuid.uuid4()),
             "occurred_at": now_us(),
@@ -164,25 +187,40 @@ class Market:
             "tenant": tenant,
             "epoch": epoch,
             "sequence": sequence,
-            "previous_sha256": bytes(32),
+            "previous_sha256": previous,
         }
         if name == "InvocationSettled":
-            body |= {"key_id": "k", "user": "u", "region": "local", "provider": "acme", "model": MODEL, "model_version": "1.0.0"}
-            body |= {"deployment": MODEL, "operation": "infer", "invocation_key": b""}
-        return self.codec.encode_dict(name, body | more)
+            body |= {"key_id": self.key_ids.get(tenant, "k"), "user": "u", "region": "local", "provider": "acme"}
+            body |= {"model": MODEL, "model_version": "1.0.0", "deployment": MODEL, "operation": "infer", "invocation_key": b""}
+        return self.usage.follow(epoch, tenant, self.codec.encode_dict(name, body | more))
+
+    def open_epoch(self, epoch: str, producer: str = "gateway-1") -> None:
+        """As a gateway does before its first call."""
+        body = self.usage.opening(epoch, producer)
+        frame = self.codec.encode_dict("ProducerOpened", body)
+        self.writer.append("producers", producer.encode(), frame, {"ce_type": b"ProducerOpened"}).result(10)
 
     def append(self, tenant: str, frames: Sequence[bytes]) -> None:
-        futures = [self.writer.append("usage", tenant.encode(), f, {"ce_type": b"x"}) for f in frames]
+        """Each signed alone, as by an epoch that wrote no other record at that moment."""
+        futures = [self.writer.append("usage", tenant.encode(), f, {"ce_type": b"x", **self.usage.proof(f)}) for f in frames]
         for future in futures:
             future.result(10)
 
     # --- bills
 
     def issuer(self) -> Issuer:
-        return Issuer(self.clickhouse_of_biller, self.reader, self.codec, self.settings.commands, self.admin)
+        return Issuer(
+            self.clickhouse_of_biller, self.reader, self.codec, self.verifier, commands_url=self.settings.commands, admin_key=self.admin
+        )
 
     def biller(self) -> Biller:
-        return Biller(self.clickhouse_of_biller, self.issuer(), Alerts("biller", FactPublisher(self.writer, self.codec)))
+        return Biller(self.clickhouse_of_biller, self.issuer(), self.verifier, Alerts("biller", FactPublisher(self.writer, self.codec)))
+
+    def verify_usage(self) -> None:
+        """As the biller does in each round; the tables must be folded."""
+        while not self.verifier.advance({p: dense_end(self.clickhouse, "usage", p) for p in range(TOPICS["usage"].partitions)}):
+            pass
+        HeldDecisions(self.clickhouse_of_biller).note()
 
     def issue(self, tenant: str, period: str) -> dict[str, Any]:
         """Fixes a cut and lets a biller issue it; returns the issued bill's body, read from Kafka."""
@@ -202,8 +240,8 @@ class Market:
 
     def recompute_as_a_stranger(self, tenant: str, number: int) -> None:
         """The program beside `docs/billing.md`, which imports nothing of ours, must come to the digest of an issued bill."""
-        relay_keys = (self.settings.folder / "keys" / "relay.pub").read_text().strip()
-        program = [sys.executable, "examples/recompute_bill.py", self.settings.kafka, tenant, str(number), relay_keys]
+        keys = [(self.settings.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("relay", "market")]
+        program = [sys.executable, "-m", "examples.recompute_bill", self.settings.kafka, tenant, str(number), *keys]
         program += [OPERATOR, str(kafka_password_file(self.settings.folder, OPERATOR))]
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""For tests without a log: a codec of today's schemas, keys of set-up and relay, and a writer that keeps what it is given."""
+"""For tests without a log: a codec of today's schemas, keys of set-up, relay and market, and a writer that keeps what it is given."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from events.process.settings import Settings
 from events.process.signing_keys import PublicKeys, SigningKey
 from events.schema.codec import Codec, Schema, SchemaSet, todays_schemas
 
-SETUP_KEY, RELAY_KEY = SigningKey(bytes(range(32))), SigningKey(bytes(range(32, 64)))
-SETUP_KEYS, RELAY_KEYS = PublicKeys([SETUP_KEY.public]), PublicKeys([RELAY_KEY.public])
+SETUP_KEY, RELAY_KEY, MARKET_KEY = (SigningKey(bytes(range(first, first + 32))) for first in (0, 32, 64))
+SETUP_KEYS, RELAY_KEYS, MARKET_KEYS = (PublicKeys([key.public]) for key in (SETUP_KEY, RELAY_KEY, MARKET_KEY))
 SCHEMA_ID_MIN = 100
 """No index into anything: a test that mixes them up fails."""
 
@@ -56,7 +56,8 @@ class RecordedLog:
 
 def settings_with_keys(**more: Any) -> Settings:
     """Settings that contain the public keys."""
-    return Settings(setup_public_keys=SETUP_KEY.public.hex(), relay_public_keys=RELAY_KEY.public.hex(), **more)
+    public = {"setup_public_keys": SETUP_KEY, "relay_public_keys": RELAY_KEY, "market_public_keys": MARKET_KEY}
+    return Settings(**{name: key.public.hex() for name, key in public.items()}, **more)
 
 
 def heartbeat_record(heartbeat: Heartbeat, offset: int = 0, key: SigningKey = RELAY_KEY) -> Record:

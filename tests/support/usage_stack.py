@@ -24,7 +24,7 @@ from infra.launcher import Stack
 from infra.launcher.ports import free_block
 from projections.ingest.clickhouse import ClickHouse
 from projections.tables import apply_tables
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.polling import WITHIN_S, eventually, is_ready
 from tests.support.stacks import kill_stack
 

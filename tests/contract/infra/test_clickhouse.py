@@ -33,7 +33,7 @@ from events.process.settings import Settings
 from infra.clickhouse_local.engine import READERS
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from tests.support.clickhouse.block_reader import read_back
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
 ROWS = 200_000
 

@@ -20,8 +20,8 @@ from infra.clickhouse_local.http_protocol import STATEMENT_BYTES_MAX
 from infra.clickhouse_local.tenant_turns import REQUESTS_MAX
 from projections.ingest.clickhouse import ClickHouse
 from projections.query_api.keys_from_log import KeysFromLog
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.clickhouse.two_tenants import AT, KEYS, TENANTS, fill_tables, issued, query_api
-from tests.support.clickhouse_process import ClickHouseProcess
 from tests.support.polling import eventually
 
 ACCOUNTS = KeysFromLog()

@@ -15,7 +15,7 @@ from projections.bills.issue import Deferred, Issued, Issuer, Outcome
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.todays_codec import RecordedLog, todays_codec
 
 BLOCKED = [f"blocked-{n}" for n in range(7)]
@@ -49,7 +49,7 @@ class RefusingIssuer(Issuer):
     """Refuses the bill of every tenant but the last, as with an unreadable record."""
 
     def __init__(self, clickhouse: ClickHouse) -> None:
-        super().__init__(clickhouse, cast(Any, None), cast(Any, None), "http://127.0.0.1:1", "k")
+        super().__init__(clickhouse, cast(Any, None), cast(Any, None), cast(Any, None), commands_url="http://127.0.0.1:1", admin_key="k")
         self.tried = list[str]()
         self.outcome = Deferred("dead_letters", "nobody could read usage/0/1", alarming=True)
 
@@ -64,7 +64,7 @@ def test_cuts_that_wait_do_not_starve_the_tenants_behind_them(
 ) -> None:
     monkeypatch.setattr(bill_issue, "CUTS_MAX", page)
     issuer = RefusingIssuer(clickhouse)
-    biller = Biller(clickhouse, issuer, log.alerts("biller"), clock=lambda: 100.0)  # no pause ends while the rounds last
+    biller = Biller(clickhouse, issuer, cast(Any, None), log.alerts("biller"), clock=lambda: 100.0)  # no pause ends while the rounds last
     rounds = len(BLOCKED) // page + 1
     for _ in range(rounds):
         biller.issue()
@@ -91,10 +91,10 @@ def test_a_table_that_stays_behind_is_logged_as_an_error_with_a_remedy(
     issuer = RefusingIssuer(clickhouse)
     issuer.outcome = Deferred("table_behind", "usage/0 is in the table up to 3, the cut is 4", alarming=False)
     with caplog.at_level(logging.INFO, "projections.bills.biller"):
-        Biller(clickhouse, issuer, log.alerts("biller")).issue()
+        Biller(clickhouse, issuer, cast(Any, None), log.alerts("biller")).issue()
         assert {r.levelname for r in caplog.records} == {"INFO"}
         caplog.clear()
         monkeypatch.setattr(biller_module, "BEHIND_S_MAX", -1.0)
-        Biller(clickhouse, issuer, log.alerts("biller")).issue()
+        Biller(clickhouse, issuer, cast(Any, None), log.alerts("biller")).issue()
     errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert len(errors) == len(BLOCKED) and all("start the workers again" in message for message in errors)

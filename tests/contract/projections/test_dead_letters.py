@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from access.bearer import digest_of
+from events.log.partitioner import partition_of
 from events.log.record import Coordinate
 from projections.bills.bill_from_tables import unreadable_below
 from projections.catalog.tables import STATEMENTS
@@ -20,8 +21,9 @@ from projections.ingest.clickhouse import ClickHouse
 from projections.query_api.app import make_app
 from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.request_context import Queries
+from projections.usage import held
 from projections.usage.views import usage_statements
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
 OTHERS = [Coordinate(topic, 0, n) for topic in ("deployments", "zeta") for n in range(3)]
 USAGE = [Coordinate("usage", n % 3, n) for n in range(14)]
@@ -36,7 +38,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     engine = ClickHouseProcess(tmp_path_factory.mktemp("letters"))
     engine.start()
     client = ClickHouse(engine.settings)
-    for statement in (*STATEMENTS, *usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW):
+    for statement in (*STATEMENTS, *held.STATEMENTS, *usage_statements("usage"), DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW):
         client.command(statement)
     key = {USAGE[0]: "acme", USAGE[3]: "acme"}
     listed = [(at, SHA256.encode().hex()) for at in OTHERS + USAGE + NEVER_MET] + [(at, "ab" * 32) for at in OTHER_BYTES]
@@ -111,10 +113,18 @@ def undecided(clickhouse: ClickHouse) -> Iterator[ClickHouse]:
 
 def test_a_set_is_requested_and_then_written_off_for_its_very_bytes_only(undecided: ClickHouse) -> None:
     clickhouse = undecided
+    names = [f"t{n}" for n in range(100)]
     name, mine, others = "5e" * 32, [USAGE[7], USAGE[8], OTHERS[1]], USAGE[10]
     given = [{"partition": at.partition, "offset": at.offset, "sha256": SHA256.encode().hex()} for at in mine if at.topic == "usage"]
     given.append({"partition": others.partition, "offset": others.offset, "sha256": "cd" * 32})
-    body = {"record_set": name, "topic": "usage", "records": given, "requested_by": "ann", "reason": "a broken exporter"}
+    body = {
+        "record_set": name,
+        "decision": "write_off",
+        "topic": "usage",
+        "records": given,
+        "requested_by": "ann",
+        "reason": "a broken exporter",
+    }
 
     def decide(offset: int, fact: str, body: dict[str, Any]) -> None:
         row = {"topic": "bills", "kafka_partition": 3, "kafka_offset": offset, "kind": "decided", "fact": fact, "key": name}
@@ -124,20 +134,23 @@ def test_a_set_is_requested_and_then_written_off_for_its_very_bytes_only(undecid
         found = find_dead_letters(clickhouse, STATES)
         return {d.at: (d.state, d.requested_by, d.approver, d.record_set) for d in found if d.at in (*mine, others)}
 
-    decide(0, "RecordSetWriteOffRequested", body)
+    decide(0, "RecordSetDecisionRequested", body)
     untouched = ("open", "", "", "")
     assert states() == {USAGE[7]: (*("requested", "ann", ""), name), USAGE[8]: ("requested", "ann", "", name)} | {
         OTHERS[1]: untouched,
         others: untouched,
     }
-    assert unreadable_below(clickhouse, USAGE[7].partition, 100).excluded == ()
-    decide(1, "RecordSetWrittenOff", {"record_set": name, "topic": "usage", "approver": "bob"})
+    mine_there, theirs = (next(t for t in names if partition_of(t.encode(), 4) == at.partition) for at in (USAGE[7], others))
+    held = {"kafka_partition": others.partition, "kafka_offset": others.offset, "code": "unreadable", "tenant": theirs}
+    clickhouse.insert_rows("usage_held_rows", [held])
+    assert unreadable_below(clickhouse, mine_there, 100).excluded == ()
+    decide(1, "RecordSetDecided", {"record_set": name, "decision": "write_off", "topic": "usage", "approver": "bob"})
     assert states() == {USAGE[7]: ("written_off", "ann", "bob", name), USAGE[8]: ("written_off", "ann", "bob", name)} | {
         OTHERS[1]: untouched,
         others: untouched,
     }
-    assert unreadable_below(clickhouse, USAGE[7].partition, 100).excluded == (USAGE[7].offset,)
-    other = unreadable_below(clickhouse, others.partition, 100)
+    assert unreadable_below(clickhouse, mine_there, 100).excluded == (USAGE[7].offset,)
+    other = unreadable_below(clickhouse, theirs, 100)
     assert (others.offset in other.open, other.mistaken) == (True, (others.offset,))
     of_set = all_dead_letters(clickhouse, DeadLetterFilter(record_set=name), STATES)
     assert [letter.at for letter in of_set] == [USAGE[7], USAGE[8]]

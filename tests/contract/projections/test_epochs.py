@@ -10,9 +10,10 @@ import pytest
 
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
+from projections.usage import held
 from projections.usage.producer_epochs import PRODUCERS_MAX, epochs
 from projections.usage.views import usage_statements
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
 STARTS = PRODUCERS_MAX + 500
 """Starts of gateways; but for the very first, each of them ended in order."""
@@ -27,7 +28,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     engine = ClickHouseProcess(tmp_path_factory.mktemp("epochs"))
     engine.start()
     client = ClickHouse(engine.settings)
-    for statement in (*STATEMENTS, *usage_statements("usage")):
+    for statement in (*STATEMENTS, *held.STATEMENTS, *usage_statements("usage")):
         client.command(statement)
     rows = [
         {

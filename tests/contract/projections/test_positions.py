@@ -12,7 +12,7 @@ import pytest
 from projections.ingest import table_offsets as positions
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.table_offsets import DenseEnds, dense_end
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
 BUCKET, AT_ONCE = 10, 3
 """As small as it takes for a few hundred offsets to be many statements."""

@@ -19,12 +19,13 @@ from projections.bills.bill_from_tables import UsageTable
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
+from projections.usage import held
 from projections.usage.insert_plans import InsertPlans
 from projections.usage.sink import UsageSink
 from projections.usage.views import usage_statements
 from rating.book import PriceBook
 from rating.statement import Cutoff, StatementBuilder
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
 TENANT, DAY_MS, FIRST_MS = "repeats", 86_400_000, 1_700_000_000_000
 PARTITION = partition_of(TENANT.encode(), 4)
@@ -36,7 +37,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     engine = ClickHouseProcess(tmp_path_factory.mktemp("repeats"))
     engine.start()
     client = ClickHouse(engine.settings)
-    for statement in (*STATEMENTS, *usage_statements("usage")):
+    for statement in (*STATEMENTS, *held.STATEMENTS, *usage_statements("usage")):
         client.command(statement)
     yield client
     engine.stop()

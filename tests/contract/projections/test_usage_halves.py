@@ -23,7 +23,7 @@ from projections.usage.runs import SHARED_ROWS_MIN
 from projections.usage.sink import UsageSink
 from projections.usage.table import alter_settings
 from projections.usage.views import usage_statements
-from tests.support.clickhouse_process import ClickHouseProcess
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.todays_codec import todays_schema_set
 
 EACH = SHARED_ROWS_MIN // 2 + 500

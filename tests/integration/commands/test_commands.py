@@ -555,7 +555,7 @@ def test_the_largest_input_to_every_command_is_refused_or_delivered(side: Comman
             f"/v1/write-offs/records/{readable.topic}/{readable.partition}/{readable.offset}",
             json={"sha256": sha256, "reason": "界" * 1000},
         ),
-        http("POST", "/v1/write-offs/record-sets", json={**of_set, "reason": "界" * 1000, "selection": "界" * 1000}),
+        http("POST", "/v1/record-sets", json={**of_set, "reason": "界" * 1000, "selection": "界" * 1000}),
     ]
     assert [a.status_code for a in answers] == [201, 201, 201, 201, 422, 201, 200, 201, 201], [a.text[:200] for a in answers]
     problem(answers[4], 422, "fact_too_large")

@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from infra.clickhouse_local.grants import VIEWS
 from infra.install import jars_of_tests
 from projections.query_api.keys_from_log import KeysFromLog
+from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.clickhouse.jdbc_client import JdbcClient, JdbcError
 from tests.support.clickhouse.two_tenants import KEYS, TENANTS, fill_tables, query_api
-from tests.support.clickhouse_process import ClickHouseProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'clickhouse.//' URL remains registered")  # both dialects are installed here
 EVERY_TYPE = """SELECT toUInt64(18446744073709551615) AS u, toDateTime64('2026-01-02 03:04:05.678901', 6, 'UTC') AS d,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from events.process.settings import Settings
 from infra.launcher import LaunchFailed, Stack, processes
 from infra.launcher.paths import MARK_VARIABLE
 from infra.launcher.supervision import settings_environment
+from serving.metering.epoch_certificate import certified
 from tests.support.polling import eventually
 from tests.support.stacks import kill_stack, running_stack
 
@@ -140,6 +142,21 @@ def test_one_part_is_started_again_while_the_others_go_on(log_stack: Stack) -> N
         restart = command_line(log_stack, "restart", part)
         assert reason in restart.communicate(timeout=120)[0]
         assert restart.returncode == 1
+
+
+def test_the_signer_needs_no_other_part_and_signs_with_its_own_key_after_a_restart(stack: Stack) -> None:
+    def signed_by() -> str:
+        certificate = asyncio.run(certified(stack.settings, "log", "producer", "epoch", bytes(32), within_s=20))
+        return certificate.signed_by
+
+    stack.up({"signer"})
+    first, before = signed_by(), stack.pid("signer")
+    assert {part.name for part in stack.status().parts if part.healthy} == {"signer"}
+    stack.restart("signer")
+    assert stack.pid("signer") not in (None, before)
+    assert signed_by() == first
+    keys = stack.settings.folder / "keys"
+    assert {file.name for file in keys.iterdir()} == {"market.key", "market.pub", "signer.password"}
 
 
 def test_a_killed_up_does_not_block_the_next(stack: Stack) -> None:

@@ -87,7 +87,7 @@ def month() -> str:
 
 
 def put(market: Market, tenant: str, value: bytes | None) -> Coordinate:
-    return market.writer.append("usage", tenant.encode(), value, {}).result(10)
+    return market.writer.append("usage", tenant.encode(), value, market.usage.proof(value)).result(10)
 
 
 def post(market: Market, path: str, body: dict[str, Any] | None = None, key: str = "") -> httpx.Response:
@@ -144,13 +144,14 @@ def tenant_of(market: Market, partition: int) -> str:
         tenant = f"t{uuid.uuid4().hex[:12]}"
         if partition_of(tenant.encode(), PARTITIONS) == partition:
             market.command("POST", "/v1/tenants", {"tenant": tenant, "display_name": tenant, "price_book": book})
+            market.key(tenant)
             return tenant
 
 
 def test_an_unreadable_record_holds_a_bill_back_until_two_people_write_it_off(market: Market, second: str) -> None:
     tenant = tenant_of(market, 0)
     market.append(tenant, [market.settled(tenant)])
-    garbage = [b"garbage", None, market.settled(tenant, event_id="NOT-A-UUID")]
+    garbage = [b"garbage", None, market.settled(tenant, epoch="damaged", event_id="NOT-A-UUID")]
     coordinates = [put(market, tenant, value) for value in garbage]
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
@@ -199,7 +200,7 @@ def test_an_unreadable_record_holds_a_bill_back_until_two_people_write_it_off(ma
     cut = cuts_of(market.clickhouse, tenant, [1])[0]
     (from_log,) = bills_from_log(market.reader, market.codec, tenant_bills(market.reader, market.codec, tenant), [1])
     below = next(c["offset"] for c in cut["cuts"] if c["partition"] == 0)
-    assert from_log.records_written_off == len(unreadable_below(market.clickhouse, 0, below).excluded) == 3
+    assert from_log.records_written_off == len(unreadable_below(market.clickhouse, tenant, below).excluded) == 3
     neighbour = tenant_of(market, 0)
     market.append(neighbour, [market.settled(neighbour)])
     assert market.issue(neighbour, month())["records_written_off"] == 3
@@ -226,13 +227,13 @@ def test_a_write_off_of_other_bytes_is_ignored_and_reported(market: Market, seco
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     give_up_elsewhere(market, at, b"other bytes")
     waits(market, tenant, 1, "dead_letters")
-    found = unreadable_below(market.clickhouse, 2, at.offset + 1)
+    found = unreadable_below(market.clickhouse, tenant, at.offset + 1)
     assert (found.open, found.mistaken, found.excluded) == ((at.offset,), (at.offset,), ())
     outcome = market.issuer().issue(tenant, 1)
     assert "other bytes" in getattr(outcome, "message", "")
     usage = UsageLog(market.reader, market.codec, tenant)
     monkeypatch.setattr(usage, "_written_off", {at.offset: frozenset({hashlib.sha256(b"other bytes").digest()})})
-    list(usage.records(at.offset + 1))
+    list(usage.facts(at.offset + 1))
     assert (usage.unreadable, usage.excluded) == ({at.offset}, set())
     give_up(market, second, at, b"garbage")
     assert issued(market, tenant, 1)["records_written_off"] == 1
@@ -254,7 +255,13 @@ def newer_schema(market: Market, name: str) -> Schema:
     return Schema.of(SchemaRegistry(market.settings).register(known.subject, definition), known.subject, definition)
 
 
-def written_with(newer: Schema, frame: bytes) -> bytes:
+def written_with(market: Market, newer: Schema, tenant: str) -> bytes:
+    """A settled fact of an epoch of its own, so that no other record waits for it."""
+    frame = market.settled(tenant, epoch=str(uuid.uuid4()))
+    return market.usage.rewritten(tenant, frame, reframed(newer, frame))
+
+
+def reframed(newer: Schema, frame: bytes) -> bytes:
     return b"\x00" + newer.schema_id.to_bytes(4, "big") + frame[5:] + b"\x02"
 
 
@@ -274,11 +281,9 @@ def publish(market: Market, schema: Schema) -> None:
 
 def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: Market) -> None:
     tenant = tenant_of(market, 3)
-    lost = len(unreadable_below(market.clickhouse, 3, 1 << 40).excluded)
+    lost = len(unreadable_below(market.clickhouse, tenant, 1 << 40).excluded)
     late = newer_schema(market, "InvocationSettled")
-    coordinates = [
-        put(market, tenant, value) for value in (written_with(late, market.settled(tenant)), written_with(late, market.settled(tenant)))
-    ]
+    coordinates = [put(market, tenant, value) for value in (written_with(market, late, tenant), written_with(market, late, tenant))]
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
     waits(market, tenant, 1, "dead_letters")
@@ -301,7 +306,7 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
 def test_a_written_off_record_that_is_read_later_is_on_the_next_bill_and_no_issued_bill_changes(market: Market, second: str) -> None:
     tenant = tenant_of(market, 2)
     late = newer_schema(market, "InvocationSettled")
-    value = written_with(late, market.settled(tenant))
+    value = written_with(market, late, tenant)
     at = put(market, tenant, value)
     market.append(tenant, [market.settled(tenant)])
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
@@ -333,7 +338,7 @@ def test_a_written_off_record_that_can_be_read_is_reported_until_it_is_read_agai
     """Its schema was published and nobody tried it again: the table still leaves it out, the log has it."""
     tenant, neighbour = tenant_of(market, 2), tenant_of(market, 2)
     late = newer_schema(market, "InvocationSettled")
-    value = written_with(late, market.settled(tenant))
+    value = written_with(market, late, tenant)
     at, rubbish = put(market, tenant, value), put(market, tenant, b"rubbish")
     market.append(tenant, [market.settled(tenant)])
     market.fold()
@@ -368,13 +373,11 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
     old, newer = market.issuer(), newer_schema(market, "ProducerClosed")
     publish(market, newer)
     known = {"occurred_at": now_us(), "producer": "gateway-newer", "epoch": epoch}
-    opened = {"log_id": market.log_id, "host": "h", "region": "local"}
-    closed = {"last": {tenant: 1}, "closed_by": "gateway-newer"}
+    market.open_epoch(epoch, "gateway-newer")
     market.append(tenant, [market.settled(tenant, epoch=epoch)])
-    for name, more in (("ProducerOpened", opened), ("ProducerClosed", closed)):
-        frame = market.codec.encode_dict(name, {**known, "event_id": str(uuid.uuid4()), **more})
-        value = written_with(newer, frame) if name == "ProducerClosed" else frame
-        market.writer.append("producers", b"gateway-newer", value, {}).result(10)
+    end = {**known, "event_id": str(uuid.uuid4()), "last": {tenant: 1}, "closed_by": "gateway-newer"}
+    closed = reframed(newer, market.codec.encode_dict("ProducerClosed", end))
+    market.writer.append("producers", b"gateway-newer", closed, {}).result(10)
     over = post(market, f"/v1/write-offs/producers/gateway-newer/{epoch}", {"reason": "killed"})
     assert (over.status_code, over.json()["code"]) == (409, "epoch_closed")
     market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
@@ -394,11 +397,10 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
 def test_a_dead_producers_epoch_is_written_off_and_bills_no_longer_list_it_as_open(market: Market, second: str) -> None:
     tenant, epoch, producer = tenant_of(market, 1), str(uuid.uuid4()), f"gateway-{uuid.uuid4().hex[:8]}"
     known = {"event_id": str(uuid.uuid4()), "occurred_at": now_us(), "producer": producer, "epoch": epoch}
-    opened = market.codec.encode_dict("ProducerOpened", {**known, "log_id": market.log_id, "host": "h", "region": "local"})
     path = f"/v1/write-offs/producers/{producer}/{epoch}"
     unknown = post(market, path, {"reason": "killed"})
     assert (unknown.status_code, unknown.json()["code"]) == (404, "epoch_unknown")
-    market.writer.append("producers", producer.encode(), opened, {}).result(10)
+    market.open_epoch(epoch, producer)
     market.append(tenant, [market.settled(tenant, epoch=epoch)])
     assert market.issue(tenant, month())["producers_open"] == 1
     (found,) = epochs(market.clickhouse, epoch=epoch)
@@ -524,7 +526,7 @@ def test_thousands_of_records_are_written_off_with_one_request_and_one_approval(
 ) -> None:
     tenant = tenant_of(market, 0)
     market.append(tenant, [market.settled(tenant)])
-    before = len(unreadable_below(market.clickhouse, 0, 1 << 40).excluded)
+    before = len(unreadable_below(market.clickhouse, tenant, 1 << 40).excluded)
     garbage = [market.writer.append("usage", tenant.encode(), f"garbage {n}".encode(), {}) for n in range(1201)]
     coordinates = {future.result(30) for future in garbage}
     market.append(tenant, [market.settled(tenant)])

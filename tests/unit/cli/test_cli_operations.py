@@ -11,11 +11,12 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cli import dead_letters, producers
+from cli import dead_letters, producers, usage
 from cli.app import Subjects, app
 from cli.dead_letter_sets import filter_of
 from events.log.record import Coordinate
 from projections.dead_letters.queries import EVERY, DeadLetterFilter, DeadLetterStatus
+from projections.usage.held_records import HeldRecord
 from projections.usage.producer_epochs import Epoch
 
 HOSTILE = "refused_by_table: [/bold] at [red]row[/x] 1"
@@ -59,6 +60,34 @@ def test_a_filter_is_what_was_written_or_refused() -> None:
             filter_of([term])
     with pytest.raises(typer.BadParameter, match="twice"):
         filter_of(["tenant=a", "tenant=b"])
+
+
+def test_held_usage_is_chosen_by_a_filter_and_never_all_of_it_by_mistake() -> None:
+    wrong = (
+        ["count", "--reason", "r"],
+        ["dismiss", "--reason", "r", "--where", "code=unknown"],
+        ["count", "--reason", "r", "--where", "topic=usage"],
+        ["held", "--code", "unknown"],
+        ["approve", "usage/2/7"],
+    )
+    for words in wrong:
+        refused = CliRunner().invoke(usage.app, words, env={"COLUMNS": "80"})
+        assert refused.exit_code == 2, (words, refused.output)
+
+
+def test_a_table_of_held_usage_fits_eighty_columns_and_shows_what_others_wrote_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage.console, "width", 80)
+    held = HeldRecord(Coordinate("usage", 2, 1_041_000), "held", "t[/]enant", "epoch_unknown", "e", 1, "00" * 32, 1_795_219_200_000_000)
+
+    def found(*_: Any) -> list[HeldRecord]:
+        return [held]
+
+    monkeypatch.setattr(usage, "all_held", found)
+    printed = CliRunner().invoke(usage.app, ["held"])
+    assert printed.exit_code == 0, printed.output
+    (line,) = (line for line in printed.output.splitlines() if "usage/2/1041000" in line)
+    for shown in ("t[/]enant", "epoch_unknown", "held", "2026-11-21 00:00:00"):
+        assert shown in line, printed.output
 
 
 def test_status_imports_no_client_that_it_does_not_ask() -> None:

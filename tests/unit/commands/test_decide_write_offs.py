@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,7 +15,7 @@ from commands.write_offs import record_sets as write_off_set
 from commands.write_offs import records as write_off_record
 from commands.write_offs.log_evidence import GAP_MAX, reading_cost, runs_of
 from commands.write_offs.producers import PRODUCER, ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
-from commands.write_offs.record_sets import RECORD_SET, ApproveRecordSetWriteOff, RequestRecordSetWriteOff, set_name
+from commands.write_offs.record_sets import RECORD_SET, ApproveRecordSetDecision, RequestRecordSetDecision, set_name
 from commands.write_offs.records import RECORD, ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
 from events.facts.fact import UserId
 from events.facts.producers import ProducerWriteOffRequested, ProducerWrittenOff
@@ -23,10 +23,11 @@ from events.facts.topics import key_of
 from events.facts.write_offs import (
     RECORDS_MAX,
     RecordBytes,
-    RecordSetWriteOffRequested,
-    RecordSetWrittenOff,
+    RecordSetDecided,
+    RecordSetDecisionRequested,
     RecordWriteOffRequested,
     RecordWrittenOff,
+    SetDecision,
 )
 from events.log.record import Coordinate
 from tests.support.decisions import given
@@ -105,32 +106,63 @@ def test_a_request_for_other_bytes_replaces_the_one_before() -> None:
 
 LISTED = [RecordBytes(partition=p, offset=o, sha256=THESE) for p, o in ((1, 9), (0, 1041), (0, 7))]
 FOUND = {(r.partition, r.offset): r.sha256 for r in LISTED}
-REQUEST_SET = RequestRecordSetWriteOff("log", "usage", LISTED, "code=not_framed", "a broken exporter", FOUND)
+REQUEST_SET = RequestRecordSetDecision("write_off", "log", "usage", LISTED, "code=not_framed", "a broken exporter", FOUND)
 UNTOUCHED_SET = write_off_set.Untouched()
 
 
 def test_a_set_is_asked_for_by_one_and_approved_by_another_and_is_one_fact_each() -> None:
     (request,) = given(write_off_set, UNTOUCHED_SET).when(REQUEST_SET, "ann").facts
-    assert isinstance(request, RecordSetWriteOffRequested)
+    assert isinstance(request, RecordSetDecisionRequested)
     assert [(r.partition, r.offset) for r in request.records] == [(0, 7), (0, 1041), (1, 9)]
-    assert request.record_set == set_name("log", "usage", LISTED) == set_name("log", "usage", LISTED[::-1])
+    assert request.record_set == set_name("write_off", "log", "usage", LISTED) == set_name("write_off", "log", "usage", LISTED[::-1])
     asked = write_off_set.evolve(UNTOUCHED_SET, request)
-    given(write_off_set, asked).when(ApproveRecordSetWriteOff(), "ann").then_rejected("same_person", "forbidden")
-    (fact,) = given(write_off_set, asked).when(ApproveRecordSetWriteOff(), "bob").facts
-    assert isinstance(fact, RecordSetWrittenOff)
+    given(write_off_set, asked).when(ApproveRecordSetDecision(), "ann").then_rejected("same_person", "forbidden")
+    (fact,) = given(write_off_set, asked).when(ApproveRecordSetDecision(), "bob").facts
+    assert isinstance(fact, RecordSetDecided)
     assert (fact.record_set, fact.records_count, fact.requested_by, fact.approver, fact.version) == (request.record_set, 3, "ann", "bob", 2)
     done = write_off_set.evolve(asked, fact)
     for state, code in ((asked, "already_requested"), (done, "already_written_off")):
         given(write_off_set, state).when(REQUEST_SET, "cy").then_rejected(code, "conflict")
-    given(write_off_set, done).when(ApproveRecordSetWriteOff(), "cy").then_rejected("already_written_off", "conflict")
-    given(write_off_set, UNTOUCHED_SET).when(ApproveRecordSetWriteOff(), "cy").then_rejected("not_requested", "missing")
+    given(write_off_set, done).when(ApproveRecordSetDecision(), "cy").then_rejected("already_written_off", "conflict")
+    given(write_off_set, UNTOUCHED_SET).when(ApproveRecordSetDecision(), "cy").then_rejected("not_requested", "missing")
 
 
 def test_a_set_of_other_records_bytes_topic_or_log_has_another_name() -> None:
     changed = [LISTED[0].model_copy(update={"sha256": OTHERS}), *LISTED[1:]]
-    names = [set_name("log", "usage", LISTED), set_name("log", "usage", LISTED[1:]), set_name("log", "usage", changed)]
-    names += [set_name("log", "models", LISTED), set_name("other", "usage", LISTED)]
+    names = [
+        set_name("write_off", "log", "usage", LISTED),
+        set_name("write_off", "log", "usage", LISTED[1:]),
+        set_name("write_off", "log", "usage", changed),
+    ]
+    names += [set_name("write_off", "log", "models", LISTED), set_name("write_off", "other", "usage", LISTED)]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("decision", ["count", "dismiss"])
+def test_held_usage_is_counted_or_dismissed_by_two_people_and_each_decision_has_a_name_of_its_own(decision: SetDecision) -> None:
+    command = replace(REQUEST_SET, decision=decision)
+    (request,) = given(write_off_set, UNTOUCHED_SET).when(command, "ann").facts
+    assert isinstance(request, RecordSetDecisionRequested)
+    assert (request.decision, request.record_set) == (decision, set_name(decision, "log", "usage", LISTED))
+    asked = write_off_set.evolve(UNTOUCHED_SET, request)
+    given(write_off_set, asked).when(ApproveRecordSetDecision(), "ann").then_rejected("same_person", "forbidden")
+    (fact,) = given(write_off_set, asked).when(ApproveRecordSetDecision(), "bob").facts
+    assert isinstance(fact, RecordSetDecided)
+    assert (fact.decision, fact.records_count, fact.requested_by, fact.approver) == (decision, 3, "ann", "bob")
+    done = write_off_set.evolve(asked, fact)
+    given(write_off_set, done).when(command, "cy").then_rejected("already_decided", "conflict")
+    given(write_off_set, done).when(ApproveRecordSetDecision(), "cy").then_rejected("already_decided", "conflict")
+    assert len({set_name(d, "log", "usage", LISTED) for d in get_args(SetDecision)}) == 3
+
+
+@pytest.mark.parametrize("decision", ["count", "dismiss"])
+def test_only_usage_is_counted_or_dismissed_and_only_the_bytes_that_are_there(decision: SetDecision) -> None:
+    for change, rejection in (
+        ({"topic": "models"}, ("decision_of_usage", "conflict")),
+        ({"found": {(0, 7): THESE, (1, 9): THESE}}, ("record_missing", "missing")),
+        ({"found": {**FOUND, (0, 7): OTHERS}}, ("sha256_differs", "conflict")),
+    ):
+        given(write_off_set, UNTOUCHED_SET).when(replace(REQUEST_SET, decision=decision, **change), "ann").then_rejected(*rejection)
 
 
 @pytest.mark.parametrize(

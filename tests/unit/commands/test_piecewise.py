@@ -27,7 +27,8 @@ LINE = {"model": "model-vision-acme-digits", "model_version": "1.0.0", "provider
 NUMBERS = {"book_version": 1, "amount_per_micros": 7, "per_units": 1, "quantity": 3, "amount_micros": 21}
 JSON = {"content-type": "application/json"}
 WAIT_SHARE_MAX = 0.3
-"""Longest wait of another request, as a share of the time that the bill is read: parsing or validating it in one call takes more."""
+"""Longest wait of another request, as a share of what reading the bill takes, in processor time, which other processes do not change: parsing or
+validating it in one call takes more."""
 
 
 def bill(count: int, /, **more: Any) -> dict[str, Any]:
@@ -76,10 +77,10 @@ def test_others_are_answered_while_the_largest_bill_is_read() -> None:
             posted = asyncio.create_task(client.post("/complete", content=whole(came), headers=JSON))
             await came.wait()
             while not api.read and not posted.done():
-                answered.append(time.monotonic())
+                answered.append(time.process_time())
                 await client.get("/ping")
-                await asyncio.sleep(0)
-            answered.append(time.monotonic())
+                await asyncio.sleep(0.002)
+            answered.append(time.process_time())
             answer = await posted
         assert (answer.status_code, answer.json()) == (200, 100_000), answer.text
         return api, answered

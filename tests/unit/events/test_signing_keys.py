@@ -11,7 +11,7 @@ import pytest
 from events.log.record import Record
 from events.log.signature import is_signed, signed_headers
 from events.process.settings import Settings
-from events.process.signing_keys import KeyMissing, PublicKeys, mint_keys, public_keys, signing_key
+from events.process.signing_keys import SIGNERS, KeyMissing, PublicKeys, mint_keys, public_keys, signing_key
 from tests.support.todays_codec import RELAY_KEY, SETUP_KEY, settings_with_keys
 
 
@@ -21,11 +21,16 @@ def test_processes_that_start_at_once_share_one_pair_of_keys_that_only_the_owner
         public_keys(settings, "setup")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(mint_keys, [settings] * 8))
-    for signer in ("setup", "relay"):
+    for signer in SIGNERS:
         key = signing_key(settings, signer)
         assert public_keys(settings, signer).verify(key.key_id, b"said", key.sign(b"said"))
         assert stat.S_IMODE((tmp_path / "keys" / f"{signer}.key").stat().st_mode) == 0o600
-    assert signing_key(settings, "setup").key_id != signing_key(settings, "relay").key_id
+    assert len({signing_key(settings, signer).key_id for signer in SIGNERS}) == 3
+
+
+def test_the_signer_makes_its_own_key_and_no_other(tmp_path: Path) -> None:
+    mint_keys(Settings(data=tmp_path), ["market"])
+    assert {file.name for file in (tmp_path / "keys").iterdir()} == {"market.key", "market.pub"}
 
 
 def test_a_process_with_public_keys_in_its_settings_makes_no_keys_and_cannot_sign(tmp_path: Path) -> None:

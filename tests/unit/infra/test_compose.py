@@ -14,7 +14,7 @@ import yaml
 from events.process.settings import Settings
 from infra.clickhouse_local.grants import OWN_ROLES, ROLES, server_role_user, server_statements
 from infra.install import LOCK, UV_LOCK, python_install
-from infra.launcher.part_secrets import NEEDED, REGISTRY, SECRETS
+from infra.launcher.part_secrets import KAFKA, NEEDED, REGISTRY, SECRETS
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ROOT / "infra" / "docker-compose.yml"
@@ -39,7 +39,7 @@ def modules_of(service: dict[str, Any]) -> list[str]:
 
 
 def test_every_part_of_the_market_is_a_service() -> None:
-    ours = {"prepare", "commands", "relay", "worker-0", "worker-1", "queries", "biller", "controller"}
+    ours = {"prepare", "commands", "relay", "worker-0", "worker-1", "queries", "biller", "controller", "signer"}
     engines = {
         "kafka-1",
         "kafka-2",
@@ -113,9 +113,9 @@ def test_the_image_installs_its_packages_as_set_up_does() -> None:
 def test_a_service_is_given_the_secrets_it_needs_and_no_other(name: str) -> None:
     given = {variable.removeprefix("MODELMARKET_") for variable in settings_of(SERVICES[name])} & set(SECRETS)
     assert given == NEEDED[name.partition("-")[0]] - {REGISTRY}, "the registry asks for none here: it is in a private network"
-    role = settings_of(SERVICES[name])["MODELMARKET_KAFKA_SASL_USERNAME"]
-    assert role == name.partition("-")[0]
-    assert settings_of(SERVICES[name])["MODELMARKET_KAFKA_SASL_PASSWORD"] == f"${{KAFKA_{role.upper()}_PASSWORD:?}}"
+    role = settings_of(SERVICES[name]).get("MODELMARKET_KAFKA_SASL_USERNAME", "")
+    assert role == ("" if KAFKA not in given else name.partition("-")[0])
+    assert not role or settings_of(SERVICES[name])["MODELMARKET_KAFKA_SASL_PASSWORD"] == f"${{KAFKA_{role.upper()}_PASSWORD:?}}"
 
 
 def test_clickhouse_has_the_users_and_rights_of_the_local_one_and_each_service_is_its_own_role() -> None:
@@ -172,6 +172,7 @@ def test_the_health_check_asks_the_port_on_which_the_process_answers(monkeypatch
         "queries": settings.query_port,
         "biller": settings.biller_health_port,
         "controller": settings.controller_health_port,
+        "signer": settings.signer_port,
     }
     asked = {name: int(SERVICES[name]["healthcheck"]["test"][-1]) for name in expected}
     assert asked == expected
@@ -184,7 +185,8 @@ def test_only_the_gpu_worker_reserves_a_gpu() -> None:
     assert device["capabilities"] == ["gpu"]
 
 
-def test_a_private_key_is_in_the_environment_of_its_signer_alone() -> None:
-    holders = {"MODELMARKET_SETUP_KEY": {"prepare"}, "MODELMARKET_RELAY_KEY": {"relay"}}
+def test_a_private_key_is_in_the_environment_of_its_signer_alone_and_the_signers_password_in_those_of_gateways_too() -> None:
+    holders = {"MODELMARKET_SETUP_KEY": {"prepare"}, "MODELMARKET_RELAY_KEY": {"relay"}, "MODELMARKET_MARKET_KEY": {"signer"}}
+    holders["MODELMARKET_SIGNER_PASSWORD"] = {"signer", "ray-head", "ray-gpu-worker"}
     for variable, wanted in holders.items():
         assert {name for name, service in SERVICES.items() if variable in settings_of(service)} == wanted

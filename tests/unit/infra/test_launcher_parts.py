@@ -115,6 +115,11 @@ def test_a_part_is_given_the_secrets_it_needs_and_no_other(parts: dict[str, Part
         assert {f"MODELMARKET_{secret}" for secret in SECRETS if secret not in needed} <= withheld
         assert not any(f"MODELMARKET_{secret}" in part.environment for secret in needed)
     assert parts["ray"].environment["MODELMARKET_ADMIN_KEY"] == ""
+    given = {
+        secret: {part.name for part in parts.values() if part.command and f"MODELMARKET_{secret}" not in part.environment}
+        for secret in ("MARKET_KEY", "SIGNER_PASSWORD")
+    }
+    assert given == {"MARKET_KEY": {"signer"}, "SIGNER_PASSWORD": {"signer", "ray"}}
 
 
 def test_settings_survive_the_environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

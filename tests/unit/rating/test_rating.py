@@ -12,7 +12,7 @@ from events.facts.meters import METERS, Meter
 from rating.bill import make_bill
 from rating.book import BookVersion, Price, PriceBook, round_half_up
 from rating.rules import DAY_US, EARLY_US_MAX, LATE_US_MAX, UsageRecord, effective_us
-from rating.statement import Bucket, Cutoff, LineKey, Statement, difference, rate, statement_of
+from rating.statement import Bucket, Cutoff, LineKey, Place, Statement, StatementBuilder, difference, rate, statement_of
 
 NOON = 1_790_000_000_000_000
 CALLS, TOKENS = METERS.index("calls"), METERS.index("input_tokens")
@@ -368,6 +368,27 @@ def test_a_bill_names_what_it_excluded_and_without_any_its_bytes_are_those_of_be
     none, some = (make_bill(cut_of(1, cutoff), Statement(), Statement(), frozenset(), offsets) for offsets in ((), (9, 4)))
     assert none.content().keys() & {"excluded", "records_written_off"} == set()
     assert (some.content()["excluded"], some.content()["records_written_off"]) == ([4, 9], 2)
+
+
+def test_a_copy_counts_as_one_only_of_what_a_producer_proved_and_not_of_what_people_counted() -> None:
+    """Both sources must class it alike: the tables know a copy by the chain, where what people counted is not."""
+    forged, signed = call(0, "a"), call(3, "b")
+    classed: list[tuple[UsageRecord, Place]] = [
+        (forged, "decided"),
+        (replace(forged, offset=1), "repeated"),
+        (replace(forged, offset=2), "whole"),
+        (signed, "whole"),
+        (call(4, "b", model="model-b"), "whole"),
+        (call(5, "b", model="model-b"), "repeated"),
+        (replace(forged, offset=6), "repeated"),
+        (call(7, "c"), "held"),
+        (call(8, "d", model="model-c"), "decided"),
+    ]
+    builder = StatementBuilder(everything([record for record, _ in classed]), BOOK, frozenset())
+    for record, place in classed:
+        builder.add(record, place)
+    counts = builder.statement().counts
+    assert (counts.claimed, counts.held, counts.copied, counts.conflicting) == (3, 2, 2, 2)
 
 
 def test_a_line_that_is_voided_away_is_given_back() -> None:

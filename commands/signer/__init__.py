@@ -1,0 +1,1 @@
+"""The one process that holds the market's key, and says with it whose a producer epoch's key is."""
