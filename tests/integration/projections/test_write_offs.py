@@ -334,6 +334,45 @@ def test_a_written_off_record_that_is_read_later_is_on_the_next_bill_and_no_issu
     market.recompute_as_a_stranger(tenant, 2)
 
 
+def test_what_follows_a_lost_record_of_its_chain_is_held_and_billed_when_it_is_read(market: Market, second: str) -> None:
+    """And an unreadable record holds back nobody's bill but its tenant's (K9, K13)."""
+    tenant, neighbour = tenant_of(market, 3), tenant_of(market, 3)
+    late = newer_schema(market, "InvocationSettled")
+    first, frame = market.settled(tenant), market.settled(tenant)
+    value = market.usage.rewritten(tenant, frame, reframed(late, frame))
+    market.append(tenant, [first])
+    at = put(market, tenant, value)
+    market.append(tenant, [market.settled(tenant), market.settled(tenant)])
+    market.append(neighbour, [market.settled(neighbour)])
+    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
+    waits(market, tenant, 1, "dead_letters")
+    theirs = market.issue(neighbour, month())
+    assert (theirs["facts"]["claimed"], theirs["facts"]["held"], at.offset in theirs["excluded"]) == (1, 0, False)
+
+    give_up(market, second, at, value)
+    bill = issued(market, tenant, 1)
+    lost = bill["records_written_off"]
+    assert (bill["facts"]["claimed"], bill["facts"]["held"], at.offset in bill["excluded"]) == (1, 2, True)
+    assert claimed(market, tenant) == {1: (1, 0, lost)}
+
+    market.restart()  # a verifier that knows only what the tables say
+    publish(market, late)
+    market.codec = Codec(read_schemas(market.reader)[0])
+    redrive = Redrive(market.settings, market.clickhouse)
+    assert redrive.retry(at).kind == "redriven"
+    redrive.close()
+    market.fold()
+    assert claimed(market, tenant) == {1: (1, 0, lost)}, "the issued bill is what it was"
+    market.verifier.advance(dict.fromkeys(range(PARTITIONS), 0))  # as if an older copy of the tables had been restored
+    market.append(tenant, [market.settled(tenant)])
+    then = market.issue(tenant, month())
+    assert (then["facts"]["claimed"], then["facts"]["held"], at.offset in then["excluded"]) == (4, 0, False)
+    assert claimed(market, tenant) == {1: (1, 0, lost), 2: (4, 0, lost - 1)}
+    for number in (1, 2):
+        market.recompute_as_a_stranger(tenant, number)
+    market.recompute_as_a_stranger(neighbour, 1)
+
+
 def test_a_written_off_record_that_can_be_read_is_reported_until_it_is_read_again(market: Market, second: str, run: Run) -> None:
     """Its schema was published and nobody tried it again: the table still leaves it out, the log has it."""
     tenant, neighbour = tenant_of(market, 2), tenant_of(market, 2)
