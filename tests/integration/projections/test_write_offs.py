@@ -355,9 +355,9 @@ def test_what_follows_a_lost_record_of_its_chain_is_held_and_billed_when_it_is_r
     assert (bill["facts"]["claimed"], bill["facts"]["held"], at.offset in bill["excluded"]) == (1, 2, True)
     assert claimed(market, tenant) == {1: (1, 0, lost)}
 
-    market.restart()  # a verifier that knows only what the tables say
     publish(market, late)
     market.codec = Codec(read_schemas(market.reader)[0])
+    market.restart()  # a verifier that knows only what the tables say, and the schemas of today
     redrive = Redrive(market.settings, market.clickhouse)
     assert redrive.retry(at).kind == "redriven"
     redrive.close()
