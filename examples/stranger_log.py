@@ -48,6 +48,7 @@ class Log:
         """`relay_keys`, `market_keys`: Ed25519 public keys in hex, with commas between."""
         self.relay_keys, self.market_keys = public_keys(relay_keys), public_keys(market_keys)
         config: dict[str, Any] = {"bootstrap.servers": broker, "group.id": "stranger", "enable.auto.commit": False}
+        config["fetch.wait.max.ms"] = 10  # a broker that waits for more records answers no other question meanwhile
         if role:
             password = Path(password_file).read_text().strip()
             sign_in = {"sasl.mechanism": "PLAIN", "sasl.username": role, "sasl.password": password}

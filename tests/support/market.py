@@ -61,7 +61,7 @@ class Market:
         self.settings = settings
         self.reader, self.clickhouse = Reader(settings, "market"), ClickHouse(settings)
         self.clickhouse_of_biller = ClickHouse(settings.model_copy(update={"clickhouse_user": "bills"}))
-        self.codec, self.log_id = open_codec(settings, self.reader)
+        self.read_schemas()
         self.writer = Writer(settings, "market")
         self.admin = admin_key(settings)
         self.commands = httpx.Client(base_url=settings.commands, headers={"Authorization": f"Bearer {self.admin}"}, timeout=30)
@@ -74,6 +74,10 @@ class Market:
         self.writer.close()
         self.reader.close()
         self.commands.close()
+
+    def read_schemas(self) -> None:
+        """A codec that knows every schema of the log, and those that come later; it may have asked for one of them too early."""
+        self.codec, self.log_id = open_codec(self.settings, self.reader)
 
     # --- the sinks, driven by hand
 

@@ -41,7 +41,7 @@ from events.log.record import Record
 from events.process.settings import Settings
 from events.process.signing_keys import PublicKeys
 from infra.install import find_postgres
-from tests.support.postgres_server import running_postgres
+from tests.support.servers.postgres_server import running_postgres
 from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SETUP_KEY, RelayedLog, todays_codec
 
 Opener = Callable[[], Store]

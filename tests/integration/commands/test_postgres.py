@@ -20,7 +20,7 @@ from infra.launcher.ports import free_block
 from tests.support.command_processes import ADMIN, ROOT, CommandClient, Process, environment
 from tests.support.decided_log import check_complete
 from tests.support.polling import eventually, health, is_ready
-from tests.support.postgres_server import running_postgres
+from tests.support.servers.postgres_server import running_postgres
 from tests.support.stacks import prepared_log, reached_from_elsewhere
 from tests.support.tenant_creator import TenantCreator, wait_relayed
 

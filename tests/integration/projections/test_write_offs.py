@@ -22,10 +22,10 @@ from events.facts.meters import METERS, READINGS
 from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
-from events.log.schemas import append_signed, read_schemas
+from events.log.schemas import append_signed
 from events.process.clock import now_us
 from events.process.signing_keys import signing_key
-from events.schema.codec import Codec, Schema
+from events.schema.codec import Schema
 from events.schema.registry import SchemaRegistry
 from projections.bills.bill_from_log import UsageLog, bills_from_log, epochs_ended, tenant_bills
 from projections.bills.bill_from_tables import cuts_of, unreadable_below
@@ -299,7 +299,7 @@ def test_a_record_whose_schema_came_late_is_read_again_and_billed_once(market: M
     assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in coordinates} == {"redriven"}
     bill = issued(market, tenant, 1)
     assert (bill["facts"]["claimed"], bill["records_written_off"], bill["total_micros"]) == (3, lost, 3_000_000)
-    market.codec = Codec(read_schemas(market.reader)[0])
+    market.read_schemas()
     assert claimed(market, tenant) == {1: (3, 0, lost)}
 
 
@@ -318,7 +318,7 @@ def test_a_written_off_record_that_is_read_later_is_on_the_next_bill_and_no_issu
     assert claimed(market, tenant) == {1: (1, 0, lost)}
 
     publish(market, late)
-    market.codec = Codec(read_schemas(market.reader)[0])
+    market.read_schemas()
     redrive = Redrive(market.settings, market.clickhouse)
     assert redrive.retry(at).kind == "redriven"
     redrive.close()
@@ -356,7 +356,7 @@ def test_what_follows_a_lost_record_of_its_chain_is_held_and_billed_when_it_is_r
     assert claimed(market, tenant) == {1: (1, 0, lost)}
 
     publish(market, late)
-    market.codec = Codec(read_schemas(market.reader)[0])
+    market.read_schemas()
     market.restart()  # a verifier that knows only what the tables say, and the schemas of today
     redrive = Redrive(market.settings, market.clickhouse)
     assert redrive.retry(at).kind == "redriven"
@@ -387,7 +387,7 @@ def test_a_written_off_record_that_can_be_read_is_reported_until_it_is_read_agai
     assert (first["facts"]["claimed"], at.offset in first["excluded"]) == (1, True)
 
     publish(market, late)
-    market.codec = Codec(read_schemas(market.reader)[0])
+    market.read_schemas()
     for whose in (neighbour, tenant):
         market.append(whose, [market.settled(whose)])
         market.command("POST", f"/v1/bills/{whose}/{month()}/cut")
@@ -429,7 +429,7 @@ def test_a_biller_that_began_before_a_schema_makes_the_bill_of_one_that_began_af
 
     market.fold_until(posted, "the bill is posted")
     assert isinstance(outcomes[-1], Issued) and outcomes[-1].bill.producers_open == 0
-    market.codec = Codec(read_schemas(market.reader)[0])
+    market.read_schemas()
     assert claimed(market, tenant)[1][1] == 0
 
 

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 from events.process.passwords import clickhouse_password_file
 from events.process.settings import Settings
+from infra.launcher.ports import free_block
 
 START_S_MAX = 30
 
 
 class ClickHouseProcess:
     def __init__(self, folder: Path, **settings: str) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = int(s.getsockname()[1])
+        self._ports = ExitStack()  # they are free for others when this object is gone
         self.environment = {
             "MODELMARKET_DATA": str(folder),
-            "MODELMARKET_BASE_PORT": str(self.port - 3 if self.port - 3 <= 65335 else 60000),
+            "MODELMARKET_BASE_PORT": str(self._ports.enter_context(free_block())),
             **{f"MODELMARKET_{k.upper()}": v for k, v in settings.items()},
         }
         self.settings = Settings.model_validate({k.removeprefix("MODELMARKET_").lower(): v for k, v in self.environment.items()})

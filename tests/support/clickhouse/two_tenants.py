@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +18,7 @@ from projections.query_api.app import make_app
 from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.request_context import Queries
 from projections.tables import apply_tables
+from tests.support.servers.server_thread import running_server
 
 TENANTS = ("acme", "globex")
 KEYS = {"acme": "mm_acme-reads", "globex": "mm_globex-reads", "caller": "mm_only-calls"}
@@ -54,10 +53,5 @@ def query_api(settings: Settings, accounts: KeysFromLog) -> Generator[None]:
     accounts.apply("ApiKeyIssued", issued("acme", KEYS["caller"], "invoke"), AT)
     app = make_app(Queries(ClickHouse(settings), accounts, lambda: 0.0, lambda: True, 60))
     server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", settings.query_port, log_config=None))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield
-    server.should_exit = True
-    thread.join(10)
+    with running_server(server):
+        yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import stat
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from events.process.signing_keys import SigningKey
 from events.producers.epoch_key import EpochCertificate, is_certified
 from infra.launcher.ports import free_block
 from serving.metering.epoch_certificate import SignerRefused, SignerUnavailable, certified
+from tests.support.servers.server_thread import running_server
 from tests.support.todays_codec import MARKET_KEY, MARKET_KEYS, RELAY_KEY, settings_with_keys
 
 PASSWORD, EPOCH_KEY = "the-password-of-the-gateways", SigningKey(bytes(32))
@@ -33,15 +33,8 @@ WHOSE = ("log", "gateway-1", "e-1")
 def running(port: int = 0, key: SigningKey = MARKET_KEY, password: str = PASSWORD) -> Generator[str]:
     """The signer on a port of this process: its URL."""
     server = make_server(make_signer(key, password), "127.0.0.1", port, lifespan="off")
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
+    with running_server(server):
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture(scope="module")

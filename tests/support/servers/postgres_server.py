@@ -6,16 +6,17 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from infra.launcher.ports import free_block
 
 START_S_MAX = 30
 
@@ -23,8 +24,7 @@ START_S_MAX = 30
 @contextmanager
 def running_postgres(bin_folder: Path) -> Generator[str]:
     """The URL of an empty database."""
-    folder = Path(tempfile.mkdtemp(prefix="mm-pg-"))
-    user = _user()
+    folder, user, ports = Path(tempfile.mkdtemp(prefix="mm-pg-")), _user(), ExitStack()
     try:
         if user is not None:
             os.chown(folder, user.pw_uid, user.pw_gid)
@@ -38,7 +38,7 @@ def running_postgres(bin_folder: Path) -> Generator[str]:
             cwd=folder,
             **who,
         )
-        port = _free_port()
+        port = ports.enter_context(free_block())
         settings = (
             "listen_addresses=127.0.0.1",
             f"port={port}",
@@ -66,6 +66,7 @@ def running_postgres(bin_folder: Path) -> Generator[str]:
                 server.kill()
                 server.wait(10)
     finally:
+        ports.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -79,12 +80,6 @@ def _user() -> pwd.struct_passwd | None:
         except KeyError:
             continue
     raise RuntimeError("neither user postgres nor nobody exists")
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _wait(url: str, server: subprocess.Popen[Any], log: Path) -> None:
