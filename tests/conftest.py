@@ -34,13 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long rows first. Whoever runs tests that start processes has them ended, too, when a time-out ends the whole run."""
     if any(not item.nodeid.startswith(PURE) for item in items):
         start_reaper()
-    items.sort(key=lambda item: ROWS.get(_row(item.nodeid), len(ROWS)))
+    order = {row: index for index, row in enumerate(LONG_ROWS)}
+    items.sort(key=lambda item: order.get(_row(item.nodeid), len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Tests that share stacks are one row, on one worker: Ray and its gateway, stacks of all kinds, logs with tables. Two rows run side by
-    side; the files of quick tests fill the gaps. (xdist's own groups do nothing with pytest 9.2, which keeps a test's id elsewhere.)"""
+    """Tests that share stacks are one row, on one worker: a file, or those that share a gateway. (xdist's own groups do nothing
+    with pytest 9.2, which keeps a test's id elsewhere.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class Rows(LoadScopeScheduling):
@@ -52,20 +53,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 PURE = ("tests/unit/", "tests/tidy/")
 """Tests that start no process, or one that they end themselves."""
-ROWS = {"gateway": 0, "stacks": 1, "tables": 2}
-"""In the order in which they begin; quick tests come after them."""
-_ROW_OF = {
-    "tests/integration/serving/": "gateway",
-    "tests/e2e/test_open_inference_client.py": "gateway",
-    "tests/integration/projections/": "tables",
-    "tests/integration/": "stacks",
-    "tests/e2e/": "stacks",
-}
+_GATEWAY = ("tests/integration/serving/", "tests/e2e/test_open_inference_client.py")
+"""They share Ray and a gateway."""
+_TABLES = "tests/integration/projections"
+LONG_ROWS = (
+    *("gateway", f"{_TABLES}/test_usage_pipeline.py", f"{_TABLES}/test_books.py", "tests/e2e/test_demo.py"),
+    *(f"{_TABLES}/test_write_offs.py", "tests/integration/infra/test_launcher.py", "tests/integration/commands/test_relay.py"),
+    *(f"{_TABLES}/test_held_usage.py", f"{_TABLES}/test_mutants.py"),
+)
+"""In the order in which they begin; shorter ones come after them and fill the gaps."""
 
 
 def _row(nodeid: str) -> str:
-    path = nodeid.partition("::")[0]
-    return next((row for start, row in _ROW_OF.items() if path.startswith(start)), path)
+    return "gateway" if nodeid.startswith(_GATEWAY) else nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")
