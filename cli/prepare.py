@@ -18,7 +18,9 @@ from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
 from projections.tables import apply_tables
 
 logger = logging.getLogger(__name__)
-PREPARE_S_MAX = 60.0
+PREPARE_S_MAX = 100.0
+"""The registry may still be starting."""
+AGAIN_S = 0.2
 
 
 def prepare(settings: Settings) -> None:
@@ -63,7 +65,7 @@ def main() -> int:
                 logger.error("preparation stops after %.0f s: %s. `modelmarket status` says which part is not healthy", PREPARE_S_MAX, e)
                 return 1
             logger.warning("what preparation needs does not answer yet, waiting: %s", e)
-            time.sleep(0.5)
+            time.sleep(AGAIN_S)
 
 
 if __name__ == "__main__":

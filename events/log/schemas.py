@@ -48,11 +48,12 @@ def publish(settings: Settings, writer: Writer, reader: Reader) -> list[str]:
     schemas, log_id = recorded.schemas, recorded.log_id
     registry.require_compatibility()
     todays = todays_schemas()
-    for known in sorted(schemas.by_id.values(), key=lambda s: s.schema_id):
+    on_log = {(s.schema_id, s.subject): s for s in (*schemas.by_id.values(), *schemas.current.values())}
+    for _, known in sorted(on_log.items()):
         compare(registry, known)
     codec_schemas = SchemaSet()
     for subject, definition in todays.items():
-        schema_id = registry.register(subject, definition)
+        schema_id = schemas.current[subject].schema_id if subject in schemas.current else registry.register(subject, definition)
         known = schemas.by_id.get(schema_id)
         if known is not None and known.definition != definition:
             raise LogMismatch(

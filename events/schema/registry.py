@@ -1,16 +1,24 @@
 """The schema registry over its Confluent API. The only file that imports the registry client.
 
+What each process does at its start, and once for each schema, goes past that client: to load it and to ask it took 0.3 s of processor time.
+
 Subject = `<topic>-<record name>` (TopicRecordNameStrategy), compatibility BACKWARD_TRANSITIVE.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import json
+from functools import cached_property, partial
 from typing import Any
+from urllib.parse import quote
+
+import urllib3
 
 from events.process.settings import Settings
 
 COMPATIBILITY = "BACKWARD_TRANSITIVE"
+ANSWER_S_MAX = 10.0
+ANSWER_BYTES_MAX = 16 << 20
 
 
 class RegistryUnavailable(Exception):
@@ -25,13 +33,22 @@ class SchemaRegistry:
     """The Confluent API of a schema registry, in the calls we need."""
 
     def __init__(self, settings: Settings) -> None:
-        # Here and not above: the client loads 0.4 s of libraries, and most processes only name this module's exceptions.
+        self._url, self._user = settings.registry, settings.registry_user
+        self._password = settings.registry_password.get_secret_value()
+
+    @cached_property
+    def _client(self) -> Any:
         from confluent_kafka.schema_registry import SchemaRegistryClient
 
-        config: dict[str, Any] = {"url": settings.registry, "timeout": 10}
-        if settings.registry_user:
-            config["basic.auth.user.info"] = f"{settings.registry_user}:{settings.registry_password.get_secret_value()}"
-        self._client = SchemaRegistryClient(config)
+        config: dict[str, Any] = {"url": self._url, "timeout": ANSWER_S_MAX}
+        if self._user:
+            config["basic.auth.user.info"] = f"{self._user}:{self._password}"
+        return SchemaRegistryClient(config)
+
+    @cached_property
+    def _connections(self) -> urllib3.PoolManager:
+        sign_in = urllib3.make_headers(basic_auth=f"{self._user}:{self._password}") if self._user else {}
+        return urllib3.PoolManager(headers=sign_in, timeout=ANSWER_S_MAX, retries=False)
 
     def require_compatibility(self) -> None:
         self._call(lambda: self._client.set_compatibility(level=COMPATIBILITY))
@@ -44,11 +61,18 @@ class SchemaRegistry:
 
     def schema(self, subject: str, schema_id: int) -> str | None:
         """The text under an id, None when the registry does not know it."""
+        url = f"{self._url}/schemas/ids/{schema_id}?subject={quote(subject, safe='')}"
         try:
-            # A fresh client each time would lose its cache; the cache is what makes this cheap for ids shared by subjects.
-            return self._call(lambda: self._client.get_schema(schema_id, subject_name=subject)).schema_str
-        except KeyError:
-            return None
+            answer = self._connections.request("GET", url, preload_content=False)
+            body = answer.read(ANSWER_BYTES_MAX)
+            (answer.release_conn if len(body) < ANSWER_BYTES_MAX else answer.close)()
+            if answer.status == 404:
+                return None
+            if answer.status == 200:
+                return str(json.loads(body)["schema"])
+        except (urllib3.exceptions.HTTPError, LookupError, TypeError, ValueError) as e:
+            raise RegistryUnavailable(f"schema id {schema_id}: {type(e).__name__}: {e}") from e
+        raise RegistryUnavailable(f"schema id {schema_id}: the registry answered {answer.status}: {body[:500]!r}")
 
     def ids(self, subject: str) -> set[int]:
         """Of every version of a subject; none where it does not know the subject."""

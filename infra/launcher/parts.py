@@ -121,7 +121,8 @@ def clickhouse(settings: Settings) -> Part:
 
 
 def prepare() -> Part:
-    return Part("prepare", module("cli.prepare"), ExitProbe(), after=("kafka", "registry", "clickhouse"))
+    """It makes topics while the registry is still starting, and waits for that itself."""
+    return Part("prepare", module("cli.prepare"), ExitProbe(), after=("kafka", "clickhouse"))
 
 
 def processes(settings: Settings) -> list[Part]:

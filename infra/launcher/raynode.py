@@ -94,6 +94,7 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Serve's own handling of each request took half the gateway's time; the middleware goes past it.
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.hosting.ray_direct_ingress:middlewares",
+        "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "infra.rayhook:fallback_proxy_later",
         # An update waits this long for each replica it drains (default 30).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(settings.port(REPLICA_HTTP.start)),

@@ -119,7 +119,8 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     def aborted() -> list[dict[str, Any]]:
         return [body for _, body, _ in gateway.usage() if body.get("outcome") == "aborted"]
 
-    before = len(aborted())
+    before, url = len(aborted()), f"http://{gateway.settings.host}:{gateway.settings.port(port_offset)}"
+    eventually(lambda: httpx.get(f"{url}/healthz").is_success, "the way to the gateway is there: Serve's own proxy begins last")
     (replica,) = eventually(lambda: gateway.pids("ServeReplica:model-vision-core-digits-v1.0.0"), "the test before left a replica")
     os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
     try:
