@@ -53,7 +53,7 @@ check-types:
 
 # One process per core; the tests of one file share its fixtures.
 check-tests:
-	@$(PY) -m pytest -n logical --maxprocesses 8 tests/unit tests/contract tests/tidy
+	@$(PY) -m pytest -n logical --maxprocesses 8 -m 'not soak and not engine' tests/unit tests/contract tests/tidy
 
 bench: setup ## measure on a stack of its own; tables in bench/results
 	@$(PY) -m bench

@@ -35,6 +35,8 @@ from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHous
 from tests.support.clickhouse.block_reader import read_back
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
+pytestmark = pytest.mark.engine
+
 ROWS = 200_000
 
 

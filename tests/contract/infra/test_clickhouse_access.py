@@ -24,6 +24,8 @@ from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.clickhouse.two_tenants import AT, KEYS, TENANTS, fill_tables, issued, query_api
 from tests.support.polling import eventually
 
+pytestmark = pytest.mark.engine
+
 ACCOUNTS = KeysFromLog()
 """What the query API knows of keys; a test revokes one."""
 

@@ -18,6 +18,8 @@ from rating.bill import Bill
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.todays_codec import RecordedLog, todays_codec
 
+pytestmark = pytest.mark.engine
+
 BLOCKED = [f"blocked-{n}" for n in range(7)]
 LAST = "zeta"
 

@@ -25,6 +25,8 @@ from projections.usage import held
 from projections.usage.views import usage_statements
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
+pytestmark = pytest.mark.engine
+
 OTHERS = [Coordinate(topic, 0, n) for topic in ("deployments", "zeta") for n in range(3)]
 USAGE = [Coordinate("usage", n % 3, n) for n in range(14)]
 READ = USAGE[4]

@@ -15,6 +15,8 @@ from projections.usage.producer_epochs import PRODUCERS_MAX, epochs
 from projections.usage.views import usage_statements
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
+pytestmark = pytest.mark.engine
+
 STARTS = PRODUCERS_MAX + 500
 """Starts of gateways; but for the very first, each of them ended in order."""
 

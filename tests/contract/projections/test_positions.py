@@ -14,6 +14,8 @@ from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.table_offsets import DenseEnds, dense_end
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
+pytestmark = pytest.mark.engine
+
 BUCKET, AT_ONCE = 10, 3
 """As small as it takes for a few hundred offsets to be many statements."""
 PARTITION = 2

@@ -27,6 +27,8 @@ from rating.book import PriceBook
 from rating.statement import Cutoff, StatementBuilder
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
+pytestmark = pytest.mark.engine
+
 TENANT, DAY_MS, FIRST_MS = "repeats", 86_400_000, 1_700_000_000_000
 PARTITION = partition_of(TENANT.encode(), 4)
 CALLS = 40

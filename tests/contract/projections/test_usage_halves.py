@@ -26,6 +26,8 @@ from projections.usage.views import usage_statements
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.todays_codec import todays_schema_set
 
+pytestmark = pytest.mark.engine
+
 EACH = SHARED_ROWS_MIN // 2 + 500
 """Records of each of two partitions: together more than one insert takes."""
 Published = list[tuple[int, int]]

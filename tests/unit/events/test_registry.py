@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from pydantic import SecretStr
 
 from events.process.settings import Settings
 from events.schema import registry
@@ -57,7 +58,7 @@ def test_an_id_is_asked_for_under_its_subject_with_the_password_on_one_connectio
     known, url = answers
     asked = "/schemas/ids/7?subject=usage-a%2Fb"
     known.at[asked] = (200, json.dumps({"schema": TEXT}).encode())
-    there = SchemaRegistry(Settings(registry_url=url, registry_user="market", registry_password="s3cret"))
+    there = SchemaRegistry(Settings(registry_url=url, registry_user="market", registry_password=SecretStr("s3cret")))
     assert [there.schema("usage-a/b", 7), there.schema("usage-a/b", 8), there.schema("usage-a/b", 7)] == [TEXT, None, TEXT]
     assert {sign_in for _, sign_in in known.asked} == {"Basic " + base64.b64encode(b"market:s3cret").decode()}
     assert len(known.connections) == 1
