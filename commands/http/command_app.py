@@ -72,7 +72,7 @@ class CommandApp:
     """Built once per process, by `open_command_app`."""
 
     def __init__(self, settings: Settings, store: Store, codec: Codec, log_id: str, reader: Reader) -> None:
-        self.settings, self.store, self.log_id = settings, store, log_id
+        self.settings, self.store, self.codec, self.log_id = settings, store, codec, log_id
         self.aggregates = Aggregates(store, codec)
         secret = admin_key_or_fresh(settings, api_key(secrets.token_bytes(ENTROPY_BYTES)))
         self.keys = KeysFromStore(store, codec, first_admin_digest(secret))

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from commands.write_offs.producers import EpochStatus
 from events.facts.producers import ProducerClosed, ProducerOpened
 from events.facts.topics import TOPICS
+from events.facts.usage import InvocationSettled, InvocationVoided
 from events.log.client import LogMismatch, Reader
-from events.log.record import Coordinate
+from events.log.partitioner import partition_of
+from events.log.record import Coordinate, Record
 from events.schema.codec import Codec, Undecodable
 
 GAP_MAX = 1000
 """Offsets between two records of a set that are read rather than skipped: a new position costs about as much."""
 RECORDS_READ_MAX = 500_000
 """Read for one set, a new position counted as `GAP_MAX`: some ten seconds."""
+USAGE_FACTS = (InvocationSettled.__name__, InvocationVoided.__name__)
 Run = Sequence[tuple[int, int]]
 """(partition, offset) of records of one partition, ascending, with no gap above `GAP_MAX`."""
+
+
+class RecordOnLog(NamedTuple):
+    """`billable`: it is usage that can be read, in the partition of its tenant, which is all that a bill of the tenant looks at."""
+
+    sha256: bytes
+    billable: bool
 
 
 def sha256_at(reader: Reader, at: Coordinate) -> bytes | None:
@@ -47,17 +58,28 @@ def reading_cost(runs: Sequence[Run]) -> int:
     return sum(GAP_MAX + run[-1][1] - run[0][1] for run in runs)
 
 
-def sha256s_at(reader: Reader, topic: str, runs: Sequence[Run]) -> Mapping[tuple[int, int], bytes]:
-    """Of the value at each place where the log has a record."""
+def records_at(reader: Reader, codec: Codec, topic: str, runs: Sequence[Run]) -> Mapping[tuple[int, int], RecordOnLog]:
+    """What is at each place where the log has a record."""
     partitions = range(TOPICS[topic].partitions)
-    found: dict[tuple[int, int], bytes] = {}
+    found: dict[tuple[int, int], RecordOnLog] = {}
     for run in runs:
         partition, wanted = run[0][0], {offset for _, offset in run}
         ends = {p: run[-1][1] + 1 if p == partition else 0 for p in partitions}
         for record in reader.read(topic, {partition: run[0][1]}, ends):
             if record.offset in wanted:
-                found[partition, record.offset] = hashlib.sha256(record.value or b"").digest()
+                sha256 = hashlib.sha256(record.value or b"").digest()
+                found[partition, record.offset] = RecordOnLog(sha256, _is_billable(codec, record))
     return found
+
+
+def _is_billable(codec: Codec, record: Record) -> bool:
+    if record.topic != "usage":
+        return False
+    try:
+        name, body = codec.decode(record.value)
+    except Undecodable:
+        return False
+    return name in USAGE_FACTS and partition_of(body["tenant"].encode(), TOPICS["usage"].partitions) == record.partition
 
 
 def epoch_status(reader: Reader, codec: Codec, producer: str, epoch: str) -> EpochStatus:

@@ -14,7 +14,7 @@ from commands.http.problem_answers import rejected_answer
 from commands.processor.command_handler import CommandHandler
 from commands.processor.rejection import invalid, missing
 from commands.write_offs.answers import RecordSetAnswer, RecordSetShown
-from commands.write_offs.log_evidence import RECORDS_READ_MAX, reading_cost, runs_of, sha256s_at
+from commands.write_offs.log_evidence import RECORDS_READ_MAX, reading_cost, records_at, runs_of
 from commands.write_offs.record_sets import (
     RECORD_SET,
     ApproveRecordSetDecision,
@@ -63,7 +63,8 @@ class RecordSets:
 
     def request(self, body: RecordSetRequest, request: Request) -> Response:
         """Asks that these records of a topic be written off, or that usage that is held be counted or dismissed. The answer's `record_set` is
-        the name that another admin approves. Each record must be on the log with those bytes; `note` says what the decision does."""
+        the name that another admin approves. Each record must be on the log with those bytes, and one that is counted must be usage that can be
+        read, in its tenant's own partition. `note` says what the decision does."""
         call = self._app.authorize(request, "admin")
         records = body.listed()
         wrong = malformed(body.decision, body.topic, records)
@@ -75,7 +76,7 @@ class RecordSets:
             remedy = "make several sets, each of a narrower range of offsets or of one partition"
             return rejected_answer(invalid("set_too_wide", message, "records", remedy), call.headers)
         with self._app.log_reader() as reader:
-            found = sha256s_at(reader, body.topic, runs)
+            found = records_at(reader, self._app.codec, body.topic, runs)
         asked = RequestRecordSetDecision(body.decision, self._app.log_id, body.topic, records, body.selection, body.reason, found)
         return self._app.run(call, REQUEST, set_name(body.decision, self._app.log_id, body.topic, records), asked, body)
 

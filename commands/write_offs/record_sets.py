@@ -16,6 +16,7 @@ from commands.processor.aggregate_kind import AggregateKind
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from commands.write_offs.four_eyes import same_person
+from commands.write_offs.log_evidence import RecordOnLog
 from commands.write_offs.records import Untouched, misplaced
 from events.facts.write_offs import RecordBytes, RecordSetDecided, RecordSetDecisionRequested, SetDecision
 from events.log.record import Coordinate
@@ -47,7 +48,7 @@ RecordSetState = Untouched | Requested | Decided
 
 @dataclass(frozen=True, slots=True)
 class RequestRecordSetDecision:
-    """`records` in any order; `found` is the SHA-256 of what the log has at each place, for those where it has a record."""
+    """`records` in any order; `found` is what the log has at each place, for those where it has a record."""
 
     decision: SetDecision
     log_id: str
@@ -55,7 +56,7 @@ class RequestRecordSetDecision:
     records: Sequence[RecordBytes]
     selection: str
     reason: str
-    found: Mapping[PartitionOffset, bytes]
+    found: Mapping[PartitionOffset, RecordOnLog]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def _request(state: RecordSetState, c: RequestRecordSetDecision, o: CommandConte
             pass
         case _:
             assert_never(state)
-    wrong = malformed(c.decision, c.topic, c.records) or _not_on_log(c)
+    wrong = malformed(c.decision, c.topic, c.records) or _not_on_log(c) or _not_billable(c)
     if wrong is not None:
         return wrong
     fact = RecordSetDecisionRequested(
@@ -150,10 +151,19 @@ def _not_on_log(c: RequestRecordSetDecision) -> Rejected | None:
     absent = [r for r in c.records if (r.partition, r.offset) not in c.found]
     if absent:
         return missing("record_missing", f"the log has no record at {_named(c.topic, absent)}", "records", _REMEDY)
-    others = [r for r in c.records if c.found[r.partition, r.offset] != r.sha256]
+    others = [r for r in c.records if c.found[r.partition, r.offset].sha256 != r.sha256]
     if others:
         return conflict("sha256_differs", f"the log has other bytes at {_named(c.topic, others)}", "records", _REMEDY)
     return None
+
+
+def _not_billable(c: RequestRecordSetDecision) -> Rejected | None:
+    """To count what no bill looks at would show usage that nobody is billed for."""
+    none = [r for r in c.records if not c.found[r.partition, r.offset].billable] if c.decision == "count" else []
+    if not none:
+        return None
+    message = f"no bill can count {_named(c.topic, none)}: it cannot be read as usage, or is in another partition than its tenant's"
+    return conflict("not_billable", message, "records", "leave it out, or `modelmarket usage dismiss` it")
 
 
 def _named(topic: str, records: Sequence[RecordBytes]) -> str:

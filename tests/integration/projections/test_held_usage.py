@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from events.facts.meters import METERS, READINGS
+from events.facts.topics import TOPICS
+from events.log.partitioner import partition_of
 from events.log.record import Coordinate
 from events.process.clock import now_us
 from projections.bills.bill_from_log import bills_from_log, tenant_bills
@@ -195,6 +197,23 @@ def test_held_usage_is_shown_and_alarmed_and_two_people_count_it_or_dismiss_it(m
     bill = market.issue(tenant, month())
     assert (bill["facts"]["claimed"], bill["facts"]["held"], bill["total_micros"]) == (1, 3, PAID)
     bills_agree(market, tenant, [1, 2, 3])
+
+
+def test_usage_in_another_partition_than_its_tenants_cannot_be_counted(market: Market, second: Path, run: Run) -> None:
+    """No bill of the tenant looks there, so it would be counted and paid by nobody."""
+    tenant, _ = market.tenant("standard")
+    first, partitions = market.settled(tenant), TOPICS["usage"].partitions
+    market.append(tenant, [first])
+    frame = like(market, first, sequence=2, previous_sha256=sha256(first).digest())
+    elsewhere = next(k for k in map(str, range(100)) if partition_of(k.encode(), partitions) != partition_of(tenant.encode(), partitions))
+    at = market.writer.append("usage", elsewhere.encode(), frame, market.usage.proof(frame, "epoch-1")).result(10)
+    market.fold()
+    assert {code: r.at for code, r in held_of(market, tenant).items()} == {"wrong_key": at}
+    refused = run("usage", "count", "--where", f"tenant={tenant}", "--reason", "it was called", code=1)
+    assert "not_billable" in refused and str(at) in refused and "usage dismiss" in refused
+    assert held_of(market, tenant)["wrong_key"].state == "held"
+    decide(market, run, second, "dismiss", f"tenant={tenant}")
+    assert held_of(market, tenant, everything=True)["wrong_key"].state == "dismissed"
 
 
 def test_a_decision_that_comes_after_a_cut_is_not_in_its_bill_and_is_of_the_very_records_it_names(

@@ -13,7 +13,7 @@ from commands.store.rebuild import rebuild
 from commands.write_offs import producers as write_off_producer
 from commands.write_offs import record_sets as write_off_set
 from commands.write_offs import records as write_off_record
-from commands.write_offs.log_evidence import GAP_MAX, reading_cost, runs_of
+from commands.write_offs.log_evidence import GAP_MAX, RecordOnLog, reading_cost, runs_of
 from commands.write_offs.producers import PRODUCER, ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
 from commands.write_offs.record_sets import RECORD_SET, ApproveRecordSetDecision, RequestRecordSetDecision, set_name
 from commands.write_offs.records import RECORD, ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
@@ -105,7 +105,7 @@ def test_a_request_for_other_bytes_replaces_the_one_before() -> None:
 # --- sets of records
 
 LISTED = [RecordBytes(partition=p, offset=o, sha256=THESE) for p, o in ((1, 9), (0, 1041), (0, 7))]
-FOUND = {(r.partition, r.offset): r.sha256 for r in LISTED}
+FOUND = {(r.partition, r.offset): RecordOnLog(r.sha256, True) for r in LISTED}
 REQUEST_SET = RequestRecordSetDecision("write_off", "log", "usage", LISTED, "code=not_framed", "a broken exporter", FOUND)
 UNTOUCHED_SET = write_off_set.Untouched()
 
@@ -159,10 +159,19 @@ def test_held_usage_is_counted_or_dismissed_by_two_people_and_each_decision_has_
 def test_only_usage_is_counted_or_dismissed_and_only_the_bytes_that_are_there(decision: SetDecision) -> None:
     for change, rejection in (
         ({"topic": "models"}, ("decision_of_usage", "conflict")),
-        ({"found": {(0, 7): THESE, (1, 9): THESE}}, ("record_missing", "missing")),
-        ({"found": {**FOUND, (0, 7): OTHERS}}, ("sha256_differs", "conflict")),
+        ({"found": {(0, 7): FOUND[0, 7], (1, 9): FOUND[1, 9]}}, ("record_missing", "missing")),
+        ({"found": {**FOUND, (0, 7): RecordOnLog(OTHERS, True)}}, ("sha256_differs", "conflict")),
     ):
         given(write_off_set, UNTOUCHED_SET).when(replace(REQUEST_SET, decision=decision, **change), "ann").then_rejected(*rejection)
+
+
+def test_what_no_bill_looks_at_is_dismissed_or_written_off_and_never_counted() -> None:
+    found = {**FOUND, (0, 7): RecordOnLog(THESE, False)}
+    rejected = given(write_off_set, UNTOUCHED_SET).when(replace(REQUEST_SET, decision="count", found=found), "ann")
+    rejected.then_rejected("not_billable", "conflict")
+    for decision in ("dismiss", "write_off"):
+        (request,) = given(write_off_set, UNTOUCHED_SET).when(replace(REQUEST_SET, decision=decision, found=found), "ann").facts
+        assert isinstance(request, RecordSetDecisionRequested)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +180,8 @@ def test_only_usage_is_counted_or_dismissed_and_only_the_bytes_that_are_there(de
         ({"topic": "heartbeats"}, ("missing", "topic_unknown")),
         ({"records": [*LISTED, RecordBytes(partition=4, offset=0, sha256=THESE)]}, ("missing", "partition_unknown")),
         ({"records": [*LISTED, LISTED[0]]}, ("invalid", "record_twice")),
-        ({"found": {(0, 7): THESE, (1, 9): THESE}}, ("missing", "record_missing")),
-        ({"found": {**FOUND, (0, 7): OTHERS}}, ("conflict", "sha256_differs")),
+        ({"found": {(0, 7): FOUND[0, 7], (1, 9): FOUND[1, 9]}}, ("missing", "record_missing")),
+        ({"found": {**FOUND, (0, 7): RecordOnLog(OTHERS, True)}}, ("conflict", "sha256_differs")),
     ],
 )
 def test_one_wrong_record_refuses_the_whole_set(change: dict[str, Any], rejection: tuple[str, str]) -> None:
@@ -181,7 +190,7 @@ def test_one_wrong_record_refuses_the_whole_set(change: dict[str, Any], rejectio
 
 def test_the_largest_set_fits_into_a_fact() -> None:
     records = [RecordBytes(partition=3, offset=(1 << 63) - 1 - n, sha256=THESE) for n in range(RECORDS_MAX)]
-    found = {(r.partition, r.offset): r.sha256 for r in records}
+    found = {(r.partition, r.offset): RecordOnLog(r.sha256, True) for r in records}
     largest = replace(REQUEST_SET, records=records, found=found, reason="界" * 1000, selection="界" * 1000)
     (request,) = given(write_off_set, UNTOUCHED_SET).when(largest, "ann").facts
     assert len(todays_codec().encode(request)) < 256 * 1024
