@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -106,26 +106,31 @@ class Rebuild:
         """Puts the rebuilt table in the live one's place and returns the name under which the old one is kept. What the workers wrote
         since the cut comes along: rows that are there twice collapse (K8)."""
         names = ", ".join(f"`{c.name}`" for c in (*LOG_COLUMNS, *COLUMNS))
+        starts = {p: first for (_, p), (first, _) in self._reader.bounds("usage").items()}
 
-        bounds = self._reader.bounds("usage")
-
-        def bring_over(source: str, into: str) -> None:
-            for p in self._partitions:
-                due = dense_end(self._clickhouse, into, p, start=bounds["usage", p][0])
+        def bring_over(source: str, into: str, partitions: Iterable[int]) -> None:
+            for p in partitions:
+                due = dense_end(self._clickhouse, into, p, start=starts[p])
                 self._clickhouse.command(
                     f"INSERT INTO {into} ({names}) SELECT {names} FROM {source} FINAL WHERE kafka_partition = {p} AND kafka_offset >= {due}",
                     settings={"max_partitions_per_insert_block": 0},
                 )
 
-        bring_over(TABLE, BESIDE)  # so that there is little to bring after the exchange
+        bring_over(TABLE, BESIDE, self._partitions)  # so that there is little to bring after the exchange
         self._clickhouse.command(f"EXCHANGE TABLES {TABLE} AND {BESIDE}")
-        bring_over(BESIDE, TABLE)
+        # An insert under way during the exchange still goes to the old table: of records that the log has by now.
+        ends, left = self._reader.end_offsets("usage"), set(self._partitions)
         end = time.monotonic() + PATIENCE_S
-        while not all(self._dense(p) for p in self._partitions):  # an insert under way during the exchange still went to the old table
+        while True:
+            bring_over(BESIDE, TABLE, left)
+            have = {p: dense_end(self._clickhouse, TABLE, p, start=starts[p]) for p in left}
+            left = {p for p in left if have[p] < ends["usage", p]}
+            if not left:
+                break
             if time.monotonic() > end:
-                raise LiveIsBehind(f"after the exchange {TABLE} misses rows that {BESIDE} does not have")
+                p = min(left)
+                raise LiveIsBehind(f"after the exchange {TABLE} has usage/{p} up to {have[p]}, the log had {ends['usage', p]} then")
             time.sleep(0.1)
-            bring_over(BESIDE, TABLE)
         kept = f"usage_before_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
         self._drop_views()
         self._clickhouse.command(f"RENAME TABLE {BESIDE} TO {kept}")
@@ -139,10 +144,6 @@ class Rebuild:
 
     def close(self) -> None:
         self._reader.close()
-
-    def _dense(self, partition: int) -> bool:
-        start = self._reader.bounds("usage")["usage", partition][0]
-        return dense_end(self._clickhouse, TABLE, partition, start=start) > self._newest(partition)
 
     def _newest(self, partition: int) -> int:
         sql = f"SELECT coalesce(maxOrNull(toInt64(kafka_offset)), -1) AS n FROM {TABLE} WHERE kafka_partition = {{partition:Int32}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -200,6 +201,11 @@ class UsageStack:
     def rows(self) -> int:
         """Of the raw table, copies included."""
         return int(self.clickhouse.value("SELECT toInt64(count()) AS n FROM usage"))
+
+    def rows_of(self, partition: int) -> int:
+        """As `rows`, of one partition."""
+        sql = f"SELECT toInt64(count()) AS n FROM usage WHERE kafka_partition = {partition} FORMAT JSONEachRow"
+        return int(json.loads(self.clickhouse.raw(sql))["n"])
 
     def ends(self) -> dict[int, int]:
         reader = Reader(self.settings, "ends")

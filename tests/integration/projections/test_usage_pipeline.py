@@ -11,17 +11,22 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.prepare import prepare_log
 from events.facts.topics import TOPICS
 from events.log.client import Reader
-from events.log.record import Coordinate
+from events.log.record import Coordinate, Record
 from events.log.schemas import open_codec, read_schemas, schemas_on_log
 from projections.dead_letters.queries import STATES, find_dead_letters
 from projections.ingest.avro_container import TAIL, zigzag
+from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.sink import Chunk
+from projections.usage.insert_plans import InsertPlans
 from projections.usage.rebuild import Rebuild
+from projections.usage.sink import UsageSink
 from tests.support.polling import eventually, is_ready
 from tests.support.usage_oracle import Schemas, compare, daily, decoded, read_topic, table_rows
 from tests.support.usage_stack import UsageStack, running_usage_stack
@@ -399,6 +404,61 @@ def test_a_rebuild_beside_the_live_tables_finds_no_difference_and_takes_their_pl
         assert found == {(1, 5, "differs", ("bytes_in",)), (1, 6, "only_rebuilt", ())}
         rebuild.switch()
         rebuild.close()
+    compare(market.settings)
+
+
+def test_an_insert_under_way_while_the_tables_are_exchanged_is_brought_over(market: UsageStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends in the old table, after the rows of that were brought over once."""
+    with market.working():
+        market.write(*market.mixed(400))
+        market.caught_up()
+    rebuild, command, reader = Rebuild(market.settings), ClickHouse.command, Reader(market.settings, "late")
+    old_table = UsageSink(
+        market.clickhouse, InsertPlans(reader), lambda partition, fence: 0, lambda dead: None, lambda: None, table="usage_rebuilt"
+    )
+    assert rebuild.run().equal
+    under_way, brought = list[Record](), list[str]()
+
+    def commanded(self: ClickHouse, sql: str, *more: Any, **named: Any) -> None:
+        if sql.startswith("EXCHANGE"):  # the record is on the log, and the insert of a worker begins
+            market.write(market.settled(7), partition=2)
+            under_way.append(reader.record_at("usage", 2, market.ends()[2] - 1))
+        if sql.startswith("INSERT INTO usage ("):
+            brought.append(sql)
+        if len(brought) == TOPICS["usage"].partitions + 1 and under_way:
+            old_table.write(old_table.prepare([Chunk("usage", 2, [under_way.pop()])]))
+        command(self, sql, *more, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClickHouse, "command", commanded)
+        rebuild.switch()
+    rebuild.close()
+    reader.close()
+    assert not under_way
+    compare(market.settings)
+
+
+def test_a_worker_that_never_rests_does_not_hold_up_a_switch(market: UsageStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes between any two questions; only what was on the log at the exchange must be there."""
+    rebuild, rows = Rebuild(market.settings), ClickHouse.rows
+    with market.working():
+        market.write(*market.mixed(400))
+        market.caught_up()
+        assert rebuild.run().equal
+
+        def asked(self: ClickHouse, *more: Any, **named: Any) -> list[dict[str, Any]]:
+            found = rows(self, *more, **named)
+            before = market.rows_of(0)
+            market.write(market.settled(1), partition=0)
+            eventually(lambda: market.rows_of(0) > before, "the worker has written it")
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr("projections.usage.rebuild.PATIENCE_S", 3.0)
+            patched.setattr(ClickHouse, "rows", asked)
+            rebuild.switch()
+        rebuild.close()
+        market.caught_up()
     compare(market.settings)
 
 
