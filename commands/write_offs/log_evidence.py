@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from commands.write_offs.producers import EpochStatus
+from commands.write_offs.record_sets import RecordOnLog
 from events.facts.producers import ProducerClosed, ProducerOpened
 from events.facts.topics import TOPICS
 from events.facts.usage import InvocationSettled, InvocationVoided
@@ -22,13 +22,6 @@ RECORDS_READ_MAX = 500_000
 USAGE_FACTS = (InvocationSettled.__name__, InvocationVoided.__name__)
 Run = Sequence[tuple[int, int]]
 """(partition, offset) of records of one partition, ascending, with no gap above `GAP_MAX`."""
-
-
-class RecordOnLog(NamedTuple):
-    """`billable`: it is usage that can be read, in the partition of its tenant, which is all that a bill of the tenant looks at."""
-
-    sha256: bytes
-    billable: bool
 
 
 def sha256_at(reader: Reader, at: Coordinate) -> bytes | None:

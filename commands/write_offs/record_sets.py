@@ -10,13 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, NamedTuple, assert_never
 
 from commands.processor.aggregate_kind import AggregateKind
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from commands.write_offs.four_eyes import same_person
-from commands.write_offs.log_evidence import RecordOnLog
 from commands.write_offs.records import Untouched, misplaced
 from events.facts.write_offs import RecordBytes, RecordSetDecided, RecordSetDecisionRequested, SetDecision
 from events.log.record import Coordinate
@@ -26,6 +25,13 @@ NAMED_MAX = 10
 """Records that a message names; the others are counted."""
 _REMEDY = "take the records from `modelmarket dead-letters list` or `modelmarket usage held`"
 PartitionOffset = tuple[int, int]
+
+
+class RecordOnLog(NamedTuple):
+    """`billable`: it is usage that can be read, in the partition of its tenant, which is all that a bill of the tenant looks at."""
+
+    sha256: bytes
+    billable: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from commands.store.rebuild import rebuild
 from commands.write_offs import producers as write_off_producer
 from commands.write_offs import record_sets as write_off_set
 from commands.write_offs import records as write_off_record
-from commands.write_offs.log_evidence import GAP_MAX, RecordOnLog, reading_cost, runs_of
+from commands.write_offs.log_evidence import GAP_MAX, reading_cost, runs_of
 from commands.write_offs.producers import PRODUCER, ApproveProducerWriteOff, ProducerState, RequestProducerWriteOff
-from commands.write_offs.record_sets import RECORD_SET, ApproveRecordSetDecision, RequestRecordSetDecision, set_name
+from commands.write_offs.record_sets import RECORD_SET, ApproveRecordSetDecision, RecordOnLog, RequestRecordSetDecision, set_name
 from commands.write_offs.records import RECORD, ApproveRecordWriteOff, RequestRecordWriteOff, Untouched, WrittenOff
 from events.facts.fact import UserId
 from events.facts.producers import ProducerWriteOffRequested, ProducerWrittenOff
