@@ -18,8 +18,8 @@ from projections.ingest.clickhouse import ClickHouseError, ClickHouseUnavailable
 from projections.tables import apply_tables
 
 logger = logging.getLogger(__name__)
-PREPARE_S_MAX = 100.0
-"""The registry may still be starting."""
+PREPARE_S_MAX = 180.0
+"""The registry, which may take two minutes to start, may have begun just before."""
 AGAIN_S = 0.2
 
 

@@ -51,8 +51,8 @@ def reading_cost(runs: Sequence[Run]) -> int:
     return sum(GAP_MAX + run[-1][1] - run[0][1] for run in runs)
 
 
-def records_at(reader: Reader, codec: Codec, topic: str, runs: Sequence[Run]) -> Mapping[tuple[int, int], RecordOnLog]:
-    """What is at each place where the log has a record."""
+def records_at(reader: Reader, topic: str, runs: Sequence[Run], codec: Codec | None = None) -> Mapping[tuple[int, int], RecordOnLog]:
+    """What is at each place where the log has a record; decoded only with a `codec`, which may look on the log for each schema it does not know."""
     partitions = range(TOPICS[topic].partitions)
     found: dict[tuple[int, int], RecordOnLog] = {}
     for run in runs:
@@ -61,7 +61,7 @@ def records_at(reader: Reader, codec: Codec, topic: str, runs: Sequence[Run]) ->
         for record in reader.read(topic, {partition: run[0][1]}, ends):
             if record.offset in wanted:
                 sha256 = hashlib.sha256(record.value or b"").digest()
-                found[partition, record.offset] = RecordOnLog(sha256, _is_billable(codec, record))
+                found[partition, record.offset] = RecordOnLog(sha256, codec is not None and _is_billable(codec, record))
     return found
 
 

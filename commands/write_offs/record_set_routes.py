@@ -76,7 +76,7 @@ class RecordSets:
             remedy = "make several sets, each of a narrower range of offsets or of one partition"
             return rejected_answer(invalid("set_too_wide", message, "records", remedy), call.headers)
         with self._app.log_reader() as reader:
-            found = records_at(reader, self._app.codec, body.topic, runs)
+            found = records_at(reader, body.topic, runs, self._app.codec if body.decision == "count" else None)
         asked = RequestRecordSetDecision(body.decision, self._app.log_id, body.topic, records, body.selection, body.reason, found)
         return self._app.run(call, REQUEST, set_name(body.decision, self._app.log_id, body.topic, records), asked, body)
 

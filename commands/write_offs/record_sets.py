@@ -28,7 +28,8 @@ PartitionOffset = tuple[int, int]
 
 
 class RecordOnLog(NamedTuple):
-    """`billable`: it is usage that can be read, in the partition of its tenant, which is all that a bill of the tenant looks at."""
+    """`billable`: it is usage that can be read, in the partition of its tenant, which is all that a bill of the tenant looks at; known only where
+    records are to be counted."""
 
     sha256: bytes
     billable: bool

@@ -122,7 +122,7 @@ def clickhouse(settings: Settings) -> Part:
 
 def prepare() -> Part:
     """It makes topics while the registry is still starting, and waits for that itself."""
-    return Part("prepare", module("cli.prepare"), ExitProbe(), after=("kafka", "clickhouse"))
+    return Part("prepare", module("cli.prepare"), ExitProbe(), after=("kafka", "clickhouse"), healthy_s_max=200.0)
 
 
 def processes(settings: Settings) -> list[Part]:
