@@ -28,6 +28,7 @@ import mode
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.tables import recovery
+from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
 
@@ -119,6 +120,24 @@ class _ChunkApp(faust.App):
     chunk_worker: ChunkWorker
 
 
+class _NoTables(TableManager):
+    async def on_start(self) -> None:
+        """At once: the base waits a second for tables to be declared."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
+class _Worker(faust.Worker):
+    """Its end: all is stopped and committed then, and the base waits up to two seconds more for tasks that it then cancels."""
+
+    def _gather_all(self) -> None:
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+
+    async def _sentinel_task(self) -> None:
+        pass
+
+
 # --- the worker: every sink in one Faust app
 
 
@@ -143,7 +162,7 @@ class ChunkWorker:
 
     def run(self) -> None:
         """Until a signal or a failure; raises SystemExit."""
-        worker = faust.Worker(self.app, loglevel="WARNING", quiet=True, override_logging=False, redirect_stdouts=False)
+        worker = _Worker(self.app, loglevel="WARNING", quiet=True, override_logging=False, redirect_stdouts=False)
         worker.execute_from_commandline()
 
     def state(self) -> dict[str, Any]:
@@ -212,6 +231,7 @@ class ChunkWorker:
             topic_disable_leader=True,
             topic_allow_declare=False,
             web_enabled=False,
+            TableManager=_NoTables,
             consumer_auto_offset_reset="earliest",
         )
         app.chunk_worker = self

@@ -9,9 +9,11 @@ import ssl
 from importlib.metadata import version
 
 import aiokafka
+import mode
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.structs import ConsumerRecord
 from faust.tables import recovery
+from faust.tables.manager import TableManager
 from faust.transport import consumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
@@ -64,6 +66,17 @@ def test_positions_come_from_seek_to_committed_after_every_assignment() -> None:
     assert parameters(consumer.Consumer.on_partitions_revoked) == ["self", "revoked"]
     seek = inspect.getsource(driver.AIOKafkaConsumerThread._seek_wait)
     assert "consumer.seek(tp, offset)" in seek and "_read_offset[tp] = offset" in seek
+
+
+def test_a_worker_waits_for_nothing_at_its_start_and_its_end() -> None:
+    start = inspect.getsource(TableManager.on_start)
+    assert [line.strip() for line in start.splitlines() if "await" in line] == [
+        "await self.sleep(1.0)",
+        "await self._update_channels()",
+        "await self.recovery.start()",
+    ]
+    assert "self._gather_all()" in inspect.getsource(mode.Worker._shutdown_loop)
+    assert "self._sentinel_task()" in inspect.getsource(mode.Worker._shutdown_loop)
 
 
 def test_contact_with_the_group_is_seen_in_heartbeat_and_sync() -> None:
