@@ -14,6 +14,7 @@ a set-up that was killed half way is started afresh.
 from __future__ import annotations
 
 import fcntl
+import functools
 import glob
 import hashlib
 import importlib.util
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,20 @@ FETCH_S_MAX = 1800
 """A fetch may be slow, but must not hang for ever."""
 ANSWER_S_MAX = 20
 CLEARLY_FASTER = 0.9
+STARTED = (
+    (
+        *("commands.api", "commands.relay.relay", "commands.signer.signer", "projections.worker", "projections.query_api.app"),
+        *("projections.bills.biller", "cli.app", "cli.prepare", "infra.clickhouse_local.engine", "clickhouse_connect.driver.client"),
+        *("authlib.integrations.httpx_client", "supervisor.supervisord"),
+        *("sklearn.datasets", "sklearn.linear_model", "sklearn.neural_network", "skl2onnx"),
+    ),
+    (
+        *("ray.scripts.scripts", "ray.serve._private.controller", "ray.serve._private.haproxy", "serving.control.controller"),
+        *("serving.hosting.ray_gateway", "serving.replicas.ray_model", "infra.launcher.rayhead"),
+        *("ray.dashboard.dashboard", "ray.dashboard.agent"),
+    ),
+)
+"""Modules that processes of a stack, and the demo, begin with: what each row imports is compiled in a process of its own."""
 UNATTENDED = ("env", "DEBIAN_FRONTEND=noninteractive")
 """A package that asks its questions on a terminal would wait for an answer until that bound."""
 
@@ -120,6 +135,7 @@ def install_python_packages() -> bool:
         run(python_install(uv), "the Python packages could not be installed")
         keep_classes_of_java()
     link_project()
+    compile_what_starts()
     stamp.write_text(key)
     begun.unlink()
     return True
@@ -180,8 +196,20 @@ def install_uv() -> str:
 
 
 def python_install(uv: str) -> list[str]:
-    """Without byte code: each module is compiled by the process that imports it first. All of it would take longer than all the rest."""
+    """Without byte code: to compile all modules would take longer than all the rest (`compile_what_starts` compiles some)."""
     return [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(VENV / "bin" / "python"), str(LOCK)]
+
+
+def compile_what_starts() -> None:
+    """Once each: at the first start of a stack ten processes would compile the same modules side by side."""
+    python = str(VENV / "bin" / "python")
+
+    def step(modules: Sequence[str]) -> bool:
+        run([python, "-c", f"import {', '.join(modules)}"], "what a stack starts cannot be imported")
+        return True
+
+    with progress("byte code of what a stack starts"):
+        side_by_side(*(functools.partial(step, modules) for modules in STARTED))
 
 
 def keep_classes_of_java() -> None:

@@ -6,11 +6,15 @@ import hashlib
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from events.process.settings import Settings
 from infra import install
+from infra.launcher.parts import parts_of
+from infra.launcher.paths import paths_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -65,7 +69,7 @@ def test_another_lock_installs_again_into_the_same_environment(checkout: Path, c
     commands.clear()
     (checkout / "requirements.lock").write_text("one==2 --hash=sha256:11\n")
     assert install.install_python_packages() is True
-    assert [command[1:3] for command in commands] == [["pip", "sync"]]
+    assert [command[1:3] for command in commands if "-c" not in command] == [["pip", "sync"]]
 
 
 def test_every_install_demands_hashes(commands: list[list[str]]) -> None:
@@ -73,6 +77,20 @@ def test_every_install_demands_hashes(commands: list[list[str]]) -> None:
     installs = [command for command in commands if "install" in command or "sync" in command]
     assert len(installs) == 2
     assert all("--require-hashes" in command for command in installs)
+
+
+def test_what_a_stack_starts_is_compiled(commands: list[list[str]]) -> None:
+    install.install_python_packages()
+    programs = sorted(command[2] for command in commands if command[1] == "-c")
+    assert programs == sorted(f"import {', '.join(modules)}" for modules in install.STARTED)
+
+
+def test_what_is_compiled_is_there_and_every_part_is_among_it() -> None:
+    compiled = [module for modules in install.STARTED for module in modules]
+    assert [module for module in compiled if find_spec(module) is None] == []
+    settings = Settings()
+    parts = parts_of(settings, paths_of(settings)).values()
+    assert {part.command[2] for part in parts if part.command[1:2] == ("-m",)} <= set(compiled)
 
 
 def test_the_pinned_uv_is_installed_once_into_a_folder_of_its_own(checkout: Path, commands: list[list[str]]) -> None:
