@@ -51,6 +51,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return Rows(config, log)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tables that a test recorded (`record_property`), under their titles."""
+    for report in terminalreporter.getreports("passed"):
+        for title, lines in report.user_properties:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
+
+
 PURE = ("tests/unit/", "tests/tidy/")
 """Tests that start no process, or one that they end themselves."""
 _GATEWAY = ("tests/integration/serving/", "tests/e2e/test_open_inference_client.py")

@@ -88,7 +88,7 @@ def run_bill(market: Market, tenant: str) -> dict[str, Any]:
 # --- live = replay
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.soak) for n in range(2, 11))])
 def test_the_bill_is_that_of_a_full_replay_under_copies_interleavings_and_restarts(market: Market, seed: int) -> None:
     chance = random.Random(seed)
     book = market.prices(PRICED)

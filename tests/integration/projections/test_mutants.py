@@ -6,7 +6,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("mutants", [300, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_after_mutants_on_every_topic_everything_starts_keys_work_and_bills_verify(stack: Stack, mutants: int, tmp_path: Path) -> None:
+def test_after_mutants_on_every_topic_everything_starts_keys_work_and_bills_verify(
+    stack: Stack, mutants: int, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     market, chance = Market(stack.settings), random.Random(mutants)
     book = market.prices({(MODEL, "calls"): (1_000, 1)})
     tenant, _ = market.tenant(book)
@@ -88,7 +90,18 @@ def test_after_mutants_on_every_topic_everything_starts_keys_work_and_bills_veri
     store = open_store(again)
     assert store.events(f"tenant/{late}"), "the store that is made again from the log has what was decided last"
     store.close()
+    record_property("mutants written, and dead letters by code, per topic", _table(market, counts))
     market.close()
+
+
+def _table(market: Market, counts: Counter[str]) -> list[str]:
+    """Usage that can be read is held, if it is not signed: no dead letter."""
+    by_code = "SELECT topic, code, count() AS n FROM dead_letters GROUP BY topic, code ORDER BY topic, n DESC, code"
+    rows = market.clickhouse.rows(by_code)
+    held = int(market.clickhouse.value("SELECT count() AS n FROM usage_held"))
+    lines = {t: [f"{n} {c}" for topic, c, n in ((r["topic"], r["code"], r["n"]) for r in rows) if topic == t] for t in TOPICS}
+    lines["usage"].append(f"{held} held")
+    return [f"{topic:14}{counts[topic]:7}  {', '.join(named)}" for topic, named in lines.items()]
 
 
 def _month() -> str:

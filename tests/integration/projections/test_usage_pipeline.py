@@ -194,18 +194,6 @@ def test_a_forged_schema_log_or_dead_letter_stops_nobody_and_is_named(market: Us
     reader.close()
 
 
-def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(market: UsageStack) -> None:
-    chance = random.Random(8)
-    bases = [market.settled(chance.randrange(1000)) for _ in range(200)] + [market.refused(n) for n in range(50)]
-    values = list[bytes]()
-    for i in range(MUTANTS):
-        values += [_damaged(chance.choice(bases), chance), market.settled(i)]
-    market.write(*values)
-    with market.working():
-        market.caught_up(120)
-    assert compare(market.settings)["unreadable"] > MUTANTS // 2
-
-
 def test_a_damaged_record_changes_no_other_row_and_forges_none(market: UsageStack) -> None:
     """The attack on a container without a guard: a record that holds a whole row, its tail, and the beginning of a second
     row, whose bytes field swallows the true tail and the next record's beginning. As many rows as records, none of them true."""
@@ -409,9 +397,6 @@ def test_a_rebuild_beside_the_live_tables_finds_no_difference_and_takes_their_pl
 
 def test_an_insert_under_way_while_the_tables_are_exchanged_is_brought_over(market: UsageStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends in the old table, after the rows of that were brought over once."""
-    with market.working():
-        market.write(*market.mixed(400))
-        market.caught_up()
     rebuild, command, reader = Rebuild(market.settings), ClickHouse.command, Reader(market.settings, "late")
     old_table = UsageSink(
         market.clickhouse, InsertPlans(reader), lambda partition, fence: 0, lambda dead: None, lambda: None, table="usage_rebuilt"
@@ -460,6 +445,18 @@ def test_a_worker_that_never_rests_does_not_hold_up_a_switch(market: UsageStack,
         rebuild.close()
         market.caught_up()
     compare(market.settings)
+
+
+def test_ten_thousand_damaged_records_take_no_good_one_with_them_and_forge_none(market: UsageStack) -> None:
+    chance = random.Random(8)
+    bases = [market.settled(chance.randrange(1000)) for _ in range(200)] + [market.refused(n) for n in range(50)]
+    values = list[bytes]()
+    for i in range(MUTANTS):
+        values += [_damaged(chance.choice(bases), chance), market.settled(i)]
+    market.write(*values)
+    with market.working():
+        market.caught_up(120)
+    assert compare(market.settings)["unreadable"] > MUTANTS // 2
 
 
 def test_another_log_under_the_same_tables_stops_the_worker(market: UsageStack) -> None:
