@@ -101,7 +101,7 @@ def _table(market: Market, counts: Counter[str]) -> list[str]:
     held = int(market.clickhouse.value("SELECT count() AS n FROM usage_held"))
     lines = {t: [f"{n} {c}" for topic, c, n in ((r["topic"], r["code"], r["n"]) for r in rows) if topic == t] for t in TOPICS}
     lines["usage"].append(f"{held} held")
-    return [f"{topic:14}{counts[topic]:7}  {', '.join(named)}" for topic, named in lines.items()]
+    return [f"{topic:14}{counts[topic]:7}  {', '.join(named) or 'passed over'}" for topic, named in lines.items()]
 
 
 def _month() -> str:
