@@ -31,6 +31,8 @@ from events.process.settings import Settings
 
 logger = logging.getLogger(__name__)
 LISTED_POLL_S = 0.05
+APPLIED_S_MAX = 60.0
+"""How long a broker that is busy with its own start may take to apply what set-up changed; 10 s were not enough."""
 ASK_S = 3.0
 """How long one question for metadata may take. A client that is not let in gets its error after the first."""
 PRINCIPAL = "User:"
@@ -107,7 +109,7 @@ def apply_topics(settings: Settings) -> list[str]:
     return [t.name for t in missing]
 
 
-def wait_until_listed(admin: Admin, partitions: dict[str, int], timeout_s: float = CALL_S_MAX) -> None:
+def wait_until_listed(admin: Admin, partitions: dict[str, int], timeout_s: float = APPLIED_S_MAX) -> None:
     """The controller has made a topic some moments before each broker can say so. Raises LogUnavailable."""
     end = time.monotonic() + timeout_s
     while not partitions.items() <= (there := admin.topics()).items():
@@ -211,10 +213,14 @@ def _finish(admin: Admin, made: Iterable[Future[Any]]) -> None:
 
 def _wait_until_applied(admin: Admin, wanted: set[AclBinding]) -> None:
     """The controller has a change some moments before each broker applies it."""
-    end = time.monotonic() + CALL_S_MAX
-    while {b for b in _bindings(admin) or () if b.principal.removeprefix(PRINCIPAL) in ROLES} != wanted:
+    end = time.monotonic() + APPLIED_S_MAX
+    while (there := {b for b in _bindings(admin) or () if b.principal.removeprefix(PRINCIPAL) in ROLES}) != wanted:
         if time.monotonic() > end:
-            raise LogUnavailable(f"the broker does not apply its access-control lists {CALL_S_MAX:.0f} s after they were changed")
+            example = min(map(_sentence, there ^ wanted))
+            raise LogUnavailable(
+                f"{APPLIED_S_MAX:.0f} s after its access-control lists were changed the broker has {len(there ^ wanted)} others than it "
+                f"should, for example: {example}"
+            )
         time.sleep(LISTED_POLL_S)
 
 
