@@ -32,6 +32,7 @@ from examples.digits_model import TECHNICAL, write_digits, write_slow_digits
 from infra.launcher import LaunchFailed, raynode
 from infra.launcher.jvm import java, kafka_classpath, tools_properties
 from infra.launcher.part_secrets import kafka_role
+from infra.launcher.processes import command_of, parent_of
 from infra.launcher.supervision import settings_environment
 from projections.bills.bill_from_log import epochs_ended
 from serving.control.controller import DRAIN_S, Controller
@@ -374,8 +375,16 @@ def test_a_restart_of_the_gateway_refuses_no_call_and_closes_its_epoch(gateway: 
 
 def test_what_is_gone_of_a_gateway_is_named(gateway: GatewayStack) -> None:
     gateway.stack.wait_healthy("gateway")
-    gateway.kill(f"-f {raynode.haproxy_folder(gateway.stack.paths)}/")
-    now = gateway.stack.part_status("gateway")
+    proxy = gateway.pids(f"-f {raynode.haproxy_folder(gateway.stack.paths)}/")[0]
+    manager = parent_of(proxy)
+    assert manager
+    os.kill(manager, signal.SIGSTOP)  # it starts the proxy again, on a busy machine before anybody asks
+    try:
+        os.kill(proxy, signal.SIGKILL)
+        eventually(lambda: not command_of(proxy), "the proxy is gone")
+        now = gateway.stack.part_status("gateway")
+    finally:
+        os.kill(manager, signal.SIGCONT)
     assert (now.state, now.detail) == ("unhealthy", "the proxy before it is gone; replicas that run: 1")
     gateway.stack.wait_healthy("gateway")
     gateway.stack.supervisor.stop("controller")
