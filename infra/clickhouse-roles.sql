@@ -34,7 +34,9 @@ GRANT SELECT ON modelmarket.bills TO analyst;
 GRANT SELECT ON modelmarket.bill_lines TO analyst;
 GRANT SELECT ON modelmarket.bills_running TO analyst;
 GRANT SELECT ON modelmarket.history TO analyst;
+GRANT SELECT ON modelmarket.history_parts TO analyst;
 GRANT SELECT ON modelmarket.documents TO analyst;
+GRANT SELECT ON modelmarket.document_parts TO analyst;
 GRANT SELECT ON modelmarket.catalog TO analyst;
 GRANT SELECT ON modelmarket.catalog_history TO analyst;
 GRANT SELECT ON modelmarket.tenants TO analyst;
@@ -74,5 +76,5 @@ CREATE ROW POLICY OR REPLACE own_rows ON modelmarket.bills_running_rows USING te
 CREATE ROW POLICY OR REPLACE every_row ON modelmarket.bills_running_rows USING 1 TO ALL EXCEPT analyst;
 CREATE ROW POLICY OR REPLACE own_rows ON modelmarket.bill_lines_running_rows USING tenant = nullIf(getSetting('SQL_tenant'), '') TO analyst;
 CREATE ROW POLICY OR REPLACE every_row ON modelmarket.bill_lines_running_rows USING 1 TO ALL EXCEPT analyst;
-CREATE ROW POLICY OR REPLACE own_rows ON modelmarket.history_rows USING topic IN ('accounts', 'bills') AND key = nullIf(getSetting('SQL_tenant'), '') OR topic IN ('models', 'deployments') AND JSONExtractString(state, 'tenant') = nullIf(getSetting('SQL_tenant'), '') TO analyst;
+CREATE ROW POLICY OR REPLACE own_rows ON modelmarket.history_rows USING topic IN ('accounts', 'bills', 'models', 'deployments') AND tenant = nullIf(getSetting('SQL_tenant'), '') TO analyst;
 CREATE ROW POLICY OR REPLACE every_row ON modelmarket.history_rows USING 1 TO ALL EXCEPT analyst;

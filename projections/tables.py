@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from events.process.settings import Settings
@@ -11,12 +12,14 @@ from projections.dead_letters.sink import DEAD_LETTERS_TABLE, DEAD_LETTERS_VIEW
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.views import usage_statements
 
+logger = logging.getLogger(__name__)
+_COLUMN = re.compile(r"^    (\w+) ", re.MULTILINE)
 _NAME = re.compile(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW) (?:IF NOT EXISTS )?(\w+)")
 
 
 def apply_tables(settings: Settings) -> list[str]:
-    """Creates what is missing and returns every name. Safe to repeat: views are replaced, tables never are; a table that changes its
-    columns is rebuilt beside (`modelmarket replay usage`)."""
+    """Creates what is missing and returns every name. Safe to repeat: views are replaced, tables are not. When `usage` changes its columns
+    it is rebuilt beside (`modelmarket replay usage`); a history of other columns is dropped, and the workers fold it again."""
     ClickHouse(settings, "system").command(f"CREATE DATABASE IF NOT EXISTS `{settings.clickhouse_database}`")
     clickhouse = ClickHouse(settings)
     statements = (
@@ -26,6 +29,17 @@ def apply_tables(settings: Settings) -> list[str]:
         DEAD_LETTERS_VIEW,
         *bill_tables.STATEMENTS,
     )
+    _drop_other_history(clickhouse)
     for statement in statements:
         clickhouse.command(statement)
     return [m.group(1) for s in statements if (m := _NAME.search(s))]
+
+
+def _drop_other_history(clickhouse: ClickHouse) -> None:
+    sql = "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = 'history_rows'"
+    there = {str(r["name"]) for r in clickhouse.rows(sql)}
+    if there and there != set(_COLUMN.findall(history_tables.HISTORY_ROWS)):
+        logger.warning(
+            "history_rows has other columns than this release writes: it is dropped, and folded again from the log's first record"
+        )
+        clickhouse.command("DROP TABLE history_rows")

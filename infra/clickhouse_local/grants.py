@@ -50,12 +50,12 @@ OWN_ROWS = {
     "usage_decided_rows": "tenant = {tenant}",
     "bills_running_rows": "tenant = {tenant}",
     "bill_lines_running_rows": "tenant = {tenant}",
-    "history_rows": "topic IN ('accounts', 'bills') AND key = {tenant} OR topic IN ('models', 'deployments') AND JSONExtractString(state, 'tenant') = {tenant}",
+    "history_rows": "topic IN ('accounts', 'bills', 'models', 'deployments') AND tenant = {tenant}",
 }
 """Tables that an analyst reads, and which of their rows. Views read with the rights of who asks, so these decide for them too."""
 VIEWS = (
     *("metering_daily", "usage_counted", "usage_rows", "usage_held", "usage_held_all", "bills", "bill_lines", "bills_running"),
-    *("history", "documents", "catalog", "catalog_history", "tenants", "api_keys"),
+    *("history", "history_parts", "documents", "document_parts", "catalog", "catalog_history", "tenants", "api_keys"),
 )
 
 SYSTEM_TABLES = frozenset(

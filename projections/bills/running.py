@@ -110,10 +110,11 @@ class RunningBills:
 def account_of(clickhouse: ClickHouse, tenant: str) -> dict[str, str]:
     """Price book, currency and zone of a tenant."""
     rows = clickhouse.rows(
-        "SELECT argMax(state, step) AS state FROM history WHERE topic = 'accounts' AND key = {tenant:String}", {"tenant": tenant}
+        "SELECT argMaxIf(head, step, head != '') AS head FROM history WHERE topic = 'accounts' AND key = {tenant:String}",
+        {"tenant": tenant},
     )
-    state: dict[str, Any] = json.loads(rows[0]["state"] or "{}") if rows else {}
-    return {name: str(state.get(name, default)) for name, default in DEFAULT_TENANT.items()}
+    head: dict[str, Any] = json.loads(rows[0]["head"] or "{}") if rows else {}
+    return {name: str(head.get(name, default)) for name, default in DEFAULT_TENANT.items()}
 
 
 def last_issued_number(clickhouse: ClickHouse, tenant: str) -> int:

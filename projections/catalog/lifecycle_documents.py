@@ -171,7 +171,7 @@ def _show_status(document: Document, status: DeploymentStatus) -> Document:
         "before": deployment.before if isinstance(deployment, Serving) else "",
         "stand_in": status.stand_in,
         "serving": status.serving(),
-        "loading": [v for v, version in status.versions.items() if isinstance(version.readiness, Loading)],
+        "loading": sorted(v for v, version in status.versions.items() if isinstance(version.readiness, Loading)),
         "weights": dict(deployed_route(status).weights),
         "routes": {g: {**document["routes"][g], "position": r.position, "weights": dict(r.weights)} for g, r in status.applied.items()},
     }

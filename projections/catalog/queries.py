@@ -6,9 +6,12 @@ A filter on the history, not a feature: the newest document of each key that was
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from projections.catalog.document import Document
+from projections.catalog.parts import Parts, join
 from projections.ingest.clickhouse import ClickHouse
 
 PAGE_MAX = 200
@@ -35,23 +38,32 @@ class Wanted:
     limit: int = 50
 
 
-# Names and comparisons are ours; every value travels as a parameter.
-_NEWEST = """
-SELECT key, argMax(state, step) AS state, argMax(position, step) AS position, max(valid_from_us) AS changed_at
-FROM history WHERE topic = {topic:String} AND valid_from_us <= {as_of:Int64}
+# Names and comparisons are ours; every value travels as a parameter. Only a model's head is filtered: its rows are few, and other columns
+# and other rows are read for the models of one page alone. Doubled rows (K8) change no `argMax`.
+_HEADS = """
+SELECT key FROM (
+    SELECT key, argMax(head, step) AS newest FROM history_rows
+    WHERE topic = 'models' AND head != '' AND valid_from_us <= {as_of:Int64} AND key > {after:String} GROUP BY key
+)
+WHERE JSONExtractString(newest, 'tenant') != ''
+  AND ({domain:String} = '' OR JSONExtractString(newest, 'domain') = {domain:String})
+  AND ({task:String} = '' OR JSONExtractString(newest, 'task') = {task:String})
+  AND ({scenario:String} = '' OR JSONExtractString(newest, 'scenario') = {scenario:String})
+  AND ({tenant:String} = '' OR JSONExtractString(newest, 'tenant') = {tenant:String})
+  AND ({tag:String} = '' OR has(JSONExtract(newest, 'tags', 'Array(String)'), {tag:String}))
+  AND ({retired:Bool} OR JSONType(newest, 'retired') != 'Object')
+  AND ({text:String} = '' OR positionCaseInsensitiveUTF8(concat(key, ' ', JSONExtractString(newest, 'description'), ' ',
+      JSONExtractString(newest, 'scenario'), ' ', arrayStringConcat(JSONExtract(newest, 'tags', 'Array(String)'), ' ')), {text:String}) > 0)
+ORDER BY key LIMIT {limit:Int32}
 """
-_MODELS = f"""
-SELECT key, state, position, changed_at FROM ({_NEWEST} AND key > {{after:String}} GROUP BY key)
-WHERE JSONExtractString(state, 'tenant') != ''
-  AND ({{domain:String}} = '' OR JSONExtractString(state, 'domain') = {{domain:String}})
-  AND ({{task:String}} = '' OR JSONExtractString(state, 'task') = {{task:String}})
-  AND ({{scenario:String}} = '' OR JSONExtractString(state, 'scenario') = {{scenario:String}})
-  AND ({{tenant:String}} = '' OR JSONExtractString(state, 'tenant') = {{tenant:String}})
-  AND ({{tag:String}} = '' OR has(JSONExtract(state, 'tags', 'Array(String)'), {{tag:String}}))
-  AND ({{retired:Bool}} OR JSONType(state, 'retired') != 'Object')
-  AND ({{text:String}} = '' OR positionCaseInsensitiveUTF8(concat(key, ' ', JSONExtractString(state, 'description'), ' ',
-      JSONExtractString(state, 'scenario'), ' ', arrayStringConcat(JSONExtract(state, 'tags', 'Array(String)'), ' ')), {{text:String}}) > 0)
-ORDER BY key LIMIT {{limit:Int32}}
+_PARTS = """
+SELECT topic, key, part, argMax(state, step) AS state FROM history_parts
+WHERE topic IN ('models', 'deployments') AND key IN {keys:Array(String)} AND valid_from_us <= {as_of:Int64}
+GROUP BY topic, key, part HAVING state != '' ORDER BY max(step)
+"""
+_CHANGED = """
+SELECT key, argMax(position, step) AS position, max(valid_from_us) AS changed_at FROM history_rows
+WHERE topic = 'models' AND key IN {keys:Array(String)} AND valid_from_us <= {as_of:Int64} GROUP BY key
 """
 _BOUNDS = {"max_execution_time": 10}
 """Seconds one question may take."""
@@ -65,7 +77,6 @@ class Catalog:
         """Models in the order of their names, and what to pass as `after` for the next page (empty at the end)."""
         limit = min(wanted.limit, PAGE_MAX)
         params: dict[str, object] = {
-            "topic": "models",
             "as_of": wanted.as_of,
             "after": wanted.after,
             "domain": wanted.domain,
@@ -77,17 +88,14 @@ class Catalog:
             "text": wanted.text,
             "limit": limit + 1,
         }
-        rows = self._clickhouse.rows(_MODELS, params, _BOUNDS)
-        more, rows = len(rows) > limit, rows[:limit]
-        deployments = self._deployments([r["key"] for r in rows], wanted.as_of)
-        return [_model(r, deployments.get(r["key"])) for r in rows], rows[-1]["key"] if more else ""
+        keys = [str(r["key"]) for r in self._clickhouse.rows(_HEADS, params, _BOUNDS)]
+        more, keys = len(keys) > limit, keys[:limit]
+        models = self._models(keys, wanted.as_of)
+        return [models[key] for key in keys], keys[-1] if more else ""
 
     def model(self, model: str, as_of: int = END_OF_TIME) -> Model | None:
         """One model, or None when it was not registered then."""
-        params: dict[str, object] = {"topic": "models", "as_of": as_of, "key": model}
-        rows = self._clickhouse.rows(_NEWEST + " AND key = {key:String} GROUP BY key", params, _BOUNDS)
-        known = rows and "tenant" in json.loads(rows[0]["state"])  # facts of a name that was never registered leave a document too
-        return _model(rows[0], self._deployments([model], as_of).get(model)) if known else None
+        return self._models([model], as_of).get(model)
 
     def history(self, model: str, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
         """What happened to a model, newest first: each fact with where it stands on the log."""
@@ -100,20 +108,29 @@ class Catalog:
         )
         return [{**row, "body": json.loads(row["body"])} for row in rows]
 
-    def _deployments(self, models: list[str], as_of: int) -> dict[str, dict[str, Any]]:
-        if not models:
+    def _models(self, keys: list[str], as_of: int) -> dict[str, Model]:
+        """Those of them that were registered."""
+        if not keys:
             return {}
-        params: dict[str, object] = {"topic": "deployments", "as_of": as_of, "keys": models}
-        rows = self._clickhouse.rows(_NEWEST + " AND key IN {keys:Array(String)} GROUP BY key", params, _BOUNDS)
-        return {r["key"]: json.loads(r["state"]) for r in rows}
+        params: dict[str, object] = {"keys": keys, "as_of": as_of}
+        parts: dict[tuple[str, str], Parts] = {}
+        for row in self._clickhouse.rows(_PARTS, params, _BOUNDS):
+            parts.setdefault((row["topic"], row["key"]), {})[row["part"]] = json.loads(row["state"])
+        changed = {row["key"]: row for row in self._clickhouse.rows(_CHANGED, params, _BOUNDS)}
+        models: dict[str, Model] = {}
+        for key in keys:
+            document = join("models", parts.get(("models", key), {}))
+            if "tenant" in document:  # facts of a name that was never registered leave a document too
+                models[key] = _model(document, join("deployments", parts.get(("deployments", key), {})), changed[key])
+        return models
 
 
-def _model(row: dict[str, Any], deployment: dict[str, Any] | None) -> Model:
-    """A model's document with what runs of it: per version `deployment`, and over all who is to take the calls and who takes them."""
-    document: Model = json.loads(row["state"])
-    deployed: dict[str, Any] = (deployment or {}).get("versions", {})
+def _model(document: Document, deployment: Document, changed: Mapping[str, Any]) -> Model:
+    """A model's document with what runs of it: per version `deployment`, and over all who is to take the calls and who takes them.
+    `changed`: `position` and `changed_at`."""
+    deployed: dict[str, Any] = deployment.get("versions", {})
     # A retirement and the unloading it brings are on two topics: the first alone ends the calls.
-    traffic = {} if deployment is None or document["retired"] else deployment
+    traffic = {} if document["retired"] else deployment
     versions = {
         version: {**content, "deployment": deployed.get(version)}
         for version, content in sorted(document.get("versions", {}).items(), key=_release)
@@ -130,8 +147,8 @@ def _model(row: dict[str, Any], deployment: dict[str, Any] | None) -> Model:
         "loading": traffic.get("loading", []),
         "weights": traffic.get("weights", {}),
         "status": status,
-        "position": row["position"],
-        "changed_at": row["changed_at"],
+        "position": changed["position"],
+        "changed_at": changed["changed_at"],
     }
 
 

@@ -1,4 +1,4 @@
-"""One row for each record of a folded topic: what it said, and the whole document of its key after it.
+"""One row for each record of a folded topic: what it said, and the parts of its key's document that it changed.
 
 Dense (K6): copies, observed facts, changes of the store and unreadable records have rows too, so a missing offset is a gap and
 nothing else. A record that nothing proves yet has no row (K4). Pure: the sink beside it reads and writes.
@@ -20,9 +20,11 @@ from events.log.chain import NOT_SENT, STORE_OPENED, Chain, ChainPosition, Claim
 from events.log.record import LogRecord
 from events.log.recorded_schemas import check_log, check_schema, check_signature, claimed_fact
 from events.process.signing_keys import PublicKeys
-from events.schema.codec import Codec, Undecodable
+from events.schema.codec import Codec, Undecodable, frame_schema_id
 from projections.catalog.document import Document, plain
+from projections.catalog.document_cache import DocumentCache
 from projections.catalog.documents import Misplaced, evolve
+from projections.catalog.parts import HEAD, changes, looked_at
 from projections.ingest.sink import DeadLetter
 
 OBSERVED_KEPT = 100_000
@@ -31,6 +33,9 @@ RECENT_KEPT = 10_000
 """Decided records remembered per partition, to tell a copy from a forgery that comes behind it."""
 WAITING_MAX = 10_000
 """Records held that nothing proves: past it the process stops, since something is broken for good."""
+
+_KEYED_BY_TENANT = ("accounts", "bills")
+"""Their documents belong to the tenant that their key names; others say whose they are."""
 
 RowKind = Literal["decided", "observed", "copy", "store", "dead"]
 
@@ -41,22 +46,28 @@ class GapTooLong(Exception):
 
 @dataclass(slots=True)
 class PartitionFold:
-    """One partition of one topic: its chain where it is a decided one, the newest document of each key, and what nothing proves yet."""
+    """One partition of one topic: its chain where it is a decided one, what its facts change of their documents, and what nothing proves yet."""
 
     topic: str
     partition: int
     codec: Codec
     chain: Chain[LogRecord]
     """Of a topic without decided facts: an empty one, that stays empty."""
+    documents: DocumentCache
     setup_keys: PublicKeys | None = None
     """For topic `schemas`: set-up signs what is on it."""
-    documents: dict[str, Document] = field(default_factory=dict[str, Document])
+    created: Document | None = None
+    """For topic `schemas`: what its LogCreated says, if it is folded."""
     step: int = 0
     """Rows folded so far: the order in which documents changed, which is not the order of offsets where two relays crossed."""
     stored: set[int] = field(default_factory=set[int])
     """Offsets past the first gap that have their rows already (nothing proved what stands in the gap before a restart)."""
     observed: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])
     _observed_waiting: list[LogRecord] = field(default_factory=list[LogRecord])
+    _read: dict[int, tuple[str, dict[str, Any]]] = field(default_factory=dict[int, tuple[str, dict[str, Any]]])
+    """Offset → what a record without a row says, if it can be read."""
+    _wanted: dict[str, set[str] | None] = field(default_factory=dict[str, set[str] | None])
+    """Key → the parts of its document that records without a row look at; None for all."""
     _late: list[Claim[LogRecord]] = field(default_factory=list[Claim[LogRecord]])
     _recent: OrderedDict[int, bytes] = field(default_factory=OrderedDict[int, bytes])
     """Position → hash of the decided records folded last."""
@@ -66,6 +77,7 @@ class PartitionFold:
         if record.offset in self.stored:
             self.stored.discard(record.offset)
             return
+        self._look(record)
         # Where the relay writes nothing there is no chain: headers with a chain position are not the relay's, and must not make other records wait.
         claim = claim_of(record, headers) if self.topic in DECIDED_TOPICS else None
         if claim is None:
@@ -78,6 +90,8 @@ class PartitionFold:
 
         Raises Undecodable for a decided record that is proven and cannot be read: the fold stops, it skips nothing.
         """
+        self.documents.fetch(self._wanted)
+        self._wanted = {}
         rows: list[dict[str, Any]] = []
         dead: list[DeadLetter] = []
         position = self.chain.position
@@ -114,6 +128,27 @@ class PartitionFold:
         if self.waiting > WAITING_MAX:
             raise GapTooLong(f"{self.topic}/{self.partition}: nothing proves {self.waiting} records behind position {self.chain.position}")
 
+    def _look(self, record: LogRecord) -> None:
+        """Reads a record as soon as it comes, to ask once for what all records of a chunk look at."""
+        try:
+            if frame_schema_id(record.value) not in self.codec.schemas.by_id:
+                return  # `fold` looks for it on the log, when it is the record's turn
+            name, body = self._read[record.offset] = self.codec.decode(record.value)
+        except Undecodable:
+            return
+        entry = FACTS.get(name)
+        if entry is None or entry.topic != self.topic:
+            return
+        key, names = str(body[entry.key]), looked_at(self.topic, body)
+        known = self._wanted.setdefault(key, set())
+        if names is None:
+            self._wanted[key] = None
+        elif known is not None:
+            known.update(names)
+
+    def _decode(self, record: LogRecord) -> tuple[str, dict[str, Any]]:
+        return self._read.get(record.offset) or self.codec.decode(record.value)
+
     def _split_late(self) -> tuple[list[Claim[LogRecord]], list[Claim[LogRecord]]]:
         """What came when its position was proven already: copies, and those known to be forged."""
         late, self._late = self._late, []
@@ -133,7 +168,7 @@ class PartitionFold:
         self._recent[claim.at.position] = claim.sha256
         if len(self._recent) > RECENT_KEPT:
             self._recent.popitem(last=False)
-        name, body = self.codec.decode(claim.record.value)
+        name, body = self._decode(claim.record)
         if name == STORE_OPENED:
             return self._row(claim.record, "store", name, body, at=claim.at, chain_sha256=claim.sha256)
         return self._evolve(claim.record, "decided", name, body, claim.at, claim.sha256)
@@ -146,7 +181,7 @@ class PartitionFold:
 
     def _observed(self, record: LogRecord, position: int, dead: list[DeadLetter]) -> dict[str, Any]:
         try:
-            name, body = self.codec.decode(record.value)
+            name, body = self._decode(record)
             entry = FACTS.get(name)
             if entry is None or entry.topic != self.topic:
                 raise Undecodable("misplaced", f"{name} does not belong on {self.topic}")
@@ -168,15 +203,14 @@ class PartitionFold:
 
     def _check_schemas(self, record: LogRecord, name: str, body: Mapping[str, Any]) -> None:
         """What every process passes over at its start is no part of the history either (K2). Raises Undecodable."""
-        created = next((d for d in self.documents.values() if "log_id" in d), None)
         if claimed_fact(record) != name:
             raise Undecodable("not_signed", f"{name} without a header that says so: set-up did not write it")
         assert self.setup_keys is not None
         check_signature(record, self.setup_keys)
         if name == LogCreated.__name__:
-            check_log(body, created)
+            check_log(body, self.created)
         else:
-            check_schema(body, created, self.documents.get(str(body["schema_id"]), {}).get("definition"))
+            check_schema(body, self.created, self.documents.document(str(body["schema_id"])).get("definition"))
 
     def _evolve(
         self,
@@ -189,10 +223,15 @@ class PartitionFold:
         *,
         position: int = 0,
     ) -> dict[str, Any]:
-        key = str(body[FACTS[name].key])
-        document = evolve(self.topic, self.documents.get(key, {}), name, body, at.position if at else position)
-        self.documents[key] = document
-        return self._row(record, kind, name, body, key, document, at=at, chain_sha256=chain_sha256, position=position)
+        key, names = str(body[FACTS[name].key]), looked_at(self.topic, body)
+        before = self.documents.document(key, names)
+        document = evolve(self.topic, before, name, body, at.position if at else position)
+        changed = changes(self.topic, before, document)
+        self.documents.change(key, changed)
+        if name == LogCreated.__name__:
+            self.created = document
+        tenant = key if self.topic in _KEYED_BY_TENANT else str(document.get("tenant", ""))
+        return self._row(record, kind, name, body, key, tenant, changed, at=at, chain_sha256=chain_sha256, position=position)
 
     def _row(
         self,
@@ -201,7 +240,8 @@ class PartitionFold:
         name: str = "",
         body: Mapping[str, Any] | None = None,
         key: str = "",
-        document: Document | None = None,
+        tenant: str = "",
+        changed: Mapping[str, Document | None] | None = None,
         *,
         at: ChainPosition | None = None,
         chain_sha256: bytes = b"",
@@ -209,6 +249,9 @@ class PartitionFold:
     ) -> dict[str, Any]:
         """`at`: of a decided record; `position`: of the decided one before another."""
         self.step += 1
+        self._read.pop(record.offset, None)
+        parts = dict(changed or {})
+        head = parts.pop(HEAD, None)
         if position is None or at is not None:
             position = at.position if at else self.chain.position
         return {
@@ -227,7 +270,9 @@ class PartitionFold:
             "chain_sha256": chain_sha256.hex(),
             "sha256": sha256(record.value or b"").hexdigest(),
             "body": _json(plain(body)) if body else "",
-            "state": _json(document) if document is not None else "",
+            "tenant": tenant,
+            "head": _json(head) if head is not None else "",
+            "parts": {name: _json(part) if part is not None else "" for name, part in parts.items()},
         }
 
 

@@ -1,7 +1,7 @@
-"""Writes a topic into `history_rows`: every record, a decided one in its chain's order, with the whole document of its key after it.
+"""Writes a topic into `history_rows`: every record, a decided one in its chain's order, with what it changed of its key's document.
 
-The table is the position and the state (K6): on assignment the newest documents, the chain and the first missing offset are read
-from it. A record that nothing proves stays without a row, so that a restart finds it again; after 30 s it alarms.
+The table is the position and the state (K6): on assignment the chain and the first missing offset are read from it, and of documents what
+the next records look at. A record that nothing proves stays without a row, so that a restart finds it again; after 30 s it alarms.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from events.facts.topics import DECIDED_TOPICS
@@ -22,6 +23,8 @@ from events.log.heartbeat import SeenHeartbeat, is_covered, newest_heartbeats, r
 from events.log.record import LogRecord
 from events.log.schemas import setup_keys
 from events.schema.codec import Codec
+from projections.catalog.document_cache import DocumentCache
+from projections.catalog.parts import Parts
 from projections.catalog.rows import OBSERVED_KEPT, WAITING_MAX, PartitionFold
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk, DeadLetter, PublishDeadLetters
@@ -31,6 +34,14 @@ logger = logging.getLogger(__name__)
 TABLE = "history_rows"
 ASK_S = 5.0
 """Between two looks at the heartbeats while records wait."""
+INSERT_BYTES_MAX = 16 << 20
+"""Of texts in one insert; a row has at most two or three times the megabyte that a record may have."""
+_NEWEST_PARTS = """
+SELECT key, part, argMax(state, step) AS state FROM history_parts
+WHERE topic = {topic:String} AND kafka_partition = {partition:Int32} AND key IN {keys:Array(String)}
+    AND ({all:Bool} OR part = '' OR part IN {names:Array(String)})
+GROUP BY key, part HAVING state != '' ORDER BY max(step)
+"""
 HISTORY_TOPICS = (*DECIDED_TOPICS, "alerts", "schemas")
 """What a worker folds into it. The last two are observed only, so that a foreign record there gets a dead letter, too; `usage` and
 `dead-letters` have tables of their own, and heartbeats are no facts (K5)."""
@@ -44,6 +55,8 @@ class _Batch:
     dead: list[DeadLetter] = field(default_factory=list[DeadLetter])
     fences: dict[int, str] = field(default_factory=dict[int, str])
     token: list[str] = field(default_factory=list[str])
+    changed: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
+    """Partition → keys whose documents these rows change."""
 
 
 class HistorySink:
@@ -98,17 +111,19 @@ class HistorySink:
                 self._set_aside_foreign(chunk.partition, fold, batch)
             batch.fences[chunk.partition] = self._fences[chunk.partition]
             batch.token.append(f"{chunk.partition}:{chunk.records[0].offset}-{chunk.records[-1].offset}@{fold.step}")
+            batch.changed[chunk.partition] = fold.documents.take_changed()
             self._watch(chunk.partition, fold)
         return batch
 
     def write(self, prepared: _Batch) -> None:
         if prepared.dead:
             self._publish_dead_letters(prepared.dead)
-        if not prepared.rows:
-            return
-        self._ensure_member()
-        token = f"{TABLE}/{self.topic}/{','.join(prepared.token)}"
-        self._clickhouse.insert_rows(TABLE, prepared.rows, ",".join(prepared.fences.values()), token)
+        token, fence = f"{TABLE}/{self.topic}/{','.join(prepared.token)}", ",".join(prepared.fences.values())
+        for number, rows in enumerate(_by_bytes(prepared.rows)):
+            self._ensure_member()
+            self._clickhouse.insert_rows(TABLE, rows, fence, f"{token}/{number}")
+        for partition, keys in prepared.changed.items():
+            self._folds[partition].documents.release(keys)
 
     def _set_aside_foreign(self, partition: int, fold: PartitionFold, batch: _Batch) -> None:
         """What waits and was not sent by the relay, by what its heartbeats name: asked for now and then, when a record comes."""
@@ -131,9 +146,13 @@ class HistorySink:
         rows = self._clickhouse.rows
         settings = self._reader.settings
         chain = Chain[LogRecord](relay_keys(settings))
-        fold = PartitionFold(self.topic, partition, self._codec, chain, setup_keys(settings) if self.topic == "schemas" else None)
-        newest = f"SELECT key, argMax(state, step) AS document FROM {TABLE} WHERE {where} AND state != '' GROUP BY key"
-        fold.documents = {r["key"]: json.loads(r["document"]) for r in rows(newest, params)}
+        documents = DocumentCache(self.topic, partial(newest_parts, self._clickhouse, self.topic, partition))
+        fold = PartitionFold(
+            self.topic, partition, self._codec, chain, documents, setup_keys(settings) if self.topic == "schemas" else None
+        )
+        created = f"SELECT head FROM {TABLE} WHERE {where} AND fact = 'LogCreated' AND head != '' ORDER BY step LIMIT 1"
+        for r in rows(created, params) if self.topic == "schemas" else []:
+            fold.created = json.loads(r["head"])
         chained = f"SELECT store, position, chain_sha256 FROM {TABLE} WHERE {where} AND chain_sha256 != '' ORDER BY step DESC LIMIT 1"
         for r in rows(chained, params):
             chain.store, chain.position, chain.sha256 = str(r["store"]), int(r["position"]), bytes.fromhex(str(r["chain_sha256"]))
@@ -165,3 +184,27 @@ class HistorySink:
 
 def _log_alarm(subject: str, message: str) -> None:
     logger.error("%s: %s", subject, message)
+
+
+def newest_parts(
+    clickhouse: ClickHouse, topic: str, partition: int, keys: Sequence[str], names: Sequence[str] | None
+) -> Mapping[str, Parts]:
+    """As `Load` asks for them."""
+    loaded: dict[str, Parts] = {}
+    given = {"topic": topic, "partition": partition, "keys": keys, "names": names or [], "all": names is None}
+    for r in clickhouse.rows(_NEWEST_PARTS, given, {"select_sequential_consistency": 1}):
+        loaded.setdefault(r["key"], {})[r["part"]] = json.loads(r["state"])
+    return loaded
+
+
+def _by_bytes(rows: Sequence[dict[str, Any]]) -> Generator[Sequence[dict[str, Any]]]:
+    """In their order, in pieces of about INSERT_BYTES_MAX: the size of one is bounded by that of a row, whatever came in one chunk."""
+    start = size = 0
+    for end, row in enumerate(rows):
+        own = len(row["body"]) + len(row["head"]) + sum(map(len, row["parts"].values()))
+        if size + own > INSERT_BYTES_MAX and end > start:
+            yield rows[start:end]
+            start, size = end, 0
+        size += own
+    if rows[start:]:
+        yield rows[start:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from events.facts.accounts import KEY_DIMENSIONS
 
+# By key: a page and a fold ask for some keys, and no more is read than 512 rows around each.
 HISTORY_ROWS = """
 CREATE TABLE IF NOT EXISTS history_rows (
     topic LowCardinality(String),
@@ -21,48 +22,69 @@ CREATE TABLE IF NOT EXISTS history_rows (
     chain_sha256 String COMMENT 'of a decided record: its hash in the chain of its partition, hex',
     sha256 FixedString(64),
     body String CODEC(ZSTD(1)) COMMENT 'the fact as JSON',
-    state String CODEC(ZSTD(1)) COMMENT 'the whole document of the key after it, as JSON',
+    tenant String COMMENT 'whose document it is',
+    head String CODEC(ZSTD(1)) COMMENT 'the document of the key after it, without its collections, as JSON; empty: as before',
+    parts Map(String, String) CODEC(ZSTD(1)) COMMENT 'members of collections that it changed: collection/member, and JSON; empty: gone',
     valid_from DateTime64(6, 'UTC') ALIAS fromUnixTimestamp64Micro(valid_from_us)
 ) ENGINE = ReplacingMergeTree
 PARTITION BY topic
-ORDER BY (topic, kafka_partition, kafka_offset)
-SETTINGS non_replicated_deduplication_window = 1000
+ORDER BY (topic, key, kafka_partition, kafka_offset)
+SETTINGS non_replicated_deduplication_window = 1000, index_granularity = 512
 """
 
 # A paused older owner may write a row again with the same content (K8): every view reads through FINAL.
 HISTORY = """
 CREATE OR REPLACE VIEW history AS
-SELECT topic, key, fact, kind, valid_from, valid_from_us, step, position, kafka_partition, kafka_offset, event_id, sha256, body, state
+SELECT topic, key, fact, kind, valid_from, valid_from_us, step, position, kafka_partition, kafka_offset, event_id, sha256, tenant, body, head, parts
 FROM history_rows FINAL
 WHERE kind IN ('decided', 'observed')
 """
 
+# Without FINAL: the same change twice changes nothing.
+HISTORY_PARTS = """
+CREATE OR REPLACE VIEW history_parts AS
+SELECT topic, kafka_partition, key, step, valid_from_us, '' AS part, head AS state FROM history_rows WHERE head != ''
+UNION ALL
+SELECT topic, kafka_partition, key, step, valid_from_us, part, state
+FROM history_rows ARRAY JOIN mapKeys(parts) AS part, mapValues(parts) AS state
+"""
+
 DOCUMENTS = """
 CREATE OR REPLACE VIEW documents AS
-SELECT topic, key, argMax(state, step) AS state, argMax(fact, step) AS last_fact, max(valid_from_us) AS changed_us, count() AS facts
+SELECT topic, key, argMaxIf(head, step, head != '') AS head, argMax(fact, step) AS last_fact, max(valid_from_us) AS changed_us, count() AS facts
 FROM history GROUP BY topic, key
+"""
+
+DOCUMENT_PARTS = """
+CREATE OR REPLACE VIEW document_parts AS
+SELECT topic, key, splitByChar('/', part)[1] AS collection, substring(part, length(collection) + 2) AS member,
+    argMax(state, step) AS state, max(valid_from_us) AS changed_us
+FROM history_parts WHERE part != '' GROUP BY topic, key, part HAVING state != ''
 """
 
 CATALOG = """
 CREATE OR REPLACE VIEW catalog AS
 SELECT
     m.key AS model,
-    JSONExtractString(m.state, 'tenant') AS tenant,
-    JSONExtractString(m.state, 'domain') AS domain,
-    JSONExtractString(m.state, 'team') AS team,
-    JSONExtractString(m.state, 'name') AS name,
-    JSONExtractString(m.state, 'scenario') AS scenario,
-    JSONExtractString(m.state, 'task') AS task,
-    JSONExtractString(m.state, 'owner') AS owner,
-    JSONExtractString(m.state, 'description') AS description,
-    JSONExtract(m.state, 'tags', 'Array(String)') AS tags,
-    JSONExtractKeys(m.state, 'versions') AS versions,
-    JSONExtractString(d.state, 'live') AS live,
-    JSONExtractString(d.state, 'candidate') AS candidate,
-    JSONExtract(d.state, 'weights', 'Map(String, Int32)') AS weights,
-    JSONType(m.state, 'retired') = 'Object' AS retired,
+    JSONExtractString(m.head, 'tenant') AS tenant,
+    JSONExtractString(m.head, 'domain') AS domain,
+    JSONExtractString(m.head, 'team') AS team,
+    JSONExtractString(m.head, 'name') AS name,
+    JSONExtractString(m.head, 'scenario') AS scenario,
+    JSONExtractString(m.head, 'task') AS task,
+    JSONExtractString(m.head, 'owner') AS owner,
+    JSONExtractString(m.head, 'description') AS description,
+    JSONExtract(m.head, 'tags', 'Array(String)') AS tags,
+    v.names AS versions,
+    JSONExtractString(d.head, 'live') AS live,
+    JSONExtractString(d.head, 'candidate') AS candidate,
+    JSONExtract(d.head, 'weights', 'Map(String, Int32)') AS weights,
+    JSONType(m.head, 'retired') = 'Object' AS retired,
     fromUnixTimestamp64Micro(greatest(m.changed_us, d.changed_us)) AS changed
 FROM (SELECT * FROM documents WHERE topic = 'models') AS m
+LEFT JOIN (
+    SELECT key, arraySort(groupArray(member)) AS names FROM document_parts WHERE topic = 'models' AND collection = 'versions' GROUP BY key
+) AS v ON m.key = v.key
 LEFT JOIN (SELECT * FROM documents WHERE topic = 'deployments') AS d ON m.key = d.key
 """
 
@@ -70,36 +92,34 @@ CATALOG_HISTORY = """
 CREATE OR REPLACE VIEW catalog_history AS
 SELECT key AS model, topic, fact, valid_from,
     leadInFrame(toNullable(valid_from)) OVER (PARTITION BY topic, key ORDER BY step ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS valid_to,
-    JSONExtractString(body, 'by') AS by, position, kafka_partition, kafka_offset, event_id, body, state
+    JSONExtractString(body, 'by') AS by, position, kafka_partition, kafka_offset, event_id, body, head, parts
 FROM history WHERE topic IN ('models', 'deployments')
 """
 
 TENANTS = """
 CREATE OR REPLACE VIEW tenants AS
-SELECT key AS tenant,
-    JSONExtractString(state, 'display_name') AS display_name,
-    JSONExtractString(state, 'price_book') AS price_book,
-    JSONExtractString(state, 'currency') AS currency,
-    JSONExtractString(state, 'timezone') AS timezone,
-    fromUnixTimestamp64Micro(JSONExtractInt(state, 'created_at')) AS created,
-    length(JSONExtractKeys(state, 'keys')) AS keys
-FROM documents WHERE topic = 'accounts'
+SELECT d.key AS tenant,
+    JSONExtractString(d.head, 'display_name') AS display_name,
+    JSONExtractString(d.head, 'price_book') AS price_book,
+    JSONExtractString(d.head, 'currency') AS currency,
+    JSONExtractString(d.head, 'timezone') AS timezone,
+    fromUnixTimestamp64Micro(JSONExtractInt(d.head, 'created_at')) AS created,
+    p.members AS keys
+FROM (SELECT key, head FROM documents WHERE topic = 'accounts') AS d
+LEFT JOIN (SELECT key, count() AS members FROM document_parts WHERE topic = 'accounts' GROUP BY key) AS p ON d.key = p.key
 """
 
 # The hash of a key is no secret (256 random bits), but a question about keys has no use for it.
 API_KEYS = f"""
 CREATE OR REPLACE VIEW api_keys AS
-SELECT tenant, pair.1 AS key_id,
-    JSONExtractString(pair.2, 'user') AS user,
-    JSONExtract(pair.2, 'scopes', 'Array(String)') AS scopes,
-    {", ".join(f"JSONExtractString(pair.2, '{name}') AS {name}" for name in KEY_DIMENSIONS)},
-    fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'issued_at')) AS issued,
-    if(JSONExtractInt(pair.2, 'expires_at') = 0, NULL, fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'expires_at'))) AS expires,
-    if(JSONExtractInt(pair.2, 'revoked_at') = 0, NULL, fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'revoked_at'))) AS revoked
-FROM (
-    SELECT key AS tenant, arrayJoin(JSONExtractKeysAndValuesRaw(state, 'keys')) AS pair
-    FROM documents WHERE topic = 'accounts'
-)
+SELECT key AS tenant, member AS key_id,
+    JSONExtractString(state, 'user') AS user,
+    JSONExtract(state, 'scopes', 'Array(String)') AS scopes,
+    {", ".join(f"JSONExtractString(state, '{name}') AS {name}" for name in KEY_DIMENSIONS)},
+    fromUnixTimestamp64Micro(JSONExtractInt(state, 'issued_at')) AS issued,
+    if(JSONExtractInt(state, 'expires_at') = 0, NULL, fromUnixTimestamp64Micro(JSONExtractInt(state, 'expires_at'))) AS expires,
+    if(JSONExtractInt(state, 'revoked_at') = 0, NULL, fromUnixTimestamp64Micro(JSONExtractInt(state, 'revoked_at'))) AS revoked
+FROM document_parts WHERE topic = 'accounts'
 """
 
 PRICE_BOOK = """
@@ -123,18 +143,27 @@ FROM (
 
 ALERTS = """
 CREATE OR REPLACE VIEW alerts AS
-SELECT subject, pair.1 AS rule,
-    JSONExtractString(pair.2, 'severity') AS severity,
-    JSONExtractString(pair.2, 'message') AS message,
-    JSONExtractString(pair.2, 'remedy') AS remedy,
-    fromUnixTimestamp64Micro(JSONExtractInt(pair.2, 'raised_at')) AS raised,
-    JSONExtractString(pair.2, 'producer') AS producer,
-    JSONExtractString(pair.2, 'event_id') AS event_id
-FROM (
-    SELECT key AS subject, arrayJoin(JSONExtractKeysAndValuesRaw(state, 'open')) AS pair
-    FROM documents WHERE topic = 'alerts'
-)
+SELECT key AS subject, member AS rule,
+    JSONExtractString(state, 'severity') AS severity,
+    JSONExtractString(state, 'message') AS message,
+    JSONExtractString(state, 'remedy') AS remedy,
+    fromUnixTimestamp64Micro(JSONExtractInt(state, 'raised_at')) AS raised,
+    JSONExtractString(state, 'producer') AS producer,
+    JSONExtractString(state, 'event_id') AS event_id
+FROM document_parts WHERE topic = 'alerts'
 """
 
-STATEMENTS = (HISTORY_ROWS, HISTORY, DOCUMENTS, CATALOG, CATALOG_HISTORY, TENANTS, API_KEYS, PRICE_BOOK, ALERTS)
+STATEMENTS = (
+    HISTORY_ROWS,
+    HISTORY,
+    HISTORY_PARTS,
+    DOCUMENTS,
+    DOCUMENT_PARTS,
+    CATALOG,
+    CATALOG_HISTORY,
+    TENANTS,
+    API_KEYS,
+    PRICE_BOOK,
+    ALERTS,
+)
 """In the order in which they must be made; each may be run again."""

@@ -49,10 +49,10 @@ JOIN (
     WHERE (topic, kafka_partition, kafka_offset) IN (SELECT topic, partition, offset FROM dead_letters)
 ) AS met ON met.topic = d.topic AND met.kafka_partition = d.partition AND met.at = d.offset AND met.met_sha256 = d.sha256
 LEFT JOIN (
-    SELECT key, 1 AS there, JSONExtractString(state, 'state') AS decided, JSONExtractString(state, 'sha256') AS asked,
-        JSONExtractString(state, 'requested_by') AS requested_by, JSONExtractString(state, 'approver') AS approver,
-        JSONExtractString(state, 'reason') AS because, JSONExtract(state, 'written_off', 'Array(String)') AS given_up
-    FROM documents WHERE topic = 'bills' AND JSONExtractString(state, 'record') != ''
+    SELECT key, 1 AS there, JSONExtractString(head, 'state') AS decided, JSONExtractString(head, 'sha256') AS asked,
+        JSONExtractString(head, 'requested_by') AS requested_by, JSONExtractString(head, 'approver') AS approver,
+        JSONExtractString(head, 'reason') AS because, JSONExtract(head, 'written_off', 'Array(String)') AS given_up
+    FROM documents WHERE topic = 'bills' AND JSONExtractString(head, 'record') != ''
 ) AS w ON w.key = concat(d.topic, '/', toString(d.partition), '/', toString(d.offset))
 LEFT JOIN (
     SELECT r.topic AS topic, r.partition AS partition, r.offset AS offset, r.sha256 AS sha256, 1 AS there, max(r.approver != '') AS approved,

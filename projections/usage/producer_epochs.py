@@ -9,17 +9,16 @@ from typing import Any, Literal, cast
 from projections.ingest.clickhouse import ClickHouse
 
 Status = Literal["open", "closed", "written_off"]
-PRODUCERS_MAX = 1000
-"""Producers shown, newest first: each start of a gateway is one."""
+EPOCHS_MAX = 1000
+"""Epochs shown, those of the newest facts first: each start of a gateway is one."""
 NAMES_MAX = 1000
 """Epochs named in one query, which is sent in a URL."""
 _BOUNDS = {"max_execution_time": 20}
 # Those asked for are found before the limit: an open epoch may be the oldest of all.
 _SQL = f"""
-SELECT key, state FROM documents WHERE topic = 'producers' AND arrayExists(
-    e -> ({{epoch:String}} = '' OR e.1 = {{epoch:String}}) AND ({{everything:Bool}} OR JSONExtractString(e.2, 'status') = 'open'),
-    JSONExtractKeysAndValuesRaw(state, 'epochs'))
-ORDER BY changed_us DESC LIMIT {PRODUCERS_MAX}
+SELECT key, member, state FROM document_parts WHERE topic = 'producers'
+    AND ({{epoch:String}} = '' OR member = {{epoch:String}}) AND ({{everything:Bool}} OR JSONExtractString(state, 'status') = 'open')
+ORDER BY changed_us DESC LIMIT {EPOCHS_MAX}
 """
 
 
@@ -44,10 +43,9 @@ def epochs(clickhouse: ClickHouse, *, only_open: bool = True, epoch: str = "") -
     rows = clickhouse.rows(_SQL, {"epoch": epoch, "everything": not only_open}, _BOUNDS)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for row in rows:
-        known = cast(dict[str, dict[str, Any]], json.loads(row["state"]).get("epochs", {}))
-        for name, one in known.items():
-            if epoch in ("", name) and "status" in one and (one["status"] == "open" or not only_open):
-                found[name] = str(row["key"]), one
+        one = cast(dict[str, Any], json.loads(row["state"]))
+        if "status" in one:
+            found[str(row["member"])] = str(row["key"]), one
     heard = _heard(clickhouse, list(found))
     made = [_epoch(producer, name, one, heard.get(name, 0)) for name, (producer, one) in found.items()]
     return sorted(made, key=lambda e: e.opened_at, reverse=True)

@@ -130,7 +130,7 @@ def test_a_set_is_requested_and_then_written_off_for_its_very_bytes_only(undecid
 
     def decide(offset: int, fact: str, body: dict[str, Any]) -> None:
         row = {"topic": "bills", "kafka_partition": 3, "kafka_offset": offset, "kind": "decided", "fact": fact, "key": name}
-        clickhouse.insert_rows("history_rows", [{**row, "body": json.dumps(body), "state": json.dumps({"record_set": name})}])
+        clickhouse.insert_rows("history_rows", [{**row, "body": json.dumps(body), "head": json.dumps({"record_set": name})}])
 
     def states() -> dict[Coordinate, tuple[str, str, str, str]]:
         found = find_dead_letters(clickhouse, STATES)

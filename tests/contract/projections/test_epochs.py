@@ -11,13 +11,13 @@ import pytest
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage import held
-from projections.usage.producer_epochs import PRODUCERS_MAX, epochs
+from projections.usage.producer_epochs import EPOCHS_MAX, epochs
 from projections.usage.views import usage_statements
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 
 pytestmark = pytest.mark.engine
 
-STARTS = PRODUCERS_MAX + 500
+STARTS = EPOCHS_MAX + 500
 """Starts of gateways; but for the very first, each of them ended in order."""
 
 
@@ -41,7 +41,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
             "key": f"gateway-{start}",
             "fact": "ProducerClosed" if start else "ProducerOpened",
             "valid_from_us": 1_000_000 + start,
-            "state": json.dumps({"epochs": {name(start): {"status": "closed" if start else "open", "opened_at": start + 1, "host": "a"}}}),
+            "parts": {f"epochs/{name(start)}": json.dumps({"status": "closed" if start else "open", "opened_at": start + 1, "host": "a"})},
         }
         for start in range(STARTS)
     ]
@@ -61,4 +61,4 @@ def test_an_epoch_is_found_by_its_name_however_old_it_is(clickhouse: ClickHouse)
 
 
 def test_the_newest_are_shown_when_all_are_asked_for(clickhouse: ClickHouse) -> None:
-    assert [e.epoch for e in epochs(clickhouse, only_open=False)] == [name(s) for s in range(STARTS - 1, STARTS - 1 - PRODUCERS_MAX, -1)]
+    assert [e.epoch for e in epochs(clickhouse, only_open=False)] == [name(s) for s in range(STARTS - 1, STARTS - 1 - EPOCHS_MAX, -1)]

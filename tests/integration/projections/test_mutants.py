@@ -114,7 +114,7 @@ def _works(market: Market, key: str) -> bool:
 
 def _issue(market: Market, tenant: str, number: int) -> None:
     market.command("POST", f"/v1/bills/{tenant}/{_month()}/cut")
-    issued = "SELECT JSONExtractInt(state, 'issued', 'number') AS number FROM documents WHERE topic = 'bills' AND key = {tenant:String}"
+    issued = "SELECT JSONExtractInt(head, 'issued', 'number') AS number FROM documents WHERE topic = 'bills' AND key = {tenant:String}"
     eventually(lambda: {"number": number} in market.clickhouse.rows(issued, {"tenant": tenant}), f"bill {number} is issued")
 
 

@@ -38,9 +38,10 @@ def fill_tables(settings: Settings) -> None:
         row = {"tenant": tenant, "model": f"{tenant}-model", "fact": "InvocationSettled", "readable": 1, "outcome": "succeeded", "calls": 1}
         log = {"kafka_partition": TENANTS.index(tenant), "kafka_offset": 0, "occurred_at": 1_700_000_000_000_000}
         clickhouse.insert_rows("usage", [{**row, **log, "event_id": f"00000000-0000-0000-0000-00000000000{TENANTS.index(tenant)}"}])
-        state = json.dumps({"tenant": tenant, "display_name": f"{tenant} Inc.", "name": f"{tenant}-model"})
-        history = [{"topic": t, "key": k, "kind": "decided", "state": state, "body": "{}", "kafka_partition": TENANTS.index(tenant)} for t, k in
-                   (("accounts", tenant), ("bills", tenant), ("models", f"{tenant}-model"), ("alerts", f"{tenant}-alert"))]  # fmt: skip
+        head = json.dumps({"tenant": tenant, "display_name": f"{tenant} Inc.", "name": f"{tenant}-model"})
+        documents = (("accounts", tenant), ("bills", tenant), ("models", f"{tenant}-model"), ("alerts", f"{tenant}-alert"))
+        common = {"kind": "decided", "head": head, "body": "{}", "kafka_partition": TENANTS.index(tenant)}
+        history = [{**common, "topic": t, "key": k, "tenant": "" if t == "alerts" else tenant} for t, k in documents]
         clickhouse.insert_rows("history_rows", history)
         clickhouse.insert_rows("bills_running_rows", [{"tenant": tenant, "period": "2026-11", "generation": 1, "total_micros": 7}])
 

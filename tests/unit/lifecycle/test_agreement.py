@@ -25,6 +25,7 @@ from lifecycle.model import NoModel, RetiredModel
 from lifecycle.state import Lifecycle, evolve
 from projections.catalog.documents import evolve as document_after
 from projections.catalog.lifecycle_documents import model_in, status_in
+from projections.catalog.parts import join, split
 from projections.catalog.queries import _model  # pyright: ignore[reportPrivateUsage]
 from serving.control.serve_plan import AppliedConfig, ApplyConfig, ClusterShape, ConfigVersion, plan
 from serving.gateway.routes import Routes
@@ -91,8 +92,11 @@ class Market:
     # --- the view of each reader
 
     def catalog(self) -> dict[str, Any]:
-        row = {"state": json.dumps(self.documents["models"]), "position": 0, "changed_at": 0}
-        return _model(row, json.loads(json.dumps(self.documents["deployments"])))
+        def copy(topic: str) -> dict[str, Any]:
+            """As it comes back from the table, in parts."""
+            return join(topic, json.loads(json.dumps(split(topic, self.documents[topic]))))
+
+        return _model(copy("models"), copy("deployments"), {"position": 0, "changed_at": 0})
 
     def planned(self) -> set[str]:
         nothing, shape = AppliedConfig(None), ClusterShape("127.0.0.1", 1, 1, 1)

@@ -13,8 +13,8 @@ import pytest
 from events.facts.deployments import ServiceSpec
 from events.facts.headers import CE_TYPE
 from events.facts.topics import FACTS, TOPICS, entries
-from events.log.chain import FIRST, NOT_SENT, Chain, ChainPosition
-from events.log.record import LogRecord, Record
+from events.log.chain import NOT_SENT
+from events.log.record import Record
 from events.log.recorded_schemas import FORGED
 from events.log.signature import signed_headers
 from events.schema.codec import Undecodable
@@ -22,19 +22,12 @@ from lifecycle.facts import LifecycleFact
 from lifecycle.status import GATEWAYS_KEPT
 from projections.catalog.documents import STEPS, evolve
 from projections.catalog.queries import _model, public  # pyright: ignore[reportPrivateUsage]
-from projections.catalog.rows import PartitionFold
 from projections.catalog.sink import HISTORY_TOPICS
 from projections.catalog.tables import HISTORY_ROWS
-from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SETUP_KEY, SETUP_KEYS, todays_codec
+from tests.support.folded_log import CODEC, OPENING, Log, base, opened
+from tests.support.todays_codec import RELAY_KEY, SETUP_KEY
 
 MODEL = "model-vision-demo-digits"
-
-
-CODEC = todays_codec()
-
-
-def base(number: int) -> dict[str, Any]:
-    return {"event_id": f"00000000-0000-0000-0000-{number:012d}", "occurred_at": 1_000_000 + number, "producer": "test"}
 
 
 def published(number: int) -> tuple[str, dict[str, Any]]:
@@ -106,53 +99,8 @@ def alert(what: str, number: int, rule: str = "stuck", of: int = 0) -> tuple[str
     return "AlertRaised", {**about, "severity": "critical", "message": "it hangs", "remedy": "restart it"}
 
 
-At = tuple[str, int, int]
-"""The store, the position, and the position of the record before it; of one that the test did not make, nobody knows the hash."""
-
-
-class Log:
-    """Writes records as the relay would and hands them to a fold."""
-
-    def __init__(self, topic: str) -> None:
-        self.topic, self.fold = topic, PartitionFold(topic, 0, CODEC, Chain[LogRecord](RELAY_KEYS), SETUP_KEYS)
-        self.offset, self.hashes = 0, {0: FIRST}
-        self.dead: list[str] = []
-
-    def make(self, given_fact: tuple[str, dict[str, Any]] | bytes, at: At | None = None, *, signed: bool = True) -> Record:
-        is_opening = not isinstance(given_fact, bytes) and given_fact[0] == "StoreOpened"
-        value = given_fact if isinstance(given_fact, bytes) else CODEC.encode_dict(*given_fact, self.topic if is_opening else None)
-        headers = {CE_TYPE: b"" if isinstance(given_fact, bytes) else given_fact[0].encode()}
-        if at is not None:
-            store, position, previous = at
-            chained = ChainPosition(store, position, self.hashes.get(previous, b"?" * 32))
-            self.hashes.setdefault(position, chained.sha256(b"k", value))
-            proof = chained.signed_headers(RELAY_KEY, self.topic, 0, chained.sha256(b"k", value))
-            headers |= proof if signed else chained.headers
-        if self.topic == "schemas":
-            headers |= signed_headers(SETUP_KEY, self.topic, b"k", value)
-        return Record(self.topic, 0, -1, 1, b"k", value, headers)
-
-    def feed(self, record: Record) -> list[dict[str, Any]]:
-        self.fold.take(replace(record, offset=self.offset), record.headers)
-        rows, dead = self.fold.fold()
-        self.offset += 1
-        self.dead += [d.code for d in dead]
-        return rows
-
-    def put(self, given_fact: tuple[str, dict[str, Any]] | bytes, at: At | None = None, *, signed: bool = True) -> list[dict[str, Any]]:
-        return self.feed(self.make(given_fact, at, signed=signed))
-
-
 def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(row["kind"], row["kafka_offset"]) for row in rows]
-
-
-OPENING = {"version": 1, "previous_store": "", "previous_position": 0, "by": "relay"}
-
-
-def opened(log: Log, store: str = "s", previous: tuple[str, int] = ("", 0), position: int = 1) -> list[dict[str, Any]]:
-    fact = {**base(position), "version": 1, "store": store, "previous_store": previous[0], "previous_position": previous[1], "by": "relay"}
-    return log.put(("StoreOpened", fact), (store, position, previous[1]))
 
 
 def test_every_fact_of_a_folded_topic_changes_some_document() -> None:
@@ -165,13 +113,14 @@ def test_every_topic_but_heartbeats_is_folded_into_some_table() -> None:
     assert {*HISTORY_TOPICS, "usage", "dead-letters"} == TOPICS.keys() - {"heartbeats"}
 
 
-def test_each_record_leaves_a_row_and_the_state_after_it() -> None:
+def test_each_record_leaves_a_row_and_what_it_changed() -> None:
     log = Log("prices")
     assert kinds(opened(log)) == [("store", 0)]
     rows = log.put(published(2), ("s", 5, 1)) + log.put(published(3), ("s", 6, 5))
     assert kinds(rows) == [("decided", 1), ("decided", 2)]
-    assert sorted(json.loads(rows[0]["state"])["versions"]) == ["2"]
-    assert sorted(json.loads(rows[1]["state"])["versions"]) == ["2", "3"]
+    assert [list(row["parts"]) for row in rows] == [["versions/2"], ["versions/3"]]
+    assert [json.loads(row["head"])["book"] if row["head"] else "" for row in rows] == ["standard", ""], "once: it is the same then"
+    assert sorted(log.fold.documents.document("standard")["versions"]) == ["2", "3"]
     assert [row["position"] for row in rows] == [5, 6]
 
 
@@ -188,7 +137,7 @@ def test_a_copy_leaves_a_row_and_changes_nothing() -> None:
     log.put(named(3, "second"), ("s", 3, 2))
     rows = log.put(named(2, "first"), ("s", 2, 1))
     assert kinds(rows) == [("copy", 3)]
-    assert log.fold.documents["acme"]["display_name"] == "second"
+    assert log.fold.documents.document("acme")["display_name"] == "second"
 
 
 def test_a_record_waits_for_its_predecessor_even_when_that_comes_later_on_the_log() -> None:
@@ -199,7 +148,7 @@ def test_a_record_waits_for_its_predecessor_even_when_that_comes_later_on_the_lo
     rows = log.feed(first)
     assert kinds(rows) == [("decided", 2), ("decided", 1)]
     assert [row["step"] for row in rows] == [2, 3]
-    assert log.fold.documents["acme"]["display_name"] == "second"
+    assert log.fold.documents.document("acme")["display_name"] == "second"
 
 
 def test_a_gap_holds_back_everything_behind_it() -> None:
@@ -227,7 +176,7 @@ def test_a_new_store_is_followed_only_by_its_own_fact() -> None:
     assert log.put(named(2, "stranger"), ("t", 5, 2), signed=False) == []
     rows = opened(log, "t", ("s", 2), 3)
     assert kinds(rows) == [("store", 4)]
-    assert log.fold.documents["acme"]["display_name"] == "old store"
+    assert log.fold.documents.document("acme")["display_name"] == "old store"
 
 
 def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
@@ -236,17 +185,17 @@ def test_an_observed_fact_has_a_row_and_its_copy_changes_nothing() -> None:
     log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ("s", 2, 1))
     rows = log.put(ready(1, position=2)) + log.put(ready(2, position=2)) + log.put(ready(1, position=2))
     assert kinds(rows) == [("observed", 2), ("observed", 3), ("copy", 4)]
-    assert log.fold.documents[MODEL]["versions"]["1.0.0"]["replicas"] == 2
+    assert log.fold.documents.document(MODEL)["versions"]["1.0.0"]["replicas"] == 2
 
 
 def test_a_fact_that_does_not_follow_has_a_row_and_changes_nothing() -> None:
     log = Log("deployments")
     opened(log)
     log.put(("VersionDeployed", {**base(9), "version": 1, **decided("VersionDeployed")}), ("s", 2, 1))
-    before = log.fold.documents[MODEL]
+    before = log.fold.documents.document(MODEL)
     rows = log.put(ready(1, "7.0.0")) + log.put(("RolloutPromoted", {**base(8), **decided("RolloutPromoted")}), ("s", 3, 2))
     assert kinds(rows) == [("observed", 2), ("decided", 3)]
-    assert (log.fold.documents[MODEL], log.dead) == (before, [])
+    assert (log.fold.documents.document(MODEL), log.dead) == (before, [])
 
 
 @pytest.mark.parametrize(
@@ -278,13 +227,13 @@ def test_an_alert_is_open_until_the_fact_that_resolves_this_one() -> None:
     def given_fact(*facts: tuple[str, dict[str, Any]]) -> dict[str, int]:
         for fact in facts:
             log.put(fact)
-        return {rule: open_["raised_at"] - 1_000_000 for rule, open_ in log.fold.documents[MODEL]["open"].items()}
+        return {rule: open_["raised_at"] - 1_000_000 for rule, open_ in log.fold.documents.document(MODEL)["open"].items()}
 
     assert given_fact(alert("raised", 1), alert("raised", 2, "document")) == {"stuck": 1, "document": 2}
     assert given_fact(alert("resolved", 3, of=2)) == {"stuck": 1, "document": 2}, "another rule of the subject"
     assert given_fact(alert("raised", 4), alert("resolved", 5, of=1)) == {"stuck": 4, "document": 2}, "raised anew meanwhile"
     assert given_fact(alert("resolved", 6, of=4)) == {"document": 2}
-    last = log.fold.documents[MODEL]["resolved_last"]
+    last = log.fold.documents.document(MODEL)["resolved_last"]
     assert (last["rule"], last["remedy"], last["resolved_at"]) == ("stuck", "restart it", 1_000_006)
 
 
@@ -318,7 +267,7 @@ def test_the_first_record_of_a_schema_id_and_of_the_log_count_and_others_are_dea
     wrong = ["another_log", "another_log", "schema_changed", "wrong_sha256", "another_log", "no_schema", "no_schema"]
     assert log.dead == [*wrong, "not_signed", "not_signed", "not_signed"]
     assert set(log.dead) == FORGED
-    assert set(log.fold.documents) == {"l", "7"}
+    assert [key for key in ("l", "7", "m", "8") if log.fold.documents.document(key)] == ["l", "7"]
 
 
 def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
@@ -326,8 +275,8 @@ def test_one_id_of_a_schema_serves_every_subject_with_its_text() -> None:
     for number, subject in enumerate(("models-StoreOpened", "prices-StoreOpened"), 1):
         assert kinds(log.put(registered(number, subject))) == [("observed", number - 1)]
     log.put(("LogCreated", {**base(3), "log_id": "l", "partitioner": "p", "partitions": {"models": 4}}))
-    assert sorted(log.fold.documents["7"]["subjects"]) == ["models-StoreOpened", "prices-StoreOpened"]
-    assert log.fold.documents["l"]["partitions"] == {"models": 4}
+    assert sorted(log.fold.documents.document("7")["subjects"]) == ["models-StoreOpened", "prices-StoreOpened"]
+    assert log.fold.documents.document("l")["partitions"] == {"models": 4}
 
 
 def test_a_forged_store_opening_is_a_dead_letter_and_the_fold_goes_on() -> None:
@@ -352,7 +301,7 @@ def test_of_two_claims_to_a_position_the_one_that_the_relay_signed_counts() -> N
     assert log.put(named(4, "on the forged one"), ("s", 4, 9), signed=False) == []
     rows = log.feed(true)
     assert (kinds(rows), log.dead) == ([("decided", 3), ("dead", 1)], [NOT_SENT])
-    assert log.fold.documents["acme"]["display_name"] == "true"
+    assert log.fold.documents.document("acme")["display_name"] == "true"
     assert kinds(log.feed(replace(forged, timestamp=2))) == [("dead", 4)], "it comes again, behind the true one"
     assert kinds(log.feed(true)) == [("copy", 5)]
     assert log.dead == [NOT_SENT, NOT_SENT]
@@ -433,8 +382,7 @@ def test_a_model_that_is_retired_shows_no_calls_before_its_versions_are_unloaded
         (REGISTERED, ("ModelRetired", {"model": MODEL, "reason": "old", "successor": "", "by": "u"})), 1
     ):
         model = evolve("models", model, name, {**base(position), "version": position, **body}, position)
-    row = {"state": json.dumps(model), "position": 2, "changed_at": 2}
-    shown = _model(row, deployment(*TRIED))
+    shown = _model(model, deployment(*TRIED), {"position": 2, "changed_at": 2})
     assert (shown["status"], shown["live"], shown["serving"], shown["weights"]) == ("retired", "", "", {})
 
 
