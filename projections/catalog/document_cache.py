@@ -46,8 +46,10 @@ class DocumentCache:
                 continue
             if names is None:
                 whole.append(key)
-            elif missing := {HEAD, *names} - self._known.get(key, {}).keys():
-                some[key] = missing
+            else:
+                known = self._known.get(key, {})
+                if missing := {name for name in (HEAD, *names) if name not in known}:
+                    some[key] = missing
         for keys in _pages(whole):
             loaded = self._load(keys, None)
             for key in keys:
