@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 from projections.catalog.document import Document
 from projections.catalog.parts import HEAD, Parts, join
 
 PARTS_MAX = 50_000
 """Parts that are kept: some 100 MB; more only while they are not written."""
-KEYS_AT_ONCE = 200
-"""Of one question, which travels in a URL."""
+QUESTION_CHARS_MAX = 20_000
+"""Of keys and names in one question, which travels in a URL; a server takes 64 KiB of that, and escapes may double it."""
+NAME_CHARS_MAX = 1_000
+"""Of a key, or of a part's name: an order of magnitude beyond what any process of ours writes."""
 Load = Callable[[Sequence[str], Sequence[str] | None], Mapping[str, Parts]]
 """(keys, names of parts or None for all) → the newest parts of each key that the table has, in the order of their last change."""
 
@@ -50,16 +53,16 @@ class DocumentCache:
                 known = self._known.get(key, {})
                 if missing := {name for name in (HEAD, *names) if name not in known}:
                     some[key] = missing
-        for keys in _pages(whole):
-            loaded = self._load(keys, None)
-            for key in keys:
+        for page in _pages(dict.fromkeys(whole, (HEAD,))):
+            loaded = self._load(list(page), None)
+            for key in page:
                 self._learn(key, {HEAD: None, **loaded.get(key, {})} | self._known.get(key, {}))
-            self._whole.update(keys)
-        for keys in _pages(list(some)):
-            loaded = self._load(keys, sorted({name for key in keys for name in some[key]}))
-            for key in keys:
+            self._whole.update(page)
+        for page in _pages(some):
+            loaded = self._load(list(page), sorted({name for names in page.values() for name in names}))
+            for key, names in page.items():
                 found = loaded.get(key, {})
-                self._learn(key, {name: found.get(name) for name in some[key]})
+                self._learn(key, {name: found.get(name) for name in names})
 
     def document(self, key: str, names: Iterable[str] | None = None) -> Document:
         """The document of a key with only these parts, or all of it."""
@@ -112,5 +115,17 @@ class DocumentCache:
                 self._whole.discard(key)
 
 
-def _pages(keys: list[str]) -> Iterable[list[str]]:
-    return (keys[start : start + KEYS_AT_ONCE] for start in range(0, len(keys), KEYS_AT_ONCE))
+def _pages(wanted: Mapping[str, Iterable[str]]) -> Generator[dict[str, list[str]]]:
+    """Key → names, in pieces that one question holds."""
+    page: dict[str, list[str]] = {}
+    size = 0
+    for key, names in wanted.items():
+        for name in names:
+            own = len(quote(name)) + (0 if key in page else len(quote(key)))
+            if page and size + own > QUESTION_CHARS_MAX:
+                yield page
+                page, size, own = {}, 0, len(quote(name)) + len(quote(key))
+            page.setdefault(key, []).append(name)
+            size += own
+    if page:
+        yield page

@@ -22,7 +22,7 @@ from events.log.recorded_schemas import check_log, check_schema, check_signature
 from events.process.signing_keys import PublicKeys
 from events.schema.codec import Codec, Undecodable, frame_schema_id
 from projections.catalog.document import Document, plain
-from projections.catalog.document_cache import DocumentCache
+from projections.catalog.document_cache import NAME_CHARS_MAX, DocumentCache
 from projections.catalog.documents import Misplaced, evolve
 from projections.catalog.parts import HEAD, changes, looked_at
 from projections.ingest.sink import DeadLetter
@@ -134,17 +134,24 @@ class PartitionFold:
             if frame_schema_id(record.value) not in self.codec.schemas.by_id:
                 return  # `fold` looks for it on the log, when it is the record's turn
             name, body = self._read[record.offset] = self.codec.decode(record.value)
+            entry = FACTS.get(name)
+            if entry is None or entry.topic != self.topic:
+                return
+            key, names = self._looked_at(name, body)
         except Undecodable:
             return
-        entry = FACTS.get(name)
-        if entry is None or entry.topic != self.topic:
-            return
-        key, names = str(body[entry.key]), looked_at(self.topic, body)
         known = self._wanted.setdefault(key, set())
         if names is None:
             self._wanted[key] = None
         elif known is not None:
             known.update(names)
+
+    def _looked_at(self, name: str, body: Mapping[str, Any]) -> tuple[str, tuple[str, ...] | None]:
+        """The key of a fact, and the parts of its document that it needs. Raises Undecodable."""
+        key, names = str(body[FACTS[name].key]), looked_at(self.topic, body)
+        if longest := max((len(n) for n in (key, *(names or ())) if len(n) > NAME_CHARS_MAX), default=0):
+            raise Undecodable("too_large", f"it names something with {longest} characters, more than {NAME_CHARS_MAX}")
+        return key, names
 
     def _decode(self, record: LogRecord) -> tuple[str, dict[str, Any]]:
         return self._read.get(record.offset) or self.codec.decode(record.value)
@@ -223,7 +230,7 @@ class PartitionFold:
         *,
         position: int = 0,
     ) -> dict[str, Any]:
-        key, names = str(body[FACTS[name].key]), looked_at(self.topic, body)
+        key, names = self._looked_at(name, body)
         before = self.documents.document(key, names)
         document = evolve(self.topic, before, name, body, at.position if at else position)
         changed = changes(self.topic, before, document)

@@ -14,6 +14,7 @@ from events.facts.accounts import KEY_DIMENSIONS
 from events.facts.deployments import ServiceSpec
 from events.facts.topics import FACTS
 from events.process.settings import Settings
+from projections.catalog.document_cache import DocumentCache
 from projections.catalog.documents import evolve
 from projections.catalog.parts import split
 from projections.catalog.queries import Catalog, Wanted
@@ -98,6 +99,40 @@ def test_a_key_of_a_tenant_costs_what_it_says_however_many_there_are(empty: Clic
     assert (revoked["user"], revoked["revoked_because"]) == ("ann", "lost")
     assert len(again.documents.document("acme", ["keys/key-7", "keys/key-8"])["keys"]) == 2
     assert len(again.documents.document("acme")["keys"]) == KEYS
+
+
+HOSTILE = (
+    "a'b",
+    "back\\slash",
+    "new\nline",
+    "tab\t",
+    "null\0x",
+    "ключ",
+    'quote"',
+    "{k:String}",
+    "a,b",
+    "[x]",
+    "end\\",
+    "'",
+    "%41",
+    "\r\n",
+    "x" * 1000,
+)
+
+
+def test_names_with_any_characters_are_found_again(empty: ClickHouse) -> None:
+    """Whoever can write to `alerts` chooses them."""
+    rows = [
+        {"topic": "alerts", "kafka_partition": 0, "kafka_offset": i, "step": i, "kind": "observed", "key": name}
+        | {"head": json.dumps({"subject": name}), "parts": {f"open/{name}": json.dumps({"n": i})}}
+        for i, name in enumerate(HOSTILE)
+    ]
+    write(empty, rows)
+    cache = DocumentCache("alerts", partial(newest_parts, empty, "alerts", 0))
+    cache.fetch({name: [f"open/{name}"] for name in HOSTILE})
+    for i, name in enumerate(HOSTILE):
+        assert cache.document(name, [f"open/{name}"]) == {"subject": name, "open": {name: {"n": i}}}
+    assert DocumentCache("alerts", partial(newest_parts, empty, "alerts", 0)).document(HOSTILE[1])["subject"] == HOSTILE[1]
 
 
 class Inserts:

@@ -221,6 +221,15 @@ def test_chain_headers_on_a_topic_without_a_chain_hold_nothing_back() -> None:
     assert (kinds(rows), log.dead) == ([("dead", 0), ("observed", 1)], ["not_framed"])
 
 
+def test_a_forged_name_of_any_length_is_a_dead_letter_and_the_fold_goes_on() -> None:
+    log = Log("alerts")
+    name, body = alert("raised", 1)
+    for forged in ({"subject": "x" * 500_000}, {"rule": "x" * 500_000}):
+        assert kinds(log.put((name, {**body, **forged}))) == [("dead", log.offset - 1)]
+    assert log.dead == ["too_large", "too_large"]
+    assert kinds(log.put(alert("raised", 2))) == [("observed", 2)]
+
+
 def test_an_alert_is_open_until_the_fact_that_resolves_this_one() -> None:
     log = Log("alerts")
 

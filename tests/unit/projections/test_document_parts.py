@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from projections.catalog.document_cache import DocumentCache
+from projections.catalog.document_cache import QUESTION_CHARS_MAX, DocumentCache
 from projections.catalog.parts import HEAD, Parts, changes, join, looked_at, split
 
 KEY = {"user": "ann", "revoked_at": None}
@@ -69,6 +69,19 @@ def test_what_a_chunk_looks_at_is_asked_once_and_what_is_known_never_again() -> 
     assert table.asked[1:] == [(["acme"], None)]
     cache.document("acme", ["keys/k7"])
     assert len(table.asked) == 2, "all of it is known: there is no such part"
+
+
+def test_no_question_is_longer_than_a_url_may_be() -> None:
+    table = Table("accounts", {"acme": TENANT})
+    cache = DocumentCache("accounts", table.load)
+    names = [f"keys/{number:0200}" for number in range(500)]
+    cache.fetch({"acme": names, **{f"t{n:0500}": ["keys/k1"] for n in range(100)}})
+    sizes = [sum(map(len, keys)) + sum(map(len, names or [])) for keys, names in table.asked]
+    assert len(sizes) > 5 and max(sizes) <= QUESTION_CHARS_MAX
+    table.asked.clear()
+    assert cache.document("acme", names) == {"tenant": "acme", "keys": {}} and table.asked == []
+    cache.fetch({f"u{n:0500}": None for n in range(100)})
+    assert len(table.asked) == 3
 
 
 def test_a_change_is_seen_before_it_is_written_and_survives_a_later_question() -> None:
