@@ -55,8 +55,8 @@ class _Batch:
     dead: list[DeadLetter] = field(default_factory=list[DeadLetter])
     fences: dict[int, str] = field(default_factory=dict[int, str])
     token: list[str] = field(default_factory=list[str])
-    changed: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
-    """Partition → keys whose documents these rows change."""
+    changed: list[tuple[DocumentCache, list[str]]] = field(default_factory=list[tuple[DocumentCache, list[str]]])
+    """Keys whose documents these rows change, with the cache that keeps them until then: a partition may come back with another."""
 
 
 class HistorySink:
@@ -111,7 +111,7 @@ class HistorySink:
                 self._set_aside_foreign(chunk.partition, fold, batch)
             batch.fences[chunk.partition] = self._fences[chunk.partition]
             batch.token.append(f"{chunk.partition}:{chunk.records[0].offset}-{chunk.records[-1].offset}@{fold.step}")
-            batch.changed[chunk.partition] = fold.documents.take_changed()
+            batch.changed.append((fold.documents, fold.documents.take_changed()))
             self._watch(chunk.partition, fold)
         return batch
 
@@ -122,8 +122,8 @@ class HistorySink:
         for number, rows in enumerate(_by_bytes(prepared.rows)):
             self._ensure_member()
             self._clickhouse.insert_rows(TABLE, rows, fence, f"{token}/{number}")
-        for partition, keys in prepared.changed.items():
-            self._folds[partition].documents.release(keys)
+        for documents, keys in prepared.changed:
+            documents.release(keys)
 
     def _set_aside_foreign(self, partition: int, fold: PartitionFold, batch: _Batch) -> None:
         """What waits and was not sent by the relay, by what its heartbeats name: asked for now and then, when a record comes."""

@@ -1,10 +1,13 @@
 """The history in ClickHouse: what a row costs, what a restart finds in it, and the catalog at any instant, compared with whole documents."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +23,7 @@ from projections.catalog.parts import split
 from projections.catalog.queries import Catalog, Wanted
 from projections.catalog.sink import INSERT_BYTES_MAX, HistorySink, newest_parts
 from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.sink import Chunk
 from projections.tables import apply_tables
 from tests.support.clickhouse.clickhouse_process import ClickHouseProcess
 from tests.support.folded_log import CODEC, Log, base, opened
@@ -154,10 +158,28 @@ def test_what_is_too_large_for_one_insert_is_several_each_with_its_token(empty: 
     sink: Any = HistorySink()  # type: ignore[call-arg]
     sink.topic, sink._clickhouse, sink._ensure_member, sink._folds = "bills", inserts, lambda: None, {}
     rows = [{"body": "x" * size, "head": "", "parts": {"a/b": "y" * 10}} for size in (7 << 20, 9 << 20, 20 << 20, 1, 2)]
-    batch: Any = type("Batch", (), {"dead": [], "rows": rows, "fences": {0: "f"}, "token": ["0:0-4@5"], "changed": {}})
+    batch: Any = type("Batch", (), {"dead": [], "rows": rows, "fences": {0: "f"}, "token": ["0:0-4@5"], "changed": []})
     sink.write(batch)
     assert (len(inserts.sizes), len(inserts.tokens), sum(inserts.sizes)) == (4, 4, sum(len(r["body"]) + 10 for r in rows))
     assert max(inserts.sizes) <= max(INSERT_BYTES_MAX, (20 << 20) + 10)
+
+
+def test_what_several_chunks_of_a_partition_changed_is_released_when_it_is_written(
+    empty: ClickHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker would keep it for ever."""
+    monkeypatch.setattr(HistorySink, "__init__", lambda self: None)
+    sink: Any = HistorySink()  # type: ignore[call-arg]
+    log = Log("alerts", load=partial(newest_parts, empty, "alerts", 0))
+    sink.topic, sink._clickhouse, sink._ensure_member, sink._watch = "alerts", empty, lambda: None, lambda *of: None
+    sink._folds, sink._fences = {0: log.fold}, {0: "f:1"}
+    about = {"severity": "critical", "message": "m", "remedy": "r", "rule": "stuck"}
+    facts = [("AlertRaised", {**base(n), **about, "subject": f"s{n}"}) for n in range(3)]
+    chunks = [Chunk("alerts", 0, [replace(log.make(fact), offset=n)]) for n, fact in enumerate(facts)]
+    batch = sink.prepare(chunks)
+    assert len(log.documents._unwritten) == 3
+    sink.write(batch)
+    assert not log.documents._unwritten and empty.value("SELECT count() FROM history_rows") == 3
 
 
 def lifecycle_of(chance: random.Random) -> list[tuple[str, str, dict[str, Any]]]:
