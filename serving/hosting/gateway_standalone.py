@@ -2,14 +2,16 @@
 
 It calls the same model replicas and writes the same facts; it joins the Ray cluster as a driver, so it must run where a node
 of the cluster does (`MODELMARKET_RAY_ADDRESS`). A signal ends it once what is in flight is answered, and its epoch is closed.
+Then it exits at once: at an ordinary exit Ray leaves the cluster first, and an update of Serve that comes meanwhile asks Ray to start
+a new cluster in this very process, which then runs on for a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-import sys
 from types import FrameType
 from typing import Any
 
@@ -54,15 +56,17 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
     """uvicorn handles the signal itself, ends, and raises it once more."""
 
 
-def main() -> int:
+def main() -> None:
     start_logging("gateway")
     settings = Settings()
     join_cluster(settings.ray_address or "auto")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignore)  # replaces Ray's handler, which would end with an error
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings))
+        status = runner.run(serve(settings))
+    logging.shutdown()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
