@@ -15,7 +15,7 @@ from events.log.client import Reader
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
 from events.schema.codec import Codec
-from projections.bills.bill_from_log import LogIncomplete
+from projections.bills.decided_for_bills import LogIncomplete
 from projections.bills.verify import ComparedBill, running_bill, verify
 from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
 from projections.query_api.bills import whole_bill_of

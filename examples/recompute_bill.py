@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -35,6 +36,8 @@ METERS = [
 KEY = ["model", "model_version", "provider", "meter", "book_version", "amount_per_micros", "per_units", "held"]
 COUNTS = ["claimed", "carried", "copied", "conflicting", "duplicate", "voided", "unbilled", "held", "retimed", "missing"]
 PINS = ["tenant", "period", "number", "log_id", "until", "decided_position", "rating_version", "price_book", "currency", "producers_offset"]
+USAGE = {"InvocationSettled", "InvocationOpened", "InvocationAbandoned", "InvocationRefused", "InvocationVoided"}
+UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 DAY_US, WEEK_US, FIVE_MINUTES_US = 86_400_000_000, 7 * 86_400_000_000, 300_000_000
 
 
@@ -201,6 +204,7 @@ def usage_of(log: Log, tenant: str, partition: int, end: int, excluded: set[int]
     for record in log.read("usage", partition, end):
         try:
             name, body = log.fact(record)
+            check_usage(name, body)
         except Exception as e:
             if record.offset in excluded or record.key != tenant.encode():
                 continue
@@ -208,6 +212,14 @@ def usage_of(log: Log, tenant: str, partition: int, end: int, excluded: set[int]
         if body["tenant"] == tenant:
             found.append((record, name, body))
     return found
+
+
+def check_usage(name: str, body: Body) -> None:
+    """What is no usage is as unreadable as garbage."""
+    if name not in USAGE or not UUID.fullmatch(body["event_id"]):
+        raise ValueError(f"{name} is no usage")
+    if any(value < 0 for field, value in body.items() if isinstance(value, int) and field != "occurred_at"):
+        raise ValueError("a count is negative")
 
 
 def epochs_ended(log: Log, below: int) -> set[str]:

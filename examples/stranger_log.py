@@ -94,7 +94,11 @@ class Log:
 
     def fact(self, record: Record) -> tuple[str, Body]:
         name, schema = self.schemas[int.from_bytes(record.value[1:5], "big")]
-        return name, fastavro.schemaless_reader(io.BytesIO(record.value[5:]), schema, None)  # type: ignore[return-value]
+        rest = io.BytesIO(record.value[5:])
+        body: Body = fastavro.schemaless_reader(rest, schema, None)  # type: ignore[assignment]
+        if rest.read(1):
+            raise ValueError("bytes behind the end of the fact")
+        return name, body
 
     def decided(self, topic: str) -> list[tuple[str, Body, int, Record]]:
         """(fact, body, position, record) in the order of each partition's chain, each once."""

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, assert_never, get_args
 
 from events.alerts.alerts import Alerts
@@ -28,14 +28,12 @@ from events.process.settings import Settings
 from events.producers.opened_epochs import OpenedEpochs, market_keys
 from events.schema.codec import Undecodable
 from projections.bills import issue as bill_issue
-from projections.bills.bill_from_tables import TooManyWrittenOff
-from projections.bills.issue import Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
+from projections.bills.issue import BillNumber, Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
 from projections.bills.running import RunningBills, newest_position
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.usage.held_decisions import HeldDecisions
 from projections.usage.verifier import UsageVerifier
 from rating.period import InvalidPeriod
-from rating.statement import UnknownRatingVersion
 
 logger = logging.getLogger(__name__)
 ROUND_S = 1.0
@@ -52,8 +50,8 @@ PRODUCER = "biller"
 WAITING_REMEDY = "docs/operations.md, 'A bill does not come'; /healthz of the biller names every bill that waits"
 WAITING_SHOWN_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
-VERIFY_S_MAX = 2.0
-"""Of each round; bills whose cut is verified go on meanwhile."""
+VERIFY_S_MAX, ISSUE_S_MAX = 2.0, 10.0
+"""Of each round: what one of them has left over it goes on with in the next."""
 HELD_REMEDY = "docs/operations.md, 'Usage is held'"
 NOBODY = "-"
 """The tenant of calls with an unknown key: never billed."""
@@ -79,6 +77,8 @@ class Biller:
         self._retries: dict[tuple[str, int], tuple[float, float]] = {}
         self._behind: dict[tuple[str, int], float] = {}
         """Since when the table has been behind a cut."""
+        self._issuing: Iterator[tuple[BillNumber, Outcome]] | None = None
+        """The bills that are due, and not looked at yet."""
         self._after = ""
         """The tenant after whom the next round looks for open cuts."""
         self.waiting: dict[str, str] = {}
@@ -108,43 +108,60 @@ class Biller:
     # --- issuing
 
     def issue(self) -> None:
-        for tenant, number in self._page():
-            at, pause = self._retries.get((tenant, number), (0.0, 0.5))
-            if self._clock() < at:
-                continue
-            outcome = self._issue(tenant, number)
-            match outcome:
-                case Issued():
-                    self.issued += 1
-                    # The fact arrives through the log later; until then the cut still looks open.
-                    self._retries[tenant, number] = (self._clock() + 2.0, 0.5)
-                    self.waiting.pop(f"{tenant}#{number}", None)
-                    self.alarming.pop(f"{tenant}#{number}", None)
-                    logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
-                case Deferred():
-                    alarming, message = outcome.alarming, outcome.message
-                    if self._stays_behind(tenant, number, outcome):
-                        alarming, message = True, f"{message}, for {BEHIND_S_MAX / 60:.0f} minutes and more: {BEHIND_REMEDY}"
-                    pause = min(pause * 2, RETRY_S_MAX) if alarming else ROUND_S / 2
-                    self._retries[tenant, number] = (self._clock() + pause, pause)
-                    self.waiting[f"{tenant}#{number}"] = outcome.reason
-                    self.alarming.pop(f"{tenant}#{number}", None)
-                    if alarming:
-                        self.alarming[f"{tenant}#{number}"] = message
-                    logger.log(logging.ERROR if alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, message)
-                case _:
-                    assert_never(outcome)
-        self._alert()
+        """Goes on with the bills that are due, for a bounded time: then verifying and running bills have their turn."""
+        if self._issuing is None:
+            due = [bill for bill in self._page() if self._clock() >= self._retries.get(bill, (0.0, 0.0))[0]]
+            self._issuing = self._issuer.issue_all(due)
+        began = self._clock()
+        end = began + ISSUE_S_MAX
+        try:
+            for (tenant, number), outcome in self._issuing:
+                self._note(tenant, number, outcome, self._clock() - began)
+                began = self._clock()
+                if began >= end:
+                    break
+            else:
+                self._issuing = None
+        except BaseException:
+            self._issuing = None
+            raise
+        self._alert(whole=self._issuing is None)
 
-    def _alert(self) -> None:
-        """One alert for each reason, however many bills wait for it; it is resolved when none does."""
+    def _note(self, tenant: str, number: int, outcome: Outcome, took_s: float) -> None:
+        name = f"{tenant}#{number}"
+        match outcome:
+            case Issued():
+                self.issued += 1
+                # The fact arrives through the log later; until then the cut still looks open.
+                self._retries[tenant, number] = (self._clock() + 2.0, 0.5)
+                self.waiting.pop(name, None)
+                self.alarming.pop(name, None)
+                logger.info("bill %s of %s: %s micro-units", number, tenant, outcome.bill.total_micros)
+            case Deferred():
+                alarming, message = outcome.alarming, outcome.message
+                if self._stays_behind(tenant, number, outcome):
+                    alarming, message = True, f"{message}, for {BEHIND_S_MAX / 60:.0f} minutes and more: {BEHIND_REMEDY}"
+                _, pause = self._retries.get((tenant, number), (0.0, 0.5))
+                pause = min(pause * 2, RETRY_S_MAX) if alarming else ROUND_S / 2
+                rest = min(REST_S_MAX, REST_FACTOR * took_s)  # one that takes long leaves time for the others
+                self._retries[tenant, number] = (self._clock() + max(pause, rest), pause)
+                self.waiting[name] = outcome.reason
+                self.alarming.pop(name, None)
+                if alarming:
+                    self.alarming[name] = message
+                logger.log(logging.ERROR if alarming else logging.INFO, "bill %s of %s waits: %s", number, tenant, message)
+            case _:
+                assert_never(outcome)
+
+    def _alert(self, *, whole: bool) -> None:
+        """One alert for each reason, however many bills wait for it; it is resolved when none of a whole round does."""
         reasons = dict[str, str]()
         for bill, message in self.alarming.items():
             reasons.setdefault(self.waiting[bill], f"bill {bill.replace('#', ', number ')} waits: {message}")
         for reason, message in reasons.items():
             self._alerts.raise_(PRODUCER, f"bills.{reason}", message[:1000], WAITING_REMEDY)
         for reason in get_args(Reason):
-            if reason not in reasons:
+            if whole and reason not in reasons:
                 self._alerts.resolve(PRODUCER, f"bills.{reason}")
 
     def _stays_behind(self, tenant: str, number: int, outcome: Deferred) -> bool:
@@ -166,13 +183,6 @@ class Biller:
         self.waiting = {k: v for k, v in self.waiting.items() if k in known}
         self.alarming = {k: v for k, v in self.alarming.items() if k in known}
         return page
-
-    def _issue(self, tenant: str, number: int) -> Outcome:
-        try:
-            return self._issuer.issue(tenant, number)
-        except (InvalidPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion) as e:
-            # An error of one tenant's bill does not stop the others: this bill waits, theirs go on.
-            return Deferred("not_computable", f"{type(e).__name__}: {e}", alarming=True)
 
     def state(self) -> dict[str, Any]:
         """For /healthz. A bill that waits is said, but it is no reason to start this process again."""

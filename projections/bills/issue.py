@@ -1,29 +1,35 @@
-"""Issues the bills whose cut is fixed: computed from the table, computed again from the log, posted only when both say the same bytes (K21)."""
+"""Issues the bills whose cut is fixed: computed from the table, computed again from the log, posted only when both say the same bytes (K21).
+
+All bills that are due are one round: the log is read once for all of them, and an error of one is that one's alone.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import httpx
 
 from events.facts.topics import TOPICS
-from events.log.client import Reader
-from events.log.heartbeat import newest_heartbeats
+from events.log.client import LogUnavailable, Reader
+from events.log.heartbeat import Heartbeat, newest_heartbeats
 from events.log.partitioner import partition_of
 from events.log.schemas import read_schemas
-from events.schema.codec import Codec
-from projections.bills.bill_from_log import LogIncomplete, bills_from_log, epochs_ended, tenant_bills
-from projections.bills.bill_from_tables import LISTED_MAX, bill_from_tables, cuts_of, unreadable_below
+from events.schema.codec import Codec, Undecodable
+from projections.bills.bill_from_log import Due, LogRound
+from projections.bills.bill_from_tables import LISTED_MAX, TooManyWrittenOff, bill_from_tables, cuts_of, unreadable_below
+from projections.bills.decided_for_bills import LogIncomplete
 from projections.bills.running import newest_position
 from projections.catalog.document import plain
-from projections.ingest.clickhouse import ClickHouse
+from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.ingest.table_offsets import DenseEnds
 from projections.usage.held_decisions import HeldDecisions
 from projections.usage.verifier import UsageVerifier
 from rating.bill import Bill
+from rating.period import InvalidPeriod
+from rating.statement import UnknownRatingVersion
 
 logger = logging.getLogger(__name__)
 CUTS_MAX = 1000
@@ -33,7 +39,9 @@ POST_S_MAX = 60
 """A bill of 100 000 lines takes seconds to check; a second post of the same bill does no harm."""
 
 Body = Mapping[str, Any]
-
+T = TypeVar("T")
+_EXPECTED = (LogIncomplete, InvalidPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion)
+"""What a bill may end with; the message says all. Anything else is a defect."""
 
 Reason = Literal[
     "table_behind",
@@ -44,6 +52,7 @@ Reason = Literal[
     "sources_disagree",
     "log_incomplete",
     "not_computable",
+    "no_answer",
     "refused",
     "commands_away",
 ]
@@ -64,6 +73,41 @@ class Issued:
 
 
 Outcome = Issued | Deferred
+BillNumber = tuple[str, int]
+"""Tenant and number."""
+
+
+class _Ready(NamedTuple):
+    """A cut that can be issued, by what the tables say; `cuts`: its own and the one before it, by number."""
+
+    number: int
+    cuts: Mapping[int, Body]
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What is in the tables of all that was decided."""
+
+    heartbeat: Heartbeat | None
+    prices: int
+    """Position of the store."""
+    bills: Mapping[int, int]
+    """The same, of each partition."""
+
+    def behind(self, pinned: int) -> Deferred | None:
+        """A cut may be seen before a price, or before what people decided about held usage, that was decided earlier: they travel in different
+        partitions. A heartbeat at or past the pinned position says which was the last one sent (K5)."""
+        if self.heartbeat is None or self.heartbeat.position < pinned:
+            return Deferred("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
+        sent = self.heartbeat.sent.get("prices/0", 0)
+        if self.prices < min(sent, pinned):
+            return Deferred("prices_behind", f"prices are in the table up to position {self.prices}, the relay sent {sent}", alarming=False)
+        for partition in range(TOPICS["bills"].partitions):
+            have, sent = self.bills.get(partition, 0), self.heartbeat.sent.get(f"bills/{partition}", 0)
+            if have < min(sent, pinned):
+                message = f"bills/{partition} is in the table up to position {have}, the relay sent {sent}"
+                return Deferred("decisions_behind", message, alarming=False)
+        return None
 
 
 def cuts_without_bill(clickhouse: ClickHouse, after: str = "") -> list[tuple[str, int]]:
@@ -87,27 +131,75 @@ class Issuer:
         self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
 
     def issue(self, tenant: str, number: int) -> Outcome:
-        due = range(max(1, number - 1), number + 1)
-        cuts = {int(body["number"]): body for body in cuts_of(self._clickhouse, tenant, due)}
-        if missing := [n for n in due if n not in cuts]:
-            return _another_cut(tenant, missing[0])
-        checks = (self._table_is_behind, self._not_verified, self._decisions_are_behind, self._dead_letters)
-        not_yet = next((deferred for check in checks if (deferred := check(cuts[number]))), None)
-        if not_yet:
-            return not_yet
+        """As `issue_all`, of one."""
+        ((_, outcome),) = self.issue_all([(tenant, number)])
+        return outcome
+
+    def issue_all(self, due: Sequence[BillNumber]) -> Iterator[tuple[BillNumber, Outcome]]:
+        """What became of each, as it comes; of each tenant one. The log is read once for all of them, and an error of one is its own outcome.
+        Raises ClickHouseUnavailable and LogUnavailable where nobody gets an answer: try again."""
+        if not due:
+            return
+        decided = self._decided_so_far()
+        ready: dict[str, _Ready] = {}
+        for tenant, number in due:
+            found = self._alone(lambda tenant=tenant, number=number: self._ready(tenant, number, decided))
+            if isinstance(found, Deferred):
+                yield (tenant, number), found
+            else:
+                ready[tenant] = found
+        if not ready:
+            return
         self._learn()
+        log = LogRound(self._reader, self._codec, ready)
         try:
-            decided = tenant_bills(self._reader, self._codec, tenant)
-            # Each source has its own cuts: a wrong row of the table must not make both agree on a wrong bill.
-            if wrong := [n for n in due if not _same_cut(cuts[n], decided.cuts.get(n))]:
-                return _another_cut(tenant, wrong[0])
-            ended = epochs_ended(self._reader, self._codec, cuts[number]["producers_offset"])
-            table = bill_from_tables(self._clickhouse, cuts[number], cuts.get(number - 1), ended)
-            log = bills_from_log(self._reader, self._codec, decided, due)[-1]
-        except LogIncomplete as e:
-            return Deferred("log_incomplete", str(e), alarming=True)
-        if table.canonical() != log.canonical():
-            return self._difference(table, log)
+            wanted = dict[str, Due]()
+            for tenant, mine in list(ready.items()):
+                # Each source has its own cuts: a wrong row of the table must not make both agree on a wrong bill.
+                there = log.decided.tenants[tenant]
+                if wrong := [n for n in mine.cuts if not _same_cut(mine.cuts[n], there.cuts.get(n))]:
+                    yield (tenant, ready.pop(tenant).number), _another_cut(tenant, wrong[0])
+                else:
+                    wanted[tenant] = Due(there, sorted(mine.cuts))
+            for tenant, from_log in log.bills(wanted):
+                mine = ready.pop(tenant)
+                yield (tenant, mine.number), self._alone(lambda mine=mine, from_log=from_log: self._issue(mine, from_log, log))
+        except (LogIncomplete, Undecodable) as e:  # prices, or what was decided on bills: of every tenant
+            for tenant, mine in ready.items():
+                yield (tenant, mine.number), _deferred(e)
+
+    def _alone(self, what: Callable[[], T]) -> T | Deferred:
+        """An error of one tenant's bill does not stop the others: this bill waits, theirs go on."""
+        try:
+            return what()
+        except LogUnavailable:
+            raise
+        except ClickHouseUnavailable as e:
+            self._clickhouse.value("SELECT 1")  # raises the same where nobody gets an answer
+            return Deferred("no_answer", f"the tables answer, but not what this bill asks: {e}", alarming=True)
+        except Exception as e:
+            if not isinstance(e, _EXPECTED):
+                logger.exception("a bill could not be computed")
+            return _deferred(e)
+
+    def _ready(self, tenant: str, number: int, decided: _Decided) -> _Ready | Deferred:
+        numbers = range(max(1, number - 1), number + 1)
+        cuts = {int(body["number"]): body for body in cuts_of(self._clickhouse, tenant, numbers)}
+        if missing := [n for n in numbers if n not in cuts]:
+            return _another_cut(tenant, missing[0])
+        cut = cuts[number]
+        not_yet = (
+            self._table_is_behind(cut) or self._not_verified(cut) or decided.behind(int(cut["decided_position"])) or self._dead_letters(cut)
+        )
+        return not_yet or _Ready(number, cuts)
+
+    def _issue(self, ready: _Ready, from_log: list[Bill] | Exception, log: LogRound) -> Outcome:
+        if isinstance(from_log, Exception):
+            raise from_log
+        cut = ready.cuts[ready.number]
+        table = bill_from_tables(self._clickhouse, cut, ready.cuts.get(ready.number - 1), log.producers.ended(cut["producers_offset"]))
+        if table.canonical() != from_log[-1].canonical():
+            return self._difference(table, from_log[-1])
         return self._post(table)
 
     def _learn(self) -> None:
@@ -166,28 +258,16 @@ class Issuer:
                 return Deferred("not_verified", f"usage/{c['partition']} is verified up to {end}, the cut is {c['offset']}", alarming=False)
         return None
 
-    def _decisions_are_behind(self, cut: Body) -> Deferred | None:
-        """A cut may be seen before a price, or before what people decided about held usage, that was decided earlier: they travel in different
-        partitions. A heartbeat at or past the pinned position says which was the last one sent (K5)."""
-        seen, pinned = newest_heartbeats(self._reader), int(cut["decided_position"])
-        newest_heartbeat = seen[0].heartbeat if seen else None
-        if newest_heartbeat is None or newest_heartbeat.position < pinned:
-            return Deferred("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
-        have, sent = newest_position(self._clickhouse, "prices"), newest_heartbeat.sent.get("prices/0", 0)
-        if have < min(sent, pinned):
-            return Deferred("prices_behind", f"prices are in the table up to position {have}, the relay sent {sent}", alarming=False)
+    def _decided_so_far(self) -> _Decided:
+        seen = newest_heartbeats(self._reader)
         rows = self._clickhouse.rows(
             """SELECT kafka_partition, max(position) AS newest FROM history_rows WHERE topic = 'bills' AND kind IN ('decided', 'store')
             GROUP BY kafka_partition"""
         )
         folded = {int(row["kafka_partition"]): int(row["newest"]) for row in rows}
-        for partition in range(TOPICS["bills"].partitions):
-            have, sent = folded.get(partition, 0), newest_heartbeat.sent.get(f"bills/{partition}", 0)
-            if have < min(sent, pinned):
-                message = f"bills/{partition} is in the table up to position {have}, the relay sent {sent}"
-                return Deferred("decisions_behind", message, alarming=False)
+        prices = newest_position(self._clickhouse, "prices")
         self._decisions.note()
-        return None
+        return _Decided(seen[0].heartbeat if seen else None, prices, folded)
 
     def _dead_letters(self, cut: Body) -> Deferred | None:
         """K9: an unreadable record is the tenant's when its key says so, and may be when a chain of the tenant misses one, until two people write
@@ -201,6 +281,12 @@ class Issuer:
         ignored = ", ".join(f"usage/{partition}/{offset}" for offset in found.mistaken)
         more = f"; the write-off of {ignored} names other bytes than lie there and is ignored" if ignored else ""
         return Deferred("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)
+
+
+def _deferred(e: Exception) -> Deferred:
+    if isinstance(e, LogIncomplete):
+        return Deferred("log_incomplete", str(e), alarming=True)
+    return Deferred("not_computable", f"{type(e).__name__}: {e}", alarming=True)
 
 
 def _same_cut(table: Body, log: Body | None) -> bool:

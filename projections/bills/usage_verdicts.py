@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
-from typing import Any
 
-from events.log.record import Record
-from events.producers.batch_proof import EPOCH_PROOF
 from events.producers.opened_epochs import OpenedEpochs
-from events.producers.producer_chain import ProducerChain, UsageClaim, Verdict
-from rating.key_terms import KeyTerm, began_us
-from rating.rules import SETTLED
+from events.producers.producer_chain import ProducerChain, Verdict
+from projections.bills.usage_spool import UsageEntry
+from rating.key_terms import KeyTerm
+from rating.rules import SETTLED, UsageRecord
 from rating.statement import Place
 
 SETTLED_AT_ONCE = 5_000
@@ -30,18 +27,17 @@ class UsageVerdicts:
         self._others: dict[int, Verdict] = {}
         self._added = 0
 
-    def add(self, record: Record, name: str, body: Mapping[str, Any]) -> None:
-        epoch = body["epoch"]
-        if epoch not in self._chains:
-            verifier = self._opened.verifier(epoch)
-            self._chains[epoch] = ProducerChain(verifier) if verifier else None
-        chain = self._chains[epoch]
-        if chain is None or record.key != body["tenant"].encode():
+    def add(self, entry: UsageEntry, record: UsageRecord) -> None:
+        """`record`: that of the entry."""
+        if record.epoch not in self._chains:
+            verifier = self._opened.verifier(record.epoch)
+            self._chains[record.epoch] = ProducerChain(verifier) if verifier else None
+        chain = self._chains[record.epoch]
+        if chain is None or not entry.is_own:
             self._held.add(record.offset)
             return
-        digest = sha256(record.value or b"").digest()
-        chain.add(UsageClaim(record.offset, body["sequence"], body["previous_sha256"], digest, record.headers.get(EPOCH_PROOF, b"")))
-        if name == SETTLED and not self._is_own_key(record, body):
+        chain.add(entry.claim(record))
+        if record.fact == SETTLED and not self._is_own_key(entry):
             self._held.add(record.offset)
         self._added += 1
         if self._added % SETTLED_AT_ONCE == 0:
@@ -71,6 +67,6 @@ class UsageVerdicts:
             case _:
                 return "held"
 
-    def _is_own_key(self, record: Record, body: Mapping[str, Any]) -> bool:
-        term = self._terms.get(body["key_id"])
-        return term is not None and term.covers(began_us(body, record.timestamp * 1000))
+    def _is_own_key(self, entry: UsageEntry) -> bool:
+        term = self._terms.get(entry.key_id)
+        return term is not None and term.covers(entry.began_us)

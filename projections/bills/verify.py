@@ -10,7 +10,8 @@ from events.facts.topics import TOPICS
 from events.log.client import Reader
 from events.log.partitioner import partition_of
 from events.schema.codec import Codec
-from projections.bills.bill_from_log import DecidedRecord, TenantBills, UsageLog, bills_from_log, cutoff_of, decided_facts, price_book
+from projections.bills.bill_from_log import LogRound, bills_from_log, cutoff_of
+from projections.bills.decided_for_bills import DecidedRecord, TenantBills, decided_facts
 from projections.ingest.clickhouse import ClickHouse
 from rating.statement import Cutoff, Line, LineKey, Statement, difference
 
@@ -67,7 +68,9 @@ def verify(reader: Reader, codec: Codec, running: Running | None, tenant: str, p
     """The issued bills of a period, read from Kafka alone, and its running one when there is one. Empty when there is none."""
     partition = partition_of(tenant.encode(), TOPICS["bills"].partitions)
     mine = [f for f in decided_facts(reader, codec, "bills", partition) if f.body.get("tenant") == tenant]
-    decided = TenantBills.of(tenant, mine)
+    decided = TenantBills(tenant)
+    for fact in mine:
+        decided.add(fact)
     issued = {
         f.body["number"]: {**f.body, "lines": lines_of(mine, f.body), "lines_own": len(f.body["lines"])}
         for f in mine
@@ -121,14 +124,17 @@ def _issued(reader: Reader, codec: Codec, decided: TenantBills, issued: Mapping[
 
 
 def _running(reader: Reader, codec: Codec, decided: TenantBills, head: Body, rows: Sequence[Body]) -> ComparedBill:
-    prices = list(decided_facts(reader, codec, "prices"))
+    log = LogRound(reader, codec, [decided.tenant])
     cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"], decided_position=head["decided_position"])
-    asked = [(cutoff, price_book(prices, head["price_book"], head["decided_position"]))]
+    asked = [(cutoff, log.book(head["price_book"], head["decided_position"]))]
     base = decided.cuts.get(head["number"] - 1)
     if base:
         excluded = decided.excluded.get(base["number"], ())
-        asked.append((cutoff_of(base, excluded), price_book(prices, base["price_book"], base["decided_position"])))
-    now, *before = UsageLog(reader, codec, decided.tenant).statements(asked)
+        asked.append((cutoff_of(base, excluded), log.book(base["price_book"], base["decided_position"])))
+    ((_, found),) = log.statements({decided.tenant: asked})
+    if isinstance(found, Exception):
+        raise found
+    now, *before = found
     lines = difference(now, before[0] if before else Statement())
     billed = [_line(row) for row in rows]
     wrong = () if head["total_micros"] == sum(line.amount_micros for line in billed) else ("its lines do not add up to its total",)

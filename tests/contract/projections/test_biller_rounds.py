@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from projections.bills import biller as biller_module
 from projections.bills import issue as bill_issue
 from projections.bills.biller import Biller
-from projections.bills.issue import Deferred, Issued, Issuer, Outcome
+from projections.bills.issue import BillNumber, Deferred, Issued, Issuer, Outcome
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill
@@ -55,9 +55,10 @@ class RefusingIssuer(Issuer):
         self.tried = list[str]()
         self.outcome = Deferred("dead_letters", "nobody could read usage/0/1", alarming=True)
 
-    def issue(self, tenant: str, number: int) -> Outcome:
-        self.tried.append(tenant)
-        return self.outcome if tenant in BLOCKED else Issued(Bill({}, (), 0, {}, 0))
+    def issue_all(self, due: Sequence[BillNumber]) -> Iterator[tuple[BillNumber, Outcome]]:
+        for bill in due:
+            self.tried.append(bill[0])
+            yield bill, self.outcome if bill[0] in BLOCKED else Issued(Bill({}, (), 0, {}, 0))
 
 
 @pytest.mark.parametrize("page", [1, 2, 8, 1000])

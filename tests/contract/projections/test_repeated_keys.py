@@ -14,8 +14,8 @@ from events.log.partitioner import partition_of
 from events.log.record import Record
 from events.schema.codec import Codec
 from projections.bills import bill_from_tables
-from projections.bills.bill_from_log import usage_record
 from projections.bills.bill_from_tables import UsageTable
+from projections.bills.usage_spool import usage_entry
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk
@@ -69,7 +69,7 @@ def test_executions_that_share_a_key_are_classified_page_by_page_as_from_the_log
     builder = StatementBuilder(cutoff, book, frozenset())
     for r in records:
         record = Record("usage", PARTITION, r.offset, r.timestamp, r.key, r.value, {})
-        builder.add(usage_record(record, *codec.decode(r.value)))
+        builder.add(usage_entry(record, *codec.decode(r.value), hashlib.sha256(r.value or b"").digest()).record)
     monkeypatch.setattr(bill_from_tables, "SHARED_KEYS_PAGE", page)
     statement = UsageTable(clickhouse, TENANT).statement(cutoff, book)
     assert statement == builder.statement()

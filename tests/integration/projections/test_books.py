@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 import uuid
@@ -19,7 +18,6 @@ from access.codes import KEY_MALFORMED, KEY_MISSING, KEY_UNKNOWN, Refusal
 from events.facts.meters import METERS, READINGS
 from events.process.clock import now_us
 from projections.bills.bill_from_tables import UsageTable
-from projections.bills.issue import Deferred, Issued, cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify
 from projections.catalog.queries import Catalog, Wanted
@@ -258,55 +256,6 @@ def test_a_bill_of_more_lines_than_a_record_holds_is_issued_shown_and_verified(m
     monkeypatch.setattr("projections.query_api.bills.LINES_MAX", 1000)
     assert bill_of(market.clickhouse, tenant, month())["next_lines_from"] == 1000
     assert whole_bill_of(market.clickhouse, tenant, month())["bills"][0]["lines"] == whole["bills"][0]["lines"]
-
-
-def test_two_billers_issue_one_bill(market: Market) -> None:
-    tenant, _ = market.tenant(market.prices(PRICED))
-    market.append(tenant, [market.settled(tenant)])
-    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
-    issuers = [market.issuer(), market.issuer()]
-    market.fold_until(lambda: (tenant, 1) in cuts_without_bill(market.clickhouse), "the cut")
-    market.fold_until(lambda: isinstance(issuers[0].issue(tenant, 1), Issued), "the relay's heartbeat")
-    again = issuers[1].issue(tenant, 1)
-    assert isinstance(again, Issued)
-    market.fold_until(lambda: (tenant, 1) not in cuts_without_bill(market.clickhouse), "the bill")
-    assert market.clickhouse.value("SELECT count() FROM bills WHERE status = 'issued' AND tenant = {t:String}", {"t": tenant}) == 1
-
-
-def test_a_wrong_cut_in_the_table_is_no_bill(market: Market) -> None:
-    """The log has the cuts too: a row that says another one would else make both sources agree on a wrong bill."""
-    tenant, _ = market.tenant(market.prices(PRICED))
-    market.append(tenant, [market.settled(tenant) for _ in range(3)])
-    first = market.issue(tenant, month())
-    market.append(tenant, [market.settled(tenant) for _ in range(4)])
-    market.command("POST", f"/v1/bills/{tenant}/{month()}/cut")
-    market.fold_until(lambda: (tenant, 2) in cuts_without_bill(market.clickhouse), "the cut")
-    market.fold_until(lambda: getattr(market.issuer().issue(tenant, 2), "reason", "") != "prices_behind", "the relay's heartbeat")
-    for number in (1, 2):
-        right = row_of_cut(market, tenant, number)
-        cut = json.loads(right["body"])
-        less = [{**c, "offset": max(0, c["offset"] - 1)} for c in cut["cuts"]]
-        for wrong in ({"cuts": less}, {"until": cut["until"] - 1}, {"number": 7}):
-            put_row(market, {**right, "body": json.dumps({**cut, **wrong})})
-            outcome = market.issuer().issue(tenant, 2)
-            assert isinstance(outcome, Deferred)
-            assert (outcome.reason, f"cut {number} of {tenant}" in outcome.message) == ("sources_disagree", True), (wrong, outcome)
-            put_row(market, right)
-    assert (first["facts"]["claimed"], isinstance(market.issuer().issue(tenant, 2), Issued)) == (3, True)
-
-
-def put_row(market: Market, row: dict[str, Any]) -> None:
-    """Replaces the row; with a token of its own, since the table accepts the same block once."""
-    market.clickhouse.insert_rows("history_rows", [row], token=str(uuid.uuid4()))
-
-
-def row_of_cut(market: Market, tenant: str, number: int) -> dict[str, Any]:
-    (row,) = market.clickhouse.rows(
-        """SELECT * FROM history_rows FINAL WHERE topic = 'bills' AND fact = 'BillCutFixed' AND key = {tenant:String}
-        AND JSONExtractInt(body, 'number') = {number:Int64}""",
-        {"tenant": tenant, "number": number},
-    )
-    return row
 
 
 def test_no_bill_is_issued_over_a_dead_letter(market: Market) -> None:

@@ -21,7 +21,8 @@ from events.facts.topics import TOPICS
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
 from events.process.clock import now_us
-from projections.bills.bill_from_log import bills_from_log, tenant_bills
+from projections.bills.bill_from_log import bills_from_log
+from projections.bills.decided_for_bills import tenant_bills
 from projections.bills.issue import cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify

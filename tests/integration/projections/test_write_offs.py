@@ -7,6 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from events.process.clock import now_us
 from events.process.signing_keys import signing_key
 from events.schema.codec import Schema
 from events.schema.registry import SchemaRegistry
-from projections.bills.bill_from_log import UsageLog, bills_from_log, epochs_ended, tenant_bills
+from projections.bills.bill_from_log import bills_from_log
 from projections.bills.bill_from_tables import cuts_of, unreadable_below
+from projections.bills.decided_for_bills import epochs_ended, tenant_bills
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills
+from projections.bills.usage_spool import read_usage
 from projections.bills.verify import verify
 from projections.dead_letters.forged_alerts import ForgedAlerts
 from projections.dead_letters.queries import STATES, all_dead_letters, find_dead_letters
@@ -220,7 +223,7 @@ def test_a_readable_record_is_billed_even_when_it_is_written_off(market: Market,
     assert claimed(market, tenant) == {1: (1, 0, 0)}
 
 
-def test_a_write_off_of_other_bytes_is_ignored_and_reported(market: Market, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_off_of_other_bytes_is_ignored_and_reported(market: Market, second: str) -> None:
     """The command compares the hash with the log; should a store's decision meet another log all the same, the readers do."""
     tenant = tenant_of(market, 2)
     at = put(market, tenant, b"garbage")
@@ -231,10 +234,9 @@ def test_a_write_off_of_other_bytes_is_ignored_and_reported(market: Market, seco
     assert (found.open, found.mistaken, found.excluded) == ((at.offset,), (at.offset,), ())
     outcome = market.issuer().issue(tenant, 1)
     assert "other bytes" in getattr(outcome, "message", "")
-    usage = UsageLog(market.reader, market.codec, tenant)
-    monkeypatch.setattr(usage, "_written_off", {at.offset: frozenset({hashlib.sha256(b"other bytes").digest()})})
-    list(usage.facts(at.offset + 1))
-    assert (usage.unreadable, usage.excluded) == ({at.offset}, set())
+    elsewhere = {at.offset: {hashlib.sha256(b"other bytes").digest()}}
+    with closing(read_usage(market.reader, market.codec, 2, {tenant: at.offset + 1}, elsewhere)) as usage:
+        assert (usage.unreadable, usage.excluded) == ({at.offset: tenant.encode()}, set())
     give_up(market, second, at, b"garbage")
     assert issued(market, tenant, 1)["records_written_off"] == 1
 

@@ -34,7 +34,7 @@ from infra.launcher.jvm import java, kafka_classpath, tools_properties
 from infra.launcher.part_secrets import kafka_role
 from infra.launcher.processes import command_of, parent_of
 from infra.launcher.supervision import settings_environment
-from projections.bills.bill_from_log import epochs_ended
+from projections.bills.decided_for_bills import epochs_ended
 from serving.control.controller import DRAIN_S, Controller
 from serving.control.serve_rest import ServeRest
 from tests.support.gateway_stack import (

@@ -19,7 +19,7 @@ from events.log.heartbeat import Heartbeat
 from events.log.record import Coordinate, Record
 from events.log.signature import signed_headers
 from events.schema.codec import Codec, Undecodable
-from projections.bills.bill_from_log import decided_facts
+from projections.bills.decided_for_bills import decided_facts
 from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SCHEMA_ID_MIN, SETUP_KEY, RelayedLog, heartbeat_record, settings_with_keys
 
 OPENINGS = 8
