@@ -29,7 +29,7 @@ from events.producers.opened_epochs import OpenedEpochs, market_keys
 from events.schema.codec import Undecodable
 from projections.bills import issue as bill_issue
 from projections.bills.issue import BillNumber, Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
-from projections.bills.running import RunningBills, newest_position
+from projections.bills.running import RunningBills
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.usage.held_decisions import HeldDecisions
 from projections.usage.verifier import UsageVerifier
@@ -50,9 +50,12 @@ PRODUCER = "biller"
 WAITING_REMEDY = "docs/operations.md, 'A bill does not come'; /healthz of the biller names every bill that waits"
 WAITING_SHOWN_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
-VERIFY_S_MAX, ISSUE_S_MAX = 2.0, 10.0
+VERIFY_S_MAX, ISSUE_S_MAX, REFRESH_S_MAX = 2.0, 10.0, 5.0
 """Of each round: what one of them has left over it goes on with in the next."""
 HELD_REMEDY = "docs/operations.md, 'Usage is held'"
+DECIDED = "('prices', 'accounts', 'bills')"
+NAMED_MAX = 200
+"""Tenants that one question names; when something was decided on more of them, all running bills are computed again."""
 NOBODY = "-"
 """The tenant of calls with an unknown key: never billed."""
 
@@ -71,8 +74,10 @@ class Biller:
         self._clickhouse, self._issuer, self._verifier, self._alerts, self._clock = clickhouse, issuer, verifier, alerts, clock
         self._running, self._decisions = RunningBills(clickhouse), HeldDecisions(clickhouse)
         self._taken = dict.fromkeys(range(TOPICS["usage"].partitions), 0)
-        self._positions: dict[str, int] = {}
-        self._due: set[tuple[str, int]] = set()
+        self._positions: dict[tuple[str, int], int] = {}
+        """Topic and partition → the newest position of the store that its running bills know."""
+        self._due: dict[tuple[str, int], None] = {}
+        """Tenants whose running bill may have changed, with their partition, in the order in which they came."""
         self._rests: dict[str, float] = {}
         self._retries: dict[tuple[str, int], tuple[float, float]] = {}
         self._behind: dict[tuple[str, int], float] = {}
@@ -98,7 +103,7 @@ class Biller:
         end = self._clock() + VERIFY_S_MAX
         while not self._verifier.advance({p: self._issuer.ends.end(p) for p in self._taken}) and self._clock() < end:
             pass
-        self._due |= self._decisions.note()
+        self._due |= dict.fromkeys(self._decisions.note())
         held = self._verifier.held()
         if held is None:
             self._alerts.resolve(PRODUCER, "usage.held")
@@ -204,16 +209,16 @@ class Biller:
         for partition, end in ends.items():
             start = self._taken[partition]
             if end > start:
-                self._due |= {(t, partition) for t in self._tenants(partition, start, end)}
+                self._due |= {(t, partition): None for t in sorted(self._tenants(partition, start, end))}
                 self._taken[partition] = end
-        if self._decided_anything():
-            # Prices, zones or cuts have changed: every running bill may have.
-            rows = self._clickhouse.rows("SELECT tenant, max(usage_partition) AS usage_partition FROM bills_running_rows GROUP BY tenant")
-            self._due |= {(str(r["tenant"]), int(r["usage_partition"])) for r in rows}
-        for tenant, partition in sorted(self._due):
+        self._due |= dict.fromkeys(self._decided_on())
+        until = self._clock() + REFRESH_S_MAX
+        for tenant, partition in list(self._due):
             if self._clock() >= self._rests.get(tenant, 0.0):
+                del self._due[tenant, partition]
                 self._recompute(tenant, ends[partition])
-                self._due.discard((tenant, partition))
+            if self._clock() > until:
+                return
 
     def _recompute(self, tenant: str, end: int) -> None:
         began = self._clock()
@@ -236,11 +241,29 @@ class Biller:
         )
         return {str(r["tenant"]) for r in rows} - {NOBODY, ""}
 
-    def _decided_anything(self) -> bool:
-        now = {topic: newest_position(self._clickhouse, topic) for topic in ("prices", "accounts", "bills")}
-        changed = now != self._positions
+    def _decided_on(self) -> list[tuple[str, int]]:
+        """Tenants whose running bill may say something else since prices, zones, cuts or records were decided on."""
+        newest = self._clickhouse.rows(
+            f"SELECT topic, kafka_partition, max(position) AS position FROM history_rows WHERE topic IN {DECIDED} GROUP BY topic, kafka_partition"
+        )
+        now = {(str(r["topic"]), int(r["kafka_partition"])): int(r["position"]) for r in newest}
+        behind = {tp: self._positions.get(tp, -1) for tp, position in now.items() if position != self._positions.get(tp)}
+        if not behind:
+            return []
+        where = " OR ".join(f"(topic = '{t}' AND kafka_partition = {p} AND position > {known})" for (t, p), known in behind.items())
+        since = self._clickhouse.rows(
+            f"SELECT DISTINCT key, topic = 'prices' OR startsWith(fact, 'Record') AS of_all FROM history_rows"
+            f" WHERE kind = 'decided' AND ({where}) LIMIT {NAMED_MAX + 1}"
+        )
+        named = {} if len(since) > NAMED_MAX or any(r["of_all"] for r in since) else {"tenants": [str(r["key"]) for r in since]}
+        mine = " WHERE tenant IN {tenants:Array(String)}" if named else ""
+        if since:
+            sql = f"SELECT tenant, max(usage_partition) AS usage_partition FROM bills_running_rows{mine} GROUP BY tenant ORDER BY tenant"
+            due = [(str(r["tenant"]), int(r["usage_partition"])) for r in self._clickhouse.rows(sql, named)]
+        else:
+            due = []
         self._positions = now
-        return changed
+        return due
 
 
 @ends_when_denied

@@ -10,6 +10,7 @@ import pytest
 
 from projections.bills import biller as biller_module
 from projections.bills import issue as bill_issue
+from projections.bills import tables
 from projections.bills.biller import Biller
 from projections.bills.issue import BillNumber, Deferred, Issued, Issuer, Outcome
 from projections.catalog.tables import STATEMENTS
@@ -29,15 +30,15 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]
     engine = ClickHouseProcess(tmp_path_factory.mktemp("rounds"))
     engine.start()
     client = ClickHouse(engine.settings)
-    for statement in STATEMENTS:
+    for statement in (*STATEMENTS, *tables.STATEMENTS):
         client.command(statement)
     decided(client, "BillCutFixed", [*BLOCKED, LAST])
     yield client
     engine.stop()
 
 
-def decided(clickhouse: ClickHouse, fact: str, tenants: list[str]) -> None:
-    row = {"topic": "bills", "kind": "decided", "fact": fact}
+def decided(clickhouse: ClickHouse, fact: str, tenants: list[str], **more: object) -> None:
+    row = {"topic": "bills", "kind": "decided", "fact": fact, **more}
     first = int(clickhouse.value("SELECT count() FROM history_rows"))
     clickhouse.insert_rows("history_rows", [{**row, "key": t, "kafka_offset": first + n} for n, t in enumerate(tenants)])
 
@@ -101,3 +102,44 @@ def test_a_table_that_stays_behind_is_logged_as_an_error_with_a_remedy(
         Biller(clickhouse, issuer, cast(Any, None), log.alerts("biller")).issue()
     errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert len(errors) == len(BLOCKED) and all("start the workers again" in message for message in errors)
+
+
+class NothingVerified:
+    def verified(self, partition: int) -> int:
+        return 0
+
+
+def test_running_bills_are_computed_again_for_whom_something_was_decided_on(
+    clickhouse: ClickHouse, log: RecordedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everybody = [*BLOCKED, LAST]
+    clickhouse.insert_rows("bills_running_rows", [{"tenant": tenant, "usage_partition": 1} for tenant in everybody])
+    biller = Biller(clickhouse, RefusingIssuer(clickhouse), cast(Any, NothingVerified()), log.alerts("biller"), clock=lambda: 100.0)
+    computed = list[str]()
+
+    def refreshed() -> list[str]:
+        computed.clear()
+        biller.refresh()
+        return sorted(computed)
+
+    def compute(_self: Biller, tenant: str, _end: int) -> None:
+        computed.append(tenant)
+
+    monkeypatch.setattr(Biller, "_recompute", compute)
+    assert (refreshed(), refreshed()) == (everybody, []), "a biller that begins knows nothing yet"
+    decided(clickhouse, "BillCutFixed", [BLOCKED[0]], position=100)
+    decided(clickhouse, "TenantCreated", ["nobody's"], position=101, topic="accounts")
+    assert refreshed() == [BLOCKED[0]]
+    decided(clickhouse, "BillIssued", [BLOCKED[1]], position=50, kafka_partition=1)
+    assert refreshed() == [BLOCKED[1]], "a partition that comes later has older positions"
+    for fact, topic in (("PriceBookPublished", "prices"), ("RecordWrittenOff", "bills")):
+        decided(clickhouse, fact, ["of all"], position=200, topic=topic)
+        assert refreshed() == everybody
+    monkeypatch.setattr(biller_module, "NAMED_MAX", 1)
+    decided(clickhouse, "BillCutFixed", BLOCKED[:2], position=300)
+    assert refreshed() == everybody, "when so many were decided on, all are"
+
+    monkeypatch.setattr(biller_module, "NAMED_MAX", 200)
+    monkeypatch.setattr(biller_module, "REFRESH_S_MAX", -1.0)
+    decided(clickhouse, "BillCutFixed", BLOCKED[:3], position=400)
+    assert [refreshed() for _ in range(4)] == [[BLOCKED[0]], [BLOCKED[1]], [BLOCKED[2]], []], "what is left over comes in the next round"

@@ -55,9 +55,9 @@ def settled(codec: Codec, n: int) -> bytes:
     return codec.encode_dict("InvocationSettled", body)
 
 
-@pytest.mark.parametrize("page", [1, 3, 32, 50_000])
+@pytest.mark.parametrize(("page", "few"), [(1, 200), (3, 0), (32, 1), (50_000, 200), (50_000, 1)])
 def test_executions_that_share_a_key_are_classified_page_by_page_as_from_the_log(
-    clickhouse: ClickHouse, codec: Codec, monkeypatch: pytest.MonkeyPatch, page: int
+    clickhouse: ClickHouse, codec: Codec, monkeypatch: pytest.MonkeyPatch, page: int, few: int
 ) -> None:
     clickhouse.command("TRUNCATE TABLE usage")
     values = [settled(codec, n) for n in range(CALLS)]
@@ -71,6 +71,7 @@ def test_executions_that_share_a_key_are_classified_page_by_page_as_from_the_log
         record = Record("usage", PARTITION, r.offset, r.timestamp, r.key, r.value, {})
         builder.add(usage_entry(record, *codec.decode(r.value), hashlib.sha256(r.value or b"").digest()).record)
     monkeypatch.setattr(bill_from_tables, "SHARED_KEYS_PAGE", page)
+    monkeypatch.setattr(bill_from_tables, "EXCEPTIONS_MAX", few)
     statement = UsageTable(clickhouse, TENANT).statement(cutoff, book)
     assert statement == builder.statement()
     assert statement.counts.claimed + statement.counts.duplicate == CALLS and statement.counts.duplicate > 10
