@@ -220,6 +220,9 @@ def unreadable_below(clickhouse: ClickHouse, tenant: str, below: int) -> Unreada
     tenant's when its key says so, or when a chain of the tenant misses a record (K9, K13)."""
     partition = partition_of(tenant.encode(), TOPICS["usage"].partitions)
     params: dict[str, object] = {"tenant": tenant, "partition": partition, "below": below}
+    any_sql = "SELECT count() FROM usage WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64} AND readable = 0"
+    if not clickhouse.value(any_sql, params):
+        return Unreadable((), (), ())
     may_be_own = """at IN (SELECT kafka_offset FROM usage_held_rows FINAL
             WHERE kafka_partition = {partition:Int32} AND code = 'unreadable' AND tenant = {tenant:String})
         OR (SELECT count() FROM usage_held_rows FINAL WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64}

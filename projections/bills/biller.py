@@ -50,7 +50,7 @@ PRODUCER = "biller"
 WAITING_REMEDY = "docs/operations.md, 'A bill does not come'; /healthz of the biller names every bill that waits"
 WAITING_SHOWN_MAX = 1000
 """Bills that wait, named by /healthz; `lag` counts all."""
-VERIFY_S_MAX, ISSUE_S_MAX, REFRESH_S_MAX = 2.0, 10.0, 5.0
+VERIFY_S_MAX, ISSUE_S_MAX, REFRESH_S_MAX = 2.0, 10.0, 2.0
 """Of each round: what one of them has left over it goes on with in the next."""
 HELD_REMEDY = "docs/operations.md, 'Usage is held'"
 DECIDED = "('prices', 'accounts', 'bills')"
