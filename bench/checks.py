@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import shutil
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -23,6 +21,7 @@ import psutil
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from bench.bare_broker import HOST, broker_without_security
 from bench.invoke import used
 from events.log.chain import FIRST, ChainPosition
 from events.log.client import Reader, Writer
@@ -36,14 +35,11 @@ from infra.clickhouse_local.http_protocol import Job
 from infra.clickhouse_local.requests import read_request
 from infra.clickhouse_local.sign_in import Caller, SignIn
 from infra.launcher import Stack
-from infra.launcher.jvm import kafka_classpath, kafka_command, kafka_folder
 from infra.launcher.ports import free_block
 from serving.metering.meter import SignedBatches
 
 NAME = "checks"
 PAIRS = 9
-HOST = "127.0.0.1"
-SECURITY = ("sasl.", "authorizer.", "allow.everyone", "super.users")
 Row = dict[str, Any]
 Work = Callable[[int], float]
 """Does it so many times, and returns the seconds of processor time that it took."""
@@ -57,7 +53,7 @@ def run(stack: Stack, quick: bool) -> list[Row]:
     rows += _bounded_connections(10_000 // size)
     rows.append(_admission(50_000 // size))
     rows += _statements(stack.settings.folder / "checks", size)
-    with _broker_without_security(stack) as (bare, bare_broker):
+    with broker_without_security(stack) as (bare, bare_broker):
         broker = _java_of(stack)
         rows.append(_batches_at_kafka((stack.settings, broker), (bare, bare_broker), 300_000 // size))
         rows.append(_single_records_at_kafka((stack.settings, broker), (bare, bare_broker), 4_000 // size))
@@ -293,37 +289,6 @@ def _statements(folder: Path, size: int) -> list[Row]:
 # --- all three: sign-in and access lists at Kafka
 
 Broker = tuple[Settings, list[psutil.Process]]
-
-
-@contextmanager
-def _broker_without_security(stack: Stack) -> Generator[tuple[Settings, list[psutil.Process]]]:
-    """A second broker of the same version and settings, which asks nobody who he is."""
-    with free_block() as base:
-        own = kafka_folder(stack.paths)
-        folder = own.parent / "kafka-without-security"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        text = (own / "server.properties").read_text()
-        for before, after in ((stack.settings.kafka_port, base), (stack.settings.kafka_controller_port, base + 1)):
-            text = text.replace(f":{before}", f":{after}")
-        text = text.replace("SASL_PLAINTEXT", "PLAINTEXT").replace(str(own / "log"), str(folder / "log"))
-        text = text.replace("auto.create.topics.enable=false", "auto.create.topics.enable=true").replace(
-            "num.partitions=1", "num.partitions=4", 1
-        )
-        lines = [line for line in text.splitlines() if not line.startswith(SECURITY)]
-        properties = folder / "server.properties"
-        properties.write_text("\n".join(lines) + "\n")
-        command = [part.replace(str(own), str(folder)) for part in kafka_command(stack.paths) if "security.auth.login" not in part]
-        shutil.copy(own / "log4j2.properties", folder)
-        tool = ["kafka.tools.StorageTool", "format", "--standalone", "--cluster-id=AAAAAAAAAAAAAAAAAAAAAA", "-c", str(properties)]
-        subprocess.run([command[0], "-cp", kafka_classpath(), *tool], check=True, capture_output=True, timeout=120)
-        with (folder / "out.log").open("wb") as log:
-            broker = subprocess.Popen(command, stdout=log, stderr=log, env=stack.environment())
-        try:
-            yield Settings(kafka_bootstrap=f"{HOST}:{base}", data=stack.settings.folder), [psutil.Process(broker.pid)]
-        finally:
-            broker.terminate()
-            broker.wait(60)
 
 
 def _java_of(stack: Stack) -> list[psutil.Process]:

@@ -161,16 +161,21 @@ class LogRound:
             else:
                 asked.setdefault(usage_partition(tenant), {})[tenant] = of
         for tenants in asked.values():
-            for usage, found in self.statements(tenants):
-                if isinstance(found, Exception):
-                    yield usage.tenant, found
-                    continue
-                try:
-                    bills = self._bills_of(usage, due[usage.tenant], tenants[usage.tenant], found)
-                except Exception as e:
-                    yield usage.tenant, e
-                else:
-                    yield usage.tenant, bills
+            left = set(tenants)
+            try:
+                for usage, found in self.statements(tenants):
+                    left.discard(usage.tenant)
+                    yield usage.tenant, self._bills_or_why(usage, due[usage.tenant], tenants[usage.tenant], found)
+            except OSError as e:  # no space for what was read
+                yield from ((tenant, e) for tenant in sorted(left))
+
+    def _bills_or_why(
+        self, usage: TenantUsage, due: Due, asked: Sequence[Asked], found: list[Statement] | Exception
+    ) -> list[Bill] | Exception:
+        try:
+            return found if isinstance(found, Exception) else self._bills_of(usage, due, asked, found)
+        except Exception as e:
+            return e
 
     def _asked(self, decided: TenantBills, number: int) -> Asked:
         cut = decided.cuts[number]

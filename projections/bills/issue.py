@@ -40,7 +40,7 @@ POST_S_MAX = 60
 
 Body = Mapping[str, Any]
 T = TypeVar("T")
-_EXPECTED = (LogIncomplete, InvalidPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion)
+_EXPECTED = (LogIncomplete, OSError, InvalidPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion)
 """What a bill may end with; the message says all. Anything else is a defect."""
 
 Reason = Literal[

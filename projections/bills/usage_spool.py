@@ -99,7 +99,8 @@ class UsageSpool:
 
 
 def read_usage(reader: Reader, codec: Codec, partition: int, below: Mapping[str, int], written_off: WrittenOffHashes) -> UsageSpool:
-    """One pass over a partition. `below`: tenant → the offset up to which its records are wanted. The caller closes what it gets."""
+    """One pass over a partition. `below`: tenant → the offset up to which its records are wanted. The caller closes what it gets. Raises OSError
+    where the folder for temporary files has no space."""
     spool = UsageSpool()
     try:
         end = max(below.values(), default=0)

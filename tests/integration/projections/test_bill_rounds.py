@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import uuid
 from collections import Counter
@@ -20,6 +21,7 @@ from events.log.record import Record
 from projections.bills import issue as bill_issue
 from projections.bills.bill_from_tables import bill_from_tables
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
+from projections.bills.usage_spool import UsageEntry, UsageSpool
 from projections.bills.verify import verify
 from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
 from rating.bill import Bill
@@ -70,7 +72,7 @@ def outcomes(market: Market, tenants: Iterable[str]) -> dict[str, Outcome]:
 
 def billed(market: Market, tenant: str) -> int:
     """Calls that the issued bill claims; recomputed from the log alone it is the same."""
-    market.fold("bills")
+    market.fold_until(lambda: (tenant, 1) not in cuts_without_bill(market.clickhouse), "the bill came through the log")
     (compared,) = verify(market.reader, market.codec, None, tenant, month())
     assert compared.agrees and compared.difference_micros == 0, compared.wrong
     assert compared.billed_micros == compared.facts["claimed"] * 1_000_000
@@ -150,6 +152,30 @@ def test_where_nobody_gets_an_answer_all_wait_and_no_reason_is_guessed(market: M
     assert [billed(market, tenant) for tenant in tenants] == [3, 3]
 
 
+def test_without_space_for_what_is_read_the_bills_of_that_partition_wait(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenants = with_open_cuts(market, 5)
+    full, *_ = {partition_of(t.encode(), PARTITIONS) for t in tenants}
+    add = UsageSpool.add
+
+    def without_space(self: UsageSpool, tenant: str, entry: UsageEntry) -> None:
+        if entry.record.partition == full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, tenant, entry)
+
+    monkeypatch.setattr(UsageSpool, "add", without_space)
+    found = outcomes(market, tenants)
+    for tenant, outcome in found.items():
+        waits = partition_of(tenant.encode(), PARTITIONS) == full
+        assert isinstance(outcome, Deferred if waits else Issued), outcome
+        if isinstance(outcome, Deferred):
+            assert (outcome.reason, outcome.alarming, "No space" in outcome.message) == ("not_computable", True, True)
+    monkeypatch.undo()
+    waiting = [tenant for tenant, outcome in found.items() if isinstance(outcome, Deferred)]
+    waits_for_nothing(market, waiting)
+    assert {type(outcome) for outcome in outcomes(market, waiting).values()} == {Issued}
+    assert [billed(market, tenant) for tenant in tenants] == [3] * 5
+
+
 def test_what_does_not_fit_into_a_round_goes_on_in_the_next(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
     tenants = with_open_cuts(market, 4)
     monkeypatch.setattr("projections.bills.biller.ISSUE_S_MAX", 0.0)
@@ -157,7 +183,6 @@ def test_what_does_not_fit_into_a_round_goes_on_in_the_next(market: Market, monk
     for issued in range(1, 5):
         biller.issue()
         assert biller.issued == issued
-    market.fold("bills")
     assert [billed(market, tenant) for tenant in tenants] == [3] * 4
 
 
