@@ -215,8 +215,8 @@ class Biller:
         until = self._clock() + REFRESH_S_MAX
         for tenant, partition in list(self._due):
             if self._clock() >= self._rests.get(tenant, 0.0):
-                del self._due[tenant, partition]
                 self._recompute(tenant, ends[partition])
+                del self._due[tenant, partition]
             if self._clock() > until:
                 return
 

@@ -34,18 +34,25 @@ class CpuClock:
 
 
 class CpuTime:
-    """Counts from its creation. Only in the thread that made it."""
+    """Counts from its creation. Only in the thread that made it. A thread that has ended counts nothing: it was no session's, since those live as
+    long as their session, but one that began while the session was made."""
 
     def __init__(self, clocks: Iterable[int]) -> None:
-        self._clocks = clocks
-        self._began_ns = self._now_ns()
+        self._began = {clock: ns for clock in clocks if (ns := _read(clock)) is not None}
+        self._own_began_ns = time.thread_time_ns()
 
     @property
     def us(self) -> int:
-        return (self._now_ns() - self._began_ns) // 1000
+        owned = sum(ns - began for clock, began in self._began.items() if (ns := _read(clock)) is not None)
+        return (time.thread_time_ns() - self._own_began_ns + owned) // 1000
 
-    def _now_ns(self) -> int:
-        return time.thread_time_ns() + sum(time.clock_gettime_ns(clock) for clock in self._clocks)
+
+def _read(clock: int) -> int | None:
+    """None when its thread has ended."""
+    try:
+        return time.clock_gettime_ns(clock)
+    except OSError:
+        return None
 
 
 def _clock_of(tid: int) -> int:

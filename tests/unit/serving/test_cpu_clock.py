@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper
 
 from serving.inference import RunInput
 from serving.model_interface import Interface, Tensor
+from serving.runtimes.cpu_clock import CpuClock
 from serving.runtimes.onnx import OnnxRuntime
 
 SIDE = 256
@@ -62,3 +64,29 @@ def test_runs_at_once_are_billed_together_what_they_used(threads: int) -> None:
     assert billed <= 1.02 * used
     assert billed > 1.03 * callers if threads > 1 else 0.8 * callers < billed <= callers, "the session's own threads work, too"
     runtime.close()
+
+
+def test_a_thread_that_was_taken_for_the_sessions_and_has_ended_counts_nothing() -> None:
+    """It began while the session was made, and ended before a run, or during one."""
+    stop, ids = threading.Event(), list[int]()
+
+    def foreign(until: threading.Event) -> None:
+        ids.append(threading.get_native_id())
+        until.wait(30)
+
+    over = threading.Event()
+    over.set()
+    ended, ending = threading.Thread(target=foreign, args=(over,)), threading.Thread(target=foreign, args=(stop,))
+    ended.start()
+    ended.join()
+    ending.start()
+    while len(ids) < 2:
+        time.sleep(0.001)
+    with CpuClock(ids).run() as used:
+        sum(range(200_000))
+        stop.set()
+        ending.join()
+        while f"{ids[1]}" in os.listdir("/proc/self/task"):
+            time.sleep(0.001)
+        own_us = time.thread_time_ns() // 1000
+        assert 0 < used.us <= own_us
