@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 CHAOS ?=
 PY := .venv/bin/python
 STATIC_CHECKS := check-format check-lint check-imports
-ROOMS := events access lifecycle rating commands projections serving infra cli bench examples
+ROOMS := $(filter-out tests/,$(sort $(dir $(wildcard */__init__.py))))
 INSTALL = command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name it: make PYTHON=/path/to/python3.11"; \
 	exit 1; }; $(PYTHON) infra/install.py $(if $(filter file,$(origin PYTHON)),--any-python)
 # All at once, all to their end, the output of each in one piece.

@@ -56,7 +56,7 @@ _GIVEN = {
     "shared": "SELECT unhex(arrayJoin({shared:Array(String)}))",
 }
 EXCEPTIONS_MAX = 200
-"""So many are given as parameters: they fit a URL. The engine plans a subquery again wherever its name stands, which took 0.6 s a bill."""
+"""So many are given as parameters. The engine plans a subquery again wherever its name stands, which took 0.6 s a bill."""
 
 
 def _with(exceptions: Mapping[str, str]) -> str:

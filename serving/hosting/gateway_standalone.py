@@ -3,7 +3,7 @@
 It calls the same model replicas and writes the same facts; it joins the Ray cluster as a driver, so it must run where a node
 of the cluster does (`MODELMARKET_RAY_ADDRESS`). A signal ends it once what is in flight is answered, and its epoch is closed.
 Then it exits at once: at an ordinary exit Ray leaves the cluster first, and an update of Serve that comes meanwhile asks Ray to start
-a new cluster in this very process, which then runs on for a minute.
+a new cluster in this very process, which then runs on.
 """
 
 from __future__ import annotations

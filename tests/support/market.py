@@ -13,8 +13,10 @@ import sys
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 
@@ -52,6 +54,11 @@ METERED = {"calls": 1, "bytes_in": 100, "bytes_out": 50, "cpu_us": 777}
 
 HELD = 0
 """The one partition of usage in which tests leave unreadable records: no bill of any tenant there is issued (K9)."""
+
+
+def month() -> str:
+    """The period that runs in the tenants' zone."""
+    return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
 
 
 class Market:

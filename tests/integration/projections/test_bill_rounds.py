@@ -7,9 +7,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -25,7 +23,7 @@ from projections.bills.usage_spool import UsageEntry, UsageSpool
 from projections.bills.verify import verify
 from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
 from rating.bill import Bill
-from tests.support.market import HELD, Market, running_market
+from tests.support.market import HELD, Market, month, running_market
 
 PARTITIONS = TOPICS["usage"].partitions
 PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS if READINGS[meter].measured}
@@ -35,10 +33,6 @@ PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in M
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
     with running_market(tmp_path_factory.mktemp("rounds")) as market:
         yield market
-
-
-def month() -> str:
-    return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
 
 
 def with_open_cuts(market: Market, count: int, calls: int = 3) -> list[str]:
@@ -131,12 +125,13 @@ def test_where_nobody_gets_an_answer_all_wait_and_no_reason_is_guessed(market: M
     def silent(*_arguments: Any, **_named: Any) -> Any:
         raise ClickHouseUnavailable("connection refused")
 
-    issuer = market.issuer()
-    rounds = issuer.issue_all([(t, 1) for t in tenants])
-    monkeypatch.setattr(bill_issue, "bill_from_tables", silent)
-    monkeypatch.setattr(ClickHouse, "value", silent)
+    def away_from_now_on(*_arguments: Any) -> Any:
+        monkeypatch.setattr(ClickHouse, "value", silent)
+        return silent()
+
+    monkeypatch.setattr(bill_issue, "bill_from_tables", away_from_now_on)
     with pytest.raises(ClickHouseUnavailable):
-        list(rounds)
+        outcomes(market, tenants)
     monkeypatch.undo()
 
     def unread(*_arguments: Any, **_named: Any) -> Any:

@@ -27,7 +27,7 @@ from projections.query_api.app import make_app
 from projections.query_api.bills import bill_of, whole_bill_of
 from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.request_context import Queries
-from tests.support.market import MODEL, Market, key_of, running_market
+from tests.support.market import MODEL, Market, key_of, month, running_market
 from tests.support.openapi.cases import findings
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
@@ -39,10 +39,6 @@ PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
     with running_market(tmp_path_factory.mktemp("books")) as market:
         yield market
-
-
-def month() -> str:
-    return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
 
 
 def half_up(quantity: int, amount: int, per: int) -> int:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -27,7 +25,7 @@ from projections.bills.issue import cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify
 from projections.usage.held_records import HeldFilter, HeldRecord, find_held
-from tests.support.market import Market, running_market
+from tests.support.market import Market, month, running_market
 from tests.support.polling import eventually
 
 PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS if READINGS[meter].measured}
@@ -65,10 +63,6 @@ def run(market: Market, monkeypatch: pytest.MonkeyPatch) -> Run:
         return done.output
 
     return run
-
-
-def month() -> str:
-    return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
 
 
 def like(market: Market, frame: bytes, **changes: Any) -> bytes:

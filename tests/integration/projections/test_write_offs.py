@@ -8,10 +8,8 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -42,7 +40,7 @@ from projections.dead_letters.sink import DeadLetterPublisher
 from projections.ingest.sink import DeadLetter
 from projections.ingest.table_offsets import dense_end
 from projections.usage.producer_epochs import epochs
-from tests.support.market import Market, running_market
+from tests.support.market import Market, month, running_market
 
 PRICED = {("*", meter): (1_000_000 if meter == "calls" else 0, 1) for meter in METERS if READINGS[meter].measured}
 PARTITIONS = TOPICS["usage"].partitions
@@ -83,10 +81,6 @@ _OF_NOBODY = {"event_id": "e", "occurred_at": 1, "producer": "nobody"}
 
 def _hex(value: bytes) -> str:
     return hashlib.sha256(value).hexdigest()
-
-
-def month() -> str:
-    return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
 
 
 def put(market: Market, tenant: str, value: bytes | None) -> Coordinate:
