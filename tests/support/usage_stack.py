@@ -88,6 +88,7 @@ class UsageStack:
         }
         self.engine = ClickHouseProcess.of(settings)
         self.workers: list[Worker] = []
+        self._shared: Worker | None = None
 
     def start(self) -> None:
         self.stack.up({"kafka", "registry"})
@@ -98,10 +99,8 @@ class UsageStack:
         self.writer = Writer(self.settings, "test", linger_ms=5)
 
     def stop(self) -> None:
-        for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGCONT)
-                worker.kill()
+        self._shared = None
+        self.end_own_workers()
         self.engine.end()
         kill_stack(self.stack)
 
@@ -112,13 +111,25 @@ class UsageStack:
             worker.ready()
         return worker
 
+    def end_own_workers(self) -> None:
+        """All but that of `working`."""
+        for worker in self.workers:
+            if worker is not self._shared and worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGCONT)
+                worker.kill()
+
     @contextmanager
-    def working(self, index: int = 0) -> Generator[Worker]:
-        worker = self.worker(index)
-        try:
-            yield worker
-        finally:
-            worker.stop()
+    def working(self) -> Generator[Worker]:
+        """Worker 0 runs, and goes on afterwards for the next who needs one: until `rest`."""
+        if self._shared is None or self._shared.process.poll() is not None:
+            self._shared = self.worker(0)
+        yield self._shared
+
+    def rest(self) -> None:
+        """No worker of `working` runs; its next one starts anew."""
+        if self._shared is not None:
+            self._shared.stop()
+            self._shared = None
 
     @property
     def clickhouse(self) -> ClickHouse:

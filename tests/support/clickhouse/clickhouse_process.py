@@ -15,7 +15,7 @@ from events.process.passwords import clickhouse_password_file
 from events.process.settings import Settings
 from infra.launcher.ports import free_block
 
-START_S_MAX = 30
+START_S_MAX = 180
 
 
 class ClickHouseProcess:
@@ -64,10 +64,14 @@ class ClickHouseProcess:
 
     def end(self) -> None:
         """However it is."""
-        if self.process is not None and self.process.poll() is None:
+        if self.runs:
             self.kill()
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def stop(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(120)
