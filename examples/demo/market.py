@@ -13,6 +13,8 @@ import httpx
 from events.process.settings import Settings
 
 CALL_S_MAX = 30.0
+WAIT_S_MAX = 180.0
+"""For what follows from facts within seconds: it ends a demo that has failed, also on a slow machine."""
 
 
 class DemoFailed(Exception):
@@ -73,11 +75,11 @@ class Market:
             return False
 
 
-def until(what: str, condition: Callable[[], bool], seconds: float = 60) -> float:
+def until(what: str, condition: Callable[[], bool]) -> float:
     """Waits for something that follows from facts; the seconds it took."""
     began = time.monotonic()
     while not condition():
-        if time.monotonic() - began > seconds:
-            raise DemoFailed(f"{what}: not within {seconds:.0f} s")
+        if time.monotonic() - began > WAIT_S_MAX:
+            raise DemoFailed(f"{what}: not within {WAIT_S_MAX:.0f} s")
         time.sleep(0.05)
     return time.monotonic() - began

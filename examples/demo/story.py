@@ -89,7 +89,7 @@ class Story:
                 there[name] += n
             return there >= self.market.promised
 
-        until("the facts of these commands on the log", published, 10)
+        until("the facts of these commands on the log", published)
         self.market.promised.clear()
         for (topic, name), n in found.items():
             by_topic.setdefault(topic, []).append(f"{name} × {n:,}" if n > 1 else name)
@@ -190,9 +190,9 @@ class Story:
     def deploy_first(self, model: Trained) -> None:
         self.chapter("Deploy: the controller reads it from Kafka and configures Ray Serve")
         self.alice.command("POST", f"/v1/models/{MODEL}/deployments", {"version": model.version})
-        seconds = until(f"{MODEL} {model.version} ready", lambda: self.globex.ready(MODEL, model.version), 90)
+        seconds = until(f"{MODEL} {model.version} ready", lambda: self.globex.ready(MODEL, model.version))
         self.narrate(f"ready at the gateway after {seconds:.1f} s")
-        until("the price at the gateway", lambda: bool(self.globex.price(MODEL)), 10)
+        until("the price at the gateway", lambda: bool(self.globex.price(MODEL)))
         price = self.globex.price(MODEL)["calls"]
         self.narrate(
             f"Globex sees in GET /v1/models what a call costs: CNY {price['amount_micros'] / 1_000_000:g} per {price['per_units']}"
@@ -243,7 +243,7 @@ class Story:
         self._add_version(second, [first.version])
         self._approve(second)
         self.alice.command("POST", f"/v1/models/{MODEL}/rollouts", {"version": second.version, "weight_percent": CANARY_PERCENT})
-        until(f"{second.version} ready", lambda: self.globex.ready(MODEL, second.version), 90)
+        until(f"{second.version} ready", lambda: self.globex.ready(MODEL, second.version))
         answers = self._call(CALLER, self.globex, [i % 1797 for i in range(CANARY_CALLS)], "canary")
         share = answers.versions[second.version] / CANARY_CALLS
         self._split(answers)
@@ -263,7 +263,7 @@ class Story:
             seen = self._call(CALLER, self.globex, [0] * 10, f"probe-{time.monotonic_ns()}")
             return seen.versions[first.version] == 10
 
-        seconds = until("the rollback at the gateway", back, 30)
+        seconds = until("the rollback at the gateway", back)
         answers = self._call(CALLER, self.globex, [i % 1797 for i in range(AFTER_ROLLBACK_CALLS)], "after")
         self._split(answers)
         self.must(answers.versions[second.version] == 0, f"{second.version} still answers after the rollback")
@@ -287,7 +287,7 @@ class Story:
         def rows() -> list[Any]:
             return list(client.query(query).result_rows)
 
-        until("all answered calls are counted", lambda: sum(r[2] for r in rows()) >= sum(self.calls.values()), 30)
+        until("all answered calls are counted", lambda: sum(r[2] for r in rows()) >= sum(self.calls.values()))
         table = Table("tenant", "version", "calls", "bytes in")
         for row in rows():
             table.add_row(*(str(v) for v in row))
@@ -327,7 +327,7 @@ class Story:
             found[:] = [b for b in bills if b["status"] == "issued"]
             return bool(found)
 
-        seconds = until(f"the bill of {tenant}", issued, 60)
+        seconds = until(f"the bill of {tenant}", issued)
         counted = ", ".join(f"{name} {n}" for name, n in found[0]["facts"].items() if n)
         self.narrate(f"{tenant}: bill {found[0]['number']} issued after {seconds:.1f} s; facts: {counted}")
         return found[0]

@@ -148,7 +148,8 @@ def end_carriers(*pairs: str, gently_s: float) -> set[int]:
     signalled: set[int] = set()
     gently_until = time.monotonic() + gently_s
     give_up = gently_until + KILL_S_MAX
-    while (left := {pid for pid in carriers(*pairs) if alive(pid)}) and time.monotonic() < give_up:
+    # A child that has no mark of its own is found through its parent, and may outlive that.
+    while (left := {pid for pid in carriers(*pairs) | signalled if alive(pid)}) and time.monotonic() < give_up:
         if time.monotonic() < gently_until:
             send(left - signalled, signal.SIGTERM)
             signalled |= left

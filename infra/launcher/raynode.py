@@ -14,7 +14,7 @@ from infra.launcher.paths import ROOT, StackPaths
 
 SERVE_PATH = "/api/serve/applications/"
 SERVE_ASKED_S_MAX = 2.0
-SERVE_ENDS_S_MAX = 20.0
+SERVE_ENDS_S_MAX = 40.0
 """Replicas answer what is in flight, and gateways close their epochs; each has ten seconds."""
 
 # Offsets from the base port. Health ports of the Faust workers are between, see events/process/settings.py.

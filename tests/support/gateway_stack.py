@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,6 +55,24 @@ class GatewayStack:
     def infer_many(self, calls: int, at_once: int = 16) -> list[httpx.Response]:
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda _: self.infer(), range(calls)))
+
+    @contextmanager
+    def calling(self, callers: int = 1, timeout_s: float = 20) -> Generator[list[httpx.Response]]:
+        """So many callers, each with its next call after its last answer; the answers so far. All have ended when the context has."""
+        stop, answers = threading.Event(), list[httpx.Response]()
+
+        def call() -> None:
+            while not stop.is_set():
+                answers.append(self.infer(timeout_s=timeout_s))
+
+        with ThreadPoolExecutor(callers) as pool:
+            ended = [pool.submit(call) for _ in range(callers)]
+            try:
+                yield answers
+            finally:
+                stop.set()
+        for one in ended:
+            one.result()
 
     def pids(self, title: str) -> list[int]:
         return [pid for pid in marked(self.stack.paths.mark) if title in command_of(pid)]
@@ -150,7 +169,7 @@ def running_gateway(folder: Path, **settings: Any) -> Generator[GatewayStack]:
             version: facts.version(M, "acme", version, write_digits(folder / f"{version}.onnx", bias), TECHNICAL)
             for version, bias in (("1.0.0", 1.0), ("1.1.0", 2.0))
         }
-        facts.deploy(M, "acme", "1.0.0", digests["1.0.0"])
+        facts.deploy(M, "acme", "1.0.0", digests["1.0.0"], timeout_us=60_000_000)  # a replica's start on a busy machine
         stack.up({"controller", "gateway"})
         with httpx.Client(limits=httpx.Limits(max_connections=100)) as client:
             gateway = GatewayStack(stack, facts, digests, client)

@@ -134,7 +134,7 @@ class Market:
         if not topics:
             self.verify_usage()
 
-    def fold_until(self, condition: Callable[[], object], why: str) -> None:
+    def fold_until(self, condition: Callable[[], object], why: str | Callable[[], str]) -> None:
         """Folds until the condition holds."""
 
         def folded() -> object:
@@ -243,7 +243,7 @@ class Market:
             biller.issue()
             return self._issued(tenant, number) is not None
 
-        self.fold_until(issued, f"bill {number} of {tenant}: {biller.waiting}")
+        self.fold_until(issued, lambda: f"bill {number} of {tenant}: {biller.waiting}")
         self.fold("bills")
         bill = self._issued(tenant, number)
         assert bill is not None

@@ -15,8 +15,9 @@ WITHIN_S = 180.0
 POLL_S = 0.05
 
 
-def eventually(condition: Callable[[], T], why: str, within_s: float = WITHIN_S) -> T:
-    """The first true value of the condition. A server that does not answer yet and a process that ends meanwhile count as not yet true."""
+def eventually(condition: Callable[[], T], why: str | Callable[[], str], within_s: float = WITHIN_S) -> T:
+    """The first true value of the condition; `why` is said when there is none. A server that does not answer yet and a process that ends
+    meanwhile count as not yet true."""
     deadline = time.monotonic() + within_s
     while True:
         last: object
@@ -26,7 +27,7 @@ def eventually(condition: Callable[[], T], why: str, within_s: float = WITHIN_S)
                 return found
         except (httpx.HTTPError, psutil.Error) as e:
             last = e
-        assert time.monotonic() < deadline, f"{why}: not within {within_s:g} s; last {last!r}"
+        assert time.monotonic() < deadline, f"{why if isinstance(why, str) else why()}: not within {within_s:g} s; last {last!r}"
         time.sleep(POLL_S)
 
 

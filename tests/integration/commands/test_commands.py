@@ -618,10 +618,12 @@ def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: CommandSide, 
             eventually(lambda decided=decided: len(decided) > 20, "under way")
             back.clear()
             before = dict(decided)
-            side.api.kill()
-            side.api.start()
-            eventually(lambda: is_ready(side.settings.command_port), "the API is back")
-            back.set()
+            try:
+                side.api.kill()
+                side.api.start()
+                eventually(lambda: is_ready(side.settings.command_port), "the API is back")
+            finally:
+                back.set()
             for f in futures:
                 f.result(120)
         for key, event_id in before.items():
@@ -633,7 +635,7 @@ def test_nothing_acknowledged_is_lost_when_the_api_is_killed(side: CommandSide, 
 
 
 def test_the_documentation_lists_every_command(side: CommandSide) -> None:
-    spec = httpx.get(f"{side.settings.commands}/openapi.json").json()
+    spec = httpx.get(f"{side.settings.commands}/openapi.json", timeout=60).json()
     assert "/v1/models/{model}/rollouts" in spec["paths"]
     assert spec["components"]["securitySchemes"]
-    assert httpx.get(f"{side.settings.commands}/docs").status_code == 200
+    assert httpx.get(f"{side.settings.commands}/docs", timeout=60).status_code == 200

@@ -56,7 +56,7 @@ def largest_record(settings: Settings, topic: str, bytes_max: int) -> Generator[
         admin = AdminClient(client_config(settings))
         entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
         for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]).values():
-            future.result(10)
+            future.result(60)
 
     set_largest(bytes_max)
     try:
@@ -209,16 +209,18 @@ def test_two_relays_at_once_make_copies_and_no_gap(log: Stack, creator: TenantCr
     start = creator.create(1)
     for t in threads:
         t.start()
-    eventually(lambda: all(r.progress.status == "ready" and r.progress.position >= start for r in relays), "both at the tail")
-    position = 0
-    for _ in range(5):
-        position = creator.create(60)
-    eventually(lambda: all(r.progress.position >= position for r in relays), "both at the end")
-    stop.set()
-    for t in threads:
-        t.join(60)
-    for store in stores:
-        store.close()
+    try:
+        eventually(lambda: all(r.progress.status == "ready" and r.progress.position >= start for r in relays), "both at the tail")
+        position = 0
+        for _ in range(5):
+            position = creator.create(60)
+        eventually(lambda: all(r.progress.position >= position for r in relays), "both at the end")
+    finally:
+        stop.set()
+        for t in threads:
+            t.join(60)
+        for store in stores:
+            store.close()
     assert check_complete(log.settings).copies - before >= 5 * 60 * 2
 
 

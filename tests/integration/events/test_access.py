@@ -148,10 +148,14 @@ def test_the_controllers_listener_knows_the_broker_alone(kafka: Stack, role: str
     where = f"{kafka.settings.host}:{kafka.settings.kafka_controller_port}"
     options: dict[str, Any] = {**config, "bootstrap.servers": where, "error_cb": denied.append}
     admin = AdminClient(options)
-    with pytest.raises(ck.KafkaException):
-        admin.list_topics(timeout=2)
-    admin.poll(0)
-    assert any("Authentication failed" in error.str() for error in denied)
+
+    def refused() -> bool:
+        with pytest.raises(ck.KafkaException):
+            admin.list_topics(timeout=2)
+        admin.poll(0)
+        return any("Authentication failed" in error.str() for error in denied)
+
+    eventually(refused, "the listener refuses")
 
 
 def wrong(settings: Settings) -> Settings:

@@ -80,7 +80,7 @@ def test_a_fact_reads_with_kafkas_own_tools_and_topics_match_the_topic_table(log
 
     codec, log_id = open_codec(settings, reader)
     fact = example_of(FACTS["InvocationSettled"])
-    at = writer.append("usage", b"acme", codec.encode(fact)).result(10)
+    at = writer.append("usage", b"acme", codec.encode(fact)).result(60)
     assert (at.topic, at.partition) == ("usage", partition_of(b"acme", TOPICS["usage"].partitions))
 
     # confluent_kafka's Avro deserializer, against the registry
@@ -135,7 +135,7 @@ def test_our_partitioner_is_librdkafkas(log: Stack) -> None:
     keys = [f"model-a-b-{n}".encode() for n in range(300)] + [b"", b"x", "模型".encode()]
     futures = [(k, writer.append("usage", k, b"x")) for k in keys if k]
     for key, future in futures:
-        assert future.result(10).partition == partition_of(key, TOPICS["usage"].partitions)
+        assert future.result(60).partition == partition_of(key, TOPICS["usage"].partitions)
     writer.close()
 
 
@@ -168,7 +168,8 @@ def test_a_topic_is_made_when_the_broker_lists_it(log: Stack) -> None:
 def test_a_log_with_another_number_of_partitions_is_refused(kafka: Stack) -> None:
     admin = AdminClient(client_config(kafka.settings))
     for future in admin.create_topics([NewTopic("usage", 3)]).values():
-        future.result(10)
+        future.result(60)
+    wait_until_listed(Admin(kafka.settings), {"usage": 3})
     apply_topics(kafka.settings)
     with pytest.raises(LogMismatch, match="usage has 3 partitions, not 4"):
         check_partitions(kafka.settings)
@@ -183,7 +184,7 @@ def test_a_changed_topic_setting_is_reported(log: Stack) -> None:
         entry = ConfigEntry("retention.ms", str(retention_ms), incremental_operation=AlterConfigOpType.SET)
         resource = ConfigResource(ResourceType.TOPIC, "models", incremental_configs=[entry])
         for future in admin.incremental_alter_configs([resource]).values():
-            future.result(10)
+            future.result(60)
 
     keep_models(60_000)
     eventually(lambda: topic_drift(log.settings), "the broker learns of it from the controller")
@@ -237,12 +238,12 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
         frame = codec.encode_dict(name, base | body, topic)
         hashes[partition] = at.sha256(b"k", frame)
         headers = at.signed_headers(key, topic, partition, hashes[partition]) | {"ce_type": name.encode()}
-        writer.append(topic, b"k", frame, headers, partition).result(10)
+        writer.append(topic, b"k", frame, headers, partition).result(60)
         sent[f"{topic}/{partition}"] = position
 
     def heartbeat() -> None:
         newest = Heartbeat("s", position, sent, now_us())
-        writer.append("heartbeats", newest.key, newest.to_json(), newest.signed_headers(key)).result(10)
+        writer.append("heartbeats", newest.key, newest.to_json(), newest.signed_headers(key)).result(60)
 
     for partition in range(4):
         decide(partition, "StoreOpened", {"store": "s", "previous_store": "", "previous_position": 0})
@@ -254,7 +255,7 @@ def test_a_fold_is_as_fresh_as_its_heartbeat_and_resumes_from_its_snapshot(log: 
     fold_runner = FoldRunner(settings, codec, log_id, ("accounts",), fold, name="test", snapshot=snapshot)
     fold_runner.start()
     forged = Heartbeat("s", 1 << 60, dict(sent), now_us())
-    writer.append("heartbeats", forged.key, forged.to_json(), {}).result(10)
+    writer.append("heartbeats", forged.key, forged.to_json(), {}).result(60)
     eventually(lambda: fold_runner.lag == position, "every record is read")
     decide(0, "TenantCreated", {"tenant": "t100", "display_name": "T"})
     eventually(lambda: fold_runner.lag == position, "one more is read, so a whole round of the fold came behind the others")
@@ -322,7 +323,7 @@ def test_a_lost_registry_is_filled_again_from_the_log_under_the_same_ids(log: St
         sha256=later.sha256,
         definition=later.definition,
     )
-    append_signed(writer, codec, signing_key(settings, "setup"), fact).result(10)
+    append_signed(writer, codec, signing_key(settings, "setup"), fact).result(60)
     newest = b"\x00" + later.schema_id.to_bytes(4, "big") + codec.encode(example_of(FACTS["InvocationSettled"]))[5:] + b"\x00"
     assert codec.decode(newest)[1]["later"] == 0  # recorded since this codec was made
     with pytest.raises(Undecodable, match="unknown_schema"):
@@ -353,7 +354,7 @@ def test_a_wiped_registry_is_refused_and_the_log_still_decodes(log: Stack) -> No
     writer, reader = _prepare(settings)
     codec, log_id = open_codec(settings, reader)
     fact = example_of(FACTS["TenantCreated"])
-    at = writer.append("accounts", b"acme", codec.encode(fact)).result(10)
+    at = writer.append("accounts", b"acme", codec.encode(fact)).result(60)
 
     _wipe_registry(log)
     registry = SchemaRegistry(settings)

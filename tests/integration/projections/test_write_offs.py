@@ -117,7 +117,7 @@ def issued(market: Market, tenant: str, number: int) -> dict[str, Any]:
         biller.issue()
         return (tenant, number) not in cuts_without_bill(market.clickhouse)
 
-    market.fold_until(done, f"bill {number} of {tenant}: {biller.waiting}")
+    market.fold_until(done, lambda: f"bill {number} of {tenant}: {biller.waiting}")
     (known,) = [
         body
         for name, body in (market.codec.decode(r.value) for r in market.reader.read("bills"))
@@ -201,7 +201,8 @@ def test_an_unreadable_record_holds_a_bill_back_until_two_people_write_it_off(ma
     neighbour = tenant_of(market, 0)
     market.append(neighbour, [market.settled(neighbour)])
     assert market.issue(neighbour, month())["records_written_off"] == 3
-    admin = httpx.get(f"{market.settings.queries}/v1/bills", headers={"Authorization": f"Bearer {market.admin}"}, params={"tenant": tenant})
+    as_admin = {"Authorization": f"Bearer {market.admin}"}
+    admin = httpx.get(f"{market.settings.queries}/v1/bills", headers=as_admin, params={"tenant": tenant}, timeout=30)
     assert [b["records_written_off"] for b in admin.json()["bills"] if b["status"] == "issued"] == [3]
 
 

@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from events.facts import accounts, deployments, models
 from events.log.client import Reader, Writer
 from events.log.schemas import publish
@@ -33,7 +35,7 @@ from tests.support.gateway_stack import (
 )
 from tests.support.polling import eventually, seconds_until
 
-SOON_US = 6_000_000
+SOON_US = 10_000_000
 """Longer than a fact takes to every gateway, so that a test sees before and after."""
 
 
@@ -147,29 +149,31 @@ def test_the_models_are_listed_with_what_they_cost_the_caller_now(gateway: Gatew
     gateway.facts.key("caller", "mm_after-the-prices")
     eventually(lambda: gateway.infer(secret="mm_after-the-prices").status_code == 200, "the second version is known, too", SOON_US / 1e6)
     assert version() == 1 and now_us() < starts
-    eventually(lambda: version() == 2, "the second version takes over", SOON_US / 1e6 + 1)
+    eventually(lambda: version() == 2, "the second version takes over")
     assert now_us() >= starts and listed()["pricing"]["meters"] == {"calls": {"amount_micros": 700, "per_units": 1}}
 
 
 def test_a_canary_takes_exactly_its_share_and_a_rollback_fails_no_call(gateway: GatewayStack) -> None:
     gateway.facts.rollout(M, "acme", ("1.0.0", "1.1.0"), gateway.digests["1.1.0"], 20)
-    eventually(lambda: gateway.infer().headers["modelmarket-model-version"] == "1.1.0", "the canary takes calls", 180)
-    answers = gateway.infer_many(100, at_once=4)
-    assert Counter(a.headers.get("modelmarket-model-version") for a in answers) == {"1.0.0": 80, "1.1.0": 20}
-    stop, during = threading.Event(), []
-
-    def call() -> None:
-        while not stop.is_set():
-            during.append(gateway.infer())
-
-    caller = threading.Thread(target=call)
-    caller.start()
-    gateway.facts.write(deployments.RolledBack, model=M, from_version="1.1.0", to_version="1.0.0", reason="test", by="owner")
-    took = seconds_until(lambda: {a.headers["modelmarket-model-version"] for a in gateway.infer_many(10)} == {"1.0.0"}, "rolled back", 5)
-    stop.set()
-    caller.join(30)
-    assert took <= 5 and {a.status_code for a in during} == {200}
+    try:
+        eventually(lambda: versions([gateway.infer()]) == {"1.1.0"}, "the canary takes calls", 180)
+        answers = gateway.infer_many(100, at_once=4)
+        assert Counter(a.headers.get("modelmarket-model-version") for a in answers) == {"1.0.0": 80, "1.1.0": 20}
+    finally:
+        during = rolled_back_while_called(gateway, "1.1.0")
+    assert {a.status_code for a in during} == {200}
     check_answers(gateway, [*answers, *during])
+
+
+def versions(answers: list[httpx.Response]) -> set[str]:
+    return {a.headers.get("modelmarket-model-version", "") for a in answers}
+
+
+def rolled_back_while_called(gateway: GatewayStack, bad: str) -> list[httpx.Response]:
+    with gateway.calling() as during:
+        gateway.facts.write(deployments.RolledBack, model=M, from_version=bad, to_version="1.0.0", reason="test", by="owner")
+        assert seconds_until(lambda: versions(gateway.infer_many(10)) == {"1.0.0"}, "rolled back") <= 5
+    return during
 
 
 def test_a_failed_version_is_reported_and_the_live_one_goes_on(gateway: GatewayStack) -> None:
@@ -178,33 +182,26 @@ def test_a_failed_version_is_reported_and_the_live_one_goes_on(gateway: GatewayS
     digest = gateway.facts.version(M, "acme", "2.0.0", file, TECHNICAL)
     gateway.facts.rollout(M, "acme", ("1.0.0", "2.0.0"), digest, 50)
     pinned = f"{M}-v2.0.0"
-    eventually(
-        lambda: "not_loadable" in gateway.infer(pinned).text or "ONNX" in gateway.infer(pinned).text, "the failure is in the answer", 180
-    )
-    assert gateway.infer(pinned).status_code == 503
-    assert {a.headers["modelmarket-model-version"] for a in gateway.infer_many(20)} == {"1.0.0"}
-    gateway.facts.write(deployments.RolledBack, model=M, from_version="2.0.0", to_version="1.0.0", reason="broken", by="owner")
-    gateway.facts.write(deployments.VersionUndeployed, model=M, model_version="2.0.0", reason="broken", by="owner")
+    try:
+        eventually(
+            lambda: "not_loadable" in gateway.infer(pinned).text or "ONNX" in gateway.infer(pinned).text,
+            "the failure is in the answer",
+            180,
+        )
+        assert gateway.infer(pinned).status_code == 503
+        assert versions(gateway.infer_many(20)) == {"1.0.0"}
+    finally:
+        gateway.facts.write(deployments.RolledBack, model=M, from_version="2.0.0", to_version="1.0.0", reason="broken", by="owner")
+        gateway.facts.write(deployments.VersionUndeployed, model=M, model_version="2.0.0", reason="broken", by="owner")
     eventually(lambda: pinned not in apps(gateway), "the broken version is unloaded", 180)
 
 
 def test_a_killed_replica_costs_no_call_and_every_attempt_is_a_fact(gateway: GatewayStack) -> None:
-    stop, answers = threading.Event(), []
-
-    def call() -> None:
-        while not stop.is_set():
-            answers.append(gateway.infer(timeout_s=40))
-
-    callers = [threading.Thread(target=call) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    eventually(lambda: len(answers) >= 40, "calls are under way")
-    gateway.kill("ServeReplica:model-vision-core-digits-v1.0.0")
-    before = len(answers)
-    eventually(lambda: len(answers) >= before + 40, "calls go on")
-    stop.set()
-    for caller in callers:
-        caller.join(120)
+    with gateway.calling(callers=4, timeout_s=90) as answers:
+        eventually(lambda: len(answers) >= 40, "calls are under way")
+        gateway.kill("ServeReplica:model-vision-core-digits-v1.0.0")
+        before = len(answers)
+        eventually(lambda: len(answers) >= before + 40, "calls go on")
     eventually(lambda: gateway.infer().status_code == 200, "a new replica answers", 180)
     good = [a for a in answers if a.status_code == 200]
     assert {a.status_code for a in answers} <= {200, 503} and len(answers) - len(good) <= 4
@@ -214,8 +211,7 @@ def test_a_killed_replica_costs_no_call_and_every_attempt_is_a_fact(gateway: Gat
 def test_a_killed_gateway_comes_back_and_what_it_answered_is_in_the_log(gateway: GatewayStack) -> None:
     answers = gateway.infer_many(50)
     gateway.kill("ServeReplica:gateway")
-    took = seconds_until(lambda: gateway.infer(timeout_s=5).status_code == 200, "a new gateway answers", 30)
-    assert took <= 30
+    eventually(lambda: gateway.infer(timeout_s=5).status_code == 200, "a new gateway answers")
     check_answers(gateway, [a for a in answers if a.status_code == 200])
 
 
@@ -238,8 +234,13 @@ def test_while_kafka_is_down_nothing_is_answered_and_nothing_answered_is_lost(ga
         assert refused.json()["code"] in ("log_unavailable", "not_acknowledged")
     finally:
         os.kill(broker, signal.SIGCONT)
-    eventually(lambda: gateway.infer().status_code == 200, "Kafka is back", 180)
-    after = gateway.infer_many(20)
+
+    def all_answered() -> list[httpx.Response]:
+        """A broker that was stopped for longer than its session is taken out of the cluster for a moment when it goes on."""
+        answers = gateway.infer_many(20)
+        return answers if {a.status_code for a in answers} == {200} else []
+
+    after = eventually(all_answered, "Kafka is back", 180)
     check_answers(gateway, [*before, *after])
     records = gateway.usage()
     voided = {body["voided"] for _, body, _ in records if body["_name"] == "InvocationVoided"}
@@ -271,9 +272,11 @@ def test_a_second_controller_waits_for_the_first(gateway: GatewayStack) -> None:
     second = Controller(gateway.settings)
     thread = threading.Thread(target=second.run)
     thread.start()
-    eventually(lambda: "another controller" in str(second.health()["detail"]), "the second waits", 180)
-    second.stop()
-    thread.join(10)
+    try:
+        eventually(lambda: "another controller" in str(second.health()["detail"]), "the second waits", 180)
+    finally:
+        second.stop()
+        thread.join(60)
     assert not thread.is_alive()
 
 

@@ -123,14 +123,16 @@ def test_a_caller_who_leaves_before_the_answer_is_one_execution_that_nobody_is_b
     before, url = len(aborted()), f"http://{gateway.settings.host}:{gateway.settings.port(port_offset)}"
     eventually(lambda: httpx.get(f"{url}/healthz").is_success, "the way to the gateway is there: Serve's own proxy begins last")
     (replica,) = eventually(lambda: gateway.pids("ServeReplica:model-vision-core-digits-v1.0.0"), "the test before left a replica")
-    os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
-    try:
-        disconnect(gateway, gateway.settings.port(port_offset), 0.5)
-        time.sleep(1.5)  # the arrival of the disconnect at the gateway cannot be observed from outside
-    finally:
-        os.kill(replica, signal.SIGCONT)
-    eventually(lambda: len(aborted()) > before, "the execution is on the log", 180)
-    assert gateway.infer().status_code == 200
+    for arrived_s, left_s in ((0.5, 1.5), (3, 6)):  # neither the call's arrival nor that of its end can be seen from outside
+        os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
+        try:
+            disconnect(gateway, gateway.settings.port(port_offset), arrived_s)
+            time.sleep(left_s)
+        finally:
+            os.kill(replica, signal.SIGCONT)
+        eventually(lambda: gateway.infer().status_code == 200, "the call behind it is answered: what it wrote is on the log", 180)
+        if len(aborted()) > before:
+            break
     (fact,) = aborted()[before:]
     assert (fact["status"], fact["error_code"], fact["calls"], fact["bytes_out"]) == (499, "caller_disconnected", 1, 0)
     assert fact["cpu_us"] > 0 and fact["replica"] and fact["latency_us"] > 500_000
@@ -266,16 +268,34 @@ def test_killed_in_the_middle_of_its_calls_a_gateway_leaves_no_answer_without_it
             heard = list[httpx.Response]()
             calling = [callers.submit(until_it_dies, call, heard) for _ in range(8)]
             enough = chance.randint(8, 100)
-            eventually(lambda heard=heard, enough=enough: len(heard) >= enough, "calls are answered")
-            standalone.kill()
+            try:
+                eventually(lambda heard=heard, enough=enough: len(heard) >= enough, "calls are answered")
+            finally:  # its callers go on until it is dead
+                standalone.kill()
+                KILLED.update(set(opened(gateway)) - before)
             for one in calling:
                 one.result(60)
             answers += [answer for answer in heard if answer.status_code == 200]
-    KILLED.update(set(opened(gateway)) - before)
     epochs = {answer.headers["modelmarket-epoch"] for answer in answers}
     assert len(answers) >= 8 * points and len(epochs) == points
     check_answers(gateway, answers)
     assert not epochs & closed(gateway).keys()
+
+
+@contextmanager
+def controller_away(gateway: GatewayStack) -> Generator[None]:
+    def stopped() -> bool:
+        """The supervisor ignores a start while a part stops."""
+        return gateway.stack.part_status("controller").state == "stopped"
+
+    gateway.stack.supervisor.stop("controller")
+    try:
+        eventually(stopped, "the stack's own controller is stopped", 180)
+        yield
+    finally:
+        eventually(stopped, "it can be started", 60)
+        gateway.stack.supervisor.start("controller")
+        gateway.stack.wait_healthy("controller")
 
 
 @contextmanager
@@ -299,8 +319,12 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
     gateway: GatewayStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = "model-vision-core-new"
-    gateway.stack.supervisor.stop("controller")
-    eventually(lambda: not gateway.pids("serving.control.controller"), "the stack's own controller is gone", 180)
+    with controller_away(gateway):
+        reads_all_that_was_there(gateway, new, tmp_path, monkeypatch)
+    eventually(lambda: gateway.infer(new).status_code == 200, "the stack's own controller goes on with it", 180)
+
+
+def reads_all_that_was_there(gateway: GatewayStack, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = apps(gateway)
     gateway.facts.model(new, "acme")
     gateway.facts.deploy(
@@ -338,38 +362,28 @@ def test_a_controller_on_a_throttled_log_writes_nothing_until_it_has_read_all_th
         assert apps(gateway) == before | {f"{new}-v1.0.0"} and all(applied)
     finally:
         controller.stop()
-        thread.join(60)
+        if thread.ident:
+            thread.join(60)
         writer.close()
     assert not thread.is_alive()
-    gateway.stack.supervisor.start("controller")
-    eventually(lambda: gateway.infer(new).status_code == 200, "the stack's own controller goes on with it", 180)
 
 
 def test_a_restart_of_the_gateway_refuses_no_call_and_closes_its_epoch(gateway: GatewayStack) -> None:
     before, old = set(gateway.pids("ray::ServeReplica:gateway:")), gateway.infer().headers["modelmarket-epoch"]
-    ended, answers = threading.Event(), list[httpx.Response]()
-
-    def call_on() -> None:
-        while not ended.is_set():
-            answers.append(gateway.infer())
-
-    with ThreadPoolExecutor(4) as callers:
-        calling = [callers.submit(call_on) for _ in range(4)]
+    with gateway.calling(callers=4) as answers:
         eventually(lambda: len(answers) > 20, "calls are answered")
-        try:
-            gateway.stack.restart("gateway")
-            enough = len(answers) + 20
-            eventually(lambda: len(answers) > enough, "calls are answered by the new one")
-        finally:
-            ended.set()
-        for one in calling:
-            one.result(60)
+        gateway.stack.restart("gateway")
+        enough = len(answers) + 20
+        eventually(lambda: len(answers) > enough, "calls are answered by the new one")
     assert {answer.status_code for answer in answers} == {200}, "not one was refused or cut"
     assert answers[-1].headers["modelmarket-epoch"] == newest_epoch(gateway) != old
     check_answers(gateway, answers)
     assert not before & set(gateway.pids("ray::ServeReplica:gateway:"))
     eventually(lambda: closed(gateway).get(old) == written(gateway)[old], "the old epoch is closed")
-    (model,) = [model for model in gateway.stack.status().models if (model.model, model.version) == (M, "1.0.0")]
+    (model,) = eventually(
+        lambda: [model for model in gateway.stack.status().models if (model.model, model.version) == (M, "1.0.0")],
+        "Serve tells of the model",
+    )
     assert (model.running, model.wanted, model.state) == (1, 1, "running")
 
 
@@ -387,21 +401,17 @@ def test_what_is_gone_of_a_gateway_is_named(gateway: GatewayStack) -> None:
         os.kill(manager, signal.SIGCONT)
     assert (now.state, now.detail) == ("unhealthy", "the proxy before it is gone; replicas that run: 1")
     gateway.stack.wait_healthy("gateway")
-    gateway.stack.supervisor.stop("controller")
-    try:
-        eventually(lambda: gateway.stack.part_status("controller").state == "stopped", "the controller is stopped", 180)
-        with pytest.raises(LaunchFailed, match="the controller, which restarts it, is stopped"):
-            gateway.stack.restart("gateway")
-    finally:
-        gateway.stack.supervisor.start("controller")
-    gateway.stack.wait_healthy("controller")
+    with controller_away(gateway), pytest.raises(LaunchFailed, match="the controller, which restarts it, is stopped"):
+        gateway.stack.restart("gateway")
 
 
 def test_ray_is_started_again_with_its_gateways_epochs_closed_and_its_models_loaded(gateway: GatewayStack) -> None:
     last = gateway.infer_many(20)[0].headers["modelmarket-epoch"]
     gateway.stack.restart("ray")
     assert closed(gateway)[last] == written(gateway)[last]
-    assert {part.name for part in gateway.stack.status().parts if part.healthy} >= {"ray", "controller", "gateway"}
+    eventually(
+        lambda: {part.name for part in gateway.stack.status().parts if part.healthy} >= {"ray", "controller", "gateway"}, "all are healthy"
+    )
     eventually(lambda: gateway.infer().status_code == 200, "the model is loaded again", 180)
 
 

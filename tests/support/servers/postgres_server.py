@@ -18,7 +18,7 @@ import psycopg
 
 from infra.launcher.ports import free_block
 
-START_S_MAX = 30
+START_S_MAX = 180
 
 
 @contextmanager

@@ -80,11 +80,10 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return answer.json()
 
     post("/v1/tenants", tenant="acme", display_name="Acme")
-    ends = now_us() + 300_000
     keys = {
         "good": post("/v1/tenants/acme/keys", scopes=["models"]),
         "weak": post("/v1/tenants/acme/keys", scopes=["review:business"]),
-        "old": post("/v1/tenants/acme/keys", scopes=["models"], expires_at=ends),
+        "old": post("/v1/tenants/acme/keys", scopes=["models"], expires_at=(ends := now_us() + 1_000_000)),
         "gone": post("/v1/tenants/acme/keys", scopes=["models"]),
     }
     client.delete(f"/v1/tenants/acme/keys/{keys['gone']['key_id']}", headers={"Authorization": "Bearer mm_first"})

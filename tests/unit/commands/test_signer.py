@@ -123,7 +123,7 @@ def test_each_certificate_is_a_line_in_the_log(signer: httpx.Client, caplog: pyt
 
 
 def test_anybody_may_ask_for_its_health(signer: httpx.Client) -> None:
-    answer = httpx.get(f"{signer.base_url}/healthz")
+    answer = httpx.get(f"{signer.base_url}/healthz", timeout=30)
     assert (answer.status_code, answer.json()["status"]) == (200, "ready")
 
 
