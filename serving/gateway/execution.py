@@ -56,7 +56,7 @@ class Execution:
         queue, loop = self._state.queue(self._version), asyncio.get_running_loop()
         until = loop.time() + self._version.spec.timeout_us / 1e6
         while True:
-            queued = queue.enqueue(self._inference, isolated=self._attempt > 1)
+            queued = queue.enqueue(self._caller.tenant, self._inference, isolated=self._attempt > 1)
             timer = loop.call_at(until, _expire, queued)
             try:
                 return await queued

@@ -1,8 +1,8 @@
 """The queue of one version: calls that arrive while others are under way are sent together, one Ray call for many requests.
 
 While fewer batches are under way than allowed, a call is dispatched at once; while all are, calls wait and are dispatched as one
-batch. So batches grow with the load, and a call without neighbours never waits for some. A batch shares no fate (K16): each call has
-its own result (`batch_codec`), and an input that may have killed its replica is dispatched in isolation.
+batch, those of each tenant in turn (K28). So batches grow with the load, and a call without neighbours never waits for some. A batch
+shares no fate (K16): each call has its own result (`batch_codec`), and an input that may have killed its replica is dispatched in isolation.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from contextvars import Context
 from dataclasses import dataclass
 
+from serving.gateway.fair_queue import FairQueue, QueueFull
 from serving.inference import Inference, Prediction
 from serving.refused import Refused
 from serving.replicas.batch_codec import pack, unpack_reply
@@ -60,8 +61,7 @@ class VersionQueue:
     def __init__(self, address: str, replicas: ModelReplicas, *, batch_max: int, batches_max: int, timeout_s: float) -> None:
         self._address, self._replicas = address, replicas
         self._batch_max, self._batches_max, self._timeout_s = batch_max, batches_max, timeout_s
-        self._waiting: deque[QueuedCall] = deque()
-        self._waiting_bytes = 0
+        self._waiting = FairQueue[QueuedCall](QUEUE_CALLS_MAX, QUEUE_BYTES_MAX)
         self._batches: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._context = Context()  # empty: Serve finds tasks by their context, and one caller's disconnect must not cancel the batch
@@ -70,25 +70,19 @@ class VersionQueue:
         """The one batch under way is an isolated call."""
         self._suspects = SuspectInputs()
 
-    def enqueue(self, inference: Inference, *, isolated: bool = False) -> asyncio.Future[CallResult]:
-        """The future of a call's result. `isolated`: no other batch shares the replicas meanwhile. So is a call sent whose batch lost its
+    def enqueue(self, tenant: str, inference: Inference, *, isolated: bool = False) -> asyncio.Future[CallResult]:
+        """The future of the result of a tenant's call. `isolated`: no other batch shares the replicas meanwhile. So is a call sent whose batch lost its
         replica, and an input that was alone with a replica when that was lost; when that happens again the input is refused (K16)."""
         losses = self._suspects.losses(inference) if self._suspects else 0
         if losses >= LOSSES_MAX:
             remedy = "check the values against what the model was made for; the provider can see its replica's end in Ray's logs"
             raise Refused(422, "replica_lost_by_input", f"{losses} replicas were lost while they had this input alone", "inputs", remedy)
-        if len(self._waiting) >= QUEUE_CALLS_MAX or self._waiting_bytes + inference.size > QUEUE_BYTES_MAX:
-            raise Refused(
-                429,
-                "overloaded",
-                f"{len(self._waiting)} calls of {self._address} with {self._waiting_bytes} bytes wait already",
-                "",
-                "slow down, then retry",
-                headers=((b"retry-after", b"1"),),
-            )
         queued = QueuedCall(inference, isolated or losses > 0, time.monotonic_ns(), self._loop.create_future())
-        self._waiting.append(queued)
-        self._waiting_bytes += inference.size
+        try:
+            self._waiting.put(tenant, queued, inference.size)
+        except QueueFull as full:
+            message = f"{self._address} has no room for another of your calls: {full.items} with {full.bytes} bytes wait already"
+            raise Refused(429, "overloaded", message, "", "slow down, then retry", headers=((b"retry-after", b"1"),)) from None
         if not self._dispatch_scheduled and len(self._batches) < self._batches_max:
             self._dispatch_scheduled = True
             self._loop.call_soon(self._dispatch, context=self._context)  # not now: calls of the same turn of the loop join the batch
@@ -101,7 +95,7 @@ class VersionQueue:
     def _dispatch(self) -> None:
         self._dispatch_scheduled = False
         while self._waiting and len(self._batches) < self._batches_max and not self._isolating:
-            if self._waiting[0].isolated and self._batches:
+            if self._waiting.first().isolated and self._batches:
                 break  # alone with the replica, not only in its batch: else it is not plain which input the replica was lost by
             batch = self._next_batch()
             if batch:
@@ -114,11 +108,9 @@ class VersionQueue:
         batch: list[QueuedCall] = []
         size = rows = 0
         while self._waiting and rows < self._batch_max and size < BATCH_BYTES_MAX:
-            queued = self._waiting[0]
-            if queued.isolated and batch:
+            if batch and self._waiting.first().isolated:
                 break
-            self._waiting.popleft()
-            self._waiting_bytes -= queued.inference.size
+            queued = self._waiting.take()
             if queued.future.done():  # its caller's time-out has passed
                 continue
             batch.append(queued)
@@ -133,6 +125,8 @@ class VersionQueue:
         blob, order = pack([queued.inference for queued in batch])
         try:
             reply = unpack_reply(await asyncio.wait_for(self._replicas.call(self._address, blob), self._timeout_s))
+            if len(reply.predictions) != len(batch):
+                raise ValueError(f"{len(reply.predictions)} predictions for {len(batch)} calls")
         except TimeoutError:
             return  # each call has its own timer
         except (Exception, asyncio.CancelledError) as e:  # whatever it was, no caller may be left waiting for it

@@ -1,0 +1,76 @@
+"""Waiting items of several tenants: they are taken from each tenant in turn, and no tenant takes the room of others.
+
+A tenant may have as many items and bytes waiting as are still free. So one alone gets half of the room, two get a third each, and
+whoever comes next always finds some (dynamic thresholds; Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class QueueFull(Exception):
+    """`items` and `bytes` of this tenant wait already."""
+
+    def __init__(self, items: int, size: int) -> None:
+        super().__init__(items, size)
+        self.items, self.bytes = items, size
+
+
+class _Share(Generic[T]):
+    __slots__ = ("bytes", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[T, int]] = deque()
+        self.bytes = 0
+
+
+class FairQueue(Generic[T]):
+    """Room for `items_max` items of together `bytes_max` bytes. Of one event loop. Each step costs the same, whoever waits."""
+
+    def __init__(self, items_max: int, bytes_max: int) -> None:
+        self._items_max, self._bytes_max = items_max, bytes_max
+        self._items = self._bytes = 0
+        self._shares: OrderedDict[str, _Share[T]] = OrderedDict()
+        """By tenant, in the order of their turns; only who waits has one."""
+
+    def __len__(self) -> int:
+        return self._items
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def put(self, tenant: str, item: T, size: int) -> None:
+        """Behind the other items of its tenant. Raises QueueFull, and then it does not wait."""
+        share = self._shares.get(tenant)
+        items, held = (len(share.waiting), share.bytes) if share else (0, 0)
+        if items >= self._items_max - self._items or held + size > self._bytes_max - self._bytes:
+            raise QueueFull(items, held)
+        if share is None:
+            share = self._shares[tenant] = _Share()
+        share.waiting.append((item, size))
+        share.bytes += size
+        self._items += 1
+        self._bytes += size
+
+    def first(self) -> T:
+        """Whose turn is next. Raises StopIteration when nobody waits."""
+        return next(iter(self._shares.values())).waiting[0][0]
+
+    def take(self) -> T:
+        """`first`, which waits no longer; its tenant's next turn is after those of all others."""
+        tenant = next(iter(self._shares))
+        share = self._shares[tenant]
+        item, size = share.waiting.popleft()
+        share.bytes -= size
+        self._items -= 1
+        self._bytes -= size
+        if share.waiting:
+            self._shares.move_to_end(tenant)
+        else:
+            del self._shares[tenant]
+        return item
