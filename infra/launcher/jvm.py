@@ -22,7 +22,8 @@ from infra.launcher.failure import LaunchFailed
 from infra.launcher.keys import read_or_create_secret, write_secret
 from infra.launcher.paths import StackPaths
 
-FORMAT_S_MAX = 60
+FORMAT_S_MAX = 180
+"""It takes a second, and many on a busy machine."""
 PASSWORD_BYTES = 24
 SMALL_HEAP = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m")
 """One small node: a quick start and little memory matter more here than peak throughput."""
@@ -153,18 +154,27 @@ def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
     # The broker's file, but it writes none: only a broker knows all classes of a broker.
     kept = [f"-XX:SharedArchiveFile={file}"] if (file := classes_file("kafka")).exists() else []
     command = [java(), *SMALL_HEAP, *kept, "-cp", kafka_classpath(), *tool]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_S_MAX, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
+    wrong = _output_of_failure(command)
+    if wrong is not None:
         raise LaunchFailed(
             "kafka-format-failed",
             f"the broker's storage {fresh} could not be formatted",
             part="kafka",
             remedy="mend what its last lines name, then run `modelmarket up` again",
-            log_tail=(done.stdout + done.stderr)[-2000:],
+            log_tail=wrong[-2000:],
         )
     (fresh / "log").rename(log)
     (folder / "formatted").write_text(cluster)
     shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _output_of_failure(command: list[str]) -> str | None:
+    """Of a tool that ends with an error or too late; None when all went well."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_S_MAX, check=False, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return f"it did not end within {FORMAT_S_MAX} s"
+    return None if done.returncode == 0 else done.stdout + done.stderr
 
 
 def _write_properties(settings: Settings, folder: Path, log: Path) -> None:

@@ -22,6 +22,7 @@ from projections.bills.bill_from_tables import UsageTable
 from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify
 from projections.catalog.queries import Catalog, Wanted
+from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.table_offsets import dense_end
 from projections.query_api.app import make_app
 from projections.query_api.bills import bill_of, whole_bill_of
@@ -29,7 +30,7 @@ from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.request_context import Queries
 from tests.support.market import MODEL, Market, key_of, month, running_market
 from tests.support.openapi.cases import findings
-from tests.support.polling import WITHIN_S
+from tests.support.polling import WITHIN_S, eventually
 
 PRICED = {("*", "calls"): (1_000_003, 7), ("*", "bytes_in"): (3, 1000)} | {
     ("*", meter): (0, 1) for meter in METERS if READINGS[meter].measured and meter not in ("calls", "bytes_in")
@@ -371,6 +372,46 @@ def test_restarted_folds_continue_from_their_tables(market: Market) -> None:
     )
     kinds = market.clickhouse.rows("SELECT kind, count() AS n FROM history_rows FINAL WHERE topic = 'accounts' GROUP BY kind")
     assert {r["kind"] for r in kinds} <= {"decided", "store"}
+
+
+class Killed(BaseException):
+    """As by kill -9: nothing runs after it."""
+
+
+def test_a_worker_killed_between_the_inserts_of_one_chunk_leaves_no_gap(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of decided facts that is too large for one insert is several: the first is in the table, the next is not (K6)."""
+    tenant, _ = market.tenant("standard")
+    market.fold()
+    insert_rows, inserted, keys = ClickHouse.insert_rows, list[str](), list[str]()
+
+    def killed_before_the_second(self: ClickHouse, table: str, rows: Any, fence: str, token: str) -> int:
+        if token.endswith("/1"):
+            raise Killed
+        inserted.append(token)
+        return insert_rows(self, table, rows, fence, token)
+
+    def killed() -> bool:
+        keys.extend(market.command("POST", f"/v1/tenants/{tenant}/keys", {"scopes": ["read"]})["key_id"] for _ in range(3))
+        try:
+            market.fold("accounts")
+        except Killed:
+            return True
+        return False
+
+    monkeypatch.setattr("projections.catalog.sink.INSERT_BYTES_MAX", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(ClickHouse, "insert_rows", killed_before_the_second)
+        eventually(killed, "a chunk of several facts is written")
+    assert inserted[-1].endswith("/0")
+    there = "SELECT key_id FROM api_keys WHERE tenant = {t:String}"
+    before = {r["key_id"] for r in market.clickhouse.rows(there, {"t": tenant})}
+    assert not set(keys) <= before, "the kill left something to do"
+    market.restart()
+    market.fold_until(lambda: set(keys) <= {r["key_id"] for r in market.clickhouse.rows(there, {"t": tenant})}, "all keys are shown")
+    rows = "SELECT count() AS n, uniqExact(kafka_partition, kafka_offset) AS u FROM history_rows WHERE topic = 'accounts'"
+    (stored,) = market.clickhouse.rows(rows)
+    written = sum(market.reader.end_offsets("accounts").values())
+    assert (stored["n"], stored["u"]) == (written, written), "each record has its row, and none has two"
 
 
 # --- who may see what
