@@ -29,7 +29,7 @@ demo: setup ## show the whole market once, on real parts; CHAOS=1 kills parts
 	@$(PY) -m examples.demo $(if $(filter-out 0,$(CHAOS)),--chaos)
 
 test: setup-tests ## run all tests: unit, contract, tidy, integration, e2e
-	@$(PY) -m pytest tests -n 3 --no-loadscope-reorder
+	@$(PY) -m pytest tests -n 2 --no-loadscope-reorder
 
 soak: setup-tests ## run the long matrices, which `make test` leaves out
 	@$(PY) -m pytest tests -m soak --timeout 5400

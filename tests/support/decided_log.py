@@ -12,6 +12,7 @@ import confluent_kafka as ck
 from commands.store.event_store import ANSWER_EVENT, open_store
 from events.log.sign_in import client_config
 from events.process.settings import Settings
+from tests.support.polling import eventually
 
 SIGNATURE_HEADERS = {"signed_by", "signature"}
 DECIDED = {"models": 4, "deployments": 4, "accounts": 4, "prices": 1, "bills": 4, "producers": 1}
@@ -31,6 +32,16 @@ class LogEntry:
         return int(self.headers["position"])
 
 
+def end_of(consumer: ck.Consumer, topic: str, partition: int) -> int:
+    """The next offset to be written. A broker that has just started leads no partition for a moment."""
+
+    def asked() -> tuple[int, int]:
+        low, high = consumer.get_watermark_offsets(ck.TopicPartition(topic, partition), timeout=10)  # type: ignore[misc]
+        return low, high
+
+    return eventually(asked, f"{topic}/{partition} has a leader")[1]
+
+
 def read_log(settings: Settings, *topics: str) -> list[LogEntry]:
     """Everything on these topics, read with confluent_kafka alone."""
     consumer = ck.Consumer({**client_config(settings), "group.id": "oracle", "enable.auto.commit": False})
@@ -38,8 +49,7 @@ def read_log(settings: Settings, *topics: str) -> list[LogEntry]:
         ends: dict[tuple[str, int], int] = {}
         for topic in topics:
             for p in range(DECIDED.get(topic, 1)):
-                _, high = consumer.get_watermark_offsets(ck.TopicPartition(topic, p), timeout=10)  # type: ignore[misc]
-                if high:
+                if high := end_of(consumer, topic, p):
                     ends[topic, p] = high
         consumer.assign([ck.TopicPartition(t, p, 0) for t, p in ends])
         found: list[LogEntry] = []

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+from confluent_kafka import KafkaException
 
 T = TypeVar("T")
 WITHIN_S = 180.0
@@ -16,8 +17,8 @@ POLL_S = 0.05
 
 
 def eventually(condition: Callable[[], T], why: str | Callable[[], str], within_s: float = WITHIN_S) -> T:
-    """The first true value of the condition; `why` is said when there is none. A server that does not answer yet and a process that ends
-    meanwhile count as not yet true."""
+    """The first true value of the condition; `why` is said when there is none. A server or a broker that does not answer yet and a process
+    that ends meanwhile count as not yet true."""
     deadline = time.monotonic() + within_s
     while True:
         last: object
@@ -25,7 +26,7 @@ def eventually(condition: Callable[[], T], why: str | Callable[[], str], within_
             last = found = condition()
             if found:
                 return found
-        except (httpx.HTTPError, psutil.Error) as e:
+        except (httpx.HTTPError, psutil.Error, KafkaException) as e:
             last = e
         assert time.monotonic() < deadline, f"{why if isinstance(why, str) else why()}: not within {within_s:g} s; last {last!r}"
         time.sleep(POLL_S)

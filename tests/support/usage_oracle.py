@@ -19,6 +19,7 @@ import fastavro
 from events.log.sign_in import client_config
 from events.process.passwords import clickhouse_password
 from events.process.settings import Settings
+from tests.support.decided_log import end_of
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COUNTS = frozenset(  # repeated here, so that a count forgotten there is noticed
@@ -67,7 +68,7 @@ def read_topic(settings: Settings, topic: str) -> list[OracleRecord]:
     """Every record of a topic, with nothing of ours."""
     consumer = ck.Consumer({**client_config(settings), "group.id": "oracle", "enable.auto.commit": False, "auto.offset.reset": "error"})
     partitions = consumer.list_topics(topic, 10).topics[topic].partitions
-    ends = {p: consumer.get_watermark_offsets(ck.TopicPartition(topic, p), 10)[1] for p in partitions}
+    ends = {p: end_of(consumer, topic, p) for p in partitions}
     consumer.assign([ck.TopicPartition(topic, p, 0) for p, end in ends.items() if end])
     seen, left = list[OracleRecord](), sum(ends.values())
     while left > 0:

@@ -12,12 +12,12 @@ from infra.launcher.paths import paths_of
 
 
 @pytest.mark.parametrize(
-    ("program", "s_max", "said"),
+    ("program", "s_max", "reason"),
     [("echo no space left; exit 1", 60, "no space left"), ("exec sleep 60", 0.2, "it did not end within 0.2 s")],
     ids=["it fails", "it does not end"],
 )
-def test_a_format_that_fails_or_does_not_end_is_said_with_its_last_lines(
-    program: str, s_max: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_format_that_fails_or_does_not_end_is_reported_with_its_last_lines(
+    program: str, s_max: float, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     java = tmp_path / "java"
     java.write_text(f"#!/bin/sh\n{program}\n")
@@ -30,4 +30,4 @@ def test_a_format_that_fails_or_does_not_end_is_said_with_its_last_lines(
     with pytest.raises(LaunchFailed) as failed:
         jvm.prepare_kafka(settings, paths_of(settings))
     assert failed.value.code == "kafka-format-failed"
-    assert said in failed.value.log_tail
+    assert reason in failed.value.log_tail
