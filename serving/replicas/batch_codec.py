@@ -32,13 +32,13 @@ def pack(calls: Sequence[Inference]) -> tuple[bytes, list[int]]:
     order: list[int] = []
     for group in groups.values():
         first = calls[group[0]]
-        rows = [calls[i].rows for i in group]
+        rows, wanted = [calls[i].rows for i in group], [calls[i].wanted for i in group]
         head = (sum(rows),) if first.rows else ()
         parts = [[calls[i].tensors[t] for i in group] for t in range(len(first.tensors))]
         runs.append(
             {
                 "rows": rows,
-                "wanted": [calls[i].wanted for i in group],
+                "wanted": wanted if any(asked != wanted[0] for asked in wanted) else wanted[:1],  # nearly always all ask for the same
                 "inputs": [[(*head, *shape), sum(map(len, p))] for shape, p in zip(first.signature, parts, strict=True)],
             }
         )
@@ -59,7 +59,9 @@ def unpack(blob: Raw) -> list[RunInput]:
             tensors.append(body[at : at + size])
             at += size
         wanted = tuple(tuple((index, as_binary) for index, as_binary in asked) for asked in run["wanted"])
-        runs.append(RunInput(tuple(run["rows"]), tuple(tuple(shape) for shape, _ in run["inputs"]), tuple(tensors), wanted))
+        rows = tuple(run["rows"])
+        wanted *= len(rows) // len(wanted)
+        runs.append(RunInput(rows, tuple(tuple(shape) for shape, _ in run["inputs"]), tuple(tensors), wanted))
     return runs
 
 

@@ -105,6 +105,13 @@ def test_calls_that_ran_together_are_bounded_each_by_itself() -> None:
     assert sizes(replied(wide(7999), row(1), two_rows, row(2))[0]) == [4000, None, 4000]
 
 
+def test_calls_that_run_together_may_ask_for_different_things() -> None:
+    in_json = Inference("", 1, ((1,),), (np.ones(1, "<f4").tobytes(),), ((0, JSON),))
+    nothing = Inference("", 1, ((1,),), (np.ones(1, "<f4").tobytes(),), ())
+    assert sizes(replied(wide(7999), row(1), in_json, row(2), nothing)[0]) == [4000, None, 4000, 0]
+    assert [len(run.rows) for run in unpack(pack([row(1), in_json, row(2)])[0])] == [3]
+
+
 @pytest.mark.parametrize("runs", ["together", "alone"])
 def test_a_reply_has_a_bound_and_a_call_without_room_in_it_has_not_failed(runs: str) -> None:
     runtime, calls = (wide(4000), [row(n) for n in range(40)]) if runs == "together" else (ones(4000), [many(1000) for _ in range(40)])
