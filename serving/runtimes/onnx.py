@@ -141,7 +141,8 @@ class OnnxRuntime:
         return self._session_run({t.name: column for t, column in zip(self._interface.inputs, columns, strict=True)})
 
     def _session_run(self, feeds: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        """ONNX Runtime keeps the memory of its largest run for ever: the run after a large one gives back what it does not need itself."""
+        """ONNX Runtime keeps the memory of its largest run for ever: the run after a large one gives back what it does not need itself, but
+        never the first piece of its arena."""
         options, self._was_large = self._giving_back if self._was_large else None, True
         outputs = cast("list[np.ndarray[Any, Any]]", self._session.run(self._outputs, feeds, options))
         self._was_large = sum(output.nbytes for output in outputs) > self._answer_bytes_max
