@@ -28,6 +28,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 Raw = bytes | memoryview
 
+Wanted = tuple[tuple[int, bool], ...]
+"""(index of the output, as binary) in the order asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inference:
@@ -40,8 +43,7 @@ class Inference:
     rows: int
     signature: tuple[tuple[int, ...], ...]
     tensors: tuple[Raw, ...]
-    wanted: tuple[tuple[int, bool], ...]
-    """(index of the output, as binary) in the order asked for."""
+    wanted: Wanted
 
     @property
     def size(self) -> int:
@@ -57,6 +59,8 @@ class RunInput:
     shapes: tuple[tuple[int, ...], ...]
     """Of each input, first dimension included."""
     tensors: tuple[Raw, ...]
+    wanted: tuple[Wanted, ...]
+    """Of each call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """The outputs of one call, and its share of the replica's CPU time in microseconds."""
+    """The outputs that one call asked for, in that order, and its share of the replica's CPU time in microseconds."""
 
     outputs: tuple[OutputTensor, ...]
     cpu_us: int
@@ -77,10 +81,12 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class PredictionFailed:
-    """The model failed on this call, also when it ran alone."""
+    """The model failed on this call, also when it ran alone, or its answer is too large. `reply_full`: neither, but the reply of its batch had
+    no room for its answer; it is to be sent again."""
 
     message: str
     cpu_us: int
+    reply_full: bool = False
 
 
 Prediction = Predicted | PredictionFailed

@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         description="Connections that one address may hold at an API; behind a proxy all callers have its address: raise it.",
     )
     infer_bytes_max: int = Field(default=4 << 20, ge=1024, description="Largest inference request the gateway takes.")
+    answer_bytes_max: int = Field(
+        default=16 << 20,
+        ge=1024,
+        description="Largest answer of one inference: the outputs asked for, a number in JSON counted as the longest of its type.",
+    )
     worker_session_s: float = Field(
         default=6.0, ge=1, description="How long the group waits for a silent Faust worker before others take over."
     )

@@ -26,11 +26,11 @@ class PriceList:
 
     version: BookVersion
     currency: str
-    common: orjson.Fragment | None
-    own: Mapping[str, orjson.Fragment | None]
+    common: bytes | None
+    own: Mapping[str, bytes | None]
     line: bytes
 
-    def pricing(self, model: str) -> orjson.Fragment | None:
+    def pricing(self, model: str) -> bytes | None:
         """The JSON of a model's prices; None when no meter of it has a price."""
         return self.own.get(model, self.common)
 
@@ -115,11 +115,11 @@ SNAPSHOT_FIELDS = ("book", "book_version", "currency", "effective_from", "prices
 def _price_list(body: Mapping[str, Any]) -> PriceList:
     version = book_version(body)
 
-    def pricing(model: str) -> orjson.Fragment | None:
+    def pricing(model: str) -> bytes | None:
         prices = ((meter, version.price(model, meter)) for meter in METERS)
         meters = {m: {"amount_micros": p.amount_micros, "per_units": p.per_units} for m, p in prices if p is not None}
         head = {"price_book": body["book"], "book_version": version.number, "currency": body["currency"]}
-        return orjson.Fragment(bytes(memoryview(orjson.dumps(head | {"meters": meters})))) if meters else None
+        return bytes(memoryview(orjson.dumps(head | {"meters": meters}))) if meters else None
 
     own = {model: pricing(model) for model in {model for model, _ in version.prices} - {ANY_MODEL}}
     line = bytes(memoryview(orjson.dumps({name: body[name] for name in SNAPSHOT_FIELDS})))

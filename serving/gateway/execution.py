@@ -20,7 +20,7 @@ from serving.gateway.request import Request
 from serving.gateway.served_models import Model, Version
 from serving.gateway.state import GatewayState
 from serving.gateway.version_queue import CallResult
-from serving.inference import Inference
+from serving.inference import Inference, PredictionFailed
 from serving.metering.meter import NotAcknowledged, PendingFact
 from serving.refused import Headers, Refused, unavailable
 from serving.replicas.model_replicas import ReplicaLost
@@ -52,14 +52,17 @@ class Execution:
         self._attempt = 1
 
     async def run(self) -> CallResult:
-        """What came back. A lost replica costs one more attempt, in a batch of its own (K16). Raises Refused: 503, 504."""
+        """What came back. A lost replica costs one more attempt, in a batch of its own (K16). Without room in its batch's reply the call is sent
+        again: as it got no answer, that was no attempt and has no fact. Raises Refused: 503, 504."""
         queue, loop = self._state.queue(self._version), asyncio.get_running_loop()
         until = loop.time() + self._version.spec.timeout_us / 1e6
         while True:
             queued = queue.enqueue(self._caller.tenant, self._inference, isolated=self._attempt > 1)
             timer = loop.call_at(until, _expire, queued)
             try:
-                return await queued
+                result = await queued
+                if not (isinstance(result.prediction, PredictionFailed) and result.prediction.reply_full):
+                    return result
             except ReplicaLost as e:
                 self.record(Outcome("failed", 503, "replica_lost"))
                 if self._attempt >= ATTEMPTS_MAX:

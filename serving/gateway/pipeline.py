@@ -13,16 +13,14 @@ from events.facts.accounts import Scope
 from serving.gateway.body_memory import BodyMemoryLimiter
 from serving.gateway.execution import Execution, Outcome
 from serving.gateway.identify import identify, require
+from serving.gateway.model_list import ModelList
 from serving.gateway.request import Request
 from serving.gateway.routing import choose_version, find_model, servable_version
 from serving.gateway.state import GatewayState
 from serving.http import JSON, Answer, whole_number
 from serving.inference import Predicted, PredictionFailed
-from serving.protocols.operations import CheckReady, DescribeVersion, Infer, ListedModel, ListModels, Operation, ShowDocument
+from serving.protocols.operations import CheckReady, DescribeVersion, Infer, ListModels, Operation, ShowDocument
 from serving.refused import Refused, unavailable
-
-MODELS_MAX = 10_000
-"""As many models as the market is made for; one page."""
 
 
 class Pipeline:
@@ -31,6 +29,7 @@ class Pipeline:
     def __init__(self, state: GatewayState) -> None:
         self._state = state
         self._body_memory = BodyMemoryLimiter()
+        self._models = ModelList()
 
     async def answer(self, request: Request, operation: Operation) -> Answer:
         match operation:
@@ -39,7 +38,7 @@ class Pipeline:
             case DescribeVersion():
                 return self._describe(request, operation)
             case ListModels():
-                return self._list(request, operation)
+                return await self._list(request, operation)
             case CheckReady(body):
                 return Answer(200 if self._state.ready else 503, JSON, body)
             case ShowDocument(body):
@@ -96,19 +95,14 @@ class Pipeline:
         callable_versions = [version.version] if pinned else [v.version for v in request.model.versions.values() if v.ready]
         return Answer(200, JSON, operation.render(version, callable_versions))
 
-    def _list(self, request: Request, operation: ListModels) -> Answer:
+    async def _list(self, request: Request, operation: ListModels) -> Answer:
         request.operation = "list"
         request.require_method("GET")
         caller = self._identify(request)
+        if not caller.may("invoke"):
+            return Answer(200, JSON, operation.document([]))
         routes = self._state.routes
-        models = list(routes.models.values()) if caller.may("invoke") else []
-        prices = routes.prices.at(caller.tenant, request.began_us)
-        listed = [
-            ListedModel(m.model, m.provider, m.registered_at // 1_000_000, None if prices is None else prices.pricing(m.model))
-            for m in models[:MODELS_MAX]
-            if m.route.weights
-        ]
-        return Answer(200, JSON, operation.render(listed))
+        return Answer(200, JSON, await self._models.render(operation, routes, routes.prices.at(caller.tenant, request.began_us)))
 
     def _identify(self, request: Request, scope: Scope | None = None) -> Principal:
         """Who calls. Raises Refused: 503 while keys cannot be checked, 401 without a good key, 403 without the scope."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from serving.inference import Inference, OutputTensor
 from serving.model_interface import Interface
@@ -42,12 +42,11 @@ class ServedVersion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """One model in a list. `pricing` is JSON already written, None when nothing is priced."""
+    """What of a model in a list never changes."""
 
     model: str
     provider: str
     registered_at_s: int
-    pricing: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +71,13 @@ class DescribeVersion:
 
 @dataclass(frozen=True, slots=True)
 class ListModels:
-    """GET: what the caller may call."""
+    """GET: what the caller may call. The list is long, so it is written in parts, and the part of a model once."""
 
-    render: Callable[[Sequence[ListedModel]], bytes]
+    part: Callable[[ListedModel], bytes]
+    entry: Callable[[bytes, bytes | None], bytes]
+    """Gets the part of a model, and its prices as JSON; None when nothing is priced."""
+    document: Callable[[Sequence[bytes]], bytes]
+    """Gets the entries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,15 @@ def pack(calls: Sequence[Inference]) -> tuple[bytes, list[int]]:
     order: list[int] = []
     for group in groups.values():
         first = calls[group[0]]
-        rows = [calls[i].rows for i in group]
+        rows, wanted = [calls[i].rows for i in group], [calls[i].wanted for i in group]
         head = (sum(rows),) if first.rows else ()
         parts = [[calls[i].tensors[t] for i in group] for t in range(len(first.tensors))]
         runs.append(
-            {"rows": rows, "inputs": [[(*head, *shape), sum(map(len, p))] for shape, p in zip(first.signature, parts, strict=True)]}
+            {
+                "rows": rows,
+                "wanted": wanted if any(asked != wanted[0] for asked in wanted) else wanted[:1],  # nearly always all ask for the same
+                "inputs": [[(*head, *shape), sum(map(len, p))] for shape, p in zip(first.signature, parts, strict=True)],
+            }
         )
         for part in parts:
             payload += part
@@ -54,7 +58,10 @@ def unpack(blob: Raw) -> list[RunInput]:
         for _, size in run["inputs"]:
             tensors.append(body[at : at + size])
             at += size
-        runs.append(RunInput(tuple(run["rows"]), tuple(tuple(shape) for shape, _ in run["inputs"]), tuple(tensors)))
+        wanted = tuple(tuple((index, as_binary) for index, as_binary in asked) for asked in run["wanted"])
+        rows = tuple(run["rows"])
+        wanted *= len(rows) // len(wanted)
+        runs.append(RunInput(rows, tuple(tuple(shape) for shape, _ in run["inputs"]), tuple(tensors), wanted))
     return runs
 
 
@@ -67,8 +74,8 @@ def pack_reply(replica: str, predictions: Sequence[Prediction]) -> bytes:
             case Predicted(outputs, cpu_us):
                 entries.append([cpu_us, [[o.shape, len(o.data)] for o in outputs]])
                 payload += [o.data for o in outputs]
-            case PredictionFailed(message, cpu_us):
-                entries.append([cpu_us, message])
+            case PredictionFailed(message, cpu_us, reply_full):
+                entries.append([cpu_us, None if reply_full else message])
             case _:
                 assert_never(prediction)
     return _join({"replica": replica, "predictions": entries}, payload)
@@ -80,8 +87,8 @@ def unpack_reply(blob: Raw) -> BatchReply:
     predictions: list[Prediction] = []
     at = 0
     for cpu_us, entry in header["predictions"]:
-        if isinstance(entry, str):
-            predictions.append(PredictionFailed(entry, cpu_us))
+        if entry is None or isinstance(entry, str):
+            predictions.append(PredictionFailed(entry or "", cpu_us, reply_full=entry is None))
             continue
         outputs: list[OutputTensor] = []
         for shape, size in cast(list[tuple[list[int], int]], entry):

@@ -41,7 +41,7 @@ class ModelReplica:
             raise LoadFailed("artifact_missing", str(e)) from e
         except ArtifactCorrupt as e:
             raise LoadFailed("artifact_corrupt", str(e)) from e
-        self._runtime = OnnxRuntime(model, interface_of(args["interface"]), settings.runtime_threads)
+        self._runtime = OnnxRuntime(model, interface_of(args["interface"]), settings.runtime_threads, settings.answer_bytes_max)
         self._runtime.warm_up()
         self._name = serve.get_replica_context().replica_id.unique_id
         self._inline = self._may_inline = settings.runtime_threads == 1  # else runs wait for each other, and the event loop must not

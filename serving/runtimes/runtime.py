@@ -25,7 +25,8 @@ class Runtime(Protocol):
         ...
 
     def predict(self, runs: Sequence[RunInput]) -> list[Prediction]:
-        """One prediction per call, in order. When a run of several calls fails, each call is run alone (K16)."""
+        """One prediction per call, in order. When a run of several calls fails, each call is run alone (K16). Only outputs that were asked for are
+        copied, and none of an answer that is too large or that the reply has no room for."""
         ...
 
     def close(self) -> None: ...

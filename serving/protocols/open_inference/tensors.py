@@ -279,8 +279,8 @@ def render(
     """The answer's body, and the length of its JSON part when binary tensors follow it."""
     entries: list[dict[str, Any]] = []
     binary: list[Raw] = []
-    for index, as_binary in inference.wanted:
-        declared, output = interface.outputs[index], outputs[index]
+    for (index, as_binary), output in zip(inference.wanted, outputs, strict=True):
+        declared = interface.outputs[index]
         entry: dict[str, Any] = {"name": declared.name, "datatype": declared.datatype, "shape": output.shape}
         if as_binary:
             entry["parameters"] = {"binary_data_size": len(output.data)}

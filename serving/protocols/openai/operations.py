@@ -18,12 +18,23 @@ ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_
 
 def operation(segments: list[str]) -> Operation | None:
     """The operation at a path below /v1; None when nothing is there."""
-    return ListModels(model_list) if segments == ["models"] else None
+    return ListModels(list_part, list_entry, model_list) if segments == ["models"] else None
 
 
-def model_list(models: Sequence[ListedModel]) -> bytes:
-    data = [{"id": m.model, "object": "model", "created": m.registered_at_s, "owned_by": m.provider, "pricing": m.pricing} for m in models]
-    return orjson.dumps({"object": "list", "data": data})
+def list_part(model: ListedModel) -> bytes:
+    fields = {"id": model.model, "object": "model", "created": model.registered_at_s, "owned_by": model.provider}
+    return b"," + orjson.dumps(fields)[:-1] + b',"pricing":'
+
+
+def list_entry(part: bytes, pricing: bytes | None) -> bytes:
+    return part + (pricing or b"null") + b"}"
+
+
+def model_list(entries: Sequence[bytes]) -> bytes:
+    """Joined at once: it may have megabytes. Each entry brings the comma before it."""
+    if not entries:
+        return b'{"object":"list","data":[]}'
+    return b"".join((b'{"object":"list","data":[', entries[0][1:], *entries[1:], b"]}"))
 
 
 def error_object(refused: Refused) -> dict[str, str | None]:

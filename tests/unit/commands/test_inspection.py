@@ -45,7 +45,7 @@ def test_a_file_that_is_also_of_the_other_format_runs_as_the_one_that_was_read(t
     file = written(tmp_path, both)
     assert isinstance(inspect(file), Signature) and load_once(file) is None
     interface = Interface((Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),))
-    (result,) = OnnxRuntime(both, interface).predict([RunInput((1,), ((1, 4),), (np.ones(4, "float32").tobytes(),))])
+    (result,) = OnnxRuntime(both, interface).predict([RunInput((1,), ((1, 4),), (np.ones(4, "float32").tobytes(),), (((0, True),),))])
     assert isinstance(result, Predicted)
     assert np.frombuffer(result.outputs[0].data, "float32").tolist() == [2.0] * 4
 

@@ -40,7 +40,7 @@ def products(threads: int) -> OnnxRuntime:
 def test_runs_at_once_are_billed_together_what_they_used(threads: int) -> None:
     """The bound comes from the process's own clock; the time of a thread that works for nobody is taken off."""
     runtime, stop, foreign_ns = products(threads), threading.Event(), list[int]()
-    run = RunInput((1,), ((SIDE, SIDE),), (np.ones((SIDE, SIDE), "<f4").tobytes(),))
+    run = RunInput((1,), ((SIDE, SIDE),), (np.ones((SIDE, SIDE), "<f4").tobytes(),), (((0, True),),))
 
     def work_for_nobody() -> None:
         began = time.thread_time_ns()

@@ -39,7 +39,8 @@ def routes_after(*facts: NamedFact) -> Routes:
 
 def pricing(routes: Routes, model: str = DIGITS, payer: str = "acme", at: int = NOW) -> Any:
     prices = routes.prices.at(payer, at)
-    return None if prices is None else orjson.loads(orjson.dumps(prices.pricing(model)))
+    written = None if prices is None else prices.pricing(model)
+    return None if written is None else orjson.loads(written)
 
 
 def calls(routes: Routes, **asked: Any) -> int | None:
@@ -109,7 +110,7 @@ def test_a_price_list_in_use_sees_nothing_of_the_next_publication() -> None:
     prices = routes.prices.at("acme", NOW)
     routes.apply(*published(2, NOW, ("*", "calls", 7, 1)), AT)
     assert prices is not None and prices.version.number == 1
-    assert orjson.loads(orjson.dumps(prices.pricing(OTHER)))["meters"]["calls"]["amount_micros"] == 500
+    assert orjson.loads(prices.pricing(OTHER) or b"")["meters"]["calls"]["amount_micros"] == 500
     assert (calls(routes), calls(routes, model=OTHER)) == (7, 7)
 
 
