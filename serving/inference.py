@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """Element types of fixed size, little endian. BYTES has none: each element is a 4-byte little-endian length and its bytes."""
 
 Raw = bytes | memoryview
+
+length_at = struct.Struct("<I").unpack_from
+"""(buffer, offset) → a 1-tuple with the length of the BYTES element that begins there."""
 
 Wanted = tuple[tuple[int, bool], ...]
 """(index of the output, as binary) in the order asked for."""
@@ -97,7 +101,7 @@ def bytes_elements(raw: Raw) -> list[bytes]:
     found: list[bytes] = []
     at = 0
     while at < len(raw):
-        size = int.from_bytes(raw[at : at + 4], "little")
-        found.append(bytes(raw[at + 4 : at + 4 + size]))
-        at += 4 + size
+        start = at + 4
+        at = start + length_at(raw, at)[0]
+        found.append(bytes(raw[start:at]))
     return found

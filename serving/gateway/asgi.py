@@ -30,7 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 PROTOCOLS: dict[str, Callable[[list[str]], Operation | None]] = {"v2": open_inference.operation, "v1": openai.operation}
 ERRORS: dict[str, Callable[[Refused], object]] = {"v1": openai.error_object}
 """By the first segment of the path: the operation at the rest of it, and what a refusal's member `error` is where it is not the message."""
-EXECUTED = frozenset({"inference_failed", "replica_lost", "timed_out", "not_acknowledged", "caller_disconnected"})
+EXECUTED = frozenset({"inference_failed", "replica_lost", "timed_out", "not_acknowledged", "caller_disconnected", "answer_not_written"})
 """Refusals of calls that were executed: each has settled facts of its own."""
 
 
@@ -58,6 +58,7 @@ class Gateway:
                 await self.state.start()
                 await send({"type": "lifespan.startup.complete"})
             else:
+                await self._pipeline.close()
                 await self.state.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return

@@ -52,28 +52,30 @@ class Execution:
         self._attempt = 1
 
     async def run(self) -> CallResult:
-        """What came back. A lost replica costs one more attempt, in a batch of its own (K16). Without room in its batch's reply the call is sent
-        again: as it got no answer, that was no attempt and has no fact. Raises Refused: 503, 504."""
-        queue, loop = self._state.queue(self._version), asyncio.get_running_loop()
+        """What came back. A lost replica costs one more attempt, in a batch of its own (K16). A call without room in its batch's reply is sent
+        again until its time is over, and each such run is a failed execution with its fact. Raises Refused: 503, 504."""
+        queue, loop, losses = self._state.queue(self._version), asyncio.get_running_loop(), 0
         until = loop.time() + self._version.spec.timeout_us / 1e6
         while True:
-            queued = queue.enqueue(self._caller.tenant, self._inference, isolated=self._attempt > 1)
+            queued = queue.enqueue(self._caller.tenant, self._inference, isolated=losses > 0)
             timer = loop.call_at(until, _expire, queued)
             try:
                 result = await queued
                 if not (isinstance(result.prediction, PredictionFailed) and result.prediction.reply_full):
                     return result
+                self.record(Outcome("failed", 503, "reply_full", result=result))
             except ReplicaLost as e:
                 self.record(Outcome("failed", 503, "replica_lost"))
-                if self._attempt >= ATTEMPTS_MAX:
+                losses += 1
+                if losses >= ATTEMPTS_MAX:
                     raise unavailable("replica_lost", f"the model's replica was lost, {ATTEMPTS_MAX} times: {str(e)[:200]}", 2) from e
-                self._event_id, self._attempt = new_id(), self._attempt + 1
             except TimeoutError:
                 self.record(Outcome("timed_out", 504, "timed_out"))
                 remedy = "send fewer rows, or ask for a longer time-out of the deployment"
                 raise Refused(504, "timed_out", "the model did not answer in time", "", remedy) from None
             finally:
                 timer.cancel()
+            self._event_id, self._attempt = new_id(), self._attempt + 1
 
     def record(self, ended: Outcome) -> PendingFact:
         """Writes the usage fact of this attempt. Raises Refused (503) when the log cannot take it; nothing was written then."""

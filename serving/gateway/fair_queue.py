@@ -29,7 +29,7 @@ class _Share(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Room for `items_max` items of together `bytes_max` bytes. Of one event loop. Each step costs the same, whoever waits."""
+    """Room for `items_max` items of together `bytes_max` bytes. Of one event loop. `put` and `take` cost the same, whoever waits."""
 
     def __init__(self, items_max: int, bytes_max: int) -> None:
         self._items_max, self._bytes_max = items_max, bytes_max
@@ -56,6 +56,25 @@ class FairQueue(Generic[T]):
         share.bytes += size
         self._items += 1
         self._bytes += size
+
+    def of(self, tenant: str) -> list[T]:
+        """What a tenant has waiting, in its order."""
+        share = self._shares.get(tenant)
+        return [item for item, _ in share.waiting] if share else []
+
+    def discard(self, tenant: str, item: T) -> bool:
+        """Whether the item was still waiting; it waits no longer. Costs as much as its tenant has waiting."""
+        share = self._shares.get(tenant)
+        found = next((entry for entry in share.waiting if entry[0] is item), None) if share else None
+        if share is None or found is None:
+            return False
+        share.waiting.remove(found)
+        share.bytes -= found[1]
+        self._items -= 1
+        self._bytes -= found[1]
+        if not share.waiting:
+            del self._shares[tenant]
+        return True
 
     def first(self) -> T:
         """Whose turn is next. Raises StopIteration when nobody waits."""

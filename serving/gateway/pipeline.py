@@ -10,7 +10,8 @@ from typing import assert_never
 
 from access.principal import Principal
 from events.facts.accounts import Scope
-from serving.gateway.body_memory import BodyMemoryLimiter
+from serving.gateway.bodies.body_memory import BodyMemoryLimiter
+from serving.gateway.bodies.large_bodies import LargeBodies, parsed_here, rendered_here
 from serving.gateway.execution import Execution, Outcome
 from serving.gateway.identify import identify, require
 from serving.gateway.model_list import ModelList
@@ -30,6 +31,10 @@ class Pipeline:
         self._state = state
         self._body_memory = BodyMemoryLimiter()
         self._models = ModelList()
+        self._large_bodies = LargeBodies(state.settings.infer_bytes_max)
+
+    async def close(self) -> None:
+        await self._large_bodies.close()
 
     async def answer(self, request: Request, operation: Operation) -> Answer:
         match operation:
@@ -65,26 +70,32 @@ class Pipeline:
             if state.meter.log_unavailable:
                 raise unavailable("log_unavailable", "usage cannot be recorded now, so nothing is executed")
             # validate
-            inference = operation.format.parse(request.headers, request.body, version.interface)
+            if parsed_here(operation.format, request, version.interface):
+                inference = operation.format.parse(request.headers, request.body, version.interface)
+            else:
+                inference = await self._large_bodies.parse(operation.format, request, version)
             # execute
             execution = Execution(state, request, version, route, inference)
             result = await execution.run()
+            try:
+                match result.prediction:
+                    case PredictionFailed(message):
+                        remedy = "check the values against what the model was made for"
+                        raise Refused(422, "inference_failed", f"the model failed on this input: {message}", "inputs", remedy)
+                    case Predicted(outputs) if rendered_here(inference, outputs):
+                        body, content_headers = operation.format.render(version, inference, outputs)
+                    case Predicted(outputs):
+                        body, content_headers = await self._large_bodies.render(operation.format, request, version, (inference, outputs))
+                    case _:
+                        assert_never(result.prediction)
+                request.require_connected()
+            except Refused as refused:  # it was executed all the same: its fact says how it ended
+                outcome = "aborted" if refused.status == 499 else "failed"
+                execution.record(Outcome(outcome, refused.status, refused.code, result=result))
+                raise
             # meter, then answer: the fact is durable before the caller is answered (K12)
-            match result.prediction:
-                case PredictionFailed(message):
-                    execution.record(Outcome("failed", 422, "inference_failed", result=result))
-                    remedy = "check the values against what the model was made for"
-                    raise Refused(422, "inference_failed", f"the model failed on this input: {message}", "inputs", remedy)
-                case Predicted() if request.caller_disconnected():
-                    execution.record(Outcome("aborted", 499, "caller_disconnected", result=result))
-                    remedy = "call again with the same Idempotency-Key"
-                    raise Refused(499, "caller_disconnected", "the caller disconnected before the answer was there", "", remedy)
-                case Predicted(outputs):
-                    body, content_headers = operation.format.render(version, inference, outputs)
-                    fact = execution.record(Outcome("succeeded", 200, bytes_out=len(body), result=result))
-                    return Answer(200, (*content_headers, *await execution.receipt(fact)), body)
-                case _:
-                    assert_never(result.prediction)
+            fact = execution.record(Outcome("succeeded", 200, bytes_out=len(body), result=result))
+            return Answer(200, (*content_headers, *await execution.receipt(fact)), body)
 
     def _describe(self, request: Request, operation: DescribeVersion) -> Answer:
         request.operation = operation.name

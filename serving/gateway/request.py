@@ -84,6 +84,12 @@ class Request:
         message = receive_nowait(self.receive)
         return message is not None and message["type"] == "http.disconnect"
 
+    def require_connected(self) -> None:
+        """Raises Refused (499): the call was executed, and nobody is there for its answer."""
+        if self.caller_disconnected():
+            remedy = "call again with the same Idempotency-Key"
+            raise Refused(499, "caller_disconnected", "the caller disconnected before the answer was there", "", remedy)
+
 
 def receive_nowait(receive: Receive) -> Message | None:
     """The next message if it is there already; None when one would have to wait, and then nothing has been consumed. It makes one step

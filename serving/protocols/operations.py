@@ -22,8 +22,12 @@ class InferenceFormat(Protocol):
         """A request body, checked against the interface. Raises Refused with the field at fault."""
         ...
 
+    def text_bytes(self, headers: dict[bytes, bytes], size: int, interface: Interface) -> int:
+        """How many of a body's `size` bytes `parse` reads one by one; the others are numbers, checked all at once. Raises Refused."""
+        ...
+
     def render(self, served: ServedVersion, inference: Inference, outputs: tuple[OutputTensor, ...]) -> tuple[bytes, Headers]:
-        """The answer's body and the headers that describe it."""
+        """The answer's body and the headers that describe it. The tensors of the inference may be missing."""
         ...
 
 

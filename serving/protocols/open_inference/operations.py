@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from serving.http import JSON, whole_number
-from serving.inference import Inference, OutputTensor
+from serving.inference import DTYPES, Inference, OutputTensor
 from serving.model_interface import Interface, Tensor
 from serving.protocols.open_inference.tensors import parse, render
 from serving.protocols.operations import CheckReady, DescribeVersion, Infer, Operation, ServedVersion, ShowDocument
@@ -23,6 +23,12 @@ class OpenInference:
 
     def parse(self, headers: dict[bytes, bytes], body: bytes, interface: Interface) -> Inference:
         return parse(body, whole_number(headers, HEADER_LENGTH), interface)
+
+    def text_bytes(self, headers: dict[bytes, bytes], size: int, interface: Interface) -> int:
+        header_length = whole_number(headers, HEADER_LENGTH)
+        if header_length is None or any(t.datatype not in DTYPES for t in interface.inputs):
+            return size
+        return header_length
 
     def render(self, served: ServedVersion, inference: Inference, outputs: tuple[OutputTensor, ...]) -> tuple[bytes, Headers]:
         body, header_length = render(served.model, served.version, inference, outputs, served.interface)

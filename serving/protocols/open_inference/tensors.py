@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
-from serving.inference import DTYPES, Inference, OutputTensor, Raw, bytes_elements
+from serving.inference import DTYPES, Inference, OutputTensor, Raw, bytes_elements, length_at
 from serving.model_interface import Interface, Tensor
 from serving.refused import bad
 
@@ -205,7 +205,7 @@ def _check_binary(raw: memoryview, shape: tuple[int, ...], want: Tensor, at: str
         )
     if dtype.kind == "f" and not want.nan_allowed:
         _check_finite(np.frombuffer(raw, dtype), at)
-    elif dtype.kind == "b" and len(raw) and max(raw) > 1:
+    elif dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
         raise bad("wrong_data", "a BOOL is one byte, 0 or 1", at)
 
 
@@ -221,7 +221,7 @@ def _check_bytes(raw: memoryview, count: int, at: str) -> None:
     while at_byte < len(raw) and found < count:
         if at_byte + 4 > len(raw):
             break
-        at_byte += 4 + int.from_bytes(raw[at_byte : at_byte + 4], "little")
+        at_byte += 4 + length_at(raw, at_byte)[0]
         found += 1
     if found != count or at_byte != len(raw):
         raise bad("wrong_data_length", f"the bytes do not hold exactly {count} elements with their lengths", at)
@@ -267,7 +267,7 @@ def _flatten(data: object, shape: tuple[int, ...], at: str) -> list[object]:
     if not shape or len(level) != shape[0]:
         raise bad("wrong_data_length", f"the data is not nested as shape {list(shape)} says", f"{at}.data")
     for size in shape[1:]:
-        if any(not isinstance(row, list) or len(cast(list[object], row)) != size for row in level):
+        if set(map(type, level)) != {list} or set(map(len, cast(list[list[object]], level))) != {size}:
             raise bad("wrong_data_length", f"the data is not nested as shape {list(shape)} says", f"{at}.data")
         level = list(chain.from_iterable(cast(list[list[object]], level)))
     return level

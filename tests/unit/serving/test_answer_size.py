@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from serving.gateway.execution import Execution
+from serving.gateway.execution import Execution, Outcome
 from serving.gateway.version_queue import CallResult, VersionQueue
 from serving.inference import DTYPES, Inference, OutputTensor, Predicted, Prediction, PredictionFailed
 from serving.model_interface import Interface, Tensor
@@ -195,16 +195,18 @@ class FullReplies:
 
 
 def test_calls_without_room_in_a_reply_are_sent_again_until_each_has_its_answer() -> None:
-    facts = list[object]()
+    """Each run is an execution with its fact, which nobody is billed for."""
+    facts = list[Outcome]()
 
     class Run(Execution):
         def __init__(self, queue: VersionQueue) -> None:
             """Only what `run` needs."""
             version = type("V", (), {"spec": type("S", (), {"timeout_us": 10_000_000})})
             self._state, self._version = cast("Any", type("State", (), {"queue": lambda _self, _version: queue})()), cast("Any", version)
+            self._caller = cast("Any", type("Caller", (), {"tenant": "acme"}))
             self._inference, self._attempt = many(1), 1
 
-        def record(self, ended: object) -> Any:
+        def record(self, ended: Outcome) -> Any:
             facts.append(ended)
 
     async def run() -> tuple[list[CallResult], list[int]]:
@@ -214,4 +216,5 @@ def test_calls_without_room_in_a_reply_are_sent_again_until_each_has_its_answer(
 
     results, batches = asyncio.run(run())
     assert [type(r.prediction) for r in results] == [Predicted] * 4
-    assert batches == [4, 3, 2, 1] and facts == []
+    assert batches == [4, 3, 2, 1]
+    assert [(fact.outcome, fact.error_code, fact.result is not None) for fact in facts] == [("failed", "reply_full", True)] * 6

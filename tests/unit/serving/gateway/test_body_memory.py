@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from serving.gateway.body_memory import ALL_BYTES_MAX, TENANT_BYTES_MAX, BodyMemoryLimiter
+from serving.gateway.bodies.body_memory import ALL_BYTES_MAX, TENANT_BYTES_MAX, BodyMemoryLimiter
 from serving.refused import Refused
 
 
