@@ -76,6 +76,22 @@ def test_concurrent_calls_are_batched_and_each_is_in_the_log_once(gateway: Gatew
     assert max(sizes) > 1
 
 
+def test_a_large_call_is_parsed_and_written_in_a_process_without_secrets_while_others_are_answered(gateway: GatewayStack) -> None:
+    """Four megabytes of JSON in, more than one out (K28)."""
+    rows = 12_000
+    data = [float(n % 17) for n in range(64)] * rows
+    body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [rows, 64], "data": data}]}
+    url, auth = f"{gateway.settings.gateway}/v2/models/{M}/infer", {"Authorization": f"Bearer {SECRET}"}
+    with gateway.calling() as others:
+        large = gateway.client.post(url, json=body, headers=auth, timeout=90)
+    assert large.status_code == 200, large.text[:500]
+    assert large.json()["outputs"][0]["shape"][0] == rows
+    assert {a.status_code for a in others} == {200}
+    check_answers(gateway, [large, *others])
+    (process,) = gateway.pids("serving.gateway.bodies.body_process")
+    assert b"MODELMARKET" not in Path(f"/proc/{process}/environ").read_bytes()
+
+
 def test_the_same_idempotency_key_and_body_give_the_same_invocation_key_and_another_body_another(gateway: GatewayStack) -> None:
     first, again = gateway.infer(Idempotency_Key="k-1"), gateway.infer(Idempotency_Key="k-1")
     pinned = gateway.infer(V1, Idempotency_Key="k-1")
