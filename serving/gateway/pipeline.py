@@ -89,9 +89,9 @@ class Pipeline:
                     case _:
                         assert_never(result.prediction)
                 request.require_connected()
-            except Refused as refused:  # it was executed all the same: its fact says how it ended
-                outcome = "aborted" if refused.status == 499 else "failed"
-                execution.record(Outcome(outcome, refused.status, refused.code, result=result))
+            except Exception as e:  # it was executed all the same: its fact says how it ended
+                status, code = (e.status, e.code) if isinstance(e, Refused) else (500, "internal_error")
+                execution.record(Outcome("aborted" if status == 499 else "failed", status, code, result=result))
                 raise
             # meter, then answer: the fact is durable before the caller is answered (K12)
             fact = execution.record(Outcome("succeeded", 200, bytes_out=len(body), result=result))

@@ -547,3 +547,13 @@ def test_a_call_whose_answer_could_not_be_written_was_executed_and_is_one_failed
         assert {"answer_not_written", "caller_disconnected"} <= EXECUTED and "disconnected" not in EXECUTED
 
     with_pipeline(scenario)
+
+
+@pytest.mark.parametrize("rows", [1, LARGE], ids=["here", "elsewhere"])
+def test_a_mistake_of_ours_at_the_answer_leaves_no_execution_without_its_fact(rows: int) -> None:
+    async def scenario(pipeline: Pipeline, bodies: LargeBodies, facts: Facts) -> None:
+        with pytest.raises((KeyError, RuntimeError), match="a mistake of ours"):
+            await answered(pipeline, rows_of(rows, "mistake"), OBEYS_AT_THE_ANSWER)
+        assert facts.settled == [("failed", 500, "internal_error", 0)]
+
+    with_pipeline(scenario)
