@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,18 +146,25 @@ def end_all(mark: str, *also: str, gently_s: float) -> set[int]:
 
 def end_carriers(*pairs: str, gently_s: float) -> set[int]:
     """End all `carriers`: SIGTERM, after `gently_s` SIGKILL. Repeats, since a dying parent may still start a child. Returns survivors."""
-    signalled: set[int] = set()
+    signalled: dict[int, psutil.Process] = {}
     gently_until = time.monotonic() + gently_s
     give_up = gently_until + KILL_S_MAX
-    # A child that has no mark of its own is found through its parent, and may outlive that.
-    while (left := {pid for pid in carriers(*pairs) | signalled if alive(pid)}) and time.monotonic() < give_up:
+    # A child that has no mark of its own is found through its parent, and may outlive that. By then its number may be another process's.
+    while (left := {pid for pid in carriers(*pairs) | _running(signalled) if alive(pid)}) and time.monotonic() < give_up:
         if time.monotonic() < gently_until:
-            send(left - signalled, signal.SIGTERM)
-            signalled |= left
+            for pid in left - signalled.keys():
+                with suppress(psutil.NoSuchProcess):
+                    signalled[pid] = psutil.Process(pid)
+                    send({pid}, signal.SIGTERM)
         else:
             send(left, signal.SIGKILL)
         time.sleep(0.05)
     return left
+
+
+def _running(known: Mapping[int, psutil.Process]) -> set[int]:
+    """Those that are still the process that they were."""
+    return {pid for pid, process in known.items() if process.is_running()}
 
 
 def send(processes: Iterable[int], what: signal.Signals) -> None:

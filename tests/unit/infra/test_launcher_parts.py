@@ -149,6 +149,20 @@ def test_a_marked_process_and_its_children_are_found_and_ended() -> None:
     assert not any(processes.alive(pid) for pid in found)
 
 
+def test_a_child_without_a_mark_that_outlives_its_parent_is_ended_too() -> None:
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    program = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], env={{}}); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", program], env={MARK_VARIABLE: "test-of-children"}, stdout=subprocess.PIPE)
+    assert parent.stdout
+    with parent.stdout:
+        parent.stdout.readline()  # the child ignores SIGTERM from now on
+    found = processes.marked("test-of-children")
+    assert len(found) == 2
+    assert processes.end_all("test-of-children", gently_s=0.5) == set()
+    parent.wait(5)
+    assert not any(processes.alive(pid) for pid in found)
+
+
 @contextmanager
 def answering(status: int, body: bytes) -> Generator[int]:
     class Answer(BaseHTTPRequestHandler):
