@@ -43,7 +43,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("mutants", [300, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("mutants", [300, pytest.param(110_000, marks=pytest.mark.soak)])
 def test_after_mutants_on_every_topic_everything_starts_keys_work_and_bills_verify(
     stack: Stack, mutants: int, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
