@@ -67,7 +67,7 @@ def set_(
     with explained_failures():
         before = _read(settings, tenant, key_file)
         body = {**before["quota"], **named, "reason": reason}
-        call_command_api(settings, key_file, "PUT", f"/v1/tenants/{tenant}/quota", body, if_match=before["version"])
+        call_command_api(settings, key_file, "POST", f"/v1/tenants/{tenant}/quota", body, if_match=before["version"])
         console.print(_table(_read(settings, tenant, key_file)))
 
 
@@ -88,5 +88,5 @@ def _shown(name: str, used: int, quota: int) -> tuple[str, str, str]:
     if unit == "millis":
         return f"{kind.upper()}s", f"{used / 1000:g}", f"{quota / 1000:g}"
     if unit == "bytes":
-        return f"{kind}, GiB", f"{used / GIB:.1f}", f"{quota / GIB:.1f}"
+        return f"{kind}, GiB", f"{round(used / GIB, 2):g}", f"{round(quota / GIB, 2):g}"
     return name, str(used), str(quota)

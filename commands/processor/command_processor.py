@@ -294,6 +294,8 @@ class CommandProcessor:
             try:
                 if isinstance(decision, _Proposal):
                     _settle(entry[1], self._appended_before(decision) or self._alone(entry))
+                elif isinstance(decision, Rejected):  # perhaps for what a command before it was to write, and then did not
+                    _settle(entry[1], self._alone(entry))
                 elif decision is not None:
                     _settle(entry[1], decision)
             except StoreUnavailable as e:

@@ -42,7 +42,7 @@ class Tenants:
         reading(routes, "/{tenant}", TenantShown)(self.read)
         reading(routes, "/{tenant}/price-book", BookShown)(self.price_book)
         reading(routes, "/{tenant}/quota", QuotaShown)(self.quota)
-        command(routes, "PUT", "/{tenant}/quota", QuotaAnswer)(self.set_quota)
+        command(routes, "POST", "/{tenant}/quota", QuotaAnswer)(self.set_quota)
         command(routes, "POST", "/{tenant}/keys", KeyIssued, created=True)(self.issue_key)
         command(routes, "DELETE", "/{tenant}/keys/{key_id}", KeyRevoked)(self.revoke_key)
         return routes

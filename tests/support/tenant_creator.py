@@ -56,9 +56,10 @@ class TenantCreator:
 
     def set_quota(self, name: str, quota: ResourceQuota) -> int:
         """A tenant of this name with this quota; the store's end."""
-        create, decided = CreateTenant(TenantId(name), TenantTerms(display_name=name)), SetQuota(quota, "a test")
-        for pending in (PendingCommand(CREATE, name, create, _context(), None), PendingCommand(SET_QUOTA, name, decided, _context(), None)):
-            assert isinstance(self.processor.submit(pending).result(60), Done)
+        create = CreateTenant(TenantId(name), TenantTerms(display_name=name))
+        made = self.processor.submit(PendingCommand(CREATE, name, create, _context(), None))
+        decided = self.processor.submit(PendingCommand(SET_QUOTA, name, SetQuota(quota, "a test"), _context(), None))
+        assert all(isinstance(f.result(60), Done) for f in (made, decided))
         return self.store.last_position()
 
     def close(self) -> None:

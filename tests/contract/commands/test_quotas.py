@@ -101,6 +101,16 @@ class MeetingStore(Store):
         return super().append(events)
 
 
+def held_until(event: threading.Event) -> PendingCommand[Any, Any]:
+    """A command that changes nothing and holds the processor: what is submitted behind it is decided together."""
+
+    def wait(_state: Any, _command: Any, _context: CommandContext) -> tuple[()]:
+        assert event.wait(20)
+        return ()
+
+    return pending(CommandHandler[Any, Any](MODEL, wait), "m0", None)
+
+
 Process = tuple[CommandProcessor, MeetingStore]
 
 
@@ -227,12 +237,7 @@ def test_commands_that_are_stored_together_count_one_after_another(processor: Co
     done(processor, deploy("m0"))
     done(processor, quota(replicas=4))
     hold = threading.Event()
-
-    def waits(_state: Any, _command: Any, _context: CommandContext) -> tuple[()]:
-        assert hold.wait(20)
-        return ()
-
-    held = deciding.submit(pending(CommandHandler[Any, Any](MODEL, waits), "m0", None))
+    held = deciding.submit(held_until(hold))
     group = [deciding.submit(c) for c in (deploy("m1"), deploy("m2"), pending(of_model, "m0", RetireModel("old")), deploy("m3"))]
     hold.set()
     held.result(20)
@@ -241,6 +246,31 @@ def test_commands_that_are_stored_together_count_one_after_another(processor: Co
     assert isinstance(second, Rejected)
     assert len(appends) == 1
     assert used(processor) == EACH + EACH
+
+
+def test_what_is_refused_beside_a_command_that_was_not_stored_is_decided_again(
+    processor: CommandProcessor, processes: Callable[[], Process]
+) -> None:
+    """The first takes the last room, so the second is refused; then the first is refused, since another process retired its model."""
+    for model in ("m0", "m1", "m2"):
+        approved(processor, model)
+    done(processor, quota(replicas=2))
+    deciding, store = processes()
+    hold = threading.Event()
+
+    def retires() -> None:
+        store.before_append = lambda: None
+        done(processor, pending(of_model, "m1", RetireModel("old")))
+
+    store.before_append = retires
+    deciding.submit(held_until(hold))
+    first, second = deciding.submit(deploy("m1")), deciding.submit(deploy("m2"))
+    hold.set()
+    outcome = first.result(20)
+    assert isinstance(outcome, Rejected)
+    assert outcome.code == "model_retired"
+    assert isinstance(second.result(20), Done)
+    assert used(processor) == EACH
 
 
 def test_what_is_unloaded_is_given_back_and_what_stays_loaded_is_not(processor: CommandProcessor) -> None:

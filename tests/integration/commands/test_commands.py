@@ -513,7 +513,7 @@ def test_a_tenant_deploys_within_its_quota_and_an_operator_decides_another_one(s
     assert (fresh["default"], fresh["used"]["replicas"]) == (True, 0)
     problem(side.http("GET", path.format(mine.tenant), acme.owner), 404, "tenant_unknown")
     more = {**fresh["quota"], "replicas": 10**6, "reason": "because I may"}
-    problem(side.http("PUT", path.format(mine.tenant), mine.owner, json=more), 403, "scope_missing")
+    problem(side.http("POST", path.format(mine.tenant), mine.owner, json=more), 403, "scope_missing")
 
     # 100 replicas of any size, with one deploy key: the default quota has an end.
     greedy = {"version": "1.0.0", "spec": {"replicas_max": 100, "cpu_millis": 1_000_000, "gpu_millis": 1_000_000, "memory_bytes": 1 << 40}}
@@ -521,7 +521,7 @@ def test_a_tenant_deploys_within_its_quota_and_an_operator_decides_another_one(s
     assert [v["field"] for v in found["violations"]] == ["spec.cpu_millis", "spec.gpu_millis", "spec.memory_bytes"]
 
     lower = {**fresh["quota"], "replicas": 3, "reason": "a small team"}
-    answer = side.http("PUT", path.format(mine.tenant), json=lower, headers={"If-Match": f'"{fresh["version"]}"'})
+    answer = side.http("POST", path.format(mine.tenant), json=lower, headers={"If-Match": f'"{fresh["version"]}"'})
     assert (answer.status_code, answer.json()["facts"][0]["name"]) == (200, "TenantQuotaSet")
     two = {"version": "1.0.0", "spec": {"replicas_max": 2, "memory_bytes": 1000}}
     side.http.ok("POST", f"/v1/models/{first}/deployments", deployer, json=two)
