@@ -34,15 +34,17 @@ def coordinate(text: str) -> Coordinate:
 
 
 def call_command_api(
-    settings: Settings, key_file: Path | None, method: str, path: str, body: dict[str, Any] | None = None
+    settings: Settings, key_file: Path | None, method: str, path: str, body: dict[str, Any] | None = None, *, if_match: int | None = None
 ) -> dict[str, Any]:
-    """The answer of the command API. A refusal is printed with its code and remedy, and ends the program with exit code 1."""
+    """The answer of the command API. A refusal is printed with its code and remedy, and ends the program with exit code 1. `if_match`: the
+    only version of the aggregate that the command may be decided on."""
     try:
         key = key_file.read_text().strip() if key_file else admin_key(settings)
     except OSError as e:
         raise typer.BadParameter(f"no admin key: {e}; name a file with --key-file") from e
     try:
-        answer = httpx.request(method, settings.commands + path, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+        headers = {"Authorization": f"Bearer {key}", **({"If-Match": f'"{if_match}"'} if if_match is not None else {})}
+        answer = httpx.request(method, settings.commands + path, json=body, headers=headers, timeout=30)
     except httpx.TransportError as e:
         raise not_available(e) from e
     if answer.is_success:

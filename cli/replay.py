@@ -1,4 +1,5 @@
-"""`modelmarket replay usage`: the usage tables once more from the log's first record, beside the live ones, and every row that differs."""
+"""What is made again from the log: `modelmarket replay usage`, the usage tables beside the live ones, and every row that differs;
+`modelmarket store rebuild`, the event store of decisions."""
 
 from __future__ import annotations
 
@@ -10,11 +11,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cli.failures import explained_failures, failed
+from commands.store.rebuild import NotRebuilt, rebuild_store
 from events.process.settings import Settings
 from projections.usage.rebuild import BESIDE, TABLE, LiveIsBehind, Rebuild, Report
 
 replay = typer.Typer(help="Rebuild a view from the log and compare.", no_args_is_help=True)
+store = typer.Typer(help="The event store of decisions.", no_args_is_help=True)
 console = Console()
+
+
+@store.callback()
+def choose_store() -> None:
+    """The event store of decisions."""
+
+
+@store.command("rebuild")
+def rebuild() -> None:
+    """Fill an empty store from the log, after the store was lost. End the command API and the relay first, and move the old store away."""
+    try:
+        count = rebuild_store(Settings())
+    except NotRebuilt as e:
+        raise failed("the store was not rebuilt", str(e), "docs/operations.md, 'The relay ends with 2'", exit_code=1) from e
+    console.print(f"rebuilt {count} facts; now `modelmarket up`")
 
 
 @replay.callback()

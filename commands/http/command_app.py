@@ -147,7 +147,9 @@ def open_command_app(settings: Settings) -> CommandApp:
     else:
         open_generation(store, codec, UserId(PRODUCER))
     open_new_partitions(store, codec, UserId(PRODUCER))
-    return CommandApp(settings, store, codec, log_id, reader)
+    app = CommandApp(settings, store, codec, log_id, reader)
+    app.processor.quotas.catch_up()
+    return app
 
 
 def _repeatable(call: AuthorizedCall, body: BaseModel | None, *, revealing: bool) -> RepeatableRequest | None:

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from commands.processor.aggregate_kind import AggregateKind
+from commands.processor.tenant_quota import TenantShare
+from lifecycle.model import NoModel
+from lifecycle.resources import taken
 from lifecycle.state import Lifecycle, evolve
 
-MODEL: AggregateKind[Lifecycle] = AggregateKind("model", Lifecycle(), evolve)
+
+def _share(state: Lifecycle) -> TenantShare | None:
+    """Whoever deploys it, a model takes of its owner's quota."""
+    return None if isinstance(state.model, NoModel) else TenantShare(state.model.tenant, taken(state.deployment))
+
+
+MODEL: AggregateKind[Lifecycle] = AggregateKind("model", Lifecycle(), evolve, _share)

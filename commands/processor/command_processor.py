@@ -19,7 +19,9 @@ from commands.processor.aggregate_kind import S
 from commands.processor.aggregates import Aggregates
 from commands.processor.command_handler import C, PendingCommand
 from commands.processor.idempotency_store import IdempotencyStore, KeptAnswer
+from commands.processor.quotas_from_store import QuotasFromStore, quota_mark, quota_originator
 from commands.processor.rejection import Rejected, conflict, invalid
+from commands.processor.tenant_quota import TenantQuota, TenantShare, quota_after
 from commands.store.event_store import Conflict, Event, Store, StoreUnavailable
 from commands.store.stored_record import record_for, unpack
 from events.facts.fact import DecidedFact
@@ -63,13 +65,15 @@ Outcome = Done | Rejected
 
 @dataclass(frozen=True, slots=True)
 class _Proposal:
-    """What a command will write, if the store takes it. The event of the kept answer, if any, comes after those of the facts."""
+    """What a command will write, if the store takes it. After the events of the facts come the mark of the tenant's quota and the kept
+    answer, if any. `quota`: the tenant's after the command, by its originator, where the command changed what is taken of it."""
 
     originator: str
     events: tuple[Event, ...]
     facts: Sequence[DecidedFact]
     body: Mapping[str, Any]
     state: Any
+    quota: Mapping[str, TenantQuota]
 
 
 _Entry = tuple[PendingCommand[Any, Any], "Future[Outcome]"]
@@ -86,6 +90,7 @@ class CommandProcessor:
     def __init__(self, store: Store, codec: Codec, aggregates: Aggregates) -> None:
         self._store, self._codec, self._aggregates = store, codec, aggregates
         self._answers = IdempotencyStore(store)
+        self.quotas = QuotasFromStore(store, codec)
         self._queue: queue.Queue[_Entry | None] = queue.Queue(WAITING_MAX)
         self._thread = threading.Thread(target=self._run, name="command-processor", daemon=True)
         self.failed: BaseException | None = None
@@ -180,6 +185,7 @@ class CommandProcessor:
                 decision = e
             if isinstance(decision, _Proposal):
                 states[decision.originator] = decision.state
+                states |= decision.quota
                 if pending.request is not None:
                     requests.add(pending.request.originator)
             decisions.append(decision)
@@ -202,12 +208,13 @@ class CommandProcessor:
         if rejected is not None:
             return self._answered_meanwhile(pending) or rejected
         assert not isinstance(facts, Rejected)
-        return self._propose(pending, state, facts, answer_version)
+        proposal = self._propose(pending, state, facts, answer_version, states)
+        return (self._answered_meanwhile(pending) or proposal) if isinstance(proposal, Rejected) else proposal
 
     def _propose(
-        self, pending: PendingCommand[Any, Any], state: Any, facts: Sequence[DecidedFact], answer_version: int
+        self, pending: PendingCommand[Any, Any], was: Any, facts: Sequence[DecidedFact], answer_version: int, states: Mapping[str, Any]
     ) -> _Proposal | Rejected:
-        originator, first = pending.originator, state.version + 1
+        originator, state, first = pending.originator, was, was.version + 1
         events: list[Event] = []
         for fact in facts:
             try:
@@ -216,11 +223,33 @@ class CommandProcessor:
                 remedy = "shorten texts and lists; put large bodies into the artifact store and name them by digest"
                 return invalid("fact_too_large", str(e), "", remedy)
             state = pending.evolve(state, fact)
+        within = self._within_quota(pending, was, state, states)
+        if isinstance(within, Rejected):
+            return within
+        quota, marks = within
+        events += marks
         body = pending.answer(state)
         if pending.request is not None:
             kept = KeptAnswer(pending.request.digest, pending.context.now, originator, first, state.version, body)
             events.append(kept.to_event(pending.request, answer_version))
-        return _Proposal(originator, tuple(events), facts, body, state)
+        return _Proposal(originator, tuple(events), facts, body, state, quota)
+
+    def _within_quota(
+        self, pending: PendingCommand[Any, Any], was: Any, state: Any, states: Mapping[str, Any]
+    ) -> tuple[Mapping[str, TenantQuota], list[Event]] | Rejected:
+        """The tenant's quota after the command, and the event that holds the command's turn; both empty when it changes nothing there."""
+        share = pending.handler.aggregate.share
+        after = share(state)
+        before = share(was) or (after and TenantShare(after.tenant))
+        if after is None or before is None or after == before:
+            return {}, []
+        originator = quota_originator(after.tenant)
+        now: TenantQuota = states[originator] if originator in states else self.quotas.load(after.tenant)
+        then = quota_after(now, before, after)
+        if isinstance(then, Rejected):
+            return then
+        marks = [quota_mark(after.tenant, then.version, pending.context.command_id)] if then.version > now.version else []
+        return {originator: then}, marks
 
     def _find_answer(self, pending: PendingCommand[Any, Any]) -> tuple[KeptAnswer | None, int] | Rejected:
         return self._answers.find(pending.request, pending.context.now) if pending.request is not None else (None, 0)
@@ -265,6 +294,8 @@ class CommandProcessor:
             try:
                 if isinstance(decision, _Proposal):
                     _settle(entry[1], self._appended_before(decision) or self._alone(entry))
+                elif isinstance(decision, Rejected):  # perhaps for what a command before it was to write, and then did not
+                    _settle(entry[1], self._alone(entry))
                 elif decision is not None:
                     _settle(entry[1], decision)
             except StoreUnavailable as e:

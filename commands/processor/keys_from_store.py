@@ -7,7 +7,8 @@ import threading
 from access.codes import Refusal
 from access.keys import Keys
 from access.principal import Principal
-from commands.store.event_store import EVENTS_READ_MAX, Store
+from commands.store.event_store import Store
+from commands.store.followed_events import FollowedEvents
 from commands.store.stored_record import unpack
 from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked
 from events.facts.fact import Timestamp
@@ -20,9 +21,9 @@ class KeysFromStore:
     """Thread-safe. Revocations by other processes are seen at the next call: the store is asked each time."""
 
     def __init__(self, store: Store, codec: Codec, first_admin: bytes) -> None:
-        self._store, self._codec = store, codec
+        self._codec = codec
+        self._events = FollowedEvents(store, NAMES)
         self._keys = Keys(first_admin)
-        self._seen = 0
         self._lock = threading.Lock()
 
     def authenticate(self, authorization: bytes, now: Timestamp) -> Principal | Refusal:
@@ -37,9 +38,5 @@ class KeysFromStore:
 
     def _catch_up(self) -> None:
         with self._lock:
-            newest = self._store.last_position()
-            while self._seen < newest:
-                page = self._store.notifications(self._seen, names=NAMES, until=newest)
-                for event in page:
-                    self._keys.apply(*self._codec.decode(unpack(event.state).frame))
-                self._seen = page[-1].position if len(page) == EVENTS_READ_MAX else newest
+            for event in self._events.new():
+                self._keys.apply(*self._codec.decode(unpack(event.state).frame))

@@ -22,7 +22,11 @@ from events.process.settings import Settings
 EVENTS_READ_MAX = 1000
 """Events of one aggregate, or notifications, read at once: bounds memory at 512 MB in the worst case, 1 MB in the usual."""
 ANSWER_EVENT = "CommandAnswered"
-"""The name of an event that keeps an answer and no fact: the relay passes it over."""
+"""The name of an event that keeps an answer and no fact."""
+QUOTA_EVENT = "QuotaTaken"
+"""The name of an event that marks a decision by a tenant's quota: of two that are decided at once, the store takes one."""
+FACTLESS_EVENTS = frozenset({ANSWER_EVENT, QUOTA_EVENT})
+"""Names of events that are the store's own: the relay passes them over, and a store that is rebuilt from the log begins without them."""
 TABLES_KEY = 0x6D6B7374
 """Names the advisory lock under which Postgres tables are made ("mkst")."""
 LOCK_S_MAX = 10
@@ -39,7 +43,7 @@ class StoreUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of one aggregate. `name` is its fact's name, `state` its stored (or an answer, which is not relayed)."""
+    """One event of one aggregate. `name` is its fact's name, `state` its stored record; or it is one of `FACTLESS_EVENTS`."""
 
     originator: str
     version: int

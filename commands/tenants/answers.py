@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from commands.http.answers import Accepted
-from events.facts.accounts import Scope
+from events.facts.accounts import ResourceQuota, Scope
 
 
 class TenantAnswer(Accepted):
@@ -38,3 +38,25 @@ class KeyIssued(Accepted):
 class KeyRevoked(Accepted):
     tenant: str
     key_id: str
+
+
+class QuotaAnswer(Accepted):
+    tenant: str
+    quota: ResourceQuota
+
+
+class ResourcesUsed(BaseModel):
+    """By all loaded versions of the tenant's models: replicas_max times what each replica may take."""
+
+    replicas: int
+    cpu_millis: int
+    gpu_millis: int
+    memory_bytes: int
+
+
+class QuotaShown(BaseModel):
+    tenant: str
+    version: int = Field(description="Of the tenant, for If-Match.")
+    default: bool = Field(description="Nobody decided another quota for this tenant.")
+    quota: ResourceQuota
+    used: ResourcesUsed

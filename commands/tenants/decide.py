@@ -1,4 +1,4 @@
-"""Which tenants may be created, and which keys may be issued and revoked."""
+"""Which tenants may be created, which keys may be issued and revoked, and which quota holds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import assert_never
 from commands.processor.context import CommandContext
 from commands.processor.rejection import Rejected, conflict, invalid, missing
 from commands.tenants.state import NoTenant, TenantFact, TenantState, active_tenant
-from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, KeyGrant, TenantCreated, TenantTerms
+from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, KeyGrant, ResourceQuota, TenantCreated, TenantQuotaSet, TenantTerms
 from events.facts.fact import KeyId, TenantId, UserId
+from lifecycle.resources import QUOTA_DEFAULT, quota_of
 
 KEYS_MAX = 10_000
 """Working keys of one tenant: bounds its aggregate and what every gateway keeps of it."""
@@ -40,7 +41,13 @@ class RevokeApiKey:
     reason: str
 
 
-TenantCommand = CreateTenant | IssueApiKey | RevokeApiKey
+@dataclass(frozen=True, slots=True)
+class SetQuota:
+    quota: ResourceQuota
+    reason: str
+
+
+TenantCommand = CreateTenant | IssueApiKey | RevokeApiKey | SetQuota
 Decision = tuple[TenantFact, ...] | Rejected
 
 
@@ -52,6 +59,8 @@ def decide(state: TenantState, command: TenantCommand, context: CommandContext) 
             return _issue(state, command, context)
         case RevokeApiKey():
             return _revoke(state, command, context)
+        case SetQuota():
+            return _set_quota(state, command, context)
         case _:
             assert_never(command)
 
@@ -101,3 +110,13 @@ def _revoke(state: TenantState, c: RevokeApiKey, o: CommandContext) -> Decision:
     if c.key_id not in active.keys:
         return missing("key_unknown", f"the tenant has no key {c.key_id}", "key_id", "check the id")
     return (ApiKeyRevoked(**o.head(active.version + 1), tenant=active.tenant, key_id=c.key_id, reason=c.reason, by=o.by),)
+
+
+def _set_quota(state: TenantState, c: SetQuota, o: CommandContext) -> Decision:
+    active = active_tenant(state)
+    if isinstance(active, Rejected):
+        return active
+    if quota_of(c.quota) == (active.quota or QUOTA_DEFAULT):
+        return ()
+    head = o.head(active.version + 1)
+    return (TenantQuotaSet(**head, tenant=active.tenant, **c.quota.shared(ResourceQuota), reason=c.reason, by=o.by),)

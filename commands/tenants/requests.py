@@ -10,8 +10,9 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from access.principal import PLATFORM
-from commands.tenants.decide import CreateTenant, IssueApiKey
-from events.facts.accounts import DEFAULT_TIMEZONE, KeyGrant, TenantTerms
+from commands.http.bounds import Reason
+from commands.tenants.decide import CreateTenant, IssueApiKey, SetQuota
+from events.facts.accounts import DEFAULT_TIMEZONE, KeyGrant, ResourceQuota, TenantTerms
 from events.facts.fact import KeyId, Slug, TenantId, UserId
 
 RESERVED = frozenset({PLATFORM, "-"})
@@ -49,3 +50,10 @@ class IssueKeyRequest(KeyGrant):
     def command(self, key_id: KeyId, key_sha256: str, nonce: str) -> IssueApiKey:
         user = self.user or f"u-{hashlib.sha256(key_id.encode()).hexdigest()[:16]}"
         return IssueApiKey(key_id, key_sha256, UserId(user), KeyGrant(**self.shared(KeyGrant)), nonce)
+
+
+class SetQuotaRequest(ResourceQuota):
+    reason: Reason
+
+    def command(self) -> SetQuota:
+        return SetQuota(ResourceQuota(**self.shared(ResourceQuota)), self.reason)

@@ -7,6 +7,7 @@ import hmac
 import secrets
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -21,10 +22,11 @@ from commands.prices.answers import BookShown, book_answer, unpublished
 from commands.prices.lookup import book_currency
 from commands.prices.state import PRICE_BOOK, NoBook
 from commands.processor.command_handler import CommandHandler
-from commands.tenants.answers import KeyIssued, KeyRevoked, TenantAnswer, TenantShown
-from commands.tenants.decide import CreateTenant, IssueApiKey, RevokeApiKey, decide
-from commands.tenants.requests import CreateTenantRequest, IssueKeyRequest
+from commands.tenants.answers import KeyIssued, KeyRevoked, QuotaAnswer, QuotaShown, TenantAnswer, TenantShown
+from commands.tenants.decide import CreateTenant, IssueApiKey, RevokeApiKey, SetQuota, decide
+from commands.tenants.requests import CreateTenantRequest, IssueKeyRequest, SetQuotaRequest
 from commands.tenants.state import TENANT, ActiveTenant, TenantState, no_tenant
+from events.facts.accounts import ResourceQuota
 from events.facts.fact import KeyId
 
 
@@ -39,6 +41,8 @@ class Tenants:
         command(routes, "POST", "", TenantAnswer, created=True)(self.create)
         reading(routes, "/{tenant}", TenantShown)(self.read)
         reading(routes, "/{tenant}/price-book", BookShown)(self.price_book)
+        reading(routes, "/{tenant}/quota", QuotaShown)(self.quota)
+        command(routes, "POST", "/{tenant}/quota", QuotaAnswer)(self.set_quota)
         command(routes, "POST", "/{tenant}/keys", KeyIssued, created=True)(self.issue_key)
         command(routes, "DELETE", "/{tenant}/keys/{key_id}", KeyRevoked)(self.revoke_key)
         return routes
@@ -66,6 +70,19 @@ class Tenants:
         own = self._own(call, tenant)
         book = self._app.aggregates.load(PRICE_BOOK, own.terms.price_book)
         return unpublished(call, own.terms) if isinstance(book, NoBook) else book_answer(call, book)
+
+    def quota(self, tenant: SlugPath, request: Request) -> Response:
+        """How much the tenant's loaded versions may take together, and how much they take."""
+        call = self._app.authorize(request, "read", "deploy")
+        state = self._own(call, tenant)
+        now = self._app.processor.quotas.load(tenant)
+        content = {"tenant": tenant, "version": state.version, "default": state.quota is None}
+        return state_answer(call.headers, state.version, {**content, "quota": asdict(now.quota), "used": asdict(now.used)})
+
+    def set_quota(self, tenant: SlugPath, body: SetQuotaRequest, request: Request) -> Response:
+        """Another quota from now on. Nothing that is loaded is stopped; what would pass the quota is refused."""
+        call = self._app.authorize(request, "admin")
+        return self._app.run(call, SET_QUOTA, tenant, body.command(), body)
 
     def _own(self, call: AuthorizedCall, tenant: str) -> ActiveTenant:
         """Raises HttpProblem: another tenant is as unknown as one that does not exist."""
@@ -110,6 +127,11 @@ def _revoked(state: TenantState, command: RevokeApiKey) -> dict[str, Any]:
     return {"tenant": state.tenant, "key_id": command.key_id}
 
 
+def _quota_set(state: TenantState, command: SetQuota) -> dict[str, Any]:
+    assert isinstance(state, ActiveTenant)
+    return {"tenant": state.tenant, "quota": command.quota.shared(ResourceQuota)}
+
+
 def _reveal_key(kept: Mapping[str, Any], caller_secret: str) -> dict[str, Any]:
     return {"api_key": _secret_of(caller_secret, kept["key_id"], kept["_nonce"])}
 
@@ -124,3 +146,4 @@ def _secret_of(caller_secret: str, key_id: str, nonce: str) -> str:
 CREATE = CommandHandler(TENANT, decide, _created, created=True)
 ISSUE_KEY = CommandHandler(TENANT, decide, _issued, reveal=_reveal_key, created=True)
 REVOKE_KEY = CommandHandler(TENANT, decide, _revoked)
+SET_QUOTA = CommandHandler(TENANT, decide, _quota_set)

@@ -8,10 +8,12 @@ from typing import Literal, assert_never
 
 from commands.processor.aggregate_kind import AggregateKind
 from commands.processor.rejection import Rejected, missing
-from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, TenantCreated, TenantTerms
+from commands.processor.tenant_quota import TenantShare
+from events.facts.accounts import ApiKeyIssued, ApiKeyRevoked, TenantCreated, TenantQuotaSet, TenantTerms
 from events.facts.fact import TenantId, Timestamp
+from lifecycle.resources import Resources, quota_of
 
-TenantFact = TenantCreated | ApiKeyIssued | ApiKeyRevoked
+TenantFact = TenantCreated | ApiKeyIssued | ApiKeyRevoked | TenantQuotaSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +24,14 @@ class NoTenant:
 
 @dataclass(frozen=True, slots=True)
 class ActiveTenant:
-    """`keys` are the working ones, key id → end (None: none); `revoked` the others."""
+    """`keys` are the working ones, key id → end (None: none); `revoked` the others. `quota` None: the default one."""
 
     version: int
     tenant: TenantId
     terms: TenantTerms
     keys: Mapping[str, Timestamp | None]
     revoked: frozenset[str] = frozenset()
+    quota: Resources | None = None
     kind: Literal["active"] = "active"
 
 
@@ -55,11 +58,17 @@ def _evolve_active(state: ActiveTenant, fact: TenantFact) -> ActiveTenant:
             return replace(state, keys={**state.keys, fact.key_id: fact.expires_at})
         case ApiKeyRevoked():
             return replace(state, keys={k: v for k, v in state.keys.items() if k != fact.key_id}, revoked=state.revoked | {fact.key_id})
+        case TenantQuotaSet():
+            return replace(state, quota=quota_of(fact))
         case _:
             assert_never(fact)
 
 
-TENANT: AggregateKind[TenantState] = AggregateKind("tenant", NoTenant(), evolve)
+def _share(state: TenantState) -> TenantShare | None:
+    return TenantShare(state.tenant, quota=state.quota) if isinstance(state, ActiveTenant) else None
+
+
+TENANT: AggregateKind[TenantState] = AggregateKind("tenant", NoTenant(), evolve, _share)
 
 
 def no_tenant() -> Rejected:

@@ -17,6 +17,7 @@ from events.facts.fact import (
     KeyId,
     Line,
     NestedRecord,
+    NonNegative,
     OptionalLine,
     Slug,
     TenantId,
@@ -73,6 +74,16 @@ class KeyGrant(KeyDimensions):
     expires_at: Annotated[Timestamp, Field(ge=0, le=INT64_MAX)] | None = Field(default=None, description="µs UTC; none: never.")
 
 
+class ResourceQuota(NestedRecord):
+    """How much a tenant's loaded versions may take together; CPU and GPU in thousandths. The one list of it: request, fact and state are
+    made from it. 0 replicas: the tenant deploys nothing more."""
+
+    replicas: Annotated[int, Field(ge=0, le=1_000_000)]
+    cpu_millis: Annotated[int, Field(ge=0, le=1_000_000_000)]
+    gpu_millis: Annotated[int, Field(ge=0, le=1_000_000_000)]
+    memory_bytes: NonNegative
+
+
 class TenantCreated(TenantTerms, DecidedFact):
     """A company may own models, call them and be billed."""
 
@@ -97,4 +108,13 @@ class ApiKeyRevoked(DecidedFact):
     tenant: TenantId
     key_id: KeyId
     reason: str = ""
+    by: UserId
+
+
+class TenantQuotaSet(ResourceQuota, DecidedFact):
+    """The tenant's loaded versions may take this much together from now on, whatever held before. Nothing that is loaded is stopped: what
+    is asked for from now on is refused while it would pass the quota."""
+
+    tenant: TenantId
+    reason: str
     by: UserId

@@ -93,7 +93,10 @@ _ENTRIES: tuple[FactEntry, ...] = (
             deployments.RouteApplied,
         )
     ),
-    *(FactEntry(cls, "accounts", "tenant") for cls in (accounts.TenantCreated, accounts.ApiKeyIssued, accounts.ApiKeyRevoked)),
+    *(
+        FactEntry(cls, "accounts", "tenant")
+        for cls in (accounts.TenantCreated, accounts.ApiKeyIssued, accounts.ApiKeyRevoked, accounts.TenantQuotaSet)
+    ),
     FactEntry(prices.PriceBookPublished, "prices", "book"),
     *(
         FactEntry(cls, "usage", "tenant")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from events.facts.accounts import KEY_DIMENSIONS
+from events.facts.accounts import KEY_DIMENSIONS, ResourceQuota
 from lifecycle.deployment import DeploymentFact
 from lifecycle.facts import fact_of
 from lifecycle.model import ModelFact
@@ -50,6 +50,10 @@ def _key_issued(d: Document, b: Body) -> Document:
 
 def _key_revoked(d: Document, b: Body) -> Document:
     return put(d, "keys", b["key_id"], revoked_at=b["occurred_at"], revoked_because=b["reason"])
+
+
+def _quota_set(d: Document, b: Body) -> Document:
+    return put(d, quota={**pick(b, *ResourceQuota.model_fields, "reason", "by"), "at": b["occurred_at"]})
 
 
 # --- prices and bills
@@ -153,7 +157,12 @@ def _schema_registered(d: Document, b: Body) -> Document:
 
 
 STEPS: dict[str, dict[str, Evolve]] = {
-    "accounts": {"TenantCreated": _tenant_created, "ApiKeyIssued": _key_issued, "ApiKeyRevoked": _key_revoked},
+    "accounts": {
+        "TenantCreated": _tenant_created,
+        "ApiKeyIssued": _key_issued,
+        "ApiKeyRevoked": _key_revoked,
+        "TenantQuotaSet": _quota_set,
+    },
     "prices": {"PriceBookPublished": _published},
     "bills": {
         "BillCutFixed": _cut_fixed,

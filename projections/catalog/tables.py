@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from events.facts.accounts import KEY_DIMENSIONS
+from lifecycle.resources import QUOTA_DEFAULT
 
 # By key: a page and a fold ask for some keys, and no more is read than 512 rows around each.
 HISTORY_ROWS = """
@@ -96,7 +99,7 @@ SELECT key AS model, topic, fact, valid_from,
 FROM history WHERE topic IN ('models', 'deployments')
 """
 
-TENANTS = """
+TENANTS = f"""
 CREATE OR REPLACE VIEW tenants AS
 SELECT d.key AS tenant,
     JSONExtractString(d.head, 'display_name') AS display_name,
@@ -104,6 +107,7 @@ SELECT d.key AS tenant,
     JSONExtractString(d.head, 'currency') AS currency,
     JSONExtractString(d.head, 'timezone') AS timezone,
     fromUnixTimestamp64Micro(JSONExtractInt(d.head, 'created_at')) AS created,
+    {", ".join(f"if(JSONHas(d.head, 'quota'), JSONExtractInt(d.head, 'quota', '{f}'), {n}) AS quota_{f}" for f, n in asdict(QUOTA_DEFAULT).items())},
     p.members AS keys
 FROM (SELECT key, head FROM documents WHERE topic = 'accounts') AS d
 LEFT JOIN (SELECT key, count() AS members FROM document_parts WHERE topic = 'accounts' GROUP BY key) AS p ON d.key = p.key

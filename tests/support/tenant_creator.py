@@ -13,9 +13,9 @@ from commands.processor.context import CommandContext
 from commands.store.event_store import Store, open_store
 from commands.store.generation import current_generation
 from commands.store.opening import open_generation
-from commands.tenants.decide import CreateTenant, IssueApiKey
-from commands.tenants.routes import CREATE, ISSUE_KEY
-from events.facts.accounts import KeyGrant, TenantTerms
+from commands.tenants.decide import CreateTenant, IssueApiKey, SetQuota
+from commands.tenants.routes import CREATE, ISSUE_KEY, SET_QUOTA
+from events.facts.accounts import KeyGrant, ResourceQuota, TenantTerms
 from events.facts.fact import BookId, KeyId, TenantId, UserId
 from events.facts.prices import Price
 from events.log.client import Reader
@@ -52,6 +52,14 @@ class TenantCreator:
                 futures.append(self.processor.submit(PendingCommand(ISSUE_KEY, name, issue, _context(), None)))
             futures.append(self.processor.submit(PendingCommand(PUBLISH, name, book, _context(), None)))
         assert all(isinstance(f.result(60), Done) for f in futures)
+        return self.store.last_position()
+
+    def set_quota(self, name: str, quota: ResourceQuota) -> int:
+        """A tenant of this name with this quota; the store's end."""
+        create = CreateTenant(TenantId(name), TenantTerms(display_name=name))
+        made = self.processor.submit(PendingCommand(CREATE, name, create, _context(), None))
+        decided = self.processor.submit(PendingCommand(SET_QUOTA, name, SetQuota(quota, "a test"), _context(), None))
+        assert all(isinstance(f.result(60), Done) for f in (made, decided))
         return self.store.last_position()
 
     def close(self) -> None:

@@ -7,12 +7,10 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from access.principal import Principal
@@ -40,46 +38,8 @@ from events.log.heartbeat import Heartbeat
 from events.log.record import Record
 from events.process.settings import Settings
 from events.process.signing_keys import PublicKeys
-from infra.install import find_postgres
-from tests.support.servers.postgres_server import running_postgres
+from tests.contract.commands.conftest import Opener
 from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SETUP_KEY, RelayedLog, todays_codec
-
-Opener = Callable[[], Store]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    found = find_postgres()
-    if found is None:
-        pytest.skip("no Postgres is installed here (initdb not found)")
-    with running_postgres(found) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.engine)])
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
-    """Opens the same empty store again and again, as several processes would."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'events.sqlite'}"
-    else:
-        server: str = request.getfixturevalue("postgres")
-        name = f"market_{uuid.uuid4().hex}"
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-        url = server.rsplit("/", 1)[0] + f"/{name}"
-    with ExitStack() as opened:
-
-        def open_one() -> Store:
-            store = open_store(Settings(data=tmp_path, store_url=url))
-            opened.callback(store.close)
-            return store
-
-        yield open_one
-
-
-@pytest.fixture
-def store(opener: Opener) -> Store:
-    return opener()
 
 
 def event(originator: str, version: int, state: bytes = b"state", name: str = "Fact") -> Event:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from events.facts.accounts import KEY_DIMENSIONS
 from events.facts.deployments import ServiceSpec
 from events.facts.topics import FACTS
 from events.process.settings import Settings
+from lifecycle.resources import QUOTA_DEFAULT
 from projections.catalog.document_cache import DocumentCache
 from projections.catalog.documents import evolve
 from projections.catalog.parts import split
@@ -103,6 +104,18 @@ def test_a_key_of_a_tenant_costs_what_it_says_however_many_there_are(empty: Clic
     assert (revoked["user"], revoked["revoked_because"]) == ("ann", "lost")
     assert len(again.documents.document("acme", ["keys/key-7", "keys/key-8"])["keys"]) == 2
     assert len(again.documents.document("acme")["keys"]) == KEYS
+
+
+def test_a_tenant_is_shown_with_its_quota_the_default_one_until_another_is_decided(empty: ClickHouse) -> None:
+    log = Chained("accounts")
+    log.add(("TenantCreated", {**base(1), "version": 1, "tenant": "acme", "display_name": "Acme", "price_book": "standard", "by": "root"}))
+    names = ("replicas", "cpu_millis", "gpu_millis", "memory_bytes")
+    question = f"SELECT {', '.join(f'quota_{name} AS {name}' for name in names)} FROM tenants"
+    write(empty, log.rows)
+    assert empty.rows(question) == [asdict(QUOTA_DEFAULT)]
+    decided = dict(zip(names, (7, 2500, 0, 1 << 40), strict=True))
+    write(empty, log.add(("TenantQuotaSet", {**base(2), "version": 2, "tenant": "acme", **decided, "reason": "a project", "by": "olga"})))
+    assert empty.rows(question) == [decided]
 
 
 HOSTILE = (

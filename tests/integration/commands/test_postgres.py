@@ -12,11 +12,15 @@ import httpx
 import psycopg
 import pytest
 
+from commands.processor.quotas_from_store import QuotasFromStore
 from commands.relay.lock import ADVISORY_KEY
+from commands.store.event_store import FACTLESS_EVENTS
+from events.facts.accounts import ResourceQuota
 from events.process.settings import Settings
 from infra.install import find_postgres
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
+from lifecycle.resources import quota_of
 from tests.support.command_processes import ADMIN, ROOT, CommandClient, Process, environment
 from tests.support.decided_log import check_complete
 from tests.support.polling import eventually, health, is_ready
@@ -168,8 +172,10 @@ def _run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess
 
 
 def test_a_lost_database_is_rebuilt_from_the_log(log: Stack, creator: TenantCreator, server: str) -> None:
+    quota = ResourceQuota(replicas=1, cpu_millis=2, gpu_millis=3, memory_bytes=4)
     with relay_on(log.settings):
-        wait_relayed(log.settings, creator.create(5))
+        creator.create(5)
+        wait_relayed(log.settings, creator.set_quota("lost", quota))
     old = {e.position: (e.originator, e.version, e.name) for e in creator.store.notifications(0, 10**6)}
     url = database(server, "again")
     rebuild = [sys.executable, "-m", "cli.app", "store", "rebuild"]
@@ -179,9 +185,12 @@ def test_a_lost_database_is_rebuilt_from_the_log(log: Stack, creator: TenantCrea
     again = TenantCreator(log.settings.model_copy(update={"store_url": url}))
     try:
         rebuilt = {e.position: (e.originator, e.version, e.name) for e in again.store.notifications(0, 10**6)}
-        kept = {p: e for p, e in old.items() if e[2] != "CommandAnswered"}
+        kept = {p: e for p, e in old.items() if e[2] not in FACTLESS_EVENTS}
+        assert set(old) - set(kept), "the store's own events are not on the log"
         assert {p: e for p, e in rebuilt.items() if p in kept} == kept
         assert len(rebuilt) == len(kept) + 18  # the openings of the new epoch
+        found = QuotasFromStore(again.store, again.codec).load("lost")
+        assert (found.version, found.quota) == (0, quota_of(quota))
         with relay_on(log.settings, url):
             wait_relayed(log.settings, again.create(5))
     finally:

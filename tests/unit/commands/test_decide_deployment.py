@@ -225,7 +225,7 @@ def test_after_any_commands_a_loaded_version_stays_loaded_until_undeployed_and_o
 def test_the_rules_import_no_client() -> None:
     """Rules are functions on values: they use no database, no socket and no clock."""
     commands = Path(__file__).resolve().parents[3] / "commands"
-    pure = ("decide.py", "state.py", "compatibility.py", "semver.py", "records.py", "producers.py", "four_eyes.py")
+    pure = ("decide.py", "state.py", "tenant_quota.py", "compatibility.py", "semver.py", "records.py", "producers.py", "four_eyes.py")
     paths = [path for name in pure for path in commands.glob(f"*/{name}")]
     assert len(paths) >= 9
     for path in paths:
