@@ -21,7 +21,7 @@ COMMANDS = {
     "dead-letters": "dead_letters:app",
     "producers": "producers:app",
     "usage": "usage:app",
-    "store": "store:app",
+    "store": "replay:store",
     "log": "log:log",
     "topics": "log:topics",
     "schemas": "log:schemas",

@@ -1,4 +1,5 @@
-"""`modelmarket replay usage`: the usage tables once more from the log's first record, beside the live ones, and every row that differs."""
+"""What is made again from the log: `modelmarket replay usage`, the usage tables beside the live ones and every row that differs, and
+`modelmarket store rebuild`, an event store of decisions that was lost."""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from cli.failures import explained_failures, failed
+from cli.tables import table
+from commands.store.rebuild import NotRebuilt, rebuild_store
 from events.process.settings import Settings
 from projections.usage.rebuild import BESIDE, TABLE, LiveIsBehind, Rebuild, Report
 
 replay = typer.Typer(help="Rebuild a view from the log and compare.", no_args_is_help=True)
+store = typer.Typer(help="The event store of decisions.", no_args_is_help=True)
 console = Console()
 
 
@@ -66,9 +69,24 @@ def _show(report: Report) -> None:
     if report.equal:
         console.print("[green]difference: 0 rows[/]")
         return
-    table = Table("partition", "offset", "what", "columns", title=f"{report.differences:,} rows differ", title_justify="left")
+    listed = table("partition", "offset", "what", "columns", whole=["offset"], title=f"{report.differences:,} rows differ")
     for d in report.listed:
-        table.add_row(str(d.partition), str(d.offset), d.what, ", ".join(d.columns))
-    console.print(table)
+        listed.add_row(str(d.partition), str(d.offset), d.what, ", ".join(d.columns))
+    console.print(listed)
     if report.differences > len(report.listed):
         console.print(f"… and {report.differences - len(report.listed):,} more")
+
+
+@store.callback()
+def choose_store() -> None:
+    """The event store of decisions."""
+
+
+@store.command("rebuild")
+def rebuild_lost_store() -> None:
+    """Fill an empty store from the log, after the store was lost. End the command API and the relay first, and move the old store away."""
+    try:
+        count = rebuild_store(Settings())
+    except NotRebuilt as e:
+        raise failed("the store was not rebuilt", str(e), "docs/operations.md, 'The relay ends with 2'", exit_code=1) from e
+    console.print(f"rebuilt {count} facts; now `modelmarket up`")
