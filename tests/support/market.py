@@ -254,7 +254,7 @@ class Market:
 
     def recompute_as_a_stranger(self, tenant: str, number: int) -> None:
         """The program beside `docs/billing.md`, which imports nothing of ours, must come to the digest of an issued bill."""
-        keys = [(self.settings.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("relay", "market")]
+        keys = [(self.settings.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("setup", "relay", "market")]
         program = [sys.executable, "-m", "examples.recompute_bill", self.settings.kafka, tenant, str(number), *keys]
         program += [OPERATOR, str(kafka_password_file(self.settings.folder, OPERATOR))]
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
