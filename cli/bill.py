@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.failures import explained_failures, failed
+from cli.tables import table
 from events.log.client import Reader
 from events.log.schemas import read_schemas
 from events.process.settings import Settings
@@ -54,10 +55,10 @@ def _show(settings: Settings, tenant: str, period: str, as_json: bool) -> bool:
     for one in found["bills"]:
         console.print(f"[bold]{tenant}, bill {one['number']} of {period}[/] ({one['status']})")
         for model, lines in groupby(one["lines"], key=lambda line: line["model"]):
-            table = _table(model, one["currency"])
+            shown = _table(model, one["currency"])
             for line in lines:
-                table.add_row(*_words(line), f"{line['quantity']:,}", "held" if line["held"] else money(line["amount_micros"]))
-            console.print(table)
+                shown.add_row(*_words(line), f"{line['quantity']:,}", "held" if line["held"] else money(line["amount_micros"]))
+            console.print(shown)
         console.print(f"total {money(one['total_micros'])} {one['currency']}{_given_up(one['records_written_off'])}\n")
     if not found["bills"]:
         console.print(f"no bill of {tenant} for {period}: no usage has been priced in it")
@@ -101,13 +102,13 @@ def _verify(settings: Settings, tenant: str, period: str, as_json: bool) -> bool
 def _print(tenant: str, period: str, one: ComparedBill) -> None:
     console.print(f"[bold]{tenant}, bill {one.number} of {period}[/] ({one.status})")
     for model, lines in groupby(one.lines, key=lambda line: line.key.model):
-        table = _table(model, one.currency, "difference")
+        shown = _table(model, one.currency, "difference")
         for line in lines:
             (quantity, amount), (quantity_again, amount_again) = line.billed, line.recomputed
             units = _both(f"{quantity:,}", f"{quantity_again:,}")
             amounts = "held" if line.key.held else _both(money(amount), money(amount_again))
-            table.add_row(*_words(line.key._asdict()), units, amounts, str(amount - amount_again), style="" if line.agrees else "red")
-        console.print(table)
+            shown.add_row(*_words(line.key._asdict()), units, amounts, str(amount - amount_again), style="" if line.agrees else "red")
+        console.print(shown)
     console.print(
         f"total {money(one.billed_micros)} {one.currency}, recomputed {money(one.recomputed_micros)}, difference {one.difference_micros}"
     )
@@ -122,15 +123,14 @@ def _given_up(records: int) -> str:
 
 
 def _both(billed: str, recomputed: str) -> str:
-    return billed if billed == recomputed else f"{billed}, recomputed {recomputed}"
+    """In two lines of a cell where they differ, the recomputed one below."""
+    return billed if billed == recomputed else f"{billed}\n≠ {recomputed}"
 
 
 def _table(model: str, currency: str, *more: str) -> Table:
     """One model's lines: narrow enough for eighty columns."""
-    table = Table("version", "meter", f"{currency} per units", title=model, title_justify="left")
-    for column in ("quantity", currency, *more):
-        table.add_column(column, justify="right")
-    return table
+    numbers = ("quantity", currency, *more)
+    return table("version", "meter", f"{currency} per units", *numbers, whole=numbers[:2], right=numbers, title=model)
 
 
 def _words(line: dict[str, Any]) -> tuple[str, ...]:

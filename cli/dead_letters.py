@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from cli.admin_client import JsonFlag, KeyFile, YesFlag, call_command_api, console, coordinate, instant_text
 from cli.dead_letter_sets import Selection, approve_set, filter_of, request_set
 from cli.failures import explained_failures, failed
 from cli.record_sets import is_record_set
+from cli.tables import table
 from events.log.client import LogMismatch, Reader
 from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas
@@ -29,6 +29,7 @@ from projections.usage.validator import why_unreadable
 
 app = typer.Typer(help="Records that could not be read: retry or write off.", no_args_is_help=True)
 SHOWN_BYTES = 256
+TENANTS_NAMED_MAX = 10
 CoordinateArgument = Annotated[str, typer.Argument(help="TOPIC/PARTITION/OFFSET, for example usage/2/1041.")]
 
 
@@ -48,14 +49,17 @@ def list_(
     if not found:
         console.print("no dead letter is open")
         return
-    table = Table("record", "why", "since (UTC)", "state")
+    listed = table("record", "why", "since (UTC)", "state", whole=["record"])
     for letter in found:
-        table.add_row(
+        listed.add_row(
             str(letter.at), escape(f"{letter.code}: {letter.reason}"[:120]), instant_text(letter.first_us), escape(_state(letter))
         )
-    console.print(table)
-    if any(letter.at.topic == "usage" and letter.state in OPEN for letter in found):
-        console.print("bills of the partitions of usage named here wait")
+    console.print(listed)
+    waiting = sorted({letter.key for letter in found if letter.at.topic == "usage" and letter.state in OPEN})
+    if waiting:
+        named = f"{', '.join(waiting[:TENANTS_NAMED_MAX])}{' and others' * (len(waiting) > TENANTS_NAMED_MAX)}"
+        console.print(f"bills wait of the tenants that the keys of these records name: {named};", highlight=False, markup=False)
+        console.print("and of every tenant whose chain of usage misses a record")
 
 
 @app.command("show")

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from cli.failures import explained_failures
+from cli.tables import table
 from events.facts.topics import TOPICS, entries
 from events.log.client import Reader, Writer
 from events.log.record import Coordinate, Record
@@ -123,12 +123,12 @@ def topics_apply() -> None:
 @topics.command("list")
 def topics_list() -> None:
     """The table of topics."""
-    table = Table("topic", "partitions", "retention", "kind", "written by", "key")
+    listed = table("topic", "partitions", "retention", "kind", "written by", "key", whole=["topic"])
     for t in TOPICS.values():
-        table.add_row(
+        listed.add_row(
             t.name, str(t.partitions), "for ever" if t.retention_ms < 0 else f"{t.retention_ms // 3_600_000} h", t.kind, t.owner, t.key
         )
-    console.print(table)
+    console.print(listed)
 
 
 @schemas.command("generate")
@@ -196,7 +196,7 @@ def _online_drift() -> list[str]:
 @schemas.command("list")
 def schemas_list() -> None:
     """Every fact: its topic, its name and what it means."""
-    table = Table("topic", "fact", "kind", "what it means")
+    listed = table("topic", "fact", "kind", "what it means", whole=["topic", "fact"])
     for entry in entries():
-        table.add_row(entry.topic, entry.name, entry.cls.kind, " ".join((entry.cls.__doc__ or "").split()))
-    console.print(table)
+        listed.add_row(entry.topic, entry.name, entry.cls.kind, " ".join((entry.cls.__doc__ or "").split()))
+    console.print(listed)

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from cli.admin_client import JsonFlag, KeyFile, YesFlag, call_command_api, console, instant_text
 from cli.failures import explained_failures
+from cli.tables import table
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
 from projections.usage.producer_epochs import Epoch, epochs
@@ -32,10 +32,11 @@ def list_(everything: Annotated[bool, typer.Option("--all", help="Also epochs th
     if as_json:
         console.print_json(json.dumps([asdict(e) for e in found]))
         return
-    table = Table("producer", "epoch", "status", "host", "opened (UTC)", "last fact (UTC)")
+    listed = table("epoch of producer on host", "status", "opened (UTC)", "last fact (UTC)", whole=["epoch of producer on host"])
     for e in found:
-        table.add_row(*map(escape, (e.producer, e.epoch, _status(e), e.host)), instant_text(e.opened_at), instant_text(e.last_fact_us))
-    console.print(table if found else "no epoch is open")
+        who = f"{e.epoch}\n{e.producer}\n{e.host}"
+        listed.add_row(escape(who), escape(_status(e)), instant_text(e.opened_at), instant_text(e.last_fact_us))
+    console.print(listed if found else "no epoch is open")
 
 
 @app.command("write-off")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cli.admin_client import JsonFlag, KeyFile, call_command_api, console
 from cli.failures import explained_failures
+from cli.tables import table
 from events.facts.accounts import ResourceQuota
 from events.process.settings import Settings
 
@@ -76,11 +77,11 @@ def _read(settings: Settings, tenant: str, key_file: Any) -> dict[str, Any]:
 
 
 def _table(found: dict[str, Any]) -> Table:
-    table = Table("of all loaded versions", "taken", "quota")
+    amounts = table("of all loaded versions", "taken", "quota", whole=["taken", "quota"], right=["taken", "quota"])
     for name in ResourceQuota.model_fields:
         used, quota = found["used"][name], found["quota"][name]
-        table.add_row(*_shown(name, used, quota), style="red" if used > quota else "")
-    return table
+        amounts.add_row(*_shown(name, used, quota), style="red" if used > quota else "")
+    return amounts
 
 
 def _shown(name: str, used: int, quota: int) -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cli.admin_client import call_command_api, console
 from cli.failures import failed
+from cli.tables import table
 from events.facts.topics import TOPICS
 from events.facts.write_offs import RECORDS_MAX, SetDecision
 from events.log.record import Coordinate
@@ -136,7 +137,8 @@ def summary(records: Iterable[SetRecord], heading: str) -> Table:
     groups = defaultdict[tuple[str, str, str], list[int]](list)
     for r in records:
         groups[r.group, r.code, r.state].append(r.at.offset)
-    table = Table(heading, "code", "state", "records", "first offset", "last offset")
+    offsets_shown = ("records", "first offset", "last offset")
+    made = table(heading, "code", "state", *offsets_shown, right=offsets_shown)
     for (group, code, state), offsets in sorted(groups.items()):
-        table.add_row(escape(group), escape(code), state, str(len(offsets)), str(min(offsets)), str(max(offsets)))
-    return table
+        made.add_row(escape(group), escape(code), state, str(len(offsets)), str(min(offsets)), str(max(offsets)))
+    return made

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from cli.failures import explained_failures, failed
+from cli.tables import table
 from commands.store.rebuild import NotRebuilt, rebuild_store
 from events.process.settings import Settings
 from projections.usage.rebuild import BESIDE, TABLE, LiveIsBehind, Rebuild, Report
@@ -84,9 +84,9 @@ def _show(report: Report) -> None:
     if report.equal:
         console.print("[green]difference: 0 rows[/]")
         return
-    table = Table("partition", "offset", "what", "columns", title=f"{report.differences:,} rows differ", title_justify="left")
+    listed = table("partition", "offset", "what", "columns", whole=["offset"], title=f"{report.differences:,} rows differ")
     for d in report.listed:
-        table.add_row(str(d.partition), str(d.offset), d.what, ", ".join(d.columns))
-    console.print(table)
+        listed.add_row(str(d.partition), str(d.offset), d.what, ", ".join(d.columns))
+    console.print(listed)
     if report.differences > len(report.listed):
         console.print(f"… and {report.differences - len(report.listed):,} more")

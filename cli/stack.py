@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.tables import table
 from events.process.settings import Settings
 from infra.launcher import LaunchFailed, PartStatus, Stack
 from infra.launcher.probes import ModelReplicas
@@ -158,34 +159,27 @@ def exit_with(failure: LaunchFailed) -> NoReturn:
 
 
 def table_of(stack: Stack, parts: Sequence[PartStatus]) -> Table:
-    table = Table(title=f"stack {stack.settings.stack} in {stack.settings.folder}")
-    for column in ("part", "state", "detail"):
-        table.add_column(column)
-    for column in ("pid", "memory", "up for", "lag"):
-        table.add_column(column, justify="right")
+    numbers, title = ("pid", "memory", "up for", "lag"), f"stack {stack.settings.stack} in {stack.settings.folder}"
+    made = table("part", "state", "detail", *numbers, whole=["part", "state", "pid"], right=numbers, title=title)
     for part in parts:
         colour = COLOURS.get(part.state, "red")
         memory = f"{part.pss_bytes / 1e6:.0f} MB" if part.pss_bytes else ""
         uptime = duration(part.uptime_s) if part.pid else ""
         lag = "" if part.lag is None else str(part.lag)
-        table.add_row(part.name, f"[{colour}]{part.state}[/]", escape(part.detail[:60]), str(part.pid or ""), memory, uptime, lag)
-    table.add_section()
+        made.add_row(part.name, f"[{colour}]{part.state}[/]", escape(part.detail[:60]), str(part.pid or ""), memory, uptime, lag)
+    made.add_section()
     own = sum(part.pss_bytes for part in parts if stack.parts[part.name].command)  # the gateway's is in Ray's
-    table.add_row("all", "", "", "", f"{own / 1e6:.0f} MB", "", "")
-    return table
+    made.add_row("all", "", "", "", f"{own / 1e6:.0f} MB", "", "")
+    return made
 
 
 def models_table(models: Sequence[ModelReplicas]) -> Table:
-    table = Table(title="models")
-    for column in ("model", "version", "state"):
-        table.add_column(column)
-    table.add_column("replicas", justify="right")
-    table.add_column("detail")
+    made = table("model", "version", "state", "replicas", "detail", right=["replicas"], title="models")
     for model in models:
         colour = "green" if model.running >= model.wanted and model.state == "running" else "yellow" if model.healthy else "red"
         state, replicas = f"[{colour}]{escape(model.state)}[/]", f"[{colour}]{model.running} of {model.wanted}[/]"
-        table.add_row(escape(model.model), escape(model.version), state, replicas, escape(model.detail[:60]))
-    return table
+        made.add_row(escape(model.model), escape(model.version), state, replicas, escape(model.detail[:60]))
+    return made
 
 
 def duration(seconds: int) -> str:

@@ -9,11 +9,11 @@ from typing import Annotated, get_args
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from cli.admin_client import JsonFlag, KeyFile, YesFlag, console, instant_text
 from cli.failures import explained_failures
 from cli.record_sets import Asked, SetRecord, approve_set, is_record_set, read_set, request_set, summary, terms_of
+from cli.tables import table
 from events.facts.write_offs import SetDecision
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse
@@ -46,10 +46,10 @@ def held(
     if not found:
         console.print("no usage is held")
         return
-    table = Table("record", "tenant", "why", "state", "appended (UTC)")
+    listed = table("record", "tenant", "why", "state", "appended (UTC)", whole=["record"])
     for record in found:
-        table.add_row(str(record.at), escape(record.tenant), escape(record.code), record.state, instant_text(record.appended_us))
-    console.print(table)
+        listed.add_row(str(record.at), escape(record.tenant), escape(record.code), record.state, instant_text(record.appended_us))
+    console.print(listed)
     console.print(f"held usage is billed to nobody until two admins decide: {REMEDY}", highlight=False)
 
 

@@ -1,9 +1,9 @@
 """Recomputes a bill from Kafka by the rules of `docs/billing.md` and imports nothing of this project but the file
 beside it, which reads the log. For auditors, and to be copied.
 
-    python -m examples.recompute_bill BROKER TENANT NUMBER RELAY_PUBLIC_KEYS MARKET_PUBLIC_KEYS [ROLE PASSWORD_FILE]
+    python -m examples.recompute_bill BROKER TENANT NUMBER SETUP_KEYS RELAY_KEYS MARKET_KEYS [ROLE PASSWORD_FILE]
 
-The keys are in hex, with commas between; a local stack has them in `keys/relay.pub` and `keys/market.pub` of its data folder. ROLE signs in at
+The keys are public ones in hex, with commas between; a local stack has them in `keys/setup.pub`, `relay.pub` and `market.pub` of its data folder. ROLE signs in at
 Kafka (SASL/PLAIN) with the password in the file; without it nobody does. Prints the total and the digest of the issued bill beside those it
 computed; ends with 1 where they differ.
 """
@@ -253,8 +253,8 @@ def bill_of(cut: Body, now: Statement, before: Statement) -> Body:
     }
 
 
-def main(broker: str, tenant: str, number: str, relay_keys: str, market_keys: str, *sign_in: str) -> int:
-    issued, bill = recompute(Log(broker, relay_keys, market_keys, *sign_in), tenant, int(number))
+def main(broker: str, tenant: str, number: str, *keys_and_sign_in: str) -> int:
+    issued, bill = recompute(Log(broker, *keys_and_sign_in), tenant, int(number))
     canonical = json.dumps(bill, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     print(f"issued   {issued['total_micros']} micro-{issued['currency']}  {issued['digest'].hex()}")
@@ -263,4 +263,4 @@ def main(broker: str, tenant: str, number: str, relay_keys: str, market_keys: st
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:8]))
+    sys.exit(main(*sys.argv[1:9]))

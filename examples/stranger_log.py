@@ -1,5 +1,5 @@
-"""Reads the log by the rules of `docs/billing.md` and imports nothing of this project: what counts as decided, which epochs were opened, what
-an epoch signed. Part of `examples/recompute_bill.py`."""
+"""Reads the log by the rules of `docs/billing.md` and imports nothing of this project: which schemas count, what counts as decided, which
+epochs were opened, what an epoch signed. Part of `examples/recompute_bill.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -44,8 +44,8 @@ def plain(schema: Any) -> Any:
 
 
 class Log:
-    def __init__(self, broker: str, relay_keys: str, market_keys: str, role: str = "", password_file: str = "") -> None:
-        """`relay_keys`, `market_keys`: Ed25519 public keys in hex, with commas between."""
+    def __init__(self, broker: str, setup_keys: str, relay_keys: str, market_keys: str, role: str = "", password_file: str = "") -> None:
+        """`setup_keys`, `relay_keys`, `market_keys`: Ed25519 public keys in hex, with commas between."""
         self.relay_keys, self.market_keys = public_keys(relay_keys), public_keys(market_keys)
         config: dict[str, Any] = {"bootstrap.servers": broker, "group.id": "stranger", "enable.auto.commit": False}
         config["fetch.wait.max.ms"] = 10  # a broker that waits for more records answers no other question meanwhile
@@ -54,15 +54,7 @@ class Log:
             sign_in = {"sasl.mechanism": "PLAIN", "sasl.username": role, "sasl.password": password}
             config |= {"security.protocol": "SASL_PLAINTEXT", **sign_in}
         self.consumer = ck.Consumer(config)
-        self.schemas = dict[int, tuple[str, Any]]()
-        with open(SCHEMA_OF_SCHEMAS) as file:
-            schema = fastavro.parse_schema(plain(json.load(file)))
-        for record in self.read("schemas"):
-            if record.headers.get("ce_type") == b"SchemaRegistered":
-                body: Body = fastavro.schemaless_reader(io.BytesIO(record.value[5:]), schema, None)  # type: ignore[assignment]
-                if hashlib.sha256(body["definition"].encode()).digest() == body["sha256"] and body["schema_id"] not in self.schemas:
-                    name = body["subject"].rpartition("-")[2]
-                    self.schemas[body["schema_id"]] = (name, fastavro.parse_schema(plain(json.loads(body["definition"]))))
+        self.schemas = schemas_of(self.read("schemas"), public_keys(setup_keys))
 
     def partitions(self, topic: str) -> int:
         return len(self.consumer.list_topics(topic, timeout=10).topics[topic].partitions)
@@ -133,6 +125,22 @@ class Log:
                 if any(verifies(key, body["certificate"], message) for key in self.market_keys):
                     opened.setdefault(body["epoch"], (body["log_id"], Ed25519PublicKey.from_public_bytes(body["public_key"])))
         return opened
+
+
+def schemas_of(records: Iterable[Record], setup_keys: Sequence[Ed25519PublicKey]) -> dict[int, tuple[str, Any]]:
+    """Schema id → fact and schema: of each id the first record that set-up signed and whose hash is that of its text."""
+    found = dict[int, tuple[str, Any]]()
+    with open(SCHEMA_OF_SCHEMAS) as file:
+        schema = fastavro.parse_schema(plain(json.load(file)))
+    for record in records:
+        message = b"modelmarket record 1\0schemas\0%d\0%s%s" % (len(record.key), record.key, record.value)
+        signed = any(verifies(key, record.headers.get("signature", b""), message) for key in setup_keys)
+        if signed and record.headers.get("ce_type") == b"SchemaRegistered":
+            body: Body = fastavro.schemaless_reader(io.BytesIO(record.value[5:]), schema, None)  # type: ignore[assignment]
+            if hashlib.sha256(body["definition"].encode()).digest() == body["sha256"] and body["schema_id"] not in found:
+                name = body["subject"].rpartition("-")[2]
+                found[body["schema_id"]] = (name, fastavro.parse_schema(plain(json.loads(body["definition"]))))
+    return found
 
 
 def public_keys(keys: str) -> list[Ed25519PublicKey]:

@@ -22,6 +22,7 @@ from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.schema.codec import Codec
+from projections.catalog.record_alerts import RecordAlerts, StallAlerts, start_rounds
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
 from projections.dead_letters.forged_alerts import ForgedAlerts
 from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink
@@ -61,11 +62,17 @@ def sinks(settings: Settings, codec: Codec, writer: Writer, name: str) -> list[S
         lambda table, partition, fence: first_missing(clickhouse, dead_letters_reader, table, "dead-letters", partition, fence=fence),
         ensure_member,
     )
+    stalls = stall_alerts(settings, codec, writer)
     folds = [
-        HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), publish_dead_letters, ensure_member)
+        HistorySink(topic, codec, clickhouse, Reader(settings, f"{name}-{topic}"), publish_dead_letters, ensure_member, stalls)
         for topic in HISTORY_TOPICS
     ]
     return [usage, dead_letters, *folds]
+
+
+def stall_alerts(settings: Settings, codec: Codec, writer: Writer) -> StallAlerts:
+    clickhouse = ClickHouse(settings)
+    return StallAlerts(clickhouse, RecordAlerts(clickhouse, codec, writer))
 
 
 def _collect_rarely() -> None:
@@ -101,7 +108,8 @@ def main() -> None:
     worker = ChunkWorker(settings, worker_group(settings.stack), f"{settings.stack}-{name}", sinks(settings, codec, writer, name))
     serve_health(settings.host, settings.worker_health_port(index), worker.state)
     if index == 0:  # one is enough
-        ForgedAlerts(ClickHouse(settings), Reader(settings, f"{name}-alerts"), codec, writer).start()
+        forged = ForgedAlerts(ClickHouse(settings), Reader(settings, f"{name}-alerts"), codec, writer)
+        start_rounds(forged.resolve, stall_alerts(settings, codec, writer).resolve)
     worker.run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 from events.alerts.fact_publisher import FactPublisher
@@ -12,38 +13,42 @@ from events.schema.codec import Codec, Undecodable
 
 
 class Alerts:
-    """What this producer has raised and not resolved, by subject and rule."""
+    """What this producer has raised and not resolved, by subject and rule. Threads share one. Raises LogUnavailable and LogBroken; nothing is
+    noted then, so that the next call tries again."""
 
     def __init__(self, producer: str, publisher: FactPublisher) -> None:
-        self._producer, self._publisher = producer, publisher
+        self._producer, self._publisher, self._lock = producer, publisher, threading.RLock()
         self._open: dict[tuple[str, str], tuple[str, str]] = {}
         """Subject and rule → remedy and event id."""
 
     def raise_(self, subject: str, rule: str, message: str, remedy: str) -> None:
-        known = self._open.get((subject, rule))
-        if known is not None and known[0] == remedy:
-            return
-        self.resolve(subject, rule)
-        fact = AlertRaised(
-            event_id=new_id(),
-            occurred_at=now_us(),
-            producer=self._producer,
-            subject=subject,
-            rule=rule,
-            severity="critical",
-            message=message,
-            remedy=remedy,
-        )
-        self._publisher.publish("alerts", subject, fact)
-        self._open[subject, rule] = (remedy, fact.event_id)
-
-    def resolve(self, subject: str, rule: str) -> None:
-        known = self._open.pop((subject, rule), None)
-        if known is not None:
-            fact = AlertResolved(
-                event_id=new_id(), occurred_at=now_us(), producer=self._producer, subject=subject, rule=rule, raised=known[1]
+        with self._lock:
+            known = self._open.get((subject, rule))
+            if known is not None and known[0] == remedy:
+                return
+            self.resolve(subject, rule)
+            fact = AlertRaised(
+                event_id=new_id(),
+                occurred_at=now_us(),
+                producer=self._producer,
+                subject=subject,
+                rule=rule,
+                severity="critical",
+                message=message,
+                remedy=remedy,
             )
             self._publisher.publish("alerts", subject, fact)
+            self._open[subject, rule] = (remedy, fact.event_id)
+
+    def resolve(self, subject: str, rule: str) -> None:
+        with self._lock:
+            known = self._open.get((subject, rule))
+            if known is not None:
+                fact = AlertResolved(
+                    event_id=new_id(), occurred_at=now_us(), producer=self._producer, subject=subject, rule=rule, raised=known[1]
+                )
+                self._publisher.publish("alerts", subject, fact)
+                del self._open[subject, rule]
 
     def resolve_other_rules(self, subject: str, rule: str) -> None:
         """All alerts of a subject but that of this rule."""

@@ -21,6 +21,7 @@ from events.facts.topic_access import READER_GROUPS
 from events.facts.topics import TOPICS
 from events.log.record import Coordinate, Headers, Record
 from events.log.sign_in import Denials, client_config, denial
+from events.process.json_logging import ConnectionWarnings
 from events.process.settings import Settings
 
 PARTITIONER = "murmur2_random"
@@ -53,6 +54,7 @@ class _Throttled(logging.Filter):
 
 client_log = logging.getLogger("librdkafka")
 client_log.addFilter(_Throttled())
+client_log.addFilter(ConnectionWarnings("FAIL ", "ERROR "))  # what cannot be mended by waiting comes as an error of the call, and as FATAL
 client_log.addHandler(logging.NullHandler())  # processes log it as JSON lines; on a command line it is noise
 
 Delivered = Callable[[Coordinate | None, Exception | None], None]

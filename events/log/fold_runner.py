@@ -11,14 +11,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from events.facts.topics import TOPICS
 from events.log import snapshot as snapshots
 from events.log.chain import STALLED_S_MAX
-from events.log.client import LogMismatch, LogUnavailable, Reader
+from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader
 from events.log.folded_partition import Accepted, FoldedPartition
 from events.log.heartbeat import SKEW_MS_MAX, Heartbeat, relay_keys
 from events.log.record import Coordinate, Record
@@ -36,6 +36,20 @@ HEARTBEATS_KEPT = 10_000
 NAMED_MAX = 10
 """Records that one alarm names."""
 HEARTBEAT = ("heartbeats", 0)
+STALLED, FORGED_HEARTBEAT = "stalled", "forged_heartbeat"
+"""Rules of alerts, behind the name of the fold: two processes that wait at one partition must not end each other's alert."""
+FORGED_QUIET_S = 600.0
+"""When so long no forged heartbeat came, that alert is over."""
+STALL_REMEDY = (
+    "see that the relay runs: it sends the rest of its batch, signed; if it does, this process does not know the key that it signs with: "
+    "docs/operations.md, 'A record that claims a place among the decisions'"
+)
+FORGED_HEARTBEAT_REMEDY = (
+    "find out who can write to heartbeats; or this process does not know the relay's new key: docs/operations.md, 'Signing keys'; "
+    f"the alert ends {FORGED_QUIET_S / 60:.0f} minutes after the last one"
+)
+ALARM_AGAIN_S = 5.0
+"""Until an alert that Kafka did not take is tried again."""
 TP = tuple[str, int]
 
 
@@ -58,9 +72,17 @@ class Fold(Protocol):
         ...
 
 
+class Alarm(Protocol):
+    """Where the fold says what needs a person: `events.alerts.Alerts`. Called from the fold's thread, again and again while it lasts. Raises
+    LogUnavailable or LogBroken: the fold goes on, and tries again."""
+
+    def raise_(self, subject: str, rule: str, message: str, remedy: str) -> None: ...
+    def resolve(self, subject: str, rule: str) -> None: ...
+
+
 class FoldRunner:
-    """Runs the fold in a thread. `alarm(subject, message)` is called once when a chain has stalled for 30 s. Its creation raises
-    LogMismatch when this process does not know the relay's key."""
+    """Runs the fold in a thread. Its creation raises LogMismatch when this process does not know the relay's key. `alarm`: of a process that
+    may write to `alerts`; the log and `troubles`, for its health, say the same in any."""
 
     def __init__(
         self,
@@ -73,11 +95,11 @@ class FoldRunner:
         name: str,
         snapshot: Path | None = None,
         snapshot_s: float = SNAPSHOT_S,
-        alarm: Callable[[str, str], None] | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         self._settings, self._codec, self._log_id, self._fold = settings, codec, log_id, fold
         self._topics, self._name, self._snapshot, self._snapshot_s = tuple(topics), name, snapshot, snapshot_s
-        self._alarm = alarm or _log_alarm
+        self._alarm, self._alarm_from_s = alarm, 0.0
         self._relay_keys = relay_keys(settings)
         self._partitions = {(t, p): FoldedPartition(t, p, codec, self._relay_keys) for t in topics for p in range(TOPICS[t].partitions)}
         self._accepted: list[Accepted] = []
@@ -86,6 +108,12 @@ class FoldRunner:
         self._heartbeat_ms, self._heartbeat_came_s, self._heartbeat_number = 0, 0.0, 0
         self._ends_at_start: dict[TP, int] = {}
         self._heartbeats_end = 0
+        self._stalled: dict[TP, str] = {}
+        """Partitions with a record that nothing proved for 30 s, and the sentence that says so."""
+        self.forged_heartbeats = 0
+        """Records on `heartbeats` that the relay did not sign."""
+        self._forged_heartbeat, self._forged_heartbeat_s = "", time.monotonic()
+        """The first one of those since the alert before was over, and when the last one came."""
         self._caught_up = False
         self._stop = threading.Event()
         self._caught_up_event = threading.Event()
@@ -135,6 +163,11 @@ class FoldRunner:
         """Records passed over: nobody can read them, or they are not what they claim to be."""
         return sum(partition.unreadable for partition in self._partitions.values())
 
+    @property
+    def troubles(self) -> list[str]:
+        """What needs a person, a sentence each."""
+        return list(self._stalled.values()) + [self._forged_heartbeat] * bool(self._forged_heartbeat)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -179,7 +212,8 @@ class FoldRunner:
                 for record in reader.poll(5000, 0.1):
                     self._receive(record)
                 self._apply_to_heartbeat()
-                self._alarm_on_stalls()
+                self._note_stalls()
+                self._sync_alarm()
                 self._maybe_snapshot()
         finally:
             reader.close()
@@ -197,7 +231,9 @@ class FoldRunner:
         tp = (record.topic, record.partition)
         if tp == HEARTBEAT:
             heartbeat = Heartbeat.from_record(record, self._relay_keys)
-            if heartbeat is not None and heartbeat.number > self._heartbeat_number:  # an old one written once more makes nothing fresh
+            if heartbeat is None:
+                self._note_forged_heartbeat(record)
+            elif heartbeat.number > self._heartbeat_number:  # an old one written once more makes nothing fresh
                 self._heartbeat_number = heartbeat.number
                 self._heartbeats.append((heartbeat, record, time.monotonic()))
             return
@@ -242,9 +278,12 @@ class FoldRunner:
                 self._alarm_on_foreign(partition, foreign)
 
     def _alarm_on_foreign(self, partition: FoldedPartition, foreign: Sequence[Record]) -> None:
+        """A worker meets the same records, and raises the alert with their dead letters (`projections/dead_letters`)."""
         named = ", ".join(str(record.coordinate) for record in foreign[:NAMED_MAX])
         more = f" and {len(foreign) - NAMED_MAX} more" if len(foreign) > NAMED_MAX else ""
-        self._alarm(f"{partition.topic}/{partition.partition}", f"fold {self._name} set {named}{more} aside: the relay did not send it")
+        logger.error(
+            "%s/%d: fold %s set %s%s aside: the relay did not send it", partition.topic, partition.partition, self._name, named, more
+        )
 
     def _all_seen(self, heartbeat: Heartbeat) -> bool:
         for (topic, number), partition in self._partitions.items():
@@ -255,15 +294,48 @@ class FoldRunner:
                 return False  # a relay reports every partition of its store: this one is of another store, or older than the opening
         return True
 
-    def _alarm_on_stalls(self) -> None:
-        for (topic, number), partition in self._partitions.items():
-            if partition.stalled_at is not None and time.monotonic() - partition.stalled_at > STALLED_S_MAX:
-                partition.stalled_at = float("inf")  # reported once; cleared when the first of them goes on
-                self._alarm(
-                    f"{topic}/{number}",
-                    f"fold {self._name} waits at position {partition.chain.position} of store {partition.chain.store}: "
-                    f"nothing proves {partition.waiting[0].coordinate}",
-                )
+    # --- what needs a person
+
+    def _note_forged_heartbeat(self, record: Record) -> None:
+        self.forged_heartbeats, self._forged_heartbeat_s = self.forged_heartbeats + 1, time.monotonic()
+        if not self._forged_heartbeat:  # named once, however many come
+            self._forged_heartbeat = f"{record.coordinate}: the relay did not sign this heartbeat; it counts for nothing"
+            logger.error("fold %s: %s", self._name, self._forged_heartbeat)
+
+    def _note_stalls(self) -> None:
+        now = time.monotonic()
+        for tp, partition in self._partitions.items():
+            since = partition.stalled_at
+            if since is None or now - since <= STALLED_S_MAX:
+                if self._stalled.pop(tp, None) is not None:
+                    logger.info("%s/%d: fold %s goes on", *tp, self._name)
+            elif tp not in self._stalled:
+                first = min(record.coordinate for record in partition.waiting)
+                at = f"behind position {partition.chain.position} of store {partition.chain.store}"
+                self._stalled[tp] = f"{first}: nothing proves this record for {STALLED_S_MAX:.0f} s: fold {self._name} waits {at}"
+                logger.error("%s", self._stalled[tp])
+
+    def _sync_alarm(self) -> None:
+        """Raises what lasts and resolves what is over, also what an earlier process raised: what it waited for was read when nothing waits up
+        to the end that the partition had at the start."""
+        if self._alarm is None or time.monotonic() < self._alarm_from_s:
+            return
+        try:
+            for tp, partition in self._partitions.items():
+                subject, rule = f"{tp[0]}/{tp[1]}", f"{self._name}.{STALLED}"
+                if tp in self._stalled:
+                    self._alarm.raise_(subject, rule, self._stalled[tp], STALL_REMEDY)
+                elif partition.stalled_at is None and partition.next_offset >= self._ends_at_start.get(tp, 0):
+                    self._alarm.resolve(subject, rule)
+            subject, rule = f"{HEARTBEAT[0]}/{HEARTBEAT[1]}", f"{self._name}.{FORGED_HEARTBEAT}"
+            if time.monotonic() - self._forged_heartbeat_s > FORGED_QUIET_S:
+                self._forged_heartbeat = ""
+                self._alarm.resolve(subject, rule)
+            elif self._forged_heartbeat:
+                self._alarm.raise_(subject, rule, self._forged_heartbeat, FORGED_HEARTBEAT_REMEDY)
+        except (LogUnavailable, LogBroken) as e:
+            logger.warning("fold %s: an alert is not on the log yet: %s", self._name, e)
+            self._alarm_from_s = time.monotonic() + ALARM_AGAIN_S
 
     # --- snapshots
 
@@ -322,7 +394,3 @@ class FoldRunner:
             self._partitions, self._position, self._saved_head = found, reached, head
         except Exception as e:  # a damaged state can raise anything; without this the process would fail at every start
             logger.warning("snapshot of %s is unreadable (%s: %s): folding from the start", self._name, type(e).__name__, e)
-
-
-def _log_alarm(subject: str, message: str) -> None:
-    logger.error("%s: %s", subject, message)

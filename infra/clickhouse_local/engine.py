@@ -163,7 +163,8 @@ def _write_access(folder: Path, database: str) -> Path:
 def _own(path: Path) -> FileLock:
     lock = FileLock(path)
     if not lock.acquire():
-        raise SystemExit(f"{path}: another process owns this folder")
+        logger.error("the engine does not start: %s: another process owns this folder", path)
+        raise SystemExit(1)
     return lock
 
 

@@ -37,6 +37,9 @@ WAITING_MAX = 10_000
 _KEYED_BY_TENANT = ("accounts", "bills")
 """Their documents belong to the tenant that their key names; others say whose they are."""
 
+MISPLACED, NO_PLACE = "misplaced", "no_place"
+"""Codes of dead letters: what is on another topic than its own, or decided and outside the relay's chain. No program of ours writes them."""
+
 RowKind = Literal["decided", "observed", "copy", "store", "dead"]
 
 
@@ -123,6 +126,11 @@ class PartitionFold:
         """Records without a row."""
         return len(self.chain.waiting) + len(self._observed_waiting)
 
+    @property
+    def first_waiting(self) -> int | None:
+        """Offset of the first record that nothing proves; the observed facts behind it wait for it."""
+        return min((claim.record.offset for claim in self.chain.waiting), default=None)
+
     def require_bounded(self) -> None:
         """Raises GapTooLong."""
         if self.waiting > WAITING_MAX:
@@ -191,16 +199,16 @@ class PartitionFold:
             name, body = self._decode(record)
             entry = FACTS.get(name)
             if entry is None or entry.topic != self.topic:
-                raise Undecodable("misplaced", f"{name} does not belong on {self.topic}")
+                raise Undecodable(MISPLACED, f"{name} does not belong on {self.topic}")
             if entry.cls.kind != "observed":
-                raise Undecodable("no_place", f"{name} is decided, but this record has no place in the relay's chain")
+                raise Undecodable(NO_PLACE, f"{name} is decided, but this record has no place in the relay's chain")
             if self.topic == "schemas":
                 self._check_schemas(record, name, body)
             if body["event_id"] in self.observed:
                 return self._row(record, "copy", name, body, position=position)
             row = self._evolve(record, "observed", name, body, None, position=position)
         except (Undecodable, Misplaced) as e:
-            code = e.code if isinstance(e, Undecodable) else "misplaced"
+            code = e.code if isinstance(e, Undecodable) else MISPLACED
             dead.append(DeadLetter(record, code, str(e)))
             return self._row(record, "dead", position=position)
         self.observed[body["event_id"]] = None

@@ -1,7 +1,7 @@
 """Writes a topic into `history_rows`: every record, a decided one in its chain's order, with what it changed of its key's document.
 
 The table is the position and the state (K6): on assignment the chain and the first missing offset are read from it, and of documents what
-the next records look at. A record that nothing proves stays without a row, so that a restart finds it again; after 30 s it alarms.
+the next records look at. A record that nothing proves stays without a row, so that a restart finds it again; after 30 s it is an alert.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from events.facts.topics import DECIDED_TOPICS
 from events.log.chain import STALLED_S_MAX, Chain
 from events.log.client import LogUnavailable, Reader
 from events.log.heartbeat import SeenHeartbeat, is_covered, newest_heartbeats, relay_keys, sent_since
-from events.log.record import LogRecord
+from events.log.record import Coordinate, LogRecord
 from events.log.schemas import setup_keys
 from events.schema.codec import Codec
 from projections.catalog.document_cache import DocumentCache
 from projections.catalog.parts import Parts
+from projections.catalog.record_alerts import AWAY, StallAlerts
 from projections.catalog.rows import OBSERVED_KEPT, WAITING_MAX, PartitionFold
 from projections.ingest.clickhouse import ClickHouse
 from projections.ingest.sink import Chunk, DeadLetter, PublishDeadLetters
@@ -75,15 +76,16 @@ class HistorySink:
         reader: Reader,
         publish_dead_letters: PublishDeadLetters,
         ensure_member: Callable[[], None],
-        alarm: Callable[[str, str], None] | None = None,
+        stalls: StallAlerts,
     ) -> None:
         self.topic = topic
         self._codec, self._clickhouse, self._reader = codec, clickhouse, reader
         self._publish_dead_letters, self._ensure_member = publish_dead_letters, ensure_member
-        self._alarm = alarm or _log_alarm
+        self._alerts = stalls
         self._folds: dict[int, PartitionFold] = {}
         self._fences: dict[int, str] = {}
-        self._stalls: dict[int, threading.Timer] = {}
+        self._stalls: dict[int, tuple[int, threading.Timer]] = {}
+        """Partition → the first offset that waits, and what says so after 30 s."""
         self._heartbeats = Reader(reader.settings, f"{topic}-heartbeats")  # `reader` serves the thread of `resume`
         self._seen: list[SeenHeartbeat] = []
         self._ask_again = 0.0
@@ -91,6 +93,7 @@ class HistorySink:
     # --- the three verbs of a sink
 
     def resume(self, partition: int) -> int:
+        self._watch(partition, None)
         fence = f"{TABLE}/{self.topic}/{partition}:{time.time_ns() // 1_000_000}"
         where = "topic = {topic:String} AND kafka_partition = {partition:Int32}"
         params: dict[str, object] = {"topic": self.topic, "partition": partition}
@@ -165,25 +168,34 @@ class HistorySink:
 
     # --- gaps
 
-    def _watch(self, partition: int, fold: PartitionFold) -> None:
-        """A gap that lasts 30 s is not reordering: say so once."""
-        timer = self._stalls.get(partition)
-        if not fold.waiting:
-            if timer is not None:
-                timer.cancel()
-                del self._stalls[partition]
-        elif timer is None:
-            self._stalls[partition] = timer = threading.Timer(STALLED_S_MAX, self._stalled, (partition, fold))
-            timer.daemon = True
-            timer.start()
+    def _watch(self, partition: int, fold: PartitionFold | None) -> None:
+        """A record that waits for 30 s is not one that was overtaken: say so once. `fold`: None when the partition is new here."""
+        first = fold.first_waiting if fold is not None else None
+        known, timer = self._stalls.get(partition, (None, None))
+        if timer is not None and known != first:
+            timer.cancel()
+            del self._stalls[partition]
+        if fold is not None and first is not None and known != first:
+            message = (
+                f"nothing proves this record, nor {fold.waiting - 1} behind it: position {fold.chain.position} of store {fold.chain.store}"
+            )
+            self._start_timer(STALLED_S_MAX, Coordinate(self.topic, partition, first), f"{message} is the last one that is proven")
 
-    def _stalled(self, partition: int, fold: PartitionFold) -> None:
-        message = f"nothing proves {fold.waiting} records behind position {fold.chain.position} of store {fold.chain.store}"
-        self._alarm(f"{self.topic}/{partition}", message)
+    def _start_timer(self, after_s: float, at: Coordinate, message: str) -> None:
+        timer = threading.Timer(after_s, self._stalled, (at, f"{at}: {message}"))
+        timer.daemon = True
+        self._stalls[at.partition] = at.offset, timer
+        timer.start()
 
-
-def _log_alarm(subject: str, message: str) -> None:
-    logger.error("%s: %s", subject, message)
+    def _stalled(self, at: Coordinate, message: str) -> None:
+        logger.error("%s", message)
+        while self._stalls.get(at.partition, (None, None))[0] == at.offset:
+            try:
+                self._alerts.raise_(at, message)
+                return
+            except AWAY as e:
+                logger.warning("the alert about %s is not on the log yet: %s", at, e)
+                time.sleep(ASK_S)
 
 
 def newest_parts(

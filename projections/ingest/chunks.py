@@ -32,12 +32,17 @@ from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
 
+from events.process.json_logging import ConnectionWarnings
 from events.process.passwords import kafka_sign_in
 from events.process.settings import Settings
 from projections.ingest.membership import DIED_FAILED, MEMBERSHIP, die, record_contact
 from projections.ingest.sink import Chunk, Sink
 
 logger = logging.getLogger(__name__)
+AWAY = ("Unable ", "Error sending ", "Heartbeat ", "Group Coordinator Request ", "OffsetCommit ", "LeaveGroup ")
+"""How the messages of aiokafka begin while a broker is away; a session that is over ends the process here (K8)."""
+for name in ("client", "consumer.group_coordinator"):
+    logging.getLogger(f"aiokafka.{name}").addFilter(ConnectionWarnings(*AWAY))
 
 FETCH_BYTES_MIN, FETCH_WAIT_MS_MAX = 1 << 18, 100
 """The broker answers with a quarter megabyte or after 100 ms: else a fetch every few ms for a handful of facts."""

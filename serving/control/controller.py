@@ -60,7 +60,13 @@ class Controller:
         runner = self._fold_runner
         if runner is None:
             return self._health
-        return self._health | {"lag": runner.lag, "position": runner.position, "age_s": round(min(runner.age_s(), 1e9), 3)}
+        detail = "; ".join([str(self._health["detail"]), *runner.troubles])
+        return self._health | {
+            "lag": runner.lag,
+            "position": runner.position,
+            "age_s": round(min(runner.age_s(), 1e9), 3),
+            "detail": detail,
+        }
 
     def stop(self) -> None:
         self._stop.set()
@@ -99,7 +105,7 @@ class Controller:
         finally:
             reader.close()
         snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
-        runner = FoldRunner(self.settings, codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot)
+        runner = FoldRunner(self.settings, codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot, alarm=alerts)
         rounds = Rounds(self.settings, log_id, self._routes, rest, alerts=alerts, reports=VersionReports(PRODUCER, publisher))
         return runner, rounds
 

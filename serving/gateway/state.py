@@ -147,7 +147,8 @@ class GatewayState:
         if self.meter.log_unavailable:
             return {"status": "starting", **detail, "log": "unavailable", "detail": "Kafka does not take facts: calls are refused with 503"}
         if not self.ready:
-            return {"status": "starting", **detail, "log": "available", "detail": "the newest heartbeat is old: does the relay run?"}
+            why = "; ".join(self._fold_runner.troubles) or "does the relay run?"
+            return {"status": "starting", **detail, "log": "available", "detail": f"the newest heartbeat is old: {why}"}
         return {"status": "ready", **detail, "log": "available"}
 
     def require_fresh_keys(self) -> None:

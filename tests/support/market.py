@@ -34,6 +34,7 @@ from events.process.settings import Settings
 from events.producers.opened_epochs import OpenedEpochs, market_keys
 from projections.bills.biller import Biller
 from projections.bills.issue import Issuer, cuts_without_bill
+from projections.catalog.record_alerts import RecordAlerts, StallAlerts
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
 from projections.dead_letters.sink import DeadLetterPublisher, DeadLetterSink
 from projections.ingest.clickhouse import ClickHouse
@@ -91,8 +92,10 @@ class Market:
     def restart(self) -> None:
         """New sinks that know nothing but what the tables say, as after a kill -9."""
         publisher = DeadLetterPublisher(self.writer, self.codec, "projections")
+        stalls = StallAlerts(self.clickhouse, RecordAlerts(self.clickhouse, self.codec, self.writer))
         self.sinks: dict[str, Any] = {
-            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, publisher.publish, lambda: None) for topic in HISTORY_TOPICS
+            topic: HistorySink(topic, self.codec, self.clickhouse, self.reader, publisher.publish, lambda: None, stalls)
+            for topic in HISTORY_TOPICS
         }
         self.sinks["usage"] = UsageSink(
             self.clickhouse,
@@ -251,7 +254,7 @@ class Market:
 
     def recompute_as_a_stranger(self, tenant: str, number: int) -> None:
         """The program beside `docs/billing.md`, which imports nothing of ours, must come to the digest of an issued bill."""
-        keys = [(self.settings.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("relay", "market")]
+        keys = [(self.settings.folder / "keys" / f"{signer}.pub").read_text().strip() for signer in ("setup", "relay", "market")]
         program = [sys.executable, "-m", "examples.recompute_bill", self.settings.kafka, tenant, str(number), *keys]
         program += [OPERATOR, str(kafka_password_file(self.settings.folder, OPERATOR))]
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

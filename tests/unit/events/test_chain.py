@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,14 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.log.chain import Chain, ChainPosition, Claim, claim_of, is_proof
+from events.log.client import LogFull
 from events.log.decided_records import ChainBroken, DecidedRecords
-from events.log.fold_runner import FoldRunner
+from events.log.fold_runner import FORGED_QUIET_S, Alarm, FoldRunner
 from events.log.heartbeat import Heartbeat
 from events.log.record import Coordinate, Record
 from events.log.signature import signed_headers
 from events.schema.codec import Codec, Undecodable
 from projections.bills.decided_for_bills import decided_facts
-from tests.support.todays_codec import RELAY_KEY, RELAY_KEYS, SCHEMA_ID_MIN, SETUP_KEY, RelayedLog, heartbeat_record, settings_with_keys
+from tests.support.todays_codec import (
+    RELAY_KEY,
+    RELAY_KEYS,
+    SCHEMA_ID_MIN,
+    SETUP_KEY,
+    RecordedLog,
+    RelayedLog,
+    heartbeat_record,
+    settings_with_keys,
+)
 
 OPENINGS = 8
 
@@ -85,7 +94,7 @@ def _after(record: Record, position: int, store: str = "s") -> ChainPosition:
     return ChainPosition(store, position, _claim(record).sha256)
 
 
-def _fold_runner(codec: Codec, fold: RecordingFold, alarm: Callable[[str, str], None] | None = None) -> FoldRunner:
+def _fold_runner(codec: Codec, fold: RecordingFold, alarm: Alarm | None = None) -> FoldRunner:
     return FoldRunner(SETTINGS, codec, "log", ("models", "accounts"), fold, name="test", alarm=alarm)
 
 
@@ -282,22 +291,110 @@ def test_a_heartbeat_that_the_relay_did_not_sign_or_an_old_one_written_again_is_
     assert fold_runner.age_s() > 1e9 / 2, "it was written in 1970; a copy of it makes nothing fresh"
 
 
-def test_what_the_relay_never_sent_is_set_aside_and_named_and_the_fold_goes_on(codec: Codec) -> None:
+def test_what_the_relay_never_sent_is_set_aside_and_named_and_the_fold_goes_on(codec: Codec, caplog: pytest.LogCaptureFixture) -> None:
     by_partition, heartbeat = _log(codec, 10, random.Random(8))
     decoded = Heartbeat.from_record(heartbeat, RELAY_KEYS)
     assert decoded is not None
     last = by_partition["models", 0][-1]
     positions = [ChainPosition("s", 1000, b"?" * 32), _after(last, 77), _after(last, 78, "nobody"), ChainPosition("nobody", 79, bytes(32))]
     forged = [_stranger(("models", 0), 900 + n, at) for n, at in enumerate(positions)]
-    alarms = list[str]()
-    fold_runner = _fold_runner(codec, fold := RecordingFold(), lambda subject, message: alarms.append(f"{subject}: {message}"))
+    fold_runner = _fold_runner(codec, fold := RecordingFold())
     _feed(fold_runner, [*forged, *(r for rs in by_partition.values() for r in rs), heartbeat])
-    assert (len(fold.names), fold_runner.lag, alarms) == (10, 4, [])
+    assert (len(fold.names), fold_runner.lag, caplog.messages) == (10, 4, [])
     for number in (2, 3):
         later = heartbeat_record(replace(decoded, number=number), number)
         _feed(fold_runner, [replace(later, timestamp=1_000_000 + number)])
-    assert (fold_runner.lag, len(alarms)) == (0, 1)
-    assert alarms[0].startswith("models/0: ") and all(str(r.coordinate) in alarms[0] for r in forged)
+    assert fold_runner.lag == 0
+    (line,) = caplog.messages
+    assert line.startswith("models/0: ") and all(str(r.coordinate) in line for r in forged)
+
+
+class _Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def _round(fold_runner: FoldRunner, *records: Record) -> None:
+    """As the runner's thread does it."""
+    _feed(fold_runner, list(records))
+    fold_runner._note_stalls()  # pyright: ignore[reportPrivateUsage]
+    fold_runner._sync_alarm()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_partition_that_waits_is_an_alert_until_it_goes_on_also_across_a_restart(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = _Clock(monkeypatch), RecordedLog(codec)
+    by_partition, heartbeat = _log(codec, 30, random.Random(3))
+    tp = next(tp for tp, rs in by_partition.items() if len(rs) >= 3)
+    gone = by_partition[tp].pop(1)
+    records, what = [r for rs in by_partition.values() for r in rs], (f"{tp[0]}/{tp[1]}", "test.stalled")
+    fold_runner = _fold_runner(codec, RecordingFold(), log.alerts("test"))
+    _round(fold_runner, *records, heartbeat)
+    clock.now += 29
+    _round(fold_runner)
+    assert (log.written, fold_runner.troubles) == ([], [])
+    clock.now += 2
+    for _ in range(3):
+        _round(fold_runner)
+    (raised,) = log.written
+    assert raised[:3] == ("Raised", *what) and str(by_partition[tp][1].coordinate) in fold_runner.troubles[0]
+
+    restarted = log.alerts("test")
+    restarted.restore(codec, log.frames)
+    again = _fold_runner(codec, fold := RecordingFold(), restarted)
+    again._ends_at_start = {at: rs[-1].offset + 1 for at, rs in by_partition.items()}  # pyright: ignore[reportPrivateUsage]
+    _round(again)
+    _round(again, *records, heartbeat)
+    clock.now += 31
+    _round(again)
+    assert log.written == [raised], "it waits still: neither is it over, nor another one"
+    _round(again, replace(gone, offset=by_partition[tp][-1].offset + 1), heartbeat)
+    assert log.written[1:] == [("Resolved", *what, raised[3])]
+    assert (len(fold.names), again.troubles) == (30, [])
+
+
+def test_a_fold_goes_on_while_kafka_takes_no_alert_and_raises_it_later(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = _Clock(monkeypatch), RecordedLog(codec)
+    by_partition, heartbeat = _log(codec, 10, random.Random(8))
+    alerts, append = log.alerts("test"), log.append
+
+    def full(*record: Any) -> None:
+        raise LogFull("100 000 records wait")
+
+    monkeypatch.setattr(log, "append", full)
+    fold_runner = _fold_runner(codec, fold := RecordingFold(), alerts)
+    waits = _stranger(("models", 0), 900, ChainPosition("s", 1000, b"?" * 32))
+    _round(fold_runner, waits, *(r for rs in by_partition.values() for r in rs), heartbeat)
+    clock.now += 31
+    _round(fold_runner)
+    assert (len(fold.names), log.written) == (10, [])
+    monkeypatch.setattr(log, "append", append)
+    clock.now += 10
+    _round(fold_runner)
+    assert [written[:3] for written in log.written] == [("Raised", "models/0", "test.stalled")]
+
+
+def test_forged_heartbeats_are_counted_and_named_in_one_alert_that_ends_when_none_comes(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, log = _Clock(monkeypatch), RecordedLog(codec)
+    by_partition, heartbeat = _log(codec, 10, random.Random(8))
+    fold_runner = _fold_runner(codec, RecordingFold(), log.alerts("test"))
+    _round(fold_runner, *(r for rs in by_partition.values() for r in rs), heartbeat, heartbeat)
+    assert (fold_runner.forged_heartbeats, log.written) == (0, []), "a copy of the relay's own makes nothing fresh, and is not forged"
+    _round(
+        fold_runner, *(replace(heartbeat, headers={}, offset=offset) for offset in range(5, 9)), replace(heartbeat, value=None, offset=9)
+    )
+    clock.now += FORGED_QUIET_S - 1
+    _round(fold_runner, replace(heartbeat, value=b"garbage", offset=10))
+    assert fold_runner.forged_heartbeats == 6
+    assert [written[:3] for written in log.written] == [("Raised", "heartbeats/0", "test.forged_heartbeat")]
+    assert [line for line in caplog.messages if "heartbeats/0/5" in line] and len(caplog.messages) == 1
+    clock.now += FORGED_QUIET_S + 1
+    _round(fold_runner)
+    assert [written[0] for written in log.written] == ["Raised", "Resolved"]
+    _round(fold_runner, replace(heartbeat, value=b"garbage", offset=11))
+    assert [written[0] for written in log.written] == ["Raised", "Resolved", "Raised"]
 
 
 def test_a_start_does_not_wait_for_what_the_relay_never_sent(codec: Codec) -> None:
@@ -348,7 +445,9 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 @pytest.mark.parametrize("name", ["ModelRetired", "StoreOpened"])
-def test_a_forged_claim_to_the_next_position_changes_no_reader_of_the_chain(codec: Codec, forgery: str, name: str) -> None:
+def test_a_forged_claim_to_the_next_position_changes_no_reader_of_the_chain(
+    codec: Codec, forgery: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     by_partition, heartbeat = _log(codec, 20, random.Random(6))
     body = {"event_id": "e", "occurred_at": 1, "producer": "p", "version": 1, "by": "u", "reason": "", "model": "forged"}
     value = codec.encode_dict("ModelRetired", body) if forgery == "another_fact" else FORGERIES[forgery]
@@ -357,13 +456,12 @@ def test_a_forged_claim_to_the_next_position_changes_no_reader_of_the_chain(code
         ("models", 1), 900, _after(records[0], _claim(records[1]).at.position, "t" if name == "StoreOpened" else "s"), value
     )
     foreign = replace(foreign, headers=foreign.headers | {"ce_type": name.encode()})
-    alarms: list[str] = []
-    fold_runner = _fold_runner(codec, fold := RecordingFold(), lambda subject, message: alarms.append(f"{subject} {message}"))
+    fold_runner = _fold_runner(codec, fold := RecordingFold())
     rest = [r for tp, rs in by_partition.items() if tp != ("models", 1) for r in rs]
     _feed(fold_runner, [*records[:1], foreign, *records[1:], *rest, heartbeat])
     assert fold.names == [str(n) for n in range(1, 21)]
     assert (fold_runner.unreadable, fold_runner.lag) == (1, 0)
-    assert len(alarms) == 1 and "models/1/900" in alarms[0]
+    assert [line for line in caplog.messages if "aside" in line and "models/1/900" in line]
 
     # The same record before the other readers of the chain: bills from the log, and the rebuild of a store.
     topics = {("models", 1): [*records[:1], foreign, *records[1:]]}
