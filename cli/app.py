@@ -18,16 +18,16 @@ COMMANDS = {
     "bill": "bill:bill",
     "keys": "keys:keys",
     "replay": "replay:replay",
-    "dead-letters": "dead_letters:app",
+    "dead-letters": "uncounted.dead_letters:app",
     "producers": "producers:app",
     "quotas": "quotas:app",
-    "usage": "usage:app",
+    "usage": "uncounted.usage:app",
     "store": "replay:store",
     "log": "log:log",
     "topics": "log:topics",
     "schemas": "log:schemas",
 }
-"""Command → module of this room, and the function or group in it."""
+"""Command → module below this room, and the function or group in it."""
 
 
 class Subjects(TyperGroup):

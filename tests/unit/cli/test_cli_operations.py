@@ -11,9 +11,10 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cli import dead_letters, producers, usage
+from cli import producers
 from cli.app import Subjects, app
-from cli.dead_letter_sets import filter_of
+from cli.uncounted import dead_letters, usage
+from cli.uncounted.dead_letter_sets import filter_of
 from events.log.record import Coordinate
 from projections.dead_letters.queries import EVERY, DeadLetterFilter, DeadLetterStatus
 from projections.usage.held_records import HeldRecord

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cli import bill, dead_letters, log, producers, record_sets, replay, stack, usage
+from cli import bill, log, producers, replay, stack
+from cli.uncounted import dead_letters, record_sets, usage
 from events.log.record import Coordinate
 from infra.launcher.probes import ModelReplicas
 from infra.launcher.status import PartStatus

@@ -13,10 +13,10 @@ import typer
 from rich.markup import escape
 
 from cli.admin_client import JsonFlag, KeyFile, YesFlag, call_command_api, console, coordinate, instant_text
-from cli.dead_letter_sets import Selection, approve_set, filter_of, request_set
 from cli.failures import explained_failures, failed
-from cli.record_sets import is_record_set
 from cli.tables import table
+from cli.uncounted.dead_letter_sets import Selection, approve_set, filter_of, request_set
+from cli.uncounted.record_sets import is_record_set
 from events.log.client import LogMismatch, Reader
 from events.log.record import Coordinate, Record
 from events.log.schemas import read_schemas

@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from cli.admin_client import JsonFlag, KeyFile, YesFlag, console, instant_text
 from cli.failures import explained_failures
-from cli.record_sets import Asked, SetRecord, approve_set, is_record_set, read_set, request_set, summary, terms_of
 from cli.tables import table
+from cli.uncounted.record_sets import Asked, SetRecord, approve_set, is_record_set, read_set, request_set, summary, terms_of
 from events.facts.write_offs import SetDecision
 from events.process.settings import Settings
 from projections.ingest.clickhouse import ClickHouse

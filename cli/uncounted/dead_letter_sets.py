@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from cli.admin_client import console
-from cli.record_sets import Asked, SetRecord, read_set, summary, terms_of
-from cli.record_sets import approve_set as approve_asked
-from cli.record_sets import request_set as request_asked
+from cli.uncounted.record_sets import Asked, SetRecord, read_set, summary, terms_of
+from cli.uncounted.record_sets import approve_set as approve_asked
+from cli.uncounted.record_sets import request_set as request_asked
 from events.process.settings import Settings
 from projections.dead_letters.queries import STATES, DeadLetterFilter, DeadLetterStatus, all_dead_letters
 from projections.ingest.clickhouse import ClickHouse

@@ -1,0 +1,1 @@
+"""Records that no bill counts: dead letters and held usage, one by one and in sets."""
