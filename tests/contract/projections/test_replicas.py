@@ -54,24 +54,24 @@ def test_every_table_and_view_is_made_on_every_replica_and_every_table_is_replic
 
 
 def test_a_rebuild_is_for_every_replica_too(clickhouse: ClickHouse) -> None:
-    said = [
+    asked = [
         *usage_statements(BESIDE),
         f"EXCHANGE TABLES {TABLE} AND {BESIDE}",
         f"RENAME TABLE {BESIDE} TO kept",
         f"DROP TABLE IF EXISTS {BESIDE}",
     ]
-    said += ["DROP TABLE history_rows", "TRUNCATE TABLE history_rows", *(f"DROP VIEW IF EXISTS {name}" for name in view_names(BESIDE))]
-    for statement in said:
+    asked += ["DROP TABLE history_rows", "TRUNCATE TABLE history_rows", *(f"DROP VIEW IF EXISTS {name}" for name in view_names(BESIDE))]
+    for statement in asked:
         assert tree_of(clickhouse, on_cluster(statement, CLUSTER))["cluster"] == CLUSTER, statement
 
 
 def test_roles_users_and_row_policies_are_made_on_every_replica(clickhouse: ClickHouse) -> None:
-    said = server_statements("market", CLUSTER)
-    said += [server_role_user(role, "p", CLUSTER) for role in OWN_ROLES] + [server_analyst("analyst-acme", "acme", "a" * 64, CLUSTER)]
-    for statement in said:
+    asked = server_statements("market", CLUSTER)
+    asked += [server_role_user(role, "p", CLUSTER) for role in OWN_ROLES] + [server_analyst("analyst-acme", "acme", "a" * 64, CLUSTER)]
+    for statement in asked:
         assert f" ON CLUSTER `{CLUSTER}`" in statement, statement
         assert " ON CLUSTER " in clickhouse.value("SELECT formatQuerySingleLine({q:String})", {"q": statement})
-    assert "GRANT ON CLUSTER `market-cluster` CLUSTER ON *.* TO operator" in said
+    assert "GRANT ON CLUSTER `market-cluster` CLUSTER ON *.* TO operator" in asked
 
 
 @pytest.mark.parametrize(
