@@ -33,6 +33,10 @@ CALL_S_MAX = 10.0
 LEADERS_S_MAX = 2.0
 """Longest a new assignment waits for the leaders of its topic; without them it begins all the same, and later."""
 
+BROKER_SILENT_S_MAX = 5.0
+"""How long a broker may leave a request unanswered before its connection is given up and another one is asked who leads. A broker that died
+closes its connections; a host that hangs or is cut off does not, and with the client's default, 60 s, everybody waited so long for it."""
+
 CLIENT_LOG_S = 10.0
 """While a broker is away librdkafka says so forty times a second; once in this time is enough."""
 
@@ -99,6 +103,7 @@ class Writer:
             "socket.nagle.disable": True,
             "message.max.bytes": RECORD_BYTES_MAX,
             "queue.buffering.max.messages": QUEUE_RECORDS_MAX,
+            "socket.timeout.ms": round(1000 * BROKER_SILENT_S_MAX),
             "error_cb": self._on_error,
             **(extra or {}),
         }
@@ -226,7 +231,8 @@ class Reader:
     def __init__(self, settings: Settings, client_id: str = "reader") -> None:
         self.settings = settings
         self._denials = Denials(settings)
-        self._config: dict[str, Any] = client_config(settings) | {"client.id": client_id, "error_cb": self._denials.on_error}
+        silent: dict[str, Any] = {"socket.timeout.ms": round(1000 * BROKER_SILENT_S_MAX)}
+        self._config: dict[str, Any] = client_config(settings) | silent | {"client.id": client_id, "error_cb": self._denials.on_error}
         self._admin: AdminClient | None = None
         self._known: set[str] = set()
         self._consumer = ck.Consumer(

@@ -69,6 +69,14 @@ class Admin:
                     raise failure from e
                 time.sleep(LISTED_POLL_S)  # a broker that closes each connection is not asked in a tight loop
 
+    def replicas(self) -> dict[str, int]:
+        """The fewest replicas that a partition of each topic has."""
+        try:
+            metadata = self.client.list_topics(timeout=CALL_S_MAX)
+        except ck.KafkaException as e:
+            raise self.failed("Kafka does not say where its topics are", e) from e
+        return {name: min((len(p.replicas) for p in t.partitions.values()), default=0) for name, t in metadata.topics.items()}
+
     def _unsigned(self) -> str:
         signs_in = kafka_sign_in(self.settings).mechanism
         return "" if signs_in else " a client that does not sign in (MODELMARKET_KAFKA_SECURITY_PROTOCOL)"
@@ -130,6 +138,12 @@ def topic_drift(settings: Settings) -> list[str]:
             drift.append(f"{t.name}: missing")
         elif there[t.name] != t.partitions:
             drift.append(f"{t.name}: {there[t.name]} partitions, the topic table says {t.partitions}; partition counts never change")
+    replicas = admin.replicas()
+    drift += [
+        f"{t.name}: {replicas[t.name]} replicas, {settings.kafka_replication} are asked for; `kafka-reassign-partitions` adds some"
+        for t in present
+        if replicas.get(t.name, settings.kafka_replication) != settings.kafka_replication
+    ]
     if present:
         resources = [ConfigResource(ResourceType.TOPIC, t.name) for t in present]
         for resource, future in admin.client.describe_configs(resources, request_timeout=CALL_S_MAX).items():

@@ -18,6 +18,7 @@ PORTS_PER_STACK = 200
 
 StackName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 DatabaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+ClusterName = Annotated[str, StringConstraints(pattern=r"^(?:[A-Za-z_][A-Za-z0-9_-]{0,62})?$")]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
@@ -60,6 +61,10 @@ class Settings(BaseSettings):
     )
     clickhouse_password: SecretStr = Field(
         default=SecretStr(""), description="Its password; empty = the one that the local engine minted into the data folder."
+    )
+    clickhouse_cluster: ClusterName = Field(
+        default="",
+        description="Name of a cluster of clickhouse-servers, one shard: tables are Replicated, made ON CLUSTER, and a majority has each insert.",
     )
     artifacts_url: str = Field(default="", description="Artifact store: file:///FOLDER or s3://bucket/prefix")
     s3_endpoint: str = Field(default="", description="Of an S3 that is not Amazon's, such as MinIO.")

@@ -72,6 +72,7 @@ class ChdbEngine:
         self._local, self._fences = threading.local(), Fences(folder / "fences.json")
         self._readers, self._writers = ThreadPoolExecutor(READERS, "read"), ThreadPoolExecutor(WRITERS, "write")
         self._analysts = ThreadPoolExecutor(ANALYSTS, "analyst")
+        self._canceller = ThreadPoolExecutor(1, "cancel")  # of its own: what is cancelled may hold all the others
         self._parser = Parser(self._ask)
 
     async def run(self, job: Job) -> Result:
@@ -84,8 +85,18 @@ class ChdbEngine:
                 pool = self._readers
         return await asyncio.get_running_loop().run_in_executor(pool, self._run, job)
 
+    async def cancel(self, job: Job) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._canceller, self._cancel, job)
+
+    def _cancel(self, job: Job) -> None:
+        kill = "KILL QUERY WHERE startsWith(query, {mark:String}) ASYNC"
+        try:
+            self._own_session("operator").query(kill, "Null", {"mark": _mark(job)})
+        except EngineError as e:
+            logger.warning("a statement whose caller has left goes on: %s", e)
+
     def close(self) -> None:
-        for pool in (self._readers, self._writers, self._analysts):
+        for pool in (self._readers, self._writers, self._analysts, self._canceller):
             pool.shutdown()
         self._keeps_open.close()
         self._lock.release()
@@ -94,7 +105,7 @@ class ChdbEngine:
         began = time.monotonic_ns()
         statement, rows, encoding = read_request(self._parser, job.sql, job.body, job.encoding)
         if job.only_reads and not statement.reads_only:
-            raise BadStatement(164, "READONLY", "GET only reads; use POST")
+            raise BadStatement(164, "READONLY", "GET only reads, and so does readonly=1; use POST without it")
         self._check(job, statement)
         form = statement.format or job.format
         try:
@@ -102,7 +113,8 @@ class ChdbEngine:
                 if statement.takes_rows:
                     done, size = self._insert(session, job, statement, rows, encoding)
                 else:
-                    done, size = session.query(statement.text, form, job.params), 0
+                    mark = _mark(job) if statement.reads_only else ""
+                    done, size = session.query(mark + statement.text, form, job.params), 0
                 body = bytes(done.bytes() or b"")
         except EngineError as e:
             if e.code != NOT_GRANTED or not statement.kind.startswith("Exists"):
@@ -150,6 +162,11 @@ class ChdbEngine:
     def _ask(self, sql: str) -> str:
         """Parses the text of a statement, without any rights."""
         return bytes(self._own_session("NONE").query(sql, "TSVRaw", {}).bytes() or b"").decode("utf-8", "replace").removesuffix("\n")
+
+
+def _mark(job: Job) -> str:
+    """Before a statement that reads: by it one is found that nobody waits for any more."""
+    return f"/* {job.id} */ "
 
 
 def _write_access(folder: Path, database: str) -> Path:

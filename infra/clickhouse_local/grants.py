@@ -42,6 +42,13 @@ _GRANTS: dict[Role, tuple[str, ...]] = {
     ),
 }
 
+_GRANTS_ON_CLUSTER = (
+    "CLUSTER ON *.*",
+    "REMOTE, CREATE TEMPORARY TABLE ON *.*",  # set-up asks all replicas which tables they have
+    *(f"TABLE ENGINE ON Replicated{engine}" for engine in ENGINES if engine.endswith("MergeTree")),
+)
+"""More that set-up, which is `operator` there, needs where each statement is for every replica."""
+
 WRITTEN_BY_BILLER = ("bills_running_rows", "bill_lines_running_rows", "usage_held_rows", "usage_verified", "usage_decided_rows")
 """Running bills, and what is held of usage: issued bills and decisions come by the log."""
 OWN_ROWS = {
@@ -115,32 +122,38 @@ def users_xml(database: str) -> str:
 """
 
 
-def server_statements(database: str) -> list[str]:
-    """What a clickhouse-server needs once for the same: roles, grants and row policies. Its configuration sets `custom_settings_prefixes`
-    to `SQL_`, and `access_control_improvements.select_from_system_db_requires_grant` to true."""
-    statements = [f"CREATE ROLE IF NOT EXISTS {role}" for role in ROLES]
-    statements += [f"GRANT {granted} TO {role}" for role in ROLES for granted in _granted(role, database)]
-    statements += [f"GRANT SELECT ON system.{table} TO analyst" for table in sorted(SYSTEM_TABLES)]
+def server_statements(database: str, cluster: str = "") -> list[str]:
+    """What a clickhouse-server needs once for the same, or every replica of `cluster`: roles, grants and row policies. Its configuration sets
+    `custom_settings_prefixes` to `SQL_`, and `access_control_improvements.select_from_system_db_requires_grant` to true."""
+    everywhere = _everywhere(cluster)
+    statements = [f"CREATE ROLE IF NOT EXISTS {role}{everywhere}" for role in ROLES]
+    granted = {role: _granted(role, database) + (_GRANTS_ON_CLUSTER if cluster and role == "operator" else ()) for role in ROLES}
+    granted["analyst"] += tuple(f"SELECT ON system.{table}" for table in sorted(SYSTEM_TABLES))
+    statements += [f"GRANT{everywhere} {right} TO {role}" for role in ROLES for right in granted[role]]
     for table in OWN_ROWS:
         target = f"{database}.{table}"
-        statements.append(f"CREATE ROW POLICY OR REPLACE own_rows ON {target} USING {_condition(table, SERVER_TENANT_SETTING)} TO analyst")
-        statements.append(f"CREATE ROW POLICY OR REPLACE every_row ON {target} USING 1 TO ALL EXCEPT analyst")
+        own, rest = (f"CREATE ROW POLICY OR REPLACE {policy} ON {target}{everywhere} USING" for policy in ("own_rows", "every_row"))
+        statements += [f"{own} {_condition(table, SERVER_TENANT_SETTING)} TO analyst", f"{rest} 1 TO ALL EXCEPT analyst"]
     return statements
 
 
-def server_role_user(role: Role, password: str) -> str:
+def _everywhere(cluster: str) -> str:
+    return f" ON CLUSTER `{cluster}`" if cluster else ""
+
+
+def server_role_user(role: Role, password: str, cluster: str = "") -> str:
     """The user on a clickhouse-server with the name of one of our own roles. `password`: letters, digits and what compose replaces.
     The role's grants come before: once there is such a user, GRANT … TO its name would mean the user."""
     assert "'" not in password and "\\" not in password
-    return f"CREATE USER IF NOT EXISTS {role} IDENTIFIED WITH sha256_password BY '{password}' DEFAULT ROLE {role}"
+    return f"CREATE USER IF NOT EXISTS {role}{_everywhere(cluster)} IDENTIFIED WITH sha256_password BY '{password}' DEFAULT ROLE {role}"
 
 
-def server_analyst(user: str, tenant: str, password_sha256: str) -> str:
+def server_analyst(user: str, tenant: str, password_sha256: str, cluster: str = "") -> str:
     """The user of one tenant's analysts on a clickhouse-server. `user` and `tenant` are names of this market: letters, digits, - and _.
     The JDBC driver says `async_insert=0` with every statement, and a read-only user may only say of a setting what it is already."""
     assert all(c.isalnum() or c in "-_" for c in user + tenant) and len(password_sha256) == 64
     return (
-        f"CREATE USER OR REPLACE `{user}` IDENTIFIED WITH sha256_hash BY '{password_sha256}' DEFAULT ROLE analyst"
+        f"CREATE USER OR REPLACE `{user}`{_everywhere(cluster)} IDENTIFIED WITH sha256_hash BY '{password_sha256}' DEFAULT ROLE analyst"
         f" SETTINGS async_insert = 0, {SERVER_TENANT_SETTING} = '{tenant}' CONST, readonly = 1"
     )
 
@@ -163,11 +176,14 @@ def _filter(table: str, condition: str) -> str:
 
 
 def main() -> None:
-    statements = [] if sys.argv[1:] else server_statements(Settings().clickhouse_database)
+    settings = Settings()
+    statements = [] if sys.argv[1:] else server_statements(settings.clickhouse_database, settings.clickhouse_cluster)
     for tenant in sys.argv[1:]:
         password = secrets.token_hex(32)
         statements += [f"-- password of analyst-{tenant}: {password}"]
-        statements += [server_analyst(f"analyst-{tenant}", tenant, hashlib.sha256(password.encode()).hexdigest())]
+        statements += [
+            server_analyst(f"analyst-{tenant}", tenant, hashlib.sha256(password.encode()).hexdigest(), settings.clickhouse_cluster)
+        ]
     sys.stdout.write("".join(s + ("\n" if s.startswith("--") else ";\n") for s in statements))
 
 

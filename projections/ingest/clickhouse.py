@@ -1,7 +1,8 @@
 """ClickHouse for our own processes: select, command, insert, each by clickhouse-connect. Nothing else in the rooms imports it.
 
 Added to the library: statements are repeated for a limited time while the server does not answer, `before_try` runs before every
-attempt (K8), and the fence of the local engine (K8), which `fences` describes. The library's own retries are off.
+attempt (K8), and the fence of the local engine (K8), which `fences` describes. The library's own retries are off. A read is whole or an error,
+and ends in the server when nobody waits for it any more; on a cluster, every statement is for all replicas (`replicas`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,6 +22,7 @@ import orjson
 
 from events.process.passwords import clickhouse_password
 from events.process.settings import Settings
+from projections.ingest.replicas import TIMEOUT_EXCEEDED, UNSETTLED, ddl_settings, insert_settings, on_cluster, read_settings
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.httpclient import HttpClient
@@ -32,6 +35,10 @@ CONNECTIONS_MAX = 64
 """Connections kept open; more threads than that open theirs for one statement."""
 ERROR_CHARACTERS_MAX = 2000
 _BREATH_S = 0.1
+ABANDONED_S_MAX = 2
+"""How much longer than we wait for it the server goes on with a read whose connection it does not see closed."""
+_EXCEPTION_TAG = "x-clickhouse-exception-tag"
+_CODE = re.compile(r"Code: (\d+)")
 T = TypeVar("T")
 
 
@@ -60,7 +67,16 @@ class ClickHouse:
         answer_s_max: float = ANSWER_S_MAX,
         before_try: Callable[[], None] = lambda: None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._cluster = settings, settings.clickhouse_cluster
+        self._read_settings: Mapping[str, object] = {
+            # The library says `wait_end_of_query`, too: the server writes the first byte when it has the last. An error is an answer of its own.
+            "http_write_exception_in_output_format": 0,
+            # Whoever closes the connection has it cancelled: servers do that for readers only.
+            "readonly": 2,
+            "cancel_http_readonly_queries_on_client_close": 1,
+            "max_execution_time": math.ceil(answer_s_max) + ABANDONED_S_MAX,
+            **read_settings(self._cluster),
+        }
         self.database = database or settings.clickhouse_database
         self.patience_s, self._answer_s_max, self._before_try = patience_s, answer_s_max, before_try
         self._local, self._guard = threading.local(), threading.Lock()
@@ -79,15 +95,17 @@ class ClickHouse:
     def command(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
     ) -> None:
-        """DDL and the like. Repeated when the connection breaks: it must bear that (IF NOT EXISTS)."""
-        arguments = self._arguments(settings, fence)
-        self._run(lambda client: client.command(sql, dict(params or {}), settings=arguments))
+        """DDL and the like, on a cluster for every replica. Repeated when the connection breaks: it must bear that (IF NOT EXISTS)."""
+        insert = sql.lstrip().startswith("INSERT")
+        of_cluster = (insert_settings if insert else ddl_settings)(self._cluster, self._answer_s_max)
+        arguments, everywhere = self._arguments({**of_cluster, **(settings or {})}, fence), on_cluster(sql, self._cluster)
+        self._run(lambda client: client.command(everywhere, dict(params or {}), settings=arguments), code_again=TIMEOUT_EXCEEDED)
 
     def raw(
         self, sql: str, params: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, fence: str = ""
     ) -> bytes:
-        """The answer as ClickHouse wrote it; name a FORMAT."""
-        arguments = self._arguments(settings, fence)
+        """The answer of a statement that reads, as ClickHouse wrote it, whole; name a FORMAT."""
+        arguments = self._arguments({**self._read_settings, **(settings or {})}, fence)
         return self._run(lambda client: client.raw_query(sql, dict(params or {}), arguments))
 
     def rows(
@@ -111,7 +129,8 @@ class ClickHouse:
         """`INSERT INTO … FORMAT x` and its rows; returns how many were written. With a `token` a broken connection is tried again: the
         server takes the same token once. Raises ClickHouseError, ClickHouseUnavailable."""
         data = body if isinstance(body, bytes) else b"".join(body)
-        arguments = self._arguments(dict(settings or {}) | ({"insert_deduplication_token": token} if token else {}), fence)
+        of_cluster = insert_settings(self._cluster, self._answer_s_max)
+        arguments = self._arguments({**of_cluster, **(settings or {})} | ({"insert_deduplication_token": token} if token else {}), fence)
         # The library puts `INSERT INTO` and `FORMAT` around what it is given, unquoted, so that takes columns and an input(…) too.
         what, _, form = sql.removeprefix("INSERT INTO ").rpartition(" FORMAT ")
         length = {"Content-Length": str(len(data))}
@@ -135,11 +154,12 @@ class ClickHouse:
     def _arguments(self, settings: Mapping[str, object] | None, fence: str) -> dict[str, Any]:
         return {**(settings or {}), **({"fence": fence} if fence and self.fences else {})}
 
-    def _run(self, statement: Callable[[HttpClient], T], again: bool = True) -> T:
+    def _run(self, statement: Callable[[HttpClient], T], again: bool = True, code_again: int = 0) -> T:
         client = self._patiently(self._connected)
-        return self._patiently(lambda: statement(client), again)
+        return self._patiently(lambda: statement(client), again, code_again)
 
-    def _patiently(self, call: Callable[[], T], again: bool = True) -> T:
+    def _patiently(self, call: Callable[[], T], again: bool = True, code_again: int = 0) -> T:
+        """`again`: it bears to be sent twice. `code_again`: with this error, too, on a cluster."""
         from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
         from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
@@ -154,7 +174,11 @@ class ClickHouse:
                     raise ClickHouseUnavailable(str(e)[:ERROR_CHARACTERS_MAX]) from e
                 time.sleep(_BREATH_S)
             except DatabaseError as e:
-                raise ClickHouseError(e.code or 0, str(e)) from e
+                if not self._cluster or e.code not in UNSETTLED | {code_again}:
+                    raise ClickHouseError(e.code or 0, str(e)) from e
+                if time.monotonic() > end or not again:
+                    raise ClickHouseUnavailable(str(e)[:ERROR_CHARACTERS_MAX]) from e
+                time.sleep(_BREATH_S)
 
     def _connected(self) -> HttpClient:
         if self._client is None:
@@ -209,10 +233,19 @@ class ClickHouse:
         return Pool(maxsize=CONNECTIONS_MAX)
 
     def _attempt(self, url: str, send: Callable[[], Any]) -> Any:
-        """`url` with the arguments of the statement."""
+        """`url` with the arguments of the statement. Raises ClickHouseError, and urllib3's ProtocolError for an answer that may not be whole."""
+        from urllib3.exceptions import ProtocolError
+
         self._before_try()
         self._local.tries = self.tries + 1
-        return send()
+        answer = send()
+        if "content-length" not in answer.headers and answer.headers.get("transfer-encoding", "") != "chunked":
+            raise ProtocolError("the answer does not say how long it is: nobody could tell whether it is whole")
+        if (tag := answer.headers.get(_EXCEPTION_TAG)) and (found := answer.data.rpartition(f"__exception__\r\n{tag}".encode()))[1]:
+            # It came after the first bytes, which something between us and the server may have let through before the end.
+            text = found[2][:ERROR_CHARACTERS_MAX].decode("utf-8", "replace").strip()
+            raise ClickHouseError(int(code[1]) if (code := _CODE.search(text)) else 0, text)
+        return answer
 
     def _ping(self) -> Mapping[str, str]:
         client = self._connected()

@@ -66,8 +66,7 @@ def _dense_within(clickhouse: ClickHouse, table: str, where: str, given: Mapping
             toInt64(max(kafka_offset)) AS last
         FROM {table} WHERE {where} AND {_WITHIN} GROUP BY bucket ORDER BY bucket""",
         given,
-        {"select_sequential_consistency": 1},
-        fence,
+        fence=fence,
     )
     for b in buckets:
         first, last = max(bottom, int(b["bucket"]) * BUCKET), int(b["last"])

@@ -14,6 +14,7 @@ import yaml
 from events.process.settings import Settings
 from infra.clickhouse_local.grants import OWN_ROLES, ROLES, server_role_user, server_statements
 from infra.install import LOCK, UV_LOCK, python_install
+from infra.launcher.jvm import Broker, server_properties
 from infra.launcher.part_secrets import KAFKA, NEEDED, REGISTRY, SECRETS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,6 +138,31 @@ def test_clickhouse_has_the_users_and_rights_of_the_local_one_and_each_service_i
     server = ElementTree.fromstring(CONFIGS["clickhouse-server"]["content"])
     assert server.findtext("custom_settings_prefixes") == "SQL_"
     assert server.findtext("access_control_improvements/select_from_system_db_requires_grant") == "true"
+
+
+def test_its_brokers_have_the_settings_with_which_three_are_killed_in_the_tests() -> None:
+    """`KAFKA_X_Y` is the property `x.y`."""
+    names = ["kafka-1", "kafka-2", "kafka-3"]
+    cluster = [Broker(n, name, 9092, 9093, Path()) for n, name in enumerate(names, start=1)]
+    for broker, name in zip(cluster, names, strict=True):
+        lines = server_properties(broker, cluster, Path()).splitlines()
+        tested = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+        given = {
+            k.removeprefix("KAFKA_").lower().replace("_", "."): v
+            for k, v in SERVICES[name]["environment"].items()
+            if k.startswith("KAFKA_")
+        }
+        there = {"listeners", "advertised.listeners", "log.dirs", "opts"}
+        assert {k: v for k, v in given.items() if k not in there and tested.get(k) != v} == {}
+        for needed in (
+            "broker.session.timeout.ms",
+            "default.replication.factor",
+            "min.insync.replicas",
+            "offsets.topic.replication.factor",
+        ):
+            assert needed in given
+    assert SERVICES["prepare"]["environment"]["MODELMARKET_KAFKA_REPLICATION"] == "3"
+    assert SERVICES["prepare"]["environment"]["MODELMARKET_KAFKA_MIN_INSYNC"] == "2"
 
 
 def test_nodes_where_models_run_may_only_read_artifacts_and_nobody_is_given_the_root_of_the_store() -> None:
