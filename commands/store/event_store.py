@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteConnection, SQLiteConnectionPool, SQLiteCursor, SQLiteDatastore
-from psycopg import Cursor
 
 from events.facts.fact import Timestamp
 from events.process.settings import Settings
@@ -245,13 +244,11 @@ class _Postgres(PostgresApplicationRecorder):
             self._insert_answers(c, answers)
         return []
 
-    def _insert_events(
-        self, curs: Cursor[Any], stored_events: Sequence[StoredEvent], *, answers: Sequence[Answer] = (), **kwargs: Any
-    ) -> None:
+    def _insert_events(self, curs: Any, stored_events: Sequence[StoredEvent], *, answers: Sequence[Answer] = (), **kwargs: Any) -> None:
         self._insert_answers(curs, answers)
         super()._insert_events(curs, stored_events, **kwargs)
 
-    def _insert_answers(self, c: Cursor[Any], answers: Sequence[Answer]) -> None:
+    def _insert_answers(self, c: Any, answers: Sequence[Answer]) -> None:
         """In one order whoever writes them, and what is deleted waits for nobody: so two writers cannot wait for each other."""
         for answer in sorted(answers, key=lambda a: a.request):
             c.execute(f"DELETE FROM {self._answers} WHERE request=%s AND at<%s", (answer.request, answer.expires))  # type: ignore[arg-type]
