@@ -73,8 +73,14 @@ LONG_ROWS = (
 """In the order in which they begin; shorter ones come after them and fill the gaps."""
 
 
+_FOLDERS = ("tests/integration/commands/api",)
+"""The files of each share a stack."""
+
+
 def _row(nodeid: str) -> str:
-    return "gateway" if nodeid.startswith(_GATEWAY) else nodeid.partition("::")[0]
+    if nodeid.startswith(_GATEWAY):
+        return "gateway"
+    return next((folder for folder in _FOLDERS if nodeid.startswith(f"{folder}/")), nodeid.partition("::")[0])
 
 
 @pytest.fixture(scope="session")

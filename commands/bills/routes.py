@@ -76,8 +76,7 @@ class Bills:
         return self._app.run(call, COMPLETE, tenant, body.command(period), same)
 
     def _cut(self, tenant: ActiveTenant, period: str, start: int, end: int) -> FixCut:
-        with self._app.log_reader() as reader:
-            ends = reader.end_offsets("usage", "producers")
+        ends = self._app.log_ends("usage", "producers")
         return FixCut(
             tenant.tenant,
             start,

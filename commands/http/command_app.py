@@ -79,6 +79,7 @@ class CommandApp:
         self.processor = CommandProcessor(store, codec, self.aggregates)
         self.artifacts = Artifacts(settings)
         self._reader, self._reader_lock = reader, threading.Lock()
+        self._ends, self._ends_lock = Reader(settings, f"{PRODUCER}-ends"), threading.Lock()
 
     def authorize(self, request: Request, scope: Scope, *others: Scope) -> AuthorizedCall:
         """Identifies the caller, who must have one of the scopes. Raises HttpProblem."""
@@ -118,17 +119,28 @@ class CommandApp:
 
     @contextmanager
     def log_reader(self) -> Generator[Reader]:
-        """The log, for one question at a time. Raises HttpProblem while Kafka is away."""
-        try:
-            with self._reader_lock:
-                yield self._reader
-        except (LogUnavailable, LogDenied) as e:
-            raise HttpProblem(unavailable_answer("log_unavailable", str(e), "try again when Kafka is back")) from e
+        """The log, for one question at a time, of ten seconds at most. Raises HttpProblem while Kafka is away."""
+        with _while_log_is_there(), self._reader_lock:
+            yield self._reader
+
+    def log_ends(self, *topics: str) -> dict[tuple[str, int], int]:
+        """The next offset of each partition. Waits for no reading of records. Raises HttpProblem while Kafka is away."""
+        with _while_log_is_there(), self._ends_lock:
+            return self._ends.end_offsets(*topics)
 
     def close(self) -> None:
         self.processor.close()
         self.store.close()
         self._reader.close()
+        self._ends.close()
+
+
+@contextmanager
+def _while_log_is_there() -> Generator[None]:
+    try:
+        yield
+    except (LogUnavailable, LogDenied) as e:
+        raise HttpProblem(unavailable_answer("log_unavailable", str(e), "try again when Kafka is back")) from e
 
 
 def open_command_app(settings: Settings) -> CommandApp:

@@ -22,7 +22,7 @@ from commands.processor.idempotency_store import IdempotencyStore, KeptAnswer
 from commands.processor.quotas_from_store import QuotasFromStore, quota_mark, quota_originator
 from commands.processor.rejection import Rejected, conflict, invalid
 from commands.processor.tenant_quota import TenantQuota, TenantShare, quota_after
-from commands.store.event_store import Conflict, Event, Store, StoreUnavailable
+from commands.store.event_store import Answer, Conflict, Event, Store, StoreUnavailable
 from commands.store.stored_record import record_for, unpack
 from events.facts.fact import DecidedFact
 from events.facts.headers import CE_ID, headers_of
@@ -65,11 +65,12 @@ Outcome = Done | Rejected
 
 @dataclass(frozen=True, slots=True)
 class _Proposal:
-    """What a command will write, if the store takes it. After the events of the facts come the mark of the tenant's quota and the kept
-    answer, if any. `quota`: the tenant's after the command, by its originator, where the command changed what is taken of it."""
+    """What a command will write, if the store takes it: the events of its facts, the mark of the tenant's quota, and the answer that is kept, if
+    any. `quota`: the tenant's after the command, by its originator, where the command changed what is taken of it."""
 
     originator: str
     events: tuple[Event, ...]
+    answer: Answer | None
     facts: Sequence[DecidedFact]
     body: Mapping[str, Any]
     state: Any
@@ -172,7 +173,7 @@ class CommandProcessor:
         decisions: list[_Decision | None] = []
         later: list[_Entry] = []
         for pending, future in group:
-            if pending.request is not None and pending.request.originator in requests:
+            if pending.request is not None and pending.request.name in requests:
                 later.append((pending, future))
                 decisions.append(None)
                 continue
@@ -187,17 +188,14 @@ class CommandProcessor:
                 states[decision.originator] = decision.state
                 states |= decision.quota
                 if pending.request is not None:
-                    requests.add(pending.request.originator)
+                    requests.add(pending.request.name)
             decisions.append(decision)
         return decisions, later
 
     def _decide(self, pending: PendingCommand[Any, Any], states: Mapping[str, Any]) -> _Decision:
         found = self._find_answer(pending)
-        if isinstance(found, Rejected):
-            return found
-        answer, answer_version = found
-        if answer is not None:
-            return self._replay(answer)
+        if found is not None:
+            return found if isinstance(found, Rejected) else self._replay(found)
         originator = pending.originator
         state = states[originator] if originator in states else self._aggregates.load(pending.handler.aggregate, pending.key)
         facts = pending.decide(state)
@@ -208,11 +206,11 @@ class CommandProcessor:
         if rejected is not None:
             return self._answered_meanwhile(pending) or rejected
         assert not isinstance(facts, Rejected)
-        proposal = self._propose(pending, state, facts, answer_version, states)
+        proposal = self._propose(pending, state, facts, states)
         return (self._answered_meanwhile(pending) or proposal) if isinstance(proposal, Rejected) else proposal
 
     def _propose(
-        self, pending: PendingCommand[Any, Any], was: Any, facts: Sequence[DecidedFact], answer_version: int, states: Mapping[str, Any]
+        self, pending: PendingCommand[Any, Any], was: Any, facts: Sequence[DecidedFact], states: Mapping[str, Any]
     ) -> _Proposal | Rejected:
         originator, state, first = pending.originator, was, was.version + 1
         events: list[Event] = []
@@ -228,11 +226,11 @@ class CommandProcessor:
             return within
         quota, marks = within
         events += marks
-        body = pending.answer(state)
+        body, answer = pending.answer(state), None
         if pending.request is not None:
             kept = KeptAnswer(pending.request.digest, pending.context.now, originator, first, state.version, body)
-            events.append(kept.to_event(pending.request, answer_version))
-        return _Proposal(originator, tuple(events), facts, body, state, quota)
+            answer = kept.stored(pending.request)
+        return _Proposal(originator, tuple(events), answer, facts, body, state, quota)
 
     def _within_quota(
         self, pending: PendingCommand[Any, Any], was: Any, state: Any, states: Mapping[str, Any]
@@ -251,16 +249,14 @@ class CommandProcessor:
         marks = [quota_mark(after.tenant, then.version, pending.context.command_id)] if then.version > now.version else []
         return {originator: then}, marks
 
-    def _find_answer(self, pending: PendingCommand[Any, Any]) -> tuple[KeptAnswer | None, int] | Rejected:
-        return self._answers.find(pending.request, pending.context.now) if pending.request is not None else (None, 0)
+    def _find_answer(self, pending: PendingCommand[Any, Any]) -> KeptAnswer | Rejected | None:
+        return self._answers.find(pending.request, pending.context.now) if pending.request is not None else None
 
     def _answered_meanwhile(self, pending: PendingCommand[Any, Any]) -> Done | None:
         """Another process may have carried out this very request after we looked for its answer and before we read the state:
         then we would reject now what it did."""
         found = self._find_answer(pending)
-        if isinstance(found, Rejected) or found[0] is None:
-            return None
-        return self._replay(found[0])
+        return self._replay(found) if isinstance(found, KeptAnswer) else None
 
     def _event(self, originator: str, fact: DecidedFact) -> Event:
         name = type(fact).__name__
@@ -269,9 +265,10 @@ class CommandProcessor:
 
     def _append(self, decisions: Sequence[_Decision | None]) -> dict[tuple[str, int], int] | None:
         """(originator, version) → position; None when another process was faster."""
-        events = [e for d in decisions if isinstance(d, _Proposal) for e in d.events]
+        proposals = [d for d in decisions if isinstance(d, _Proposal)]
+        events, answers = [e for p in proposals for e in p.events], [p.answer for p in proposals if p.answer is not None]
         try:
-            positions = self._store.append(events) if events else []
+            positions = self._store.append(events, answers) if events or answers else []
         except Conflict:
             return None
         return {(e.originator, e.version): p for e, p in zip(events, positions, strict=True)}
@@ -283,7 +280,7 @@ class CommandProcessor:
 
     def _replay(self, answer: KeptAnswer) -> Done:
         positions = self._store.positions(answer.originator, answer.first, answer.last) if answer.first <= answer.last else []
-        events = self._store.events(answer.originator, answer.first - 1)[: len(positions)]
+        events = self._store.events(answer.originator, answer.first - 1, answer.last)
         written = (Written(e.name, unpack(e.state).headers[CE_ID].decode(), e.version, p) for e, p in zip(events, positions, strict=True))
         return Done(tuple(written), answer.last, answer.body, replayed=True)
 
@@ -304,13 +301,16 @@ class CommandProcessor:
     def _appended_before(self, proposal: _Proposal) -> Done | None:
         """Postgres may lose a connection after it committed, and the library sends again: then the conflict is with ourselves."""
         for event in proposal.events:
-            there = self._store.events(event.originator, event.version - 1)[:1]
+            there = self._store.events(event.originator, event.version - 1, event.version)
             if not there or there[0].state != event.state:
                 return None
+        answer = proposal.answer
+        if answer is not None and self._store.answer(answer.request) != (answer.at, answer.state):
+            return None
         positions = {
             (e.originator, e.version): p for e in proposal.events for p in self._store.positions(e.originator, e.version, e.version)
         }
-        return self._done(proposal, positions) if proposal.events else None
+        return self._done(proposal, positions) if proposal.events or answer is not None else None
 
     def _alone(self, entry: _Entry) -> Done | Rejected | Exception:
         for _ in range(ATTEMPTS_MAX):

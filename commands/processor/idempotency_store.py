@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from commands.processor.rejection import Rejected, invalid
-from commands.store.event_store import ANSWER_EVENT, Event, Store
+from commands.store.event_store import Answer, Store
 from events.facts.fact import Timestamp
 
 KEPT_US = 48 * 3600 * 1_000_000
-"""How long a key is remembered; 24 hours are promised."""
+"""How long an answer is kept; 24 hours are promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class RepeatableRequest:
     digest: str
 
     @property
-    def originator(self) -> str:
-        return f"answered/{self.scope}/{hashlib.sha256(self.key.encode()).hexdigest()}"
+    def name(self) -> str:
+        return f"{self.scope}/{hashlib.sha256(self.key.encode()).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +40,30 @@ class KeptAnswer:
     last: int
     body: Mapping[str, Any]
 
-    def to_event(self, request: RepeatableRequest, version: int) -> Event:
-        state = {"d": self.digest, "t": self.at, "o": self.originator, "f": self.first, "l": self.last, "b": dict(self.body)}
-        return Event(request.originator, version, ANSWER_EVENT, json.dumps(state, separators=(",", ":"), ensure_ascii=False).encode())
+    def stored(self, request: RepeatableRequest) -> Answer:
+        state = {"d": self.digest, "o": self.originator, "f": self.first, "l": self.last, "b": dict(self.body)}
+        encoded = json.dumps(state, separators=(",", ":"), ensure_ascii=False).encode()
+        return Answer(request.name, self.at, self.at - KEPT_US, encoded)
 
     @staticmethod
-    def of_event(event: Event) -> KeptAnswer:
-        state = json.loads(event.state)
-        return KeptAnswer(state["d"], state["t"], state["o"], state["f"], state["l"], state["b"])
+    def of_stored(at: Timestamp, encoded: bytes) -> KeptAnswer:
+        state = json.loads(encoded)
+        return KeptAnswer(state["d"], at, state["o"], state["f"], state["l"], state["b"])
 
 
 class IdempotencyStore:
-    """The answers, each an event of its own originator in the event store."""
+    """The answers, in a table of the event store. What is expired is deleted with new ones: there are as many as two days have."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def find(self, request: RepeatableRequest, now: Timestamp) -> tuple[KeptAnswer | None, int] | Rejected:
-        """(the answer already given, or None; the version that a new one would get). Another request under the key is rejected."""
-        event = self._store.last_event(request.originator)
-        if event is None:
-            return None, 1
-        answer = KeptAnswer.of_event(event)
-        if now - answer.at > KEPT_US:
-            return None, event.version + 1
+    def find(self, request: RepeatableRequest, now: Timestamp) -> KeptAnswer | Rejected | None:
+        """The answer already given, or None. Another request under the key is rejected."""
+        stored = self._store.answer(request.name)
+        if stored is None or now - stored[0] > KEPT_US:
+            return None
+        answer = KeptAnswer.of_stored(*stored)
         if answer.digest != request.digest:
             message = "this Idempotency-Key came with another request before"
             return invalid("idempotency_key_reused", message, "Idempotency-Key", "use a new key for each new request")
-        return answer, event.version
+        return answer

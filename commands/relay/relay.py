@@ -19,7 +19,7 @@ from typing import Any
 
 from commands.relay.lock import LockLost, RelayLock
 from commands.relay.resume import TP, OwnRecords, Sent, StoreMismatch, read_tails, resume, start_after
-from commands.store.event_store import FACTLESS_EVENTS, Event, Store, StoreUnavailable, open_store
+from commands.store.event_store import QUOTA_EVENT, Event, Store, StoreUnavailable, open_store
 from commands.store.generation import StoreGeneration, current_generation
 from commands.store.stored_record import unpack
 from events.log.chain import ChainPosition
@@ -154,7 +154,7 @@ class Relay:
         """
         heads = dict(self.progress.sent)
         futures: dict[Future[Coordinate], TP] = {}
-        decided = [(event.position, unpack(event.state)) for event in events if event.name not in FACTLESS_EVENTS]
+        decided = [(event.position, unpack(event.state)) for event in events if event.name != QUOTA_EVENT]
         last = {(stored.topic, stored.partition): position for position, stored in decided}
         for position, stored in decided:
             tp = (stored.topic, stored.partition)

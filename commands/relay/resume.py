@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from commands.store.event_store import FACTLESS_EVENTS, Store
+from commands.store.event_store import QUOTA_EVENT, Store
 from commands.store.generation import StoreGeneration, decided_partitions
 from commands.store.stored_record import StoredRecord, unpack
 from events.log.chain import FIRST, Claim, claim_of, is_proof
@@ -84,7 +84,7 @@ class OwnRecords:
 
     def decided_at(self, position: int) -> StoredRecord | None:
         found = self.store.notifications(position - 1, 1, until=position) if position else []
-        return unpack(found[0].state) if found and found[0].name not in FACTLESS_EVENTS else None
+        return unpack(found[0].state) if found and found[0].name != QUOTA_EVENT else None
 
 
 def resume(own: OwnRecords, tails: Mapping[TP, Sequence[Tail]]) -> dict[TP, Sent]:

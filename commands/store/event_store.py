@@ -1,7 +1,8 @@
 """Where decisions are kept: an append-only table that refuses a second event of one version. The only file that imports eventsourcing.
 
-An event's position in the table is its position in the market's order of decisions; it is never deleted. SQLite on a laptop,
-Postgres in production: the same recorder interface, the same contract tests.
+An event's position in the table is its position in the market's order of decisions; it is never deleted. Beside it stand the answers to
+requests that may come again, which are: a table that is as long as they are kept. SQLite on a laptop, Postgres in production: the same
+recorder interface, the same contract tests.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from urllib.parse import unquote, urlsplit
 
 from eventsourcing.persistence import IntegrityError, PersistenceError, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteConnection, SQLiteConnectionPool, SQLiteDatastore
+from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteConnection, SQLiteConnectionPool, SQLiteCursor, SQLiteDatastore
 
+from events.facts.fact import Timestamp
 from events.process.settings import Settings
 
 EVENTS_READ_MAX = 1000
 """Events of one aggregate, or notifications, read at once: bounds memory at 512 MB in the worst case, 1 MB in the usual."""
-ANSWER_EVENT = "CommandAnswered"
-"""The name of an event that keeps an answer and no fact."""
 QUOTA_EVENT = "QuotaTaken"
-"""The name of an event that marks a decision by a tenant's quota: of two that are decided at once, the store takes one."""
-FACTLESS_EVENTS = frozenset({ANSWER_EVENT, QUOTA_EVENT})
-"""Names of events that are the store's own: the relay passes them over, and a store that is rebuilt from the log begins without them."""
+"""The name of an event that holds no fact, and marks a decision by a tenant's quota: of two that are decided at once, the store takes one. The relay
+passes it over, and a store that is rebuilt from the log begins without it."""
+ANSWERS = "command_answers"
+EXPIRED_PER_ANSWER = 2
+"""Expired answers that are deleted in the transaction of a new one: more than come, so the table holds what is kept and no more."""
 TABLES_KEY = 0x6D6B7374
 """Names the advisory lock under which Postgres tables are made ("mkst")."""
 LOCK_S_MAX = 10
@@ -43,7 +45,7 @@ class StoreUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of one aggregate. `name` is its fact's name, `state` its stored record; or it is one of `FACTLESS_EVENTS`."""
+    """One event of one aggregate. `name` is its fact's name, `state` its stored record; or it is a `QUOTA_EVENT`."""
 
     originator: str
     version: int
@@ -53,6 +55,16 @@ class Event:
     """0 until it is stored, and when read by aggregate."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered to a request at `at` (µs UTC). It takes the place of one before `expires`, and is in conflict with one since."""
+
+    request: str
+    at: Timestamp
+    expires: Timestamp
+    state: bytes
+
+
 class Store:
     """Thread-safe. Every method raises StoreUnavailable when the database is away."""
 
@@ -60,11 +72,11 @@ class Store:
         self._recorder = recorder
         self.url = url
 
-    def append(self, events: Sequence[Event]) -> list[int]:
-        """All or nothing, in one transaction, durable on return; the positions, growing. Raises Conflict."""
+    def append(self, events: Sequence[Event], answers: Sequence[Answer] = ()) -> list[int]:
+        """All or nothing, in one transaction, durable on return; the positions of the events, growing. Raises Conflict."""
         rows = [StoredEvent(e.originator, e.version, e.name, e.state) for e in events]
         with _translated():
-            positions = self._recorder.insert_events(rows)
+            positions = self._recorder.insert_events(rows, answers=answers)
         assert positions is not None and len(positions) == len(events)
         return [int(p) for p in positions]
 
@@ -73,12 +85,22 @@ class Store:
         with _translated():
             self._recorder.append_at(events)
 
-    def events(self, originator: str, after: int = 0) -> list[Event]:
-        """All events of an aggregate past version `after`."""
+    def answer(self, request: str) -> tuple[Timestamp, bytes] | None:
+        """When it was given, and its state."""
+        with _translated():
+            return self._recorder.answer(request)
+
+    def answers_count(self) -> int:
+        """Answers that are kept, and those that expired and were not deleted yet. Reads them all."""
+        with _translated():
+            return self._recorder.answers_count()
+
+    def events(self, originator: str, after: int = 0, until: int | None = None) -> list[Event]:
+        """All events of an aggregate past version `after`, up to version `until`."""
         found: list[Event] = []
         while True:
             with _translated():
-                page = self._recorder.select_events(originator, gt=after, limit=EVENTS_READ_MAX)
+                page = self._recorder.select_events(originator, gt=after, lte=until, limit=EVENTS_READ_MAX)
             found += [Event(str(e.originator_id), e.originator_version, e.topic, bytes(e.state)) for e in page]
             if len(page) < EVENTS_READ_MAX:
                 return found
@@ -136,6 +158,11 @@ class _translated:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
+def _expired(answers: Sequence[Answer]) -> tuple[Timestamp, int]:
+    """Before which instant answers are expired, and how many of them are deleted with these."""
+    return min(a.expires for a in answers), EXPIRED_PER_ANSWER * len(answers)
+
+
 # --- SQLite
 
 
@@ -150,6 +177,31 @@ class _DurablePool(SQLiteConnectionPool):
 
 
 class _SQLite(SQLiteApplicationRecorder):
+    def construct_create_table_statements(self) -> list[str]:
+        table = f"CREATE TABLE IF NOT EXISTS {ANSWERS} (request TEXT PRIMARY KEY, at INTEGER NOT NULL, state BLOB NOT NULL)"
+        return [*super().construct_create_table_statements(), table, f"CREATE INDEX IF NOT EXISTS {ANSWERS}_at ON {ANSWERS} (at)"]
+
+    def _insert_events(
+        self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], *, answers: Sequence[Answer] = (), **kwargs: Any
+    ) -> Sequence[int] | None:
+        for answer in answers:
+            c.execute(f"DELETE FROM {ANSWERS} WHERE request=? AND at<?", (answer.request, answer.expires))
+            c.execute(f"INSERT INTO {ANSWERS} VALUES (?,?,?)", (answer.request, answer.at, answer.state))
+        if answers:
+            expired = f"SELECT rowid FROM {ANSWERS} WHERE at<? ORDER BY at LIMIT ?"
+            c.execute(f"DELETE FROM {ANSWERS} WHERE rowid IN ({expired})", _expired(answers))
+        return super()._insert_events(c, stored_events, **kwargs)
+
+    def answer(self, request: str) -> tuple[Timestamp, bytes] | None:
+        with self.datastore.transaction(commit=False) as c:
+            c.execute(f"SELECT at, state FROM {ANSWERS} WHERE request=?", (request,))
+            return next(((int(row["at"]), bytes(row["state"])) for row in c.fetchall()), None)
+
+    def answers_count(self) -> int:
+        with self.datastore.transaction(commit=False) as c:
+            c.execute(f"SELECT COUNT(*) FROM {ANSWERS}")
+            return int(c.fetchone()[0])
+
     def append_at(self, events: Sequence[Event]) -> None:
         statement = f"INSERT INTO {self.events_table_name} (rowid, originator_id, originator_version, topic, state) VALUES (?,?,?,?,?)"
         with self.datastore.transaction(commit=True) as c:
@@ -178,6 +230,46 @@ def _sqlite(file: Path) -> _SQLite:
 
 
 class _Postgres(PostgresApplicationRecorder):
+    @property
+    def _answers(self) -> str:
+        return f'"{self.datastore.schema}"."{ANSWERS}"'
+
+    def create_table(self) -> None:
+        super().create_table()
+        with self.datastore.transaction(commit=True) as c:
+            c.execute(f"CREATE TABLE IF NOT EXISTS {self._answers} (request TEXT PRIMARY KEY, at BIGINT NOT NULL, state BYTEA NOT NULL)")  # type: ignore[arg-type]
+            c.execute(f"CREATE INDEX IF NOT EXISTS {ANSWERS}_at ON {self._answers} (at)")  # type: ignore[arg-type]
+
+    def insert_events(self, stored_events: Sequence[StoredEvent], *, answers: Sequence[Answer] = (), **kwargs: Any) -> Sequence[int] | None:
+        if stored_events:
+            return super().insert_events(stored_events, answers=answers, **kwargs)
+        with self.datastore.transaction(commit=True) as c:  # the library's own way asks nobody whether they were taken
+            self._insert_answers(c, answers)
+        return []
+
+    def _insert_events(self, curs: Any, stored_events: Sequence[StoredEvent], *, answers: Sequence[Answer] = (), **kwargs: Any) -> None:
+        self._insert_answers(curs, answers)
+        super()._insert_events(curs, stored_events, **kwargs)
+
+    def _insert_answers(self, c: Any, answers: Sequence[Answer]) -> None:
+        """In one order whoever writes them, and what is deleted waits for nobody: so two writers cannot wait for each other."""
+        for answer in sorted(answers, key=lambda a: a.request):
+            c.execute(f"DELETE FROM {self._answers} WHERE request=%s AND at<%s", (answer.request, answer.expires))  # type: ignore[arg-type]
+            c.execute(f"INSERT INTO {self._answers} VALUES (%s,%s,%s)", (answer.request, answer.at, answer.state))  # type: ignore[arg-type]
+        if answers:
+            expired = f"SELECT ctid FROM {self._answers} WHERE at<%s ORDER BY at LIMIT %s FOR UPDATE SKIP LOCKED"
+            c.execute(f"DELETE FROM {self._answers} WHERE ctid = ANY(ARRAY({expired}))", _expired(answers))  # type: ignore[arg-type]
+
+    def answer(self, request: str) -> tuple[Timestamp, bytes] | None:
+        with self.datastore.get_connection() as connection, connection.cursor() as c:
+            c.execute(f"SELECT at, state FROM {self._answers} WHERE request=%s", (request,))  # type: ignore[arg-type]
+            return next(((int(row["at"]), bytes(row["state"])) for row in c.fetchall()), None)
+
+    def answers_count(self) -> int:
+        with self.datastore.get_connection() as connection, connection.cursor() as c:
+            c.execute(f"SELECT COUNT(*) AS n FROM {self._answers}")  # type: ignore[arg-type]
+            return next(int(row["n"]) for row in c.fetchall())
+
     def append_at(self, events: Sequence[Event]) -> None:
         table = f'"{self.datastore.schema}"."{self.events_table_name}"'
         statement = f"INSERT INTO {table} (notification_id, originator_id, originator_version, topic, state) VALUES (%s,%s,%s,%s,%s)"

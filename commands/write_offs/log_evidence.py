@@ -75,16 +75,29 @@ def _is_billable(codec: Codec, record: Record) -> bool:
     return name in USAGE_FACTS and partition_of(body["tenant"].encode(), TOPICS["usage"].partitions) == record.partition
 
 
-def epoch_status(reader: Reader, codec: Codec, producer: str, epoch: str) -> EpochStatus:
-    """What the producer wrote about the epoch. Reads the whole topic: one record for each start and end of a gateway."""
-    status: EpochStatus = "unknown"
-    for record in reader.read("producers"):
+class EpochStatuses:
+    """What producers wrote about their epochs, as far as it was read: a question reads what is new on the topic, and no more. One thread at
+    a time. Holds some 300 bytes an epoch, and an epoch is one start of a gateway."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._ends: dict[int, int] = {}
+        self._closed: dict[str, dict[str, bool]] = {}
+        """Epoch → producer that opened it → whether it is closed."""
+
+    def status(self, reader: Reader, producer: str, epoch: str) -> EpochStatus:
+        for record in reader.read("producers", self._ends):
+            self._take(record)
+            self._ends[record.partition] = record.offset + 1
+        closed = self._closed.get(epoch, {}).get(producer)
+        return "unknown" if closed is None else "closed" if closed else "open"
+
+    def _take(self, record: Record) -> None:
         try:
-            name, body = codec.decode(record.value)
+            name, body = self._codec.decode(record.value)
         except Undecodable:
-            continue  # bytes that are no fact open and close nothing
-        if name == ProducerOpened.__name__ and (body["producer"], body["epoch"]) == (producer, epoch) and status == "unknown":
-            status = "open"
-        if name == ProducerClosed.__name__ and body["epoch"] == epoch and status == "open":
-            status = "closed"
-    return status
+            return  # bytes that are no fact open and close nothing
+        if name == ProducerOpened.__name__:
+            self._closed.setdefault(body["epoch"], {}).setdefault(body["producer"], False)
+        if name == ProducerClosed.__name__ and body["epoch"] in self._closed:
+            self._closed[body["epoch"]] = dict.fromkeys(self._closed[body["epoch"]], True)

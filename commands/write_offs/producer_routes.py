@@ -14,7 +14,7 @@ from commands.http.problem_answers import rejected_answer
 from commands.processor.command_handler import CommandHandler
 from commands.processor.rejection import missing
 from commands.write_offs.answers import ProducerWriteOffAnswer, ProducerWriteOffShown
-from commands.write_offs.log_evidence import epoch_status
+from commands.write_offs.log_evidence import EpochStatuses
 from commands.write_offs.producers import (
     PRODUCER,
     ApproveProducerWriteOff,
@@ -25,15 +25,13 @@ from commands.write_offs.producers import (
     decide,
 )
 from commands.write_offs.requests import ProducerWriteOffRequest
-from events.log.schemas import read_schemas
-from events.schema.codec import Codec
 
 
 class ProducerWriteOffs:
     """Epochs of producers that will never close them."""
 
     def __init__(self, app: CommandApp) -> None:
-        self._app = app
+        self._app, self._epochs = app, EpochStatuses(app.codec)
 
     def router(self) -> APIRouter:
         routes = APIRouter(prefix="/v1/write-offs/producers/{producer}/{epoch}", tags=["write-offs"])
@@ -64,8 +62,7 @@ class ProducerWriteOffs:
 
     def _status(self, producer: str, epoch: str) -> EpochStatus:
         with self._app.log_reader() as reader:
-            schemas, _ = read_schemas(reader)  # as they are now: a newer gateway may have written with a schema of its own
-            return epoch_status(reader, Codec(schemas), producer, epoch)
+            return self._epochs.status(reader, producer, epoch)
 
 
 def _answer(state: ProducerState, command: ProducerCommand) -> dict[str, Any]:

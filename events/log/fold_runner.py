@@ -29,10 +29,14 @@ logger = logging.getLogger(__name__)
 
 FRESH_S_MAX = 5.0
 SNAPSHOT_S = 60.0
+SNAPSHOT_SHARE_MAX = 1 / 20
+"""Of the time, that is spent writing snapshots: one that takes 30 s (ten million keys) is written every ten minutes at most."""
 SLICE_PAUSE_S = 0.005
 """Pause between two slices of a snapshot, for the other threads: a million keys take two seconds, and no call is slower."""
 HEARTBEATS_KEPT = 10_000
 """Heartbeats that wait for their records: eight minutes at 20 a second. Older ones are dropped; only the newest counts."""
+ACCEPTED_MAX = 100_000
+"""Facts that wait for a heartbeat before those whose place is certain are applied without it: some 60 MB. Only a start has more."""
 NAMED_MAX = 10
 """Records that one alarm names."""
 HEARTBEAT = ("heartbeats", 0)
@@ -103,6 +107,7 @@ class FoldRunner:
         self._relay_keys = relay_keys(settings)
         self._partitions = {(t, p): FoldedPartition(t, p, codec, self._relay_keys) for t in topics for p in range(TOPICS[t].partitions)}
         self._accepted: list[Accepted] = []
+        self._accepted_max = ACCEPTED_MAX
         self._heartbeats: deque[tuple[Heartbeat, Record, float]] = deque(maxlen=HEARTBEATS_KEPT)
         self._position = 0
         self._heartbeat_ms, self._heartbeat_came_s, self._heartbeat_number = 0, 0.0, 0
@@ -118,7 +123,8 @@ class FoldRunner:
         self._stop = threading.Event()
         self._caught_up_event = threading.Event()
         self.failure: BaseException | None = None
-        self._snapshot_at = time.monotonic()
+        self._snapshot_at, self._saving_s = time.monotonic(), 0.0
+        """When the last snapshot was begun, and how long it took."""
         self._saved_head: dict[str, Any] = {}
         """The head of the last snapshot written."""
         self._saving: threading.Thread | None = None
@@ -249,18 +255,13 @@ class FoldRunner:
         self._accept()
         found = next((i for i in range(len(self._heartbeats) - 1, -1, -1) if self._all_seen(self._heartbeats[i][0])), None)
         if found is None:
+            if len(self._accepted) > self._accepted_max:
+                self._apply_certain()
             return
         for _ in range(found):  # the newer one covers the older ones
             self._heartbeats.popleft()
         heartbeat, record, came_s = self._heartbeats.popleft()
-        due = sorted(d for d in self._accepted if d[0] <= heartbeat.position)
-        for position, observed, offset, topic, partition, frame in due:
-            name, body = self._codec.decode(frame)  # Undecodable stops the fold: it skips nothing
-            if not observed:
-                body["position"] = position
-            self._fold.apply(name, body, Coordinate(topic, partition, offset))
-        if due:
-            self._accepted = [d for d in self._accepted if d[0] > heartbeat.position]
+        self._apply_to(heartbeat.position)
         self._set_aside_older(self._heartbeat_ms - SKEW_MS_MAX)
         self._position, self._heartbeat_ms, self._heartbeat_came_s = max(self._position, heartbeat.position), record.timestamp, came_s
         if not self._caught_up and all(self._partitions[tp].next_offset >= end for tp, end in self._ends_at_start.items()):
@@ -268,6 +269,29 @@ class FoldRunner:
             self._caught_up = self.lag == 0 or record.offset > self._heartbeats_end
             if self._caught_up:
                 self._caught_up_event.set()
+
+    def _apply_certain(self) -> None:
+        """At a start the newest heartbeat is far away, and what came before it need not be held till then: what a partition that is behind it
+        still lacks comes after all that it has, so everything up to the one that is furthest behind can be applied in order."""
+        if self._heartbeats:
+            heartbeat = self._heartbeats[-1][0]
+            behind = [partition.chain.position for tp, partition in self._partitions.items() if not self._seen(heartbeat, tp)]
+            certain = min(behind, default=0)
+            self._apply_to(certain)
+            self._position = max(self._position, certain)
+        # Where one partition holds up the others, they are not sorted each time.
+        self._accepted_max = max(ACCEPTED_MAX, 2 * len(self._accepted))
+
+    def _apply_to(self, end: int) -> None:
+        """What was accepted up to this position, in order."""
+        due = sorted(d for d in self._accepted if d[0] <= end)
+        for position, observed, offset, topic, partition, frame in due:
+            name, body = self._codec.decode(frame)  # Undecodable stops the fold: it skips nothing
+            if not observed:
+                body["position"] = position
+            self._fold.apply(name, body, Coordinate(topic, partition, offset))
+        if due:
+            self._accepted = [d for d in self._accepted if d[0] > end]
 
     def _set_aside_older(self, at_ms: float) -> None:
         """Called when all that a heartbeat speaks of is applied, with the append time of the one before. The relay writes one heartbeat at a
@@ -286,13 +310,14 @@ class FoldRunner:
         )
 
     def _all_seen(self, heartbeat: Heartbeat) -> bool:
-        for (topic, number), partition in self._partitions.items():
-            position, chain = heartbeat.sent.get(f"{topic}/{number}", 0), partition.chain
-            if chain.position < position or (position and chain.store != heartbeat.store):
-                return False
-            if chain.store and not position:
-                return False  # a relay reports every partition of its store: this one is of another store, or older than the opening
-        return True
+        return all(self._seen(heartbeat, tp) for tp in self._partitions)
+
+    def _seen(self, heartbeat: Heartbeat, tp: TP) -> bool:
+        position, chain = heartbeat.sent.get(f"{tp[0]}/{tp[1]}", 0), self._partitions[tp].chain
+        if chain.position < position or (position and chain.store != heartbeat.store):
+            return False
+        # A relay reports every partition of its store: one that it leaves out is of another store, or the heartbeat is older than its opening.
+        return position > 0 or not chain.store
 
     # --- what needs a person
 
@@ -340,7 +365,8 @@ class FoldRunner:
     # --- snapshots
 
     def _maybe_snapshot(self) -> None:
-        if self._snapshot is None or time.monotonic() - self._snapshot_at < self._snapshot_s or self.lag or not self._caught_up:
+        pause_s = max(self._snapshot_s, self._saving_s / SNAPSHOT_SHARE_MAX)
+        if self._snapshot is None or time.monotonic() - self._snapshot_at < pause_s or self.lag or not self._caught_up:
             return
         if self._saving is not None and self._saving.is_alive():
             return
@@ -354,11 +380,13 @@ class FoldRunner:
         self._saving.start()
 
     def _save(self, path: Path, head: dict[str, Any], state: Iterable[bytes], pause_s: float) -> None:
+        began = time.monotonic()
         try:
             snapshots.write(path, head, state, pause_s)
             self._saved_head = head
         except Exception:  # without a snapshot the next start takes longer, nothing else
             logger.exception("the snapshot of %s was not written", self._name)
+        self._saving_s = time.monotonic() - began
 
     def save(self) -> None:
         """Writes the snapshot now. Only after `stop`, and only when nothing waits."""

@@ -9,7 +9,7 @@ from hashlib import sha256
 
 import confluent_kafka as ck
 
-from commands.store.event_store import FACTLESS_EVENTS, open_store
+from commands.store.event_store import QUOTA_EVENT, open_store
 from events.log.sign_in import client_config
 from events.process.settings import Settings
 from tests.support.polling import eventually
@@ -111,7 +111,7 @@ def check_complete(settings: Settings) -> ChainReport:
     store = open_store(settings)
     after, decided = 0, dict[int, bytes]()
     while page := store.notifications(after):
-        decided |= {e.position: e.state for e in page if e.name not in FACTLESS_EVENTS}
+        decided |= {e.position: e.state for e in page if e.name != QUOTA_EVENT}
         after = page[-1].position
     store.close()
     assert set(chained.records) == set(decided)

@@ -22,7 +22,7 @@ from commands.processor.context import CommandContext
 from commands.processor.idempotency_store import RepeatableRequest
 from commands.processor.quotas_from_store import QuotasFromStore, quota_originator
 from commands.processor.rejection import Rejected
-from commands.store.event_store import FACTLESS_EVENTS, QUOTA_EVENT, Store, open_store
+from commands.store.event_store import QUOTA_EVENT, Store, open_store
 from commands.store.generation import current_generation
 from commands.store.opening import open_generation
 from commands.store.rebuild import rebuild
@@ -355,7 +355,7 @@ def relayed(store: Store, *forged: tuple[int, TenantQuotaSet]) -> list[Record]:
     assert generation is not None
     log, records, offsets = RelayedLog(generation.store), list[Record](), dict[tuple[str, int], int]()
     strangers = dict(forged)
-    events = [e for e in store.notifications(0) if e.name not in FACTLESS_EVENTS]
+    events = [e for e in store.notifications(0) if e.name != QUOTA_EVENT]
     for number, event in enumerate(events):
         stored = unpack(event.state)
         tp = stored.topic, stored.partition
@@ -412,7 +412,7 @@ def test_a_store_rebuilt_from_the_log_has_the_same_quota_and_use_and_goes_on(liv
 
 
 def test_a_quota_that_somebody_else_wrote_on_the_log_is_not_believed(lived: Store, tmp_path: Any) -> None:
-    events = [e for e in lived.notifications(0) if e.name not in FACTLESS_EVENTS]
+    events = [e for e in lived.notifications(0) if e.name != QUOTA_EVENT]
     last = max(number for number, e in enumerate(events) if e.name == "TenantQuotaSet")
     forged = TenantQuotaSet(
         event_id=str(uuid.UUID(int=7)),

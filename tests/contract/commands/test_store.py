@@ -26,7 +26,7 @@ from commands.processor.idempotency_store import KEPT_US, RepeatableRequest
 from commands.processor.rejection import Rejected
 from commands.relay.resume import OwnRecords, Sent, StoreMismatch, resume
 from commands.store import opening
-from commands.store.event_store import ANSWER_EVENT, Conflict, Event, Store, open_store
+from commands.store.event_store import Answer, Conflict, Event, Store, open_store
 from commands.store.generation import current_generation, decided_partitions
 from commands.store.opening import open_generation, open_new_partitions
 from commands.store.stored_record import unpack
@@ -257,7 +257,8 @@ def test_one_key_and_one_body_is_one_command(processors: Callable[[], CommandPro
         assert (again.replayed, again.facts, again.body, again.version) == (True, first.facts, first.body, first.version)
     assert refused(one, register("m", request=RepeatableRequest("acme", "key-1", "another"))) == "idempotency_key_reused"
     assert done(one, register("m2", request=RepeatableRequest("globex", "key-1", "another"))).replayed is False
-    assert [e.name for e in store.notifications(0)] == ["ModelRegistered", ANSWER_EVENT, "ModelRegistered", ANSWER_EVENT]
+    assert [e.name for e in store.notifications(0)] == ["ModelRegistered", "ModelRegistered"]
+    assert store.answers_count() == 2
 
 
 def test_one_key_sent_many_times_at_once_is_one_command(processors: Callable[[], CommandProcessor], store: Store) -> None:
@@ -267,7 +268,7 @@ def test_one_key_sent_many_times_at_once_is_one_command(processors: Callable[[],
     assert all(isinstance(o, Done) for o in outcomes), outcomes
     assert sum(1 for o in outcomes if isinstance(o, Done) and not o.replayed) == 1
     assert len({o.facts for o in outcomes if isinstance(o, Done)}) == 1
-    assert len(store.notifications(0)) == 2
+    assert (len(store.notifications(0)), store.answers_count()) == (1, 1)
 
 
 def test_an_idempotency_key_is_kept_for_a_day_and_then_forgotten(processors: Callable[[], CommandProcessor]) -> None:
@@ -277,6 +278,52 @@ def test_an_idempotency_key_is_kept_for_a_day_and_then_forgotten(processors: Cal
     assert done(processor, register("m", now=NOW + day, request=request)).replayed
     assert refused(processor, register("m", now=NOW + KEPT_US + 1, request=request)) == "name_taken"
     assert done(processor, register("n", now=NOW + KEPT_US + 1, request=request)).replayed is False
+
+
+def test_answers_that_expired_go_with_the_ones_that_come(processors: Callable[[], CommandProcessor], store: Store) -> None:
+    """However many requests come in a year, the store holds the answers of two days."""
+    processor, hours, an_hour = processors(), 200, 3600 * 1_000_000
+    for hour in range(hours):
+        done(processor, register(f"m{hour}", now=NOW + hour * an_hour, request=RepeatableRequest("acme", f"k{hour}", "d")))
+    kept = KEPT_US // an_hour
+    assert store.answers_count() == kept + 1
+    assert len(store.notifications(0)) == hours
+    assert done(processor, register("again", now=NOW + hours * an_hour, request=RepeatableRequest("acme", "k0", "d"))).replayed is False
+    last = hours - 1
+    newest = register(f"m{last}", now=NOW + last * an_hour, request=RepeatableRequest("acme", f"k{last}", "d"))
+    assert done(processor, newest).replayed
+
+
+def test_two_that_find_the_same_expired_answer_do_not_both_happen(opener: Opener) -> None:
+    """Neither sees the other's before it writes."""
+    one, other = opener(), opener()
+    one.append([event("a", 1)], [Answer("r", NOW, NOW - KEPT_US, b"old")])
+    later = NOW + KEPT_US + 1
+    one.append([event("b", 1)], [Answer("r", later, later - KEPT_US, b"first")])
+    with pytest.raises(Conflict):
+        other.append([event("c", 1)], [Answer("r", later + 1, later + 1 - KEPT_US, b"second")])
+    with pytest.raises(Conflict):
+        other.append([], [Answer("r", later + 1, later + 1 - KEPT_US, b"second")])
+    assert (one.answer("r"), one.events("c")) == ((later, b"first"), [])
+
+
+def test_a_repeated_request_reads_what_it_made_and_not_the_rest_of_its_aggregate(
+    processors: Callable[[], CommandProcessor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor, request = processors(), RepeatableRequest("acme", "k", "d")
+    first = done(processor, register("m", request=request))
+    for minor in range(20):
+        done(processor, add("m", f"1.{minor}.0"))
+    read, events = list[int](), Store.events
+
+    def counted(store: Store, originator: str, after: int = 0, until: int | None = None) -> list[Event]:
+        found = events(store, originator, after, until)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(Store, "events", counted)
+    assert done(processor, register("m", request=request)).facts == first.facts
+    assert sum(read) == 1
 
 
 def test_a_fact_that_is_too_large_is_refused_and_leaves_nothing(processors: Callable[[], CommandProcessor], store: Store) -> None:

@@ -288,6 +288,13 @@ def test_the_catalog_at_every_instant_is_that_of_whole_documents(empty: ClickHou
             assert deployed == deployments.get(key, {}).get("versions", {})
             assert now["changed_at"] <= instant
         assert [m["model"] for m in catalog.page(Wanted(as_of=instant, tag="3"))[0]] == [k for k in sorted(models) if k.endswith("3")]
+    assert catalog.page(Wanted(as_of=0)) == catalog.page(Wanted(tenant="nobody")) == catalog.page(Wanted(text="no such word")) == ([], "")
+    everything = [m["model"] for m in catalog.page(Wanted())[0]]
+    assert everything == [m["model"] for m in catalog.page(Wanted(tenant="acme", domain="x", task="x", scenario="x", text="VISION"))[0]]
+    assert everything == sorted(whole["models"])
+    working = [key for key, document in sorted(whole["models"].items()) if not document["retired"]]
+    assert 0 < len(working) < len(everything)
+    assert [m["model"] for m in catalog.page(Wanted(retired=False))[0]] == working
     versions = {r["model"]: r["versions"] for r in empty.rows("SELECT model, versions FROM catalog")}
     assert versions == {key: sorted(document["versions"]) for key, document in whole["models"].items()}
     for topic, log in logs.items():  # what a restart reads is what was in memory
