@@ -96,9 +96,9 @@ class MeetingStore(Store):
         super().__init__(store._recorder, store.url)  # pyright: ignore[reportPrivateUsage]
         self.before_append: Callable[[], object] = lambda: None
 
-    def append(self, events: Any) -> list[int]:
+    def append(self, events: Any, answers: Any = ()) -> list[int]:
         self.before_append()
-        return super().append(events)
+        return super().append(events, answers)
 
 
 def held_until(event: threading.Event) -> PendingCommand[Any, Any]:
@@ -337,9 +337,9 @@ def test_an_append_whose_answer_was_lost_is_known_again(processor: CommandProces
     store_append = Store.append
 
     class Twice(MeetingStore):
-        def append(self, events: Any) -> list[int]:
-            store_append(self, events)
-            return store_append(self, events)
+        def append(self, events: Any, answers: Any = ()) -> list[int]:
+            store_append(self, events, answers)
+            return store_append(self, events, answers)
 
     store.__class__ = Twice
     done(deciding, deploy("m1"))
