@@ -24,7 +24,7 @@ from serving.inference import Predicted, PredictionFailed
 from serving.protocols.operations import CheckReady, DescribeVersion, Infer, ListModels, Operation, ShowDocument
 from serving.refused import Refused, unavailable
 
-TURNS = TurnBounds(running_max=256, alone_max=96, shared_max=16, waiting_max=8192, wait_s_max=30)
+TURNS = TurnBounds(running_max=512, alone_max=128, shared_max=16, waiting_max=8192, wait_s_max=30)
 """Calls under way in this gateway. Beside others a tenant has so few that what is before another's call takes some milliseconds: parsing them,
 a batch of them at a replica, and writing their facts."""
 

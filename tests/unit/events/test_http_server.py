@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
 from events.process.fairness.http_turns import InTurn
 from events.process.fairness.turns import TurnBounds
@@ -242,7 +243,7 @@ def test_a_slow_reader_keeps_no_turn() -> None:
 
         @api.app.get("/large")
         async def large() -> Response:  # pyright: ignore[reportUnusedFunction]
-            return Response(bytes(32 << 20))
+            return StreamingResponse(iter([bytes(16 << 20)] * 3))
 
         async with running(api):
             reader, writer = await api.open()
