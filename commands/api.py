@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
@@ -54,13 +55,16 @@ BILL_BYTES_MAX = 32 << 20
 """100 000 lines of a bill, with names of usual length, and of that one path: it is read beside the loop."""
 TENANT_REQUESTS_MAX = 256
 """Under way at once, of one tenant, nearly all of them waiting for their turn: a quarter of the connections."""
-TURNS = TurnBounds(running_max=40, alone_max=16, shared_max=4, waiting_max=CONNECTIONS_MAX, wait_s_max=30)
-"""Requests at once: each has a thread, of which there are forty."""
+TURNS = TurnBounds(running_max=64, alone_max=32, shared_max=4, waiting_max=CONNECTIONS_MAX, wait_s_max=30)
+"""Requests at once. Those of a tenant that is alone are decided in large groups, with one flush to disk for each."""
+THREADS = TURNS.running_max + 16
+"""Each request that runs has one; the others are for uploads and for the keys."""
 
 
 def build(commands: CommandApp) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
         yield
         await asyncio.to_thread(commands.close)
 

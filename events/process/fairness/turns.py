@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from events.process.fairness.fair_queue import UNWEIGHED, FairQueue, QueueFull
 
-ALONE_AFTER_S = 1.0
-"""A tenant is alone when no other one asked for so long."""
+ALONE_AFTER_S = 5.0
+"""A tenant is alone when no other one asked for so long, and none has anything running."""
 
 
 class NoTurn(Exception):
@@ -101,8 +101,9 @@ class Turns:
         return next((tenant for tenant in self._waiting.tenants() if self._may_run(tenant)), None)
 
     def _may_run(self, tenant: str) -> bool:
-        most = self._bounds.shared_max if time.monotonic() < self._shared_until else self._bounds.alone_max
-        return self._running[tenant] < min(most, self._free)
+        running = self._running.get(tenant, 0)
+        alone = len(self._running) == (running > 0) and time.monotonic() >= self._shared_until
+        return running < min(self._bounds.alone_max if alone else self._bounds.shared_max, self._free)
 
     def _begin(self, tenant: str) -> None:
         self._free -= 1

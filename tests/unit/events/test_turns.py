@@ -87,10 +87,13 @@ def test_beside_others_a_tenant_has_few_running_and_alone_many(monkeypatch: pyte
         assert work.turns.running("loud") == 2
         await work.end("quiet-1")
         assert work.turns.running("loud") == 2, "another tenant asked a moment ago"
-        now += 2
-        await work.end("loud-1")
-        assert work.turns.running("loud") == 4
         await work.ask("quiet-2")
+        now += turns_module.ALONE_AFTER_S
+        await work.end("loud-1")
+        assert work.turns.running("loud") == 2, "another tenant has one running"
+        await work.end("quiet-2")
+        assert work.turns.running("loud") == 4
+        await work.ask("quiet-3")
         await work.end("loud-2", "loud-3")
         assert (work.turns.running("loud"), work.turns.waiting) == (2, 1)
 
