@@ -13,21 +13,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, HTTPException, Request, Response, Security
+from anyio.to_thread import current_default_thread_limiter
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from access.codes import PREFIX, Refusal
-from access.principal import Principal
+from access.codes import PREFIX
 from commands.artifacts.intake import ArtifactIntake
 from commands.artifacts.routes import UPLOAD_S_MAX, Artifacts
 from commands.bills.routes import Bills
 from commands.deployments.routes import Deployments
 from commands.http.answers import JSON
 from commands.http.command_app import CommandApp, open_command_app
+from commands.http.identify import Identify
 from commands.http.operations import EVERYWHERE
 from commands.http.problem_answers import HttpProblem, problem_answer, unavailable_answer, violations_of
 from commands.models.routes import Models
@@ -40,10 +39,11 @@ from commands.write_offs.record_routes import RecordWriteOffs
 from commands.write_offs.record_set_routes import RecordSets
 from events.log.client import LogMismatch
 from events.log.sign_in import LogDenied
-from events.process.clock import now_us
-from events.process.http_admission import BODY_S_MAX, CALLER, Admission, NotAdmitted
+from events.process.fairness.http_turns import InTurn
+from events.process.fairness.turns import TurnBounds
+from events.process.http_admission import BODY_S_MAX, CALLER, Admission, Message
 from events.process.http_api import make_api
-from events.process.http_server import make_server
+from events.process.http_server import CONNECTIONS_MAX, make_server
 from events.process.json_logging import start_logging
 from events.process.problem import Violation
 from events.process.settings import Settings
@@ -54,12 +54,17 @@ BODY_BYTES_MAX = 1 << 20
 BILL_BYTES_MAX = 32 << 20
 """100 000 lines of a bill, with names of usual length, and of that one path: it is read beside the loop."""
 TENANT_REQUESTS_MAX = 256
-"""Under way at once, of one tenant: a quarter of the connections."""
+"""Under way at once, of one tenant, nearly all of them waiting for their turn: a quarter of the connections."""
+TURNS = TurnBounds(running_max=64, alone_max=32, shared_max=4, waiting_max=CONNECTIONS_MAX, wait_s_max=30)
+"""Requests at once. Those of a tenant that is alone are decided in large groups, with one flush to disk for each."""
+THREADS = TURNS.running_max + 16
+"""Each request that runs has one; the others are for uploads and for the keys."""
 
 
 def build(commands: CommandApp) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncGenerator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
         yield
         await asyncio.to_thread(commands.close)
 
@@ -91,17 +96,17 @@ def build(commands: CommandApp) -> FastAPI:
             health |= {"status": "failed", "message": str(e)[:300]}
         return Response(orjson.dumps(health), 200 if health["status"] == "ready" else 503, media_type=JSON)
 
-    async def identify(authorization: bytes) -> Principal:
-        known = commands.keys.recognize(authorization, now_us())
-        if isinstance(known, Refusal):  # it may be newer than what was read
-            known = await run_in_threadpool(commands.keys.authenticate, authorization, now_us())
-        if isinstance(known, Refusal):
-            raise NotAdmitted(known.status, known.violation, known.headers)
-        return known
-
-    api.add_middleware(BodyBound)
-    api.add_middleware(Admission, identify=identify, tenant_requests_max=TENANT_REQUESTS_MAX, limit_s=_body_s_max)
+    api.add_middleware(InTurn, bounds=TURNS, body_bytes_max=_body_bytes_max)
+    api.add_middleware(Admission, identify=Identify(commands.keys), tenant_requests_max=TENANT_REQUESTS_MAX, limit_s=_body_s_max)
     return api
+
+
+def _body_bytes_max(scope: Message) -> int | None:
+    """Uploads have bounds of their own."""
+    path, caller = scope["path"], scope[CALLER]
+    if path.startswith("/v1/artifacts/"):
+        return None
+    return BILL_BYTES_MAX if path.startswith("/v1/bills/") and path.endswith("/complete") and caller.admin else BODY_BYTES_MAX
 
 
 def _body_s_max(path: str) -> float:
@@ -130,32 +135,6 @@ def _answer_errors(api: FastAPI) -> None:
         logger.error("unexpected failure in %s", request.scope.get("route"), exc_info=e)
         violation = Violation("internal_error", "this is our mistake; it was logged", "", "report it with the X-Correlation-Id")
         return problem_answer(500, [violation])
-
-
-class BodyBound:
-    """Ends a request whose JSON body is longer than allowed, whatever its Content-Length says. Uploads count for themselves."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope.get("path", "")
-        if CALLER not in scope or path.startswith("/v1/artifacts/"):
-            await self._app(scope, receive, send)
-            return
-        caller: Principal = scope[CALLER]
-        limit = BILL_BYTES_MAX if path.startswith("/v1/bills/") and path.endswith("/complete") and caller.admin else BODY_BYTES_MAX
-        came = 0
-
-        async def counted() -> Message:
-            nonlocal came
-            message = await receive()
-            came += len(message.get("body", b""))
-            if came > limit:
-                raise HTTPException(413, f"the body is longer than {limit} bytes", {"Connection": "close"})
-            return message
-
-        await self._app(scope, counted, send)
 
 
 def main() -> int:

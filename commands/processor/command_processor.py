@@ -1,14 +1,13 @@
 """Where commands are decided, one after another, and their facts written down together.
 
 One thread decides: each command sees what the one before it changed. Whatever waits meanwhile is decided with it and committed
-in one transaction, so that the disk is flushed once for many commands. If another process was faster anywhere in the group,
+in one transaction, so that the disk is flushed once for many commands; of each tenant in turn (K28). If another process was faster anywhere in the group,
 nothing of it is written, and each command is loaded and decided again alone.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -27,13 +26,14 @@ from commands.store.stored_record import record_for, unpack
 from events.facts.fact import DecidedFact
 from events.facts.headers import CE_ID, headers_of
 from events.facts.topics import FACTS, key_of
+from events.process.fairness.fair_queue import UNWEIGHED, FairQueue, QueueFull
 from events.process.problem import Violation
 from events.schema.codec import Codec, FrameTooLarge
 
 logger = logging.getLogger(__name__)
 
-WAITING_MAX = 1000
-"""Commands that may wait: seconds of work; past it the caller is asked to try again later."""
+WAITING_MAX = 2000
+"""Commands that may wait, half of them of one tenant: seconds of work; past it the caller is asked to try again later."""
 GROUP_MAX = 64
 """Commands committed together: bounds a transaction, and what a conflict makes us repeat."""
 ATTEMPTS_MAX = 5
@@ -92,7 +92,10 @@ class CommandProcessor:
         self._store, self._codec, self._aggregates = store, codec, aggregates
         self._answers = IdempotencyStore(store)
         self.quotas = QuotasFromStore(store, codec)
-        self._queue: queue.Queue[_Entry | None] = queue.Queue(WAITING_MAX)
+        self._waiting = FairQueue[_Entry](WAITING_MAX, UNWEIGHED)
+        self._changed = threading.Condition()
+        """Guards what waits, and whether more may come."""
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="command-processor", daemon=True)
         self.failed: BaseException | None = None
         self._when_failed: Callable[[], None] = lambda: None
@@ -103,10 +106,12 @@ class CommandProcessor:
         if self.failed is not None:
             raise ProcessorBusy(f"the command processor has stopped: {self.failed}")
         future: Future[Outcome] = Future()
-        try:
-            self._queue.put_nowait((pending, future))
-        except queue.Full:
-            raise ProcessorBusy(f"{WAITING_MAX} commands wait") from None
+        with self._changed:
+            try:
+                self._waiting.put(pending.principal.tenant if pending.principal else "", (pending, future), 0)
+            except QueueFull as full:
+                raise ProcessorBusy(f"{full.items} commands of this tenant wait") from None
+            self._changed.notify()
         return future
 
     def when_failed(self, call: Callable[[], None]) -> None:
@@ -115,39 +120,38 @@ class CommandProcessor:
 
     @property
     def waiting(self) -> int:
-        return self._queue.qsize()
+        return len(self._waiting)
 
     def close(self) -> None:
-        self._queue.put(None)
+        """Decides what waits, and no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join(10)
 
     def _run(self) -> None:
         group: list[_Entry] = []
         try:
-            while True:
-                entry = self._queue.get()
-                if entry is None:
-                    return
-                group = [entry, *self._more()]
+            while group := self._next_group():
                 while group:
                     group = self._decide_group(group)
         except BaseException as e:
             self.failed = e
             logger.exception("the processor stops: no command is decided until the process is started again")
-            for _, future in [*group, *self._more()]:
+            for _, future in [*group, *self._rest()]:
                 if not future.done():
                     future.set_exception(e)
             self._when_failed()
 
-    def _more(self) -> list[_Entry]:
-        found: list[_Entry] = []
-        while len(found) < GROUP_MAX - 1 and not self._queue.empty():
-            entry = self._queue.get()
-            if entry is None:
-                self._queue.put(None)  # the end, again for the next round
-                break
-            found.append(entry)
-        return found
+    def _next_group(self) -> list[_Entry]:
+        """What waits, one of each tenant in turn; empty at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return [self._waiting.take() for _ in range(min(len(self._waiting), GROUP_MAX))]
+
+    def _rest(self) -> list[_Entry]:
+        with self._changed:
+            return [self._waiting.take() for _ in range(len(self._waiting))]
 
     def _decide_group(self, group: list[_Entry]) -> list[_Entry]:
         """Settles every future of the group, but for those returned: they repeat a request that is in this very group."""

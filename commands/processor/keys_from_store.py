@@ -28,7 +28,7 @@ class KeysFromStore:
 
     def authenticate(self, authorization: bytes, now: Timestamp) -> Principal | Refusal:
         """Who sends this Authorization header, or why it opens nothing."""
-        self._catch_up()
+        self.catch_up()
         return self._keys.authenticate(authorization, now)
 
     def recognize(self, authorization: bytes, now: Timestamp) -> Principal | Refusal:
@@ -36,7 +36,8 @@ class KeysFromStore:
         may still be good here, a new one not yet."""
         return self._keys.authenticate(authorization, now)
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Reads what was decided since the last time. Raises StoreUnavailable."""
         with self._lock:
             for event in self._events.new():
                 self._keys.apply(*self._codec.decode(unpack(event.state).frame))

@@ -22,6 +22,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 BODY_IDLE_S_MAX, BODY_S_MAX = 10.0, 60.0
 """Between two pieces of a body, and for all of it. An upload, which is long, has its own bound in place of the second."""
+TOO_MANY_S = 1.0
+"""After so long a tenant with too many requests is told: so a flood of refused requests costs one per connection and second."""
 OPEN = ("/healthz", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 OPEN_BELOW = "/static-offline-docs/"
 """Paths that need no key: health, and the pages of the documentation."""
@@ -56,8 +58,9 @@ class Admission:
         tenant_requests_max: int,
         limit_s: Callable[[str], float] = lambda path: BODY_S_MAX,
         idle_s: float = BODY_IDLE_S_MAX,
+        too_many_s: float = TOO_MANY_S,
     ) -> None:
-        self._app, self._identify, self._limit_s, self._idle_s = app, identify, limit_s, idle_s
+        self._app, self._identify, self._limit_s, self._idle_s, self._too_many_s = app, identify, limit_s, idle_s, too_many_s
         self._tenant_requests_max = tenant_requests_max
         self._requests: Counter[str] = Counter()
 
@@ -68,10 +71,10 @@ class Admission:
         try:
             caller = await self._identify(dict(scope["headers"]).get(b"authorization", b""))
             if self._requests[caller.tenant] >= self._tenant_requests_max:
-                message = f"{self._tenant_requests_max} requests of your tenant are under way"
-                raise NotAdmitted(429, Violation("too_many_requests", message, "", "wait for their answers"), {"Retry-After": "1"})
+                await asyncio.sleep(self._too_many_s)
+                raise too_many_requests(f"{self._tenant_requests_max} requests of your tenant are under way")
         except NotAdmitted as e:
-            await _refuse(send, e)
+            await refuse(send, e, body_unread=announces_body(scope))
             return
         scope[CALLER] = caller
         await self._admitted(caller.tenant, scope, receive, send)
@@ -104,10 +107,19 @@ class Admission:
         return received
 
 
-async def _refuse(send: Send, e: NotAdmitted) -> None:
-    """The body stays unread, so the connection ends."""
+def too_many_requests(message: str) -> NotAdmitted:
+    return NotAdmitted(429, Violation("too_many_requests", message, "", "wait for their answers"), {"Retry-After": "1"})
+
+
+def announces_body(scope: Message) -> bool:
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+async def refuse(send: Send, e: NotAdmitted, *, body_unread: bool) -> None:
+    """A connection whose body stays unread ends."""
     body = orjson.dumps(problem(e.status, [e.violation]))
-    fixed = {"content-type": PROBLEM_JSON, "content-length": str(len(body)), "connection": "close"}
+    fixed = {"content-type": PROBLEM_JSON, "content-length": str(len(body)), **({"connection": "close"} if body_unread else {})}
     sent = [(name.lower().encode(), value.encode("latin-1")) for name, value in {**e.headers, **fixed}.items()]
     await send({"type": "http.response.start", "status": e.status, "headers": sent})
     await send({"type": "http.response.body", "body": body})

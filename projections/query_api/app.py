@@ -19,9 +19,11 @@ from events.log.fold_runner import FoldRunner
 from events.log.schemas import open_codec
 from events.log.sign_in import ends_when_denied
 from events.process.admin_key import admin_key
+from events.process.fairness.http_turns import InTurn
+from events.process.fairness.turns import TurnBounds
 from events.process.http_admission import Admission, NotAdmitted
 from events.process.http_api import make_api
-from events.process.http_server import Server, make_server
+from events.process.http_server import CONNECTIONS_MAX, Server, make_server
 from events.process.json_logging import start_logging
 from events.process.openapi import problems
 from events.process.settings import Settings
@@ -32,8 +34,10 @@ from projections.query_api.keys_from_log import KeysFromLog
 from projections.query_api.request_context import Queries
 
 WATCH_S = 0.5
-TENANT_REQUESTS_MAX = 20
-"""Under way at once, of one tenant: a question may take 20 s, and half of the threads that ask are left to others."""
+TENANT_REQUESTS_MAX = 256
+"""Under way at once, of one tenant, nearly all of them waiting for their turn: a quarter of the connections."""
+TURNS = TurnBounds(running_max=16, alone_max=4, shared_max=2, waiting_max=CONNECTIONS_MAX, wait_s_max=30)
+"""Questions at once. The local engine answers four at a time, and a question may take 20 s."""
 
 
 def make_app(queries: Queries | None = None) -> FastAPI:
@@ -47,6 +51,7 @@ def make_app(queries: Queries | None = None) -> FastAPI:
             raise NotAdmitted(found.status, found.violation, found.headers)
         return found
 
+    app.add_middleware(InTurn, bounds=TURNS, body_bytes_max=lambda scope: 0)
     app.add_middleware(Admission, identify=identify, tenant_requests_max=TENANT_REQUESTS_MAX)
     add_error_handlers(app)
     for routes in (catalog_routes, usage_routes, bill_routes, operation_routes):

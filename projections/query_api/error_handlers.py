@@ -20,11 +20,11 @@ TOO_LARGE = frozenset({159, 160, 241, 396})
 
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Problem)
-    def refused(request: Request, e: Problem) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def refused(request: Request, e: Problem) -> Response:  # pyright: ignore[reportUnusedFunction]
         return _answer(e.status, e.violation, headers=e.headers)
 
     @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, e: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def invalid(request: Request, e: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
         found_violations = [
             Violation("parameter_invalid", str(x["msg"]), ".".join(str(p) for p in x["loc"][1:]), "see /docs for what is taken")
             for x in e.errors()
@@ -32,12 +32,12 @@ def add_error_handlers(app: FastAPI) -> None:
         return _answer(422, *found_violations)
 
     @app.exception_handler(ClickHouseUnavailable)
-    def away(request: Request, e: ClickHouseUnavailable) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def away(request: Request, e: ClickHouseUnavailable) -> Response:  # pyright: ignore[reportUnusedFunction]
         logger.warning("ClickHouse does not answer: %s", e)
         return _answer(503, Violation("tables_away", "the tables do not answer", "", "try again"), headers={"Retry-After": "2"})
 
     @app.exception_handler(ClickHouseError)
-    def too_much(request: Request, e: ClickHouseError) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def too_much(request: Request, e: ClickHouseError) -> Response:  # pyright: ignore[reportUnusedFunction]
         if e.code in TOO_LARGE:
             return _answer(
                 422,

@@ -49,22 +49,23 @@ class Queries:
 _bearer = HTTPBearer(auto_error=False, description=f"An API key: `{PREFIX}…`")
 
 
-def _queries(request: Request) -> Queries:
-    return request.app.state.queries
+async def _queries(request: Request) -> Queries:
+    return request.app.state.queries  # these are coroutines: what asks nobody needs no thread
 
 
-def _caller(request: Request, _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> Principal:
-    found = _queries(request).caller(request.headers.get("authorization", "").encode("latin-1"))
+async def _caller(request: Request, _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> Principal:
+    queries: Queries = request.app.state.queries
+    found = queries.caller(request.headers.get("authorization", "").encode("latin-1"))
     if isinstance(found, Refusal):
         raise access_problem(found)
     return found
 
 
-def _reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+async def _reader(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     return require(caller, "read")
 
 
-def _admin(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
+async def _admin(caller: Annotated[Principal, Depends(_caller)]) -> Principal:
     return require(caller, "admin")
 
 

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from access.principal import Principal
 from events.facts.accounts import Scope
+from events.process.fairness.turns import NoTurn, TurnBounds, Turns
 from serving.gateway.bodies.body_memory import BodyMemoryLimiter
 from serving.gateway.bodies.large_bodies import LargeBodies, parsed_here, rendered_here
 from serving.gateway.execution import Execution, Outcome
@@ -23,12 +24,17 @@ from serving.inference import Predicted, PredictionFailed
 from serving.protocols.operations import CheckReady, DescribeVersion, Infer, ListModels, Operation, ShowDocument
 from serving.refused import Refused, unavailable
 
+TURNS = TurnBounds(running_max=512, alone_max=128, shared_max=16, waiting_max=8192, wait_s_max=30)
+"""Calls under way in this gateway. Beside others a tenant has so few that what is before another's call takes some milliseconds: parsing them,
+a batch of them at a replica, and writing their facts."""
+
 
 class Pipeline:
     """Raises Refused where a step says no."""
 
     def __init__(self, state: GatewayState) -> None:
         self._state = state
+        self._turns = Turns(TURNS)
         self._body_memory = BodyMemoryLimiter()
         self._models = ModelList()
         self._large_bodies = LargeBodies(state.settings.infer_bytes_max)
@@ -60,10 +66,21 @@ class Pipeline:
         request.model, pinned = find_model(state.routes, operation.model, operation.version)
         request.read_idempotency_key()
         request.require_plain_body()
-        # limit
-        bytes_max = state.settings.infer_bytes_max
+        # limit: before the body is read, which holds up the connection
+        try:
+            await self._turns.take(caller.tenant)
+        except NoTurn as e:
+            raise Refused(429, "overloaded", str(e), "", "slow down, then retry", headers=((b"retry-after", b"1"),)) from None
+        try:
+            return await self._execute(request, operation, pinned)
+        finally:
+            self._turns.give_back(caller.tenant)
+
+    async def _execute(self, request: Request, operation: Infer, pinned: str | None) -> Answer:
+        assert request.caller is not None and request.model is not None
+        state, bytes_max = self._state, self._state.settings.infer_bytes_max
         announced = whole_number(request.headers, "Content-Length")
-        with self._body_memory.reserve(caller.tenant, bytes_max if announced is None else min(announced, bytes_max)):
+        with self._body_memory.reserve(request.caller.tenant, bytes_max if announced is None else min(announced, bytes_max)):
             await request.read_body(announced or 0, bytes_max)
             # route
             version, route = choose_version(request.model, pinned, canary_trusted=state.fresh)

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from contextvars import Context
 from dataclasses import dataclass
 
-from serving.gateway.fair_queue import FairQueue, QueueFull
+from events.process.fairness.fair_queue import FairQueue, QueueFull
 from serving.inference import Inference, Prediction
 from serving.refused import Refused
 from serving.replicas.batch_codec import pack, unpack_reply
@@ -27,7 +27,7 @@ QUEUE_CALLS_MAX = 4096
 """Calls waiting for one version; past it the caller gets 429, since it would wait longer than its time-out."""
 QUEUE_BYTES_MAX = 256 << 20
 """Tensors waiting for one version: four thousand large calls would take the memory of the whole node."""
-BATCH_BYTES_MAX = 16 << 20
+BATCH_BYTES_MAX = 4 << 20
 """Tensors in one Ray call: larger ones would block the event loop that copies them."""
 BATCHES_PER_REPLICA = 2
 """One being computed, one being carried."""

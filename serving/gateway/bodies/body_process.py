@@ -9,6 +9,7 @@ strangers sent: if one of them took it over, nothing it answers is executed.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import resource
 import signal
@@ -29,6 +30,8 @@ from serving.refused import Headers, Refused
 logger = logging.getLogger(__name__)
 
 FILES_MAX = 64
+GIVES_WAY = 5
+"""Below the gateway's priority: where the processors are full, its loop with everybody's small calls comes first."""
 PREFIX = struct.Struct("<IQ")
 """The sizes of a frame's head and of its bytes."""
 READY: dict[str, Any] = {"ready": True}
@@ -121,6 +124,7 @@ def main(memory_bytes: int, cpu_s: float) -> None:
 
 
 def _confine(memory_bytes: int) -> None:
+    os.nice(GIVES_WAY)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_MAX, FILES_MAX))
     for nothing in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):

@@ -22,8 +22,8 @@ from typing import Any
 
 import orjson
 
+from events.process.fairness.fair_queue import FairQueue, QueueFull
 from serving.gateway.bodies.body_process import PREFIX, READY, inference_of, parse_head, render_head, rendered_of, too_complex
-from serving.gateway.fair_queue import FairQueue, QueueFull
 from serving.gateway.request import Request
 from serving.gateway.served_models import Version
 from serving.inference import Inference, OutputTensor, Raw

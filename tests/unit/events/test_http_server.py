@@ -8,8 +8,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, Request
+import pytest
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
+from events.process.fairness.http_turns import InTurn
+from events.process.fairness.turns import TurnBounds
 from events.process.http_admission import Admission, NotAdmitted
 from events.process.http_api import make_api
 from events.process.http_server import make_server
@@ -18,6 +22,8 @@ from events.process.problem import Violation
 
 TENANTS = {b"one": "acme", b"two": "acme", b"three": "globex"}
 IN_TIME_S = 20
+ONE_EACH = TurnBounds(running_max=4, alone_max=1, shared_max=1, waiting_max=6, wait_s_max=20)
+BODY_BYTES_MAX = 100
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,9 @@ async def identify(authorization: bytes) -> Who:
 
 
 class Api:
-    """An API that holds each request until the test lets it answer."""
+    """An API that holds each request until the test lets it answer. A path below `/raw` has a body that the route reads as it comes."""
 
-    def __init__(self, idle_s: float = 5, **bounds: Any) -> None:
+    def __init__(self, idle_s: float = 5, turns: TurnBounds | None = None, requests_max: int = 2, **bounds: Any) -> None:
         self.bounds = bounds
         self.asked, self.go_on = asyncio.Queue[str](), asyncio.Event()
         self.go_on.set()
@@ -47,15 +53,18 @@ class Api:
             await self.go_on.wait()
             return {"size": size}
 
-        self.app.add_middleware(Admission, identify=identify, tenant_requests_max=2, idle_s=idle_s)
+        self.app.add_api_route("/raw", echo, methods=["POST"])
+        if turns is not None:
+            self.app.add_middleware(InTurn, bounds=turns, body_bytes_max=lambda scope: None if scope["path"] == "/raw" else BODY_BYTES_MAX)
+        self.app.add_middleware(Admission, identify=identify, tenant_requests_max=requests_max, idle_s=idle_s, too_many_s=0.1)
         self.port = 0
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
-    async def send(self, head: bytes, body: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def send(self, head: bytes, body: bytes = b"", path: bytes = b"/echo") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await self.open()
-        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n" + body)
+        writer.write(b"POST " + path + b" HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n" + body)
         return reader, writer
 
     async def status(self, head: bytes, body: bytes = b"") -> int:
@@ -191,3 +200,91 @@ def test_a_tenant_has_a_share_of_the_requests_whatever_its_keys_and_others_go_on
             assert await api.status(b"authorization: one\r\ncontent-length: 0\r\n") == 200
 
     run(test)
+
+
+def of(key: bytes, length: int = 0) -> bytes:
+    return b"authorization: %b\r\ncontent-length: %d\r\n" % (key, length)
+
+
+def test_another_tenants_request_is_worked_on_at_once_whatever_waits() -> None:
+    async def test() -> None:
+        async with running(Api(turns=ONE_EACH, requests_max=100)) as api:
+            api.go_on.clear()
+            loud = [await api.send(of(b"one")) for _ in range(4)]
+            await api.asked.get()
+            quiet, _ = await api.send(of(b"three"))
+            await api.asked.get()
+            assert await api.status(of(b"one")) == 429, "three wait, and as many are free"
+            assert api.asked.empty(), "nothing is done for those who wait"
+            api.go_on.set()
+            assert [await status_of(reader) for reader in (quiet, *(r for r, _ in loud))] == [200] * 5
+
+    run(test)
+
+
+def test_a_slow_body_keeps_no_turn_and_a_slow_upload_gives_it_back() -> None:
+    async def test() -> None:
+        async with running(Api(turns=ONE_EACH, requests_max=100)) as api:
+            slow, writer = await api.send(of(b"one", 10), b"12345")
+            upload, upload_writer = await api.send(of(b"one", 10), b"12345", b"/raw")
+            await api.asked.get()
+            assert await api.status(of(b"one", 2), b"hi") == 200
+            writer.write(b"67890")
+            assert await status_of(slow) == 200
+            upload_writer.write(b"67890")
+            assert await status_of(upload) == 200
+
+    run(test)
+
+
+def test_a_slow_reader_keeps_no_turn() -> None:
+    async def test() -> None:
+        api = Api(turns=ONE_EACH, requests_max=100)
+
+        @api.app.get("/large")
+        async def large() -> Response:  # pyright: ignore[reportUnusedFunction]
+            return StreamingResponse(iter([bytes(16 << 20)] * 3))
+
+        async with running(api):
+            reader, writer = await api.open()
+            writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\nauthorization: one\r\n\r\n")
+            assert await status_of(reader) == 200  # and reads no more of it
+            assert await api.status(of(b"one", 2), b"hi") == 200
+
+    run(test)
+
+
+def test_a_body_that_is_too_long_is_refused_whatever_it_announced() -> None:
+    async def test() -> None:
+        async with running(Api(turns=ONE_EACH)) as api:
+            assert await api.status(of(b"one", 101), b"a" * 101) == 413
+            chunked = b"authorization: one\r\ntransfer-encoding: chunked\r\n"
+            assert await api.status(chunked, b"3c\r\n" + b"a" * 60 + b"\r\n" + b"3c\r\n" + b"a" * 60 + b"\r\n0\r\n\r\n") == 413
+            assert await api.status(of(b"one", 100), b"a" * 100) == 200
+
+    run(test)
+
+
+def test_a_refused_request_without_a_body_keeps_its_connection() -> None:
+    async def test() -> None:
+        async with running(Api()) as api:
+            reader, writer = await api.open()
+            for _ in range(3):
+                writer.write(b"GET /echo HTTP/1.1\r\nhost: x\r\nauthorization: nobody\r\n\r\n")
+                assert await status_of(reader) == 401
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
+
+    run(test)
+
+
+def test_a_flood_of_malformed_requests_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with running(Api()) as api:
+            for _ in range(20):
+                reader, writer = await api.open()
+                writer.write(b"NONSENSE\r\n\r\n")
+                assert (await reader.read()).startswith(b"HTTP/1.1 400")
+
+    run(test)
+    assert len([r for r in caplog.records if r.getMessage().startswith("Invalid HTTP request")]) <= 1

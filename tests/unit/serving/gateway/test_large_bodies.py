@@ -13,18 +13,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
-from access.bearer import digest_of
 from access.principal import FIRST_ADMIN
-from events.facts.accounts import KEY_DIMENSIONS
 from events.facts.deployments import ServiceSpec
 from events.facts.fact import TenantId
-from events.log.record import Coordinate
-from events.process.settings import Settings
 from infra.launcher import processes
 from serving.gateway.asgi import EXECUTED
 from serving.gateway.bodies import large_bodies
@@ -33,19 +29,16 @@ from serving.gateway.bodies.large_bodies import BodyProcess, LargeBodies, parsed
 from serving.gateway.pipeline import Pipeline
 from serving.gateway.request import Request
 from serving.gateway.served_models import Version
-from serving.gateway.state import GatewayState
 from serving.http import Answer
-from serving.inference import Inference, OutputTensor, Predicted
-from serving.metering.meter import PendingFact, ProducerEpoch
+from serving.inference import Inference, OutputTensor
 from serving.model_interface import Interface, Tensor
 from serving.protocols.open_inference.operations import FORMAT
 from serving.protocols.operations import Infer, InferenceFormat
 from serving.refused import Refused
-from serving.replicas.batch_codec import pack_reply, unpack
 from tests.support.lifecycle_facts import MODEL
-from tests.support.lifecycle_facts import body as fact_of
 from tests.support.polling import eventually
 from tests.unit.serving.gateway.body_formats import OBEYS, OBEYS_AT_THE_ANSWER
+from tests.unit.serving.gateway.open_gateway import Facts, OpenState
 
 ROOT = Path(__file__).resolve().parents[4]
 BODY_BYTES_MAX = 4 << 20
@@ -441,56 +434,6 @@ def test_it_ends_when_its_gateway_is_killed() -> None:
 
 
 # --- in the pipeline
-
-
-class Echo:
-    """A replica whose model answers with its input."""
-
-    async def call(self, address: str, blob: bytes) -> bytes:
-        predicted: list[Predicted] = []
-        for run in unpack(blob):
-            (shape,), (tensor,), at = run.shapes, run.tensors, 0
-            for rows in run.rows:
-                size = rows * 8
-                predicted.append(Predicted((OutputTensor((rows, *shape[1:]), tensor[at : at + size]),), 5))
-                at += size
-        return pack_reply("r", predicted)
-
-
-class Facts:
-    """Takes the place of a `Meter`: keeps the usage facts."""
-
-    log_unavailable, epoch = False, ProducerEpoch("g", "e", "log", "eu")
-
-    def __init__(self) -> None:
-        self.settled: list[tuple[str, int, str, int]] = []
-
-    def record_settled(self, tenant: str, event_id: str, body: dict[str, Any]) -> PendingFact:
-        self.settled.append((body["outcome"], body["status"], body["error_code"], body["bytes_out"]))
-        return PendingFact(event_id, tenant, 1, b"", 0.0, asyncio.get_running_loop().create_future(), "", "")
-
-    async def acknowledged(self, fact: PendingFact) -> Coordinate:
-        return Coordinate("usage", 0, 0)
-
-
-class OpenState(GatewayState):
-    """A gateway's state with one key and one model that is ready."""
-
-    fresh = True  # type: ignore[assignment]
-
-    def __init__(self) -> None:
-        super().__init__(Settings(), Echo())
-        key = {"tenant": "acme", "key_id": "k", "key_sha256": digest_of(b"mm_secret").hex(), "user": "u", "scopes": ["invoke"]}
-        self.routes.apply(
-            "ApiKeyIssued", key | dict.fromkeys(KEY_DIMENSIONS, "") | {"labels": {}, "expires_at": None}, Coordinate("", 0, 0)
-        )
-        for position, name in enumerate(("ModelRegistered", "ModelVersionAdded", "VersionDeployed", "VersionReady"), 1):
-            self.routes.apply(name, {**fact_of(name), "position": 3 if name == "VersionReady" else position}, Coordinate("", 0, 0))
-        self.facts = Facts()
-        self.meter = cast("Any", self.facts)
-
-    def require_fresh_keys(self) -> None:
-        pass
 
 
 async def answered(pipeline: Pipeline, body: bytes, body_format: InferenceFormat = FORMAT, leaves: bool = False) -> Answer:

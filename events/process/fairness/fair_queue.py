@@ -7,9 +7,12 @@ whoever comes next always finds some (dynamic thresholds; Choudhury and Hahne, I
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+UNWEIGHED = 1
+"""Bytes that a queue has room for whose items have none: they are counted only."""
 
 
 class QueueFull(Exception):
@@ -29,7 +32,7 @@ class _Share(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Room for `items_max` items of together `bytes_max` bytes. Of one event loop. `put` and `take` cost the same, whoever waits."""
+    """Room for `items_max` items of together `bytes_max` bytes. Of one event loop, or under a lock. `put` and `take` cost the same, whoever waits."""
 
     def __init__(self, items_max: int, bytes_max: int) -> None:
         self._items_max, self._bytes_max = items_max, bytes_max
@@ -80,9 +83,14 @@ class FairQueue(Generic[T]):
         """Whose turn is next. Raises StopIteration when nobody waits."""
         return next(iter(self._shares.values())).waiting[0][0]
 
-    def take(self) -> T:
-        """`first`, which waits no longer; its tenant's next turn is after those of all others."""
-        tenant = next(iter(self._shares))
+    def tenants(self) -> Iterator[str]:
+        """Who waits, in the order of their turns. It ends with the next change."""
+        return iter(self._shares)
+
+    def take(self, tenant: str | None = None) -> T:
+        """The first item of a tenant, or of the one whose turn is next (`first`), which waits no longer; the tenant's next turn is after those
+        of all others."""
+        tenant = next(iter(self._shares)) if tenant is None else tenant
         share = self._shares[tenant]
         item, size = share.waiting.popleft()
         share.bytes -= size

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway.fair_queue import FairQueue, QueueFull
+from events.process.fairness.fair_queue import FairQueue, QueueFull
 
 TENANTS = st.sampled_from("abcd")
 
