@@ -7,7 +7,7 @@ import json
 import random
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -112,9 +112,8 @@ def written(chance: random.Random) -> Written:
         )
         if kind in ("copy", "conflict") and mine:
             first = chance.choice(mine)
-            same = kind == "copy"
-            fields = {name: getattr(first if same else settled, name) for name in UsageRecord.__dataclass_fields__}
-            settled = UsageRecord(**{**fields, "offset": offset, "append_us": append, "event_id": first.event_id})
+            bytes_of = first if kind == "copy" else settled
+            settled = replace(bytes_of, offset=offset, append_us=append, event_id=first.event_id)
         elif kind == "void" and mine:
             named = chance.choice(found.records)[1] if chance.random() < 0.2 else chance.choice(mine)
             settled = UsageRecord(
@@ -184,7 +183,7 @@ def row(tenant: str, r: UsageRecord) -> dict[str, Any]:
     }
 
 
-def asked_in(chance: random.Random) -> list[Asked]:
+def asked_in(chance: random.Random, of: Written) -> list[Asked]:
     """Of each tenant one statement or two, at any cuts, under any of some books, without some offsets; and of one who has no usage."""
     price = {("a", "calls"): Price(7, 3), ("*", "calls"): Price(5, 1)}
     bounds = sorted(chance.sample(range(FIRST_US, FIRST_US + 20 * DAY_US), 4))
@@ -192,7 +191,7 @@ def asked_in(chance: random.Random) -> list[Asked]:
     asked: list[Asked] = []
     for tenant in (*TENANTS, "nobody-has-heard-of-it"):
         for _ in range(chance.choice([1, 2])):
-            excluded = frozenset(chance.sample(range(RECORDS), chance.choice([0, 0, 3])))
+            excluded = frozenset(chance.sample([*range(RECORDS), *of.freed_at.values()], chance.choice([0, 0, 3, 20])))
             cut, until = chance.choice([0, 50, 200, RECORDS, 1 << 40]), FIRST_US + chance.randrange(30) * DAY_US
             asked.append(Asked(tenant, Cutoff({PARTITION: cut}, until, 1, excluded, chance.randrange(25)), chance.choice(books)))
     asked += [Asked(tenant, Cutoff({PARTITION: RECORDS}, FIRST_US + 15 * DAY_US), books[1]) for tenant in TENANTS]
@@ -207,7 +206,7 @@ def test_statements_asked_together_are_those_of_each_alone_and_of_the_pure_rules
     chance = random.Random(seed)
     of = written(chance)
     fill(clickhouse, of, chance)
-    asked = asked_in(chance)
+    asked = asked_in(chance, of)
     monkeypatch.setattr(statements_from_table, "EXCEPTIONS_MAX", chance.choice([0, 3, 2000]))
     monkeypatch.setattr(statements_from_table, "SHARED_KEYS_PAGE", chance.choice([1, 7, 50_000]))
     right = [of.statement(one) for one in asked]

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from projections.bills.bill_from_tables import TableRound
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.usage_spool import UsageEntry, UsageSpool
 from projections.bills.verify import verify
-from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
+from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
+from rating.bill import Bill
 from tests.support.market import HELD, Market, month, running_market
 
 PARTITIONS = TOPICS["usage"].partitions
@@ -107,6 +109,7 @@ def test_what_is_wrong_with_one_bill_is_that_ones_alone(market: Market, monkeypa
         return answered(self, sql, params, *others, **named)
 
     monkeypatch.setattr(ClickHouse, "rows", of_most)
+    monkeypatch.setattr("projections.bills.biller.ISSUE_S_MAX", 600.0)
     biller = market.biller()
     biller.issue()
     waiting = {name.split("#")[0]: reason for name, reason in biller.waiting.items()}
@@ -117,6 +120,53 @@ def test_what_is_wrong_with_one_bill_is_that_ones_alone(market: Market, monkeypa
     monkeypatch.undo()
     assert {type(outcome) for outcome in outcomes(market, [slow, broken]).values()} == {Issued}
     assert [billed(market, tenant) for tenant in (slow, broken)] == [3, 3]
+
+
+def test_a_round_asks_the_tables_for_the_tenants_of_a_partition_together(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenants = with_open_cuts(market, 9)
+    asked, rows = list[tuple[str, ...]](), ClickHouse.rows
+    fails = tenants[0]
+
+    def noted(self: ClickHouse, sql: str, params: Mapping[str, Any] | None = None, *others: Any, **named: Any) -> Any:
+        about = tuple(dict(params or {}).get("askers", ())) if "sum_calls" in sql else ()
+        if about:
+            asked.append(about)
+        if fails in about:
+            raise ClickHouseError(241, "memory limit exceeded")
+        return rows(self, sql, params, *others, **named)
+
+    monkeypatch.setattr(ClickHouse, "rows", noted)
+    issuer = market.issuer()
+    found = dict(issuer.issue_all([(t, 1) for t in tenants]))
+    assert [t for (t, _), outcome in found.items() if isinstance(outcome, Deferred)] == [fails]
+    others = [{t for t in tenants if partition_of(t.encode(), PARTITIONS) == p} for p in range(PARTITIONS)]
+    groups = [group for group in others if group and fails not in group]
+    assert sorted(map(sorted, (about for about in asked if any(about[0] in group for group in groups)))) == sorted(map(sorted, groups)), (
+        "one question for a partition"
+    )
+
+    asked.clear()
+    fails = "nobody"
+    again = [t for t in tenants if partition_of(t.encode(), PARTITIONS) == partition_of(tenants[0].encode(), PARTITIONS)]
+    waits_for_nothing(market, again)
+    assert {type(outcome) for _, outcome in issuer.issue_all([(t, 1) for t in again])} == {Issued}
+    assert {about for about in asked if tenants[0] in about} == {(tenants[0],)}, "one that failed is asked about alone"
+    monkeypatch.undo()
+    assert [billed(market, tenant) for tenant in tenants] == [3] * len(tenants)
+
+
+def test_a_bill_that_differs_is_computed_once_more_by_itself(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record may have been read again since its group was asked about."""
+    tenants = with_open_cuts(market, 3)
+    bill = TableRound.bill
+
+    def older(self: TableRound, tenant: str, ended: Any) -> Bill:
+        made = bill(self, tenant, ended)
+        return replace(made, excluded=(0,)) if len(self._wanted) > 1 else made  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr(TableRound, "bill", older)
+    assert {type(outcome) for outcome in outcomes(market, tenants).values()} == {Issued}
+    assert [billed(market, tenant) for tenant in tenants] == [3] * len(tenants)
 
 
 def test_where_nobody_gets_an_answer_all_wait_and_no_reason_is_guessed(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
