@@ -26,14 +26,13 @@ from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.producers.opened_epochs import OpenedEpochs, market_keys
-from events.schema.codec import Undecodable
 from projections.bills import issue as bill_issue
+from projections.bills.decided_in_tables import NAMED_MAX as TENANTS_MAX
 from projections.bills.issue import BillNumber, Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
-from projections.bills.running import RunningBills
-from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
+from projections.bills.running import RunningBill, RunningBills
+from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
 from projections.usage.held_decisions import HeldDecisions
 from projections.usage.verifier import UsageVerifier
-from rating.period import InvalidPeriod
 
 logger = logging.getLogger(__name__)
 ROUND_S = 1.0
@@ -213,21 +212,27 @@ class Biller:
                 self._taken[partition] = end
         self._due |= dict.fromkeys(self._decided_on())
         until = self._clock() + REFRESH_S_MAX
-        for tenant, partition in list(self._due):
-            if self._clock() >= self._rests.get(tenant, 0.0):
-                self._recompute(tenant, ends[partition])
+        while rested := [(t, p) for t, p in self._due if self._clock() >= self._rests.get(t, 0.0)]:
+            partition = rested[0][1]
+            tenants = [t for t, p in rested if p == partition][:TENANTS_MAX]
+            self._recompute(tenants, ends[partition])
+            for tenant in tenants:
                 del self._due[tenant, partition]
             if self._clock() > until:
                 return
 
-    def _recompute(self, tenant: str, end: int) -> None:
-        began = self._clock()
-        try:
-            self._running.store(self._running.compute(tenant, end, now_us()), now_us())
-        except (InvalidPeriod, ClickHouseError, Undecodable) as e:
-            # An error of one tenant's bill does not stop the others: it is logged, and tried again with its next usage.
-            logger.error("no running bill for %s: %s", tenant, e)
-        self._rests[tenant] = self._clock() + min(REST_S_MAX, REST_FACTOR * (self._clock() - began))
+    def _recompute(self, tenants: list[str], end: int) -> None:
+        """Of tenants of one partition."""
+        began, bills = self._clock(), list[RunningBill]()
+        for tenant, found in self._running.compute_all(tenants, end, now_us()):
+            if isinstance(found, Exception):
+                # An error of one tenant's bill does not stop the others: it is logged, and tried again with its next usage.
+                logger.error("no running bill for %s: %s", tenant, found)
+            else:
+                bills.append(found)
+        self._running.store(bills, now_us())
+        rest_until = self._clock() + min(REST_S_MAX, REST_FACTOR * (self._clock() - began))
+        self._rests |= dict.fromkeys(tenants, rest_until)
 
     def _tenants(self, partition: int, start: int, end: int) -> set[str]:
         """Tenants with usage in [start, end) that no running bill has yet: none after a restart."""

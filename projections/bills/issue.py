@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import httpx
@@ -15,13 +15,22 @@ import httpx
 from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
 from events.log.heartbeat import Heartbeat, newest_heartbeats
-from events.log.partitioner import partition_of
 from events.log.schemas import read_schemas
 from events.schema.codec import Codec, Undecodable
 from projections.bills.bill_from_log import Due, LogRound
-from projections.bills.bill_from_tables import LISTED_MAX, TooManyWrittenOff, bill_from_tables, cuts_of, unreadable_below
+from projections.bills.bill_from_tables import TableRound, Wanted, below_of, bill_from_tables
 from projections.bills.decided_for_bills import LogIncomplete
+from projections.bills.decided_in_tables import (
+    LISTED_MAX,
+    NAMED_MAX,
+    TooManyWrittenOff,
+    Unreadable,
+    cuts_of,
+    unreadable_of,
+    usage_partition,
+)
 from projections.bills.running import newest_position
+from projections.bills.together import together
 from projections.catalog.document import plain
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.ingest.table_offsets import DenseEnds
@@ -83,6 +92,15 @@ class _Ready(NamedTuple):
     number: int
     cuts: Mapping[int, Body]
 
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.cuts[self.number], self.cuts.get(self.number - 1))
+
+    @property
+    def below(self) -> int:
+        """The cut in the tenant's partition."""
+        return below_of(self.cuts[self.number])
+
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
@@ -128,6 +146,8 @@ class Issuer:
     ) -> None:
         self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
         self.ends, self._verifier, self._decisions = DenseEnds(clickhouse, "usage"), verifier, HeldDecisions(clickhouse)
+        self._failed = set[str]()
+        """Tenants whose questions to the tables failed: they are asked about alone."""
         self._http = httpx.Client(base_url=commands_url, headers={"Authorization": f"Bearer {admin_key}"}, timeout=POST_S_MAX)
 
     def issue(self, tenant: str, number: int) -> Outcome:
@@ -142,8 +162,7 @@ class Issuer:
             return
         decided = self._decided_so_far()
         ready: dict[str, _Ready] = {}
-        for tenant, number in due:
-            found = self._alone(lambda tenant=tenant, number=number: self._ready(tenant, number, decided))
+        for (tenant, number), found in self._ready(due, decided):
             if isinstance(found, Deferred):
                 yield (tenant, number), found
             else:
@@ -152,6 +171,7 @@ class Issuer:
             return
         self._learn()
         log = LogRound(self._reader, self._codec, ready)
+        tables = TableRound(self._clickhouse, {t: r.wanted for t, r in ready.items()}, self._failed)
         try:
             wanted = dict[str, Due]()
             for tenant, mine in list(ready.items()):
@@ -163,7 +183,7 @@ class Issuer:
                     wanted[tenant] = Due(there, sorted(mine.cuts))
             for tenant, from_log in log.bills(wanted):
                 mine = ready.pop(tenant)
-                yield (tenant, mine.number), self._alone(lambda mine=mine, from_log=from_log: self._issue(mine, from_log, log))
+                yield (tenant, mine.number), self._alone(lambda mine=mine, from_log=from_log: self._issue(mine, from_log, tables, log))
         except (LogIncomplete, Undecodable) as e:  # prices, or what was decided on bills: of every tenant
             for tenant, mine in ready.items():
                 yield (tenant, mine.number), _deferred(e)
@@ -182,23 +202,40 @@ class Issuer:
                 logger.exception("a bill could not be computed")
             return _deferred(e)
 
-    def _ready(self, tenant: str, number: int, decided: _Decided) -> _Ready | Deferred:
-        numbers = range(max(1, number - 1), number + 1)
-        cuts = {int(body["number"]): body for body in cuts_of(self._clickhouse, tenant, numbers)}
-        if missing := [n for n in numbers if n not in cuts]:
-            return _another_cut(tenant, missing[0])
-        cut = cuts[number]
-        not_yet = (
-            self._table_is_behind(cut) or self._not_verified(cut) or decided.behind(int(cut["decided_position"])) or self._dead_letters(cut)
-        )
-        return not_yet or _Ready(number, cuts)
+    def _ready(self, due: Sequence[BillNumber], decided: _Decided) -> Iterator[tuple[BillNumber, _Ready | Deferred]]:
+        """Asks about all of them together."""
+        numbers, ready, ends = dict(due), dict[int, dict[str, _Ready]](), _Ends(self.ends, self._verifier)
+        for start in range(0, len(due), NAMED_MAX):
+            wanted = {tenant: range(max(1, number - 1), number + 1) for tenant, number in due[start : start + NAMED_MAX]}
+            for tenant, cuts in together(
+                self._clickhouse, list(wanted), lambda some, wanted=wanted: cuts_of(self._clickhouse, {t: wanted[t] for t in some})
+            ):
+                found = self._alone(lambda tenant=tenant, cuts=cuts: _cut_is_known(tenant, numbers[tenant], cuts, decided, ends))
+                if isinstance(found, Deferred):
+                    yield (tenant, numbers[tenant]), found
+                else:
+                    ready.setdefault(usage_partition(tenant), {})[tenant] = found
+        for of_partition in ready.values():
+            for tenant, unreadable in together(
+                self._clickhouse,
+                list(of_partition),
+                lambda some, mine=of_partition: unreadable_of(self._clickhouse, {t: mine[t].below for t in some}),
+            ):
+                mine = of_partition[tenant]
+                yield (tenant, mine.number), self._alone(lambda mine=mine, unreadable=unreadable: _is_readable(mine, unreadable))
 
-    def _issue(self, ready: _Ready, from_log: list[Bill] | Exception, log: LogRound) -> Outcome:
+    def _issue(self, ready: _Ready, from_log: list[Bill] | Exception, tables: TableRound, log: LogRound) -> Outcome:
         if isinstance(from_log, Exception):
             raise from_log
-        cut = ready.cuts[ready.number]
-        table = bill_from_tables(self._clickhouse, cut, ready.cuts.get(ready.number - 1), log.producers.ended(cut["producers_offset"]))
-        if table.canonical() != from_log[-1].canonical():
+        wanted, right = ready.wanted, from_log[-1].canonical()
+        tenant = str(wanted.cut["tenant"])
+        self._failed.add(tenant)
+        table = tables.bill(tenant, log.producers.ended)
+        self._failed.discard(tenant)
+        if table.canonical() != right:
+            # It was computed with others, some time ago: a record may have been read again since.
+            table = bill_from_tables(self._clickhouse, wanted.cut, wanted.before, log.producers.ended)
+        if table.canonical() != right:
             return self._difference(table, from_log[-1])
         return self._post(table)
 
@@ -232,7 +269,7 @@ class Issuer:
     def _difference(self, table: Bill, log: Bill) -> Deferred:
         """A written-off record that can be read by now counts in the log at once, and in the table only after `dead-letters retry`."""
         cut = table.cut
-        usage = f"usage/{partition_of(str(cut['tenant']).encode(), TOPICS['usage'].partitions)}"
+        usage = f"usage/{usage_partition(cut['tenant'])}"
         if again := [f"{usage}/{offset}" for offset in sorted(set(table.excluded) - set(log.excluded))]:
             where = ", ".join(again[:LISTED_MAX]) + (f" and {len(again) - LISTED_MAX} more" if len(again) > LISTED_MAX else "")
             how = f"`modelmarket dead-letters retry {again[0] if len(again) == 1 else '--all'}`"
@@ -241,22 +278,6 @@ class Issuer:
         left_out = f", without {list(log.excluded)[:LISTED_MAX]} of {usage} in the log alone" if table.excluded != log.excluded else ""
         message = f"bill {cut['number']} of {cut['tenant']} is {sums}, {table.facts} and {log.facts}{left_out}"
         return Deferred("sources_disagree", message, alarming=True)
-
-    def _table_is_behind(self, cut: Body) -> Deferred | None:
-        for c in cut["cuts"]:
-            end = self.ends.end(c["partition"])
-            if end < c["offset"]:
-                return Deferred(
-                    "table_behind", f"usage/{c['partition']} is in the table up to {end}, the cut is {c['offset']}", alarming=False
-                )
-        return None
-
-    def _not_verified(self, cut: Body) -> Deferred | None:
-        for c in cut["cuts"]:
-            end = self._verifier.verified(c["partition"])
-            if end < c["offset"]:
-                return Deferred("not_verified", f"usage/{c['partition']} is verified up to {end}, the cut is {c['offset']}", alarming=False)
-        return None
 
     def _decided_so_far(self) -> _Decided:
         seen = newest_heartbeats(self._reader)
@@ -269,18 +290,48 @@ class Issuer:
         self._decisions.note()
         return _Decided(seen[0].heartbeat if seen else None, prices, folded)
 
-    def _dead_letters(self, cut: Body) -> Deferred | None:
-        """K9: an unreadable record is the tenant's when its key says so, and may be when a chain of the tenant misses one, until two people write
-        it off."""
-        partition = partition_of(str(cut["tenant"]).encode(), TOPICS["usage"].partitions)
-        below = next((c["offset"] for c in cut["cuts"] if c["partition"] == partition), 0)
-        found = unreadable_below(self._clickhouse, str(cut["tenant"]), below)
-        if not found.open:
-            return None
-        where = ", ".join(f"usage/{partition}/{offset}" for offset in found.open)
-        ignored = ", ".join(f"usage/{partition}/{offset}" for offset in found.mistaken)
-        more = f"; the write-off of {ignored} names other bytes than lie there and is ignored" if ignored else ""
-        return Deferred("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)
+
+@dataclass(slots=True)
+class _Ends:
+    """How far each partition of the table is dense and verified, asked once in a round."""
+
+    dense: DenseEnds
+    verifier: UsageVerifier
+    _known: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+
+    def behind(self, cut: Body) -> Deferred | None:
+        for p, offset in ((c["partition"], c["offset"]) for c in cut["cuts"]):
+            if p not in self._known:
+                self._known[p] = self.dense.end(p), self.verifier.verified(p)
+            end, verified = self._known[p]
+            if end < offset:
+                return Deferred("table_behind", f"usage/{p} is in the table up to {end}, the cut is {offset}", alarming=False)
+            if verified < offset:
+                return Deferred("not_verified", f"usage/{p} is verified up to {verified}, the cut is {offset}", alarming=False)
+        return None
+
+
+def _cut_is_known(tenant: str, number: int, cuts: Mapping[int, Body] | Exception, decided: _Decided, ends: _Ends) -> _Ready | Deferred:
+    if isinstance(cuts, Exception):
+        raise cuts
+    if missing := [n for n in range(max(1, number - 1), number + 1) if n not in cuts]:
+        return _another_cut(tenant, missing[0])
+    cut = cuts[number]
+    return ends.behind(cut) or decided.behind(int(cut["decided_position"])) or _Ready(number, cuts)
+
+
+def _is_readable(ready: _Ready, found: Unreadable | Exception) -> _Ready | Deferred:
+    """K9: an unreadable record is the tenant's when its key says so, and may be when a chain of the tenant misses one, until two people write
+    it off."""
+    if isinstance(found, Exception):
+        raise found
+    if not found.open:
+        return ready
+    partition = usage_partition(ready.wanted.cut["tenant"])
+    where = ", ".join(f"usage/{partition}/{offset}" for offset in found.open)
+    ignored = ", ".join(f"usage/{partition}/{offset}" for offset in found.mistaken)
+    more = f"; the write-off of {ignored} names other bytes than lie there and is ignored" if ignored else ""
+    return Deferred("dead_letters", f"nobody could read {where}{more}: see `modelmarket dead-letters list`", alarming=True)
 
 
 def _deferred(e: Exception) -> Deferred:

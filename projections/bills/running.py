@@ -7,11 +7,14 @@ Nothing is owed by it. A cut whose bill is still under way is in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from projections.bills.bill_from_tables import UsageTable, cuts_of, excluded_by, price_book_of, statement_of_cut
+from projections.bills.bill_from_tables import asked_of, facts_of, groups_of
+from projections.bills.decided_in_tables import PriceBooks, cuts_of, excluded_by, usage_partition
+from projections.bills.statements_from_table import Asked, statements_of
+from projections.bills.together import together
 from projections.ingest.clickhouse import ClickHouse
 from rating.period import month_of, period_bounds
 from rating.rules import RATING_VERSION
@@ -51,75 +54,104 @@ class RunningBills:
 
     def compute(self, tenant: str, offset: int, now_us: int, period: str = "") -> RunningBill:
         """`offset`: the table is dense below it. `period`: the month that runs now, if empty. Raises InvalidPeriod."""
-        account = account_of(self._clickhouse, tenant)
-        period = period or month_of(now_us, account["timezone"])
-        _, until = period_bounds(period, account["timezone"])
-        number, before = self._base(tenant)
-        position = max(newest_position(self._clickhouse, topic) for topic in ("prices", "bills"))
-        table = UsageTable(self._clickhouse, tenant)
-        cutoff = Cutoff({table.partition: offset}, until, RATING_VERSION, decided_position=position)
-        now = table.statement(cutoff, price_book_of(self._clickhouse, account["price_book"], position))
-        counts = now.counts
-        return RunningBill(
-            tenant=tenant,
-            period=period,
-            number=number + 1,
-            currency=account["currency"],
-            price_book=account["price_book"],
-            decided_position=position,
-            partition=table.partition,
-            offset=offset,
-            until=until,
-            lines=difference(now, before),
-            facts={**counts.model_dump(), "claimed": counts.claimed - before.counts.claimed},
-        )
+        ((_, found),) = self.compute_all([tenant], offset, now_us, period)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    def store(self, bill: RunningBill, generation: int) -> None:
+    def compute_all(
+        self, tenants: Sequence[str], offset: int, now_us: int, period: str = ""
+    ) -> Iterator[tuple[str, RunningBill | Exception]]:
+        """Of tenants of one partition, group after group: each tenant's, or why there is none."""
+        partition = usage_partition(tenants[0])
+        facts = facts_of(self._clickhouse, partition, offset, tenants) if len(tenants) > 1 else {}
+        for group in groups_of(tenants, facts):
+            yield from together(self._clickhouse, group, lambda some: self._compute(some, offset, now_us, period))
+
+    def _compute(self, tenants: Sequence[str], offset: int, now_us: int, period: str) -> dict[str, RunningBill]:
+        position = max(newest_position(self._clickhouse, topic) for topic in ("prices", "bills"))
+        accounts, books, partition = accounts_of(self._clickhouse, tenants), PriceBooks(self._clickhouse), usage_partition(tenants[0])
+        numbers = last_issued_numbers(self._clickhouse, tenants)
+        asked: list[Asked] = []
+        periods = {t: period or month_of(now_us, accounts[t]["timezone"]) for t in tenants}
+        for tenant in tenants:
+            _, until = period_bounds(periods[tenant], accounts[tenant]["timezone"])
+            cutoff = Cutoff({partition: offset}, until, RATING_VERSION, decided_position=position)
+            asked.append(Asked(tenant, cutoff, books.at(accounts[tenant]["price_book"], position)))
+        bases = self._missing_bases(numbers, books)
+        statements = statements_of(self._clickhouse, partition, [*asked, *bases])
+        for one, base in zip(bases, statements[len(asked) :], strict=True):
+            self._bases[one.tenant] = numbers[one.tenant], base
+        found: dict[str, RunningBill] = {}
+        for one, now in zip(asked, statements, strict=False):
+            tenant = one.tenant
+            before = self._bases[tenant][1] if tenant in numbers else Statement()
+            found[tenant] = RunningBill(
+                tenant=tenant,
+                period=periods[tenant],
+                number=numbers.get(tenant, 0) + 1,
+                currency=accounts[tenant]["currency"],
+                price_book=accounts[tenant]["price_book"],
+                decided_position=position,
+                partition=partition,
+                offset=offset,
+                until=one.cutoff.until,
+                lines=difference(now, before),
+                facts={**now.counts.model_dump(), "claimed": now.counts.claimed - before.counts.claimed},
+            )
+        return found
+
+    def store(self, bills: Sequence[RunningBill], generation: int) -> None:
         """Lines first: a reader takes those of the head's generation or newer, so it never sees half a bill."""
-        mark = {"tenant": bill.tenant, "period": bill.period, "generation": generation}
-        lines = [{**mark, **line.key._asdict(), "quantity": line.quantity, "amount_micros": line.amount_micros} for line in bill.lines]
+        lines: list[dict[str, object]] = []
+        heads: list[dict[str, object]] = []
+        for bill in bills:
+            mark: dict[str, object] = {"tenant": bill.tenant, "period": bill.period, "generation": generation}
+            lines += [{**mark, **line.key._asdict(), "quantity": line.quantity, "amount_micros": line.amount_micros} for line in bill.lines]
+            head = {
+                **mark,
+                "number": bill.number,
+                "currency": bill.currency,
+                "total_micros": bill.total_micros,
+                "usage_partition": bill.partition,
+                "usage_offset": bill.offset,
+                "until_us": bill.until,
+                "price_book": bill.price_book,
+                "decided_position": bill.decided_position,
+                "facts": bill.facts,
+            }
+            heads.append(head)
         if lines:
             self._clickhouse.insert_rows("bill_lines_running_rows", lines)
-        head = {
-            **mark,
-            "number": bill.number,
-            "currency": bill.currency,
-            "total_micros": bill.total_micros,
-            "usage_partition": bill.partition,
-            "usage_offset": bill.offset,
-            "until_us": bill.until,
-            "price_book": bill.price_book,
-            "decided_position": bill.decided_position,
-            "facts": bill.facts,
-        }
-        self._clickhouse.insert_rows("bills_running_rows", [head])
+        if heads:
+            self._clickhouse.insert_rows("bills_running_rows", heads)
 
-    def _base(self, tenant: str) -> tuple[int, Statement]:
-        """(number, statement) of the tenant's last issued bill; (0, nothing) before the first."""
-        number = last_issued_number(self._clickhouse, tenant)
-        if not number:
-            return 0, Statement()
-        known = self._bases.get(tenant)
-        if known and known[0] == number:
-            return known
-        (cut,) = cuts_of(self._clickhouse, tenant, [number])
-        self._bases[tenant] = number, statement_of_cut(self._clickhouse, cut, excluded_by(self._clickhouse, tenant, number))
-        return self._bases[tenant]
+    def _missing_bases(self, numbers: Mapping[str, int], books: PriceBooks) -> list[Asked]:
+        """The statements of last issued bills that are not kept yet."""
+        missing = {t: number for t, number in numbers.items() if t not in self._bases or self._bases[t][0] != number}
+        if not missing:
+            return []
+        cuts = cuts_of(self._clickhouse, {tenant: [number] for tenant, number in missing.items()})
+        excluded = excluded_by(self._clickhouse, list(missing.items()))
+        return [asked_of(cuts[tenant][number], excluded[tenant, number], books) for tenant, number in missing.items()]
 
 
-def account_of(clickhouse: ClickHouse, tenant: str) -> dict[str, str]:
-    """Price book, currency and zone of a tenant."""
+def accounts_of(clickhouse: ClickHouse, tenants: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Price book, currency and zone of each tenant."""
     rows = clickhouse.rows(
-        "SELECT argMaxIf(head, step, head != '') AS head FROM history WHERE topic = 'accounts' AND key = {tenant:String}",
-        {"tenant": tenant},
+        """SELECT key, argMaxIf(head, step, head != '') AS head FROM history WHERE topic = 'accounts' AND key IN {tenants:Array(String)}
+        GROUP BY key""",
+        {"tenants": list(tenants)},
     )
-    head: dict[str, Any] = json.loads(rows[0]["head"] or "{}") if rows else {}
-    return {name: str(head.get(name, default)) for name, default in DEFAULT_TENANT.items()}
+    heads: dict[str, dict[str, Any]] = {row["key"]: json.loads(row["head"] or "{}") for row in rows}
+    return {t: {name: str(heads.get(t, {}).get(name, default)) for name, default in DEFAULT_TENANT.items()} for t in tenants}
 
 
-def last_issued_number(clickhouse: ClickHouse, tenant: str) -> int:
-    sql = "SELECT max(JSONExtractInt(body, 'number')) FROM history WHERE topic = 'bills' AND fact = 'BillIssued' AND key = {tenant:String}"
-    return int(clickhouse.value(sql, {"tenant": tenant}))
+def last_issued_numbers(clickhouse: ClickHouse, tenants: Sequence[str]) -> dict[str, int]:
+    """Of tenants that have an issued bill."""
+    sql = """SELECT key, max(JSONExtractInt(body, 'number')) AS number FROM history
+        WHERE topic = 'bills' AND fact = 'BillIssued' AND key IN {tenants:Array(String)} GROUP BY key"""
+    return {str(row["key"]): int(row["number"]) for row in clickhouse.rows(sql, {"tenants": list(tenants)})}
 
 
 def newest_position(clickhouse: ClickHouse, topic: str) -> int:

@@ -99,7 +99,7 @@ class Redrive:
         if tenant in NOBODY:
             return
         running, now = RunningBills(self._clickhouse), now_us()
-        running.store(running.compute(tenant, self._ends.end(partition), now), now)
+        running.store([running.compute(tenant, self._ends.end(partition), now)], now)
 
 
 def _elsewhere(topic: str) -> str:

@@ -47,16 +47,18 @@ CREATE TABLE IF NOT EXISTS usage_decided_rows (
 COMMENT 'What two people decided about usage that is held; read usage_held_all'
 """
 
-HELD_AT = """
-SELECT kafka_offset FROM usage_held_rows FINAL
-WHERE kafka_partition = {partition:Int32} AND kafka_offset < {cut:Int64}
-AND (freed_at < 0 OR freed_at >= {cut:Int64} OR freed_at IN {excluded:Array(Int64)})
-AND kafka_offset NOT IN (
-    SELECT kafka_offset FROM usage_decided_rows
-    WHERE kafka_partition = {partition:Int32} AND decision = 'count' AND position <= {decided_position:Int64})
+HELD_BELOW = """
+SELECT h.kafka_offset AS held_at, true AS is_there, h.freed_at AS freed_at, if(d.decided, d.position, 9223372036854775807) AS counted_from
+FROM (
+    SELECT kafka_offset, freed_at FROM usage_held_rows FINAL WHERE kafka_partition = {partition:Int32} AND kafka_offset < {below:Int64}
+) AS h
+LEFT JOIN (
+    SELECT kafka_offset, true AS decided, min(usage_decided_rows.position) AS position FROM usage_decided_rows
+    WHERE kafka_partition = {partition:Int32} AND decision = 'count' GROUP BY kafka_offset
+) AS d ON d.kafka_offset = h.kafka_offset
 """
-"""Offsets of a partition that are held for a bill: what was freed by a record that the bill knows is counted, and what people decided to count up to
-the position that it pins."""
+"""What was ever held of a partition: for a bill that knows the record at `freed_at` it counts, and so it does for one that pins the position
+`counted_from` or a later one, at which people decided to count it."""
 
 HELD_ALL = """
 CREATE OR REPLACE VIEW usage_held_all AS

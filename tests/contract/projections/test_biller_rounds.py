@@ -122,8 +122,8 @@ def test_running_bills_are_computed_again_for_whom_something_was_decided_on(
         biller.refresh()
         return sorted(computed)
 
-    def compute(_self: Biller, tenant: str, _end: int) -> None:
-        computed.append(tenant)
+    def compute(_self: Biller, tenants: list[str], _end: int) -> None:
+        computed.extend(tenants)
 
     monkeypatch.setattr(Biller, "_recompute", compute)
     assert (refreshed(), refreshed()) == (everybody, []), "a biller that begins knows nothing yet"
@@ -140,6 +140,7 @@ def test_running_bills_are_computed_again_for_whom_something_was_decided_on(
     assert refreshed() == everybody, "when so many were decided on, all are"
 
     monkeypatch.setattr(biller_module, "NAMED_MAX", 200)
+    monkeypatch.setattr(biller_module, "TENANTS_MAX", 1)
     monkeypatch.setattr(biller_module, "REFRESH_S_MAX", -1.0)
     decided(clickhouse, "BillCutFixed", BLOCKED[:3], position=400)
     assert [refreshed() for _ in range(4)] == [[BLOCKED[0]], [BLOCKED[1]], [BLOCKED[2]], []], "what is left over comes in the next round"

@@ -13,7 +13,7 @@ from events.facts.usage import InvocationSettled
 from events.log.partitioner import partition_of
 from events.log.record import Record
 from events.schema.codec import Codec
-from projections.bills import bill_from_tables
+from projections.bills import statements_from_table
 from projections.bills.bill_from_tables import UsageTable
 from projections.bills.usage_spool import usage_entry
 from projections.catalog.tables import STATEMENTS
@@ -70,8 +70,8 @@ def test_executions_that_share_a_key_are_classified_page_by_page_as_from_the_log
     for r in records:
         record = Record("usage", PARTITION, r.offset, r.timestamp, r.key, r.value, {})
         builder.add(usage_entry(record, *codec.decode(r.value), hashlib.sha256(r.value or b"").digest()).record)
-    monkeypatch.setattr(bill_from_tables, "SHARED_KEYS_PAGE", page)
-    monkeypatch.setattr(bill_from_tables, "EXCEPTIONS_MAX", few)
+    monkeypatch.setattr(statements_from_table, "SHARED_KEYS_PAGE", page)
+    monkeypatch.setattr(statements_from_table, "EXCEPTIONS_MAX", few)
     statement = UsageTable(clickhouse, TENANT).statement(cutoff, book)
     assert statement == builder.statement()
     assert statement.counts.claimed + statement.counts.duplicate == CALLS and statement.counts.duplicate > 10

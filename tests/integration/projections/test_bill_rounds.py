@@ -7,6 +7,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,12 +17,11 @@ from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
 from events.log.partitioner import partition_of
 from events.log.record import Record
-from projections.bills import issue as bill_issue
-from projections.bills.bill_from_tables import bill_from_tables
+from projections.bills.bill_from_tables import TableRound
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.usage_spool import UsageEntry, UsageSpool
 from projections.bills.verify import verify
-from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
+from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from rating.bill import Bill
 from tests.support.market import HELD, Market, month, running_market
 
@@ -54,8 +54,8 @@ def waits_for_nothing(market: Market, tenants: list[str]) -> None:
     issuer = market.issuer()
 
     def ready() -> bool:
-        decided = issuer._decided_so_far()  # pyright: ignore[reportPrivateUsage]
-        return all(not isinstance(issuer._ready(t, 1, decided), Deferred) for t in tenants)  # pyright: ignore[reportPrivateUsage]
+        found = issuer._ready([(t, 1) for t in tenants], issuer._decided_so_far())  # pyright: ignore[reportPrivateUsage]
+        return not any(isinstance(outcome, Deferred) for _, outcome in found)
 
     market.fold_until(ready, "what was decided is in the tables")
 
@@ -98,15 +98,18 @@ def test_a_round_reads_each_topic_once_for_all_its_bills(market: Market, monkeyp
 
 def test_what_is_wrong_with_one_bill_is_that_ones_alone(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
     slow, broken, *others = with_open_cuts(market, 5)
+    answered = ClickHouse.rows
 
-    def answered(clickhouse: ClickHouse, cut: Mapping[str, Any], before: Any, ended: frozenset[str]) -> Bill:
-        if cut["tenant"] == slow:
+    def of_most(self: ClickHouse, sql: str, params: Mapping[str, Any] | None = None, *others: Any, **named: Any) -> Any:
+        about = dict(params or {}).get("askers", ())
+        if slow in about:
             raise ClickHouseUnavailable("nothing came for 60 s")
-        if cut["tenant"] == broken:
-            raise KeyError("sum_calls")
-        return bill_from_tables(clickhouse, cut, before, ended)
+        if broken in about and "sum_calls" in sql:
+            return [{"s": 0}]
+        return answered(self, sql, params, *others, **named)
 
-    monkeypatch.setattr(bill_issue, "bill_from_tables", answered)
+    monkeypatch.setattr(ClickHouse, "rows", of_most)
+    monkeypatch.setattr("projections.bills.biller.ISSUE_S_MAX", 600.0)
     biller = market.biller()
     biller.issue()
     waiting = {name.split("#")[0]: reason for name, reason in biller.waiting.items()}
@@ -119,6 +122,53 @@ def test_what_is_wrong_with_one_bill_is_that_ones_alone(market: Market, monkeypa
     assert [billed(market, tenant) for tenant in (slow, broken)] == [3, 3]
 
 
+def test_a_round_asks_the_tables_for_the_tenants_of_a_partition_together(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenants = with_open_cuts(market, 9)
+    asked, rows = list[tuple[str, ...]](), ClickHouse.rows
+    fails = tenants[0]
+
+    def noted(self: ClickHouse, sql: str, params: Mapping[str, Any] | None = None, *others: Any, **named: Any) -> Any:
+        about = tuple(dict(params or {}).get("askers", ())) if "sum_calls" in sql else ()
+        if about:
+            asked.append(about)
+        if fails in about:
+            raise ClickHouseError(241, "memory limit exceeded")
+        return rows(self, sql, params, *others, **named)
+
+    monkeypatch.setattr(ClickHouse, "rows", noted)
+    issuer = market.issuer()
+    found = dict(issuer.issue_all([(t, 1) for t in tenants]))
+    assert [t for (t, _), outcome in found.items() if isinstance(outcome, Deferred)] == [fails]
+    others = [{t for t in tenants if partition_of(t.encode(), PARTITIONS) == p} for p in range(PARTITIONS)]
+    groups = [group for group in others if group and fails not in group]
+    assert sorted(map(sorted, (about for about in asked if any(about[0] in group for group in groups)))) == sorted(map(sorted, groups)), (
+        "one question for a partition"
+    )
+
+    asked.clear()
+    fails = "nobody"
+    again = [t for t in tenants if partition_of(t.encode(), PARTITIONS) == partition_of(tenants[0].encode(), PARTITIONS)]
+    waits_for_nothing(market, again)
+    assert {type(outcome) for _, outcome in issuer.issue_all([(t, 1) for t in again])} == {Issued}
+    assert {about for about in asked if tenants[0] in about} == {(tenants[0],)}, "one that failed is asked about alone"
+    monkeypatch.undo()
+    assert [billed(market, tenant) for tenant in tenants] == [3] * len(tenants)
+
+
+def test_a_bill_that_differs_is_computed_once_more_by_itself(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record may have been read again since its group was asked about."""
+    tenants = with_open_cuts(market, 3)
+    bill = TableRound.bill
+
+    def older(self: TableRound, tenant: str, ended: Any) -> Bill:
+        made = bill(self, tenant, ended)
+        return replace(made, excluded=(0,)) if len(self._wanted) > 1 else made  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr(TableRound, "bill", older)
+    assert {type(outcome) for outcome in outcomes(market, tenants).values()} == {Issued}
+    assert [billed(market, tenant) for tenant in tenants] == [3] * len(tenants)
+
+
 def test_where_nobody_gets_an_answer_all_wait_and_no_reason_is_guessed(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
     tenants = with_open_cuts(market, 2)
 
@@ -129,7 +179,7 @@ def test_where_nobody_gets_an_answer_all_wait_and_no_reason_is_guessed(market: M
         monkeypatch.setattr(ClickHouse, "value", silent)
         return silent()
 
-    monkeypatch.setattr(bill_issue, "bill_from_tables", away_from_now_on)
+    monkeypatch.setattr(TableRound, "bill", away_from_now_on)
     with pytest.raises(ClickHouseUnavailable):
         outcomes(market, tenants)
     monkeypatch.undo()

@@ -17,8 +17,8 @@ from access.bearer import first_admin_digest
 from access.codes import KEY_MALFORMED, KEY_MISSING, KEY_UNKNOWN, Refusal
 from events.facts.meters import METERS, READINGS
 from events.process.clock import now_us
-from projections.bills import bill_from_tables
-from projections.bills.bill_from_tables import UsageTable
+from projections.bills import statements_from_table
+from projections.bills.decided_in_tables import usage_partition
 from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify
 from projections.catalog.queries import Catalog, Wanted
@@ -72,9 +72,9 @@ def query(market: Market, key: str, path: str, **params: Any) -> httpx.Response:
 def run_bill(market: Market, tenant: str) -> dict[str, Any]:
     """The running bill as the biller would store it now."""
     running = RunningBills(market.clickhouse_of_biller)
-    partition = UsageTable(market.clickhouse, tenant).partition
+    partition = usage_partition(tenant)
     bill = running.compute(tenant, dense_end(market.clickhouse, "usage", partition), now_us())
-    running.store(bill, now_us())
+    running.store([bill], now_us())
     return {
         "total_micros": bill.total_micros,
         "facts": dict(bill.facts),
@@ -139,7 +139,7 @@ def test_the_bill_is_that_of_a_full_replay_under_copies_interleavings_and_restar
     assert difference(market, other) == 0
     # However many copies, voids and repeated keys are given to the engine with its questions, and how many it looks for itself.
     for few in (0, 30):
-        monkeypatch.setattr(bill_from_tables, "EXCEPTIONS_MAX", few)
+        monkeypatch.setattr(statements_from_table, "EXCEPTIONS_MAX", few)
         assert run_bill(market, tenant) == bill
     stored = market.clickhouse.rows("SELECT kafka_partition AS p, count() AS n, uniqExact(kafka_offset) AS u FROM usage FINAL GROUP BY p")
     ends = market.reader.end_offsets("usage")

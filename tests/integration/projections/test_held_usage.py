@@ -169,7 +169,7 @@ def test_held_usage_is_shown_and_alarmed_and_two_people_count_it_or_dismiss_it(m
     assert held_of(market, tenant).keys() == forged.keys() - {"epoch_unknown"}
     running = RunningBills(market.clickhouse)
     now = running.compute(tenant, forged["key_unknown"].offset + 1, now_us())
-    running.store(now, now_us())
+    running.store([now], now_us())
     assert (now.total_micros, now.facts["held"]) == (PAID, 3)
     compared = verify(market.reader, market.codec, running_bill(market.clickhouse, tenant, month()), tenant, month())
     assert [(c.status, c.agrees, c.recomputed_micros) for c in compared] == [("issued", True, 2 * PAID), ("running", True, PAID)]

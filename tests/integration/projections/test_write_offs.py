@@ -27,8 +27,8 @@ from events.process.signing_keys import signing_key
 from events.schema.codec import Schema
 from events.schema.registry import SchemaRegistry
 from projections.bills.bill_from_log import bills_from_log
-from projections.bills.bill_from_tables import cuts_of, unreadable_below
 from projections.bills.decided_for_bills import epochs_ended, tenant_bills
+from projections.bills.decided_in_tables import cuts_of, unreadable_below
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.usage_spool import read_usage
@@ -194,7 +194,7 @@ def test_an_unreadable_record_holds_a_bill_back_until_two_people_write_it_off(ma
     assert {letter.state for letter in find_dead_letters(market.clickhouse, STATES) if letter.at in coordinates} == {"written_off"}
 
     # Both sources by themselves, and the next bill of the partition.
-    cut = cuts_of(market.clickhouse, tenant, [1])[0]
+    cut = cuts_of(market.clickhouse, {tenant: [1]})[tenant][1]
     (from_log,) = bills_from_log(market.reader, market.codec, tenant_bills(market.reader, market.codec, tenant), [1])
     below = next(c["offset"] for c in cut["cuts"] if c["partition"] == 0)
     assert from_log.records_written_off == len(unreadable_below(market.clickhouse, tenant, below).excluded) == 3
