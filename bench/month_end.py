@@ -56,22 +56,22 @@ def run(stack: Stack, quick: bool) -> list[dict[str, Any]]:
     codec, log_id = open_codec(settings, reader)
     admin = stack.environment()["MODELMARKET_ADMIN_KEY"]
     tenants = [f"tenant-{n:05}" for n in range(count)]
-    keys = asyncio.run(_tenants(settings, admin, tenants))
-    usage = _Usage(settings, codec, log_id, keys)
+    keys = asyncio.run(make_tenants(settings, admin, tenants))
+    usage = UsageWriter(settings, codec, log_id, keys)
     for tenant in _chosen(tenants, facts):
         usage.write(tenant)
     usage.close()
-    _until(lambda: int(clickhouse.value("SELECT toInt64(count()) FROM usage")) >= facts, "usage is in the table")
+    wait_until(lambda: int(clickhouse.value("SELECT toInt64(count()) FROM usage")) >= facts, "usage is in the table")
     began = time.monotonic()
     stack.up({"biller"})
     ends = reader.end_offsets("usage")
     verified = "SELECT sum(at) FROM (SELECT max(kafka_offset) AS at FROM usage_verified GROUP BY kafka_partition)"
-    _until(lambda: int(clickhouse.value(verified)) >= sum(ends.values()), "usage is verified")
+    wait_until(lambda: int(clickhouse.value(verified)) >= sum(ends.values()), "usage is verified")
     verify_s = time.monotonic() - began
     began = time.monotonic()
-    asyncio.run(_cuts(settings, admin, tenants))
+    asyncio.run(fix_cuts(settings, admin, tenants))
     issued = "SELECT uniqExact(key) FROM history WHERE topic = 'bills' AND fact = 'BillIssued'"
-    _until(lambda: int(clickhouse.value(issued)) >= count, "all bills are issued")
+    wait_until(lambda: int(clickhouse.value(issued)) >= count, "all bills are issued")
     took = time.monotonic() - began
     peak = _peak_mib(stack)
     alone = [_alone(reader, codec, tenant) for tenant in random.Random(2).sample(tenants, ALONE)]
@@ -93,7 +93,7 @@ def run(stack: Stack, quick: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _until(condition: Any, why: str) -> None:
+def wait_until(condition: Any, why: str) -> None:
     end = time.monotonic() + WAIT_S_MAX
     while not condition():
         assert time.monotonic() < end, f"not within {WAIT_S_MAX:.0f} s: {why}"
@@ -107,8 +107,8 @@ def _peak_mib(stack: Stack) -> float:
 
 def _alone(reader: Reader, codec: Codec, tenant: str) -> float:
     began = time.monotonic()
-    log = LogRound(reader, codec, [tenant])
-    ((_, bills),) = log.bills({tenant: Due(log.decided.tenants[tenant], [1])})
+    log = LogRound(reader, codec)
+    ((_, bills),) = log.bills({tenant: Due(log.decided.of(tenant), [1])})
     assert not isinstance(bills, Exception), bills
     return time.monotonic() - began
 
@@ -116,7 +116,7 @@ def _alone(reader: Reader, codec: Codec, tenant: str) -> float:
 # --- what people decide
 
 
-async def _tenants(settings: Settings, admin: str, tenants: list[str]) -> dict[str, str]:
+async def make_tenants(settings: Settings, admin: str, tenants: list[str]) -> dict[str, str]:
     """Makes them, with a price for everything; tenant → the id of its key."""
     keys = dict[str, str]()
     prices = [
@@ -139,7 +139,7 @@ async def _tenants(settings: Settings, admin: str, tenants: list[str]) -> dict[s
     return keys
 
 
-async def _cuts(settings: Settings, admin: str, tenants: list[str]) -> None:
+async def fix_cuts(settings: Settings, admin: str, tenants: list[str]) -> None:
     period, names = datetime.now(ZoneInfo(ZONE)).strftime("%Y-%m"), iter(tenants)
     async with _session(admin) as session:
 
@@ -175,7 +175,7 @@ def _chosen(tenants: list[str], facts: int) -> Iterator[str]:
         yield chance.choice(hot if chance.random() < HOT_SHARE else chance.choice(others))
 
 
-class _Usage:
+class UsageWriter:
     """One epoch, written as a gateway writes it: a chain per tenant, one signature for a batch."""
 
     def __init__(self, settings: Settings, codec: Codec, log_id: str, keys: dict[str, str]) -> None:
@@ -223,6 +223,11 @@ class _Usage:
         self._batch.append((tenant, frame, digest))
         if len(self._batch) == BATCH_MAX:
             self._send()
+
+    def flush(self) -> None:
+        """All that was written is on the log."""
+        self._send()
+        assert self._writer.flush(120)
 
     def close(self) -> None:
         self._send()

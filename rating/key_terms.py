@@ -27,15 +27,20 @@ def key_terms(facts: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, KeyTe
     """key_id → term, of one tenant's decided facts (name, body) in their order."""
     terms: dict[str, KeyTerm] = {}
     for name, body in facts:
-        match name:
-            case "ApiKeyIssued":
-                terms[body["key_id"]] = KeyTerm(body["occurred_at"], body["expires_at"])
-            case "ApiKeyRevoked" if body["key_id"] in terms:
-                term = terms[body["key_id"]]
-                term.over_us = min(body["occurred_at"], term.over_us if term.over_us is not None else body["occurred_at"])
-            case _:
-                pass
+        add_to_terms(terms, name, body)
     return terms
+
+
+def add_to_terms(terms: dict[str, KeyTerm], name: str, body: Mapping[str, Any]) -> None:
+    """As `key_terms`, one fact more."""
+    match name:
+        case "ApiKeyIssued":
+            terms[body["key_id"]] = KeyTerm(body["occurred_at"], body["expires_at"])
+        case "ApiKeyRevoked" if body["key_id"] in terms:
+            term = terms[body["key_id"]]
+            term.over_us = min(body["occurred_at"], term.over_us if term.over_us is not None else body["occurred_at"])
+        case _:
+            pass
 
 
 def began_us(body: Mapping[str, Any], append_us: int) -> int:

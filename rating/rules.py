@@ -6,10 +6,12 @@ prefix of the log are a function of that prefix alone (K20). A change of any rul
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
+INT64_MIN = -(1 << 63)
+"""Before any instant, in µs."""
 RATING_VERSION = 1
 """Version 1, in force from the first fact: `succeeded` executions that are no shadow are billed, at the price of their own
 time; executions that were only opened, abandoned, refused, voided, or repeat an invocation key within a day are not."""
@@ -98,34 +100,52 @@ class CopyDetector:
             self._unproven.discard(sha256)
         return "copied" if first == sha256 else "conflicting"
 
+    @property
+    def event_ids(self) -> Iterable[str]:
+        """All that were met."""
+        return self._copies.keys()
+
     def is_copy(self, event_id: str, sha256: bytes) -> bool:
         """Whether a proven record had these very bytes. Remembers nothing."""
         return (self._copies.get(event_id) == sha256 and sha256 not in self._unproven) or sha256 in self._not_first
 
 
+class ReachesBack(Exception):
+    """What is asked depends on records before those that are at hand: read all of them."""
+
+
 class KeyWindows:
     """Of the executions of one invocation key, in log order, the first bills; others within a day of a billed one repeat it."""
 
-    def __init__(self) -> None:
-        self._billed: dict[bytes, list[int]] = {}
+    def __init__(self, billed: Mapping[bytes, Sequence[int]] | None = None, known_from: int = INT64_MIN) -> None:
+        """`billed`: key → effective times so far, without those before `known_from` (µs UTC)."""
+        self._billed = {key: list(times) for key, times in (billed or {}).items()}
+        self.known_from = known_from
 
     def repeats(self, key: bytes, effective: int) -> bool:
-        """Asked once per billable execution, in log order. An empty key repeats nothing."""
+        """Asked once per billable execution, in log order. An empty key repeats nothing. Raises ReachesBack."""
         if not key:
             return False
+        if effective - KEY_WINDOW_US < self.known_from:
+            raise ReachesBack("an execution with an invocation key is older than the keys that are remembered")
         billed = self._billed.setdefault(key, [])
         if any(abs(effective - at) < KEY_WINDOW_US for at in billed):
             return True
         billed.append(effective)
         return False
 
+    def billed_from(self, instant: int) -> dict[bytes, tuple[int, ...]]:
+        """As the first argument of a new one whose `known_from` is `instant`, or that of this one where it is later."""
+        kept = ((key, tuple(at for at in times if at >= instant)) for key, times in self._billed.items())
+        return {key: times for key, times in kept if times}
+
 
 class BillingClassifier:
     """Gives each counted record below one cut its class. `voided` are the event_ids that voids below that cut name."""
 
-    def __init__(self, voided: Set[str]) -> None:
+    def __init__(self, voided: Set[str], windows: KeyWindows | None = None) -> None:
         self._voided = voided
-        self._windows = KeyWindows()
+        self.windows = windows or KeyWindows()
 
     def classify(self, record: UsageRecord) -> Literal["billed", "voided", "duplicate", "unbilled"]:
         """Asked in log order, without copies and conflicts."""
@@ -134,4 +154,4 @@ class BillingClassifier:
         if record.event_id in self._voided:
             return "voided"
         effective = effective_us(record.occurred_at, record.append_us)
-        return "duplicate" if self._windows.repeats(record.invocation_key, effective) else "billed"
+        return "duplicate" if self.windows.repeats(record.invocation_key, effective) else "billed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,20 @@ from typing import Literal, NamedTuple
 from events.facts.bills import BILL_COUNTERS, BillCounts
 from events.facts.meters import METERS, Meter
 from rating.book import BookVersion, Price, PriceBook, cost_micros
-from rating.rules import RATING_VERSION, BillingClassifier, CopyDetector, UsageRecord, effective_us
+from rating.event_ids import EventIds
+from rating.rules import (
+    EARLY_US_MAX,
+    INT64_MIN,
+    KEY_WINDOW_US,
+    LATE_US_MAX,
+    RATING_VERSION,
+    BillingClassifier,
+    CopyDetector,
+    KeyWindows,
+    ReachesBack,
+    UsageRecord,
+    effective_us,
+)
 
 
 class Bucket(NamedTuple):
@@ -124,20 +138,72 @@ Place = Literal["whole", "repeated", "held", "decided"]
 """A repeated record is a copy, or else held; a decided one would be held, and two people decided to count it."""
 
 
-class StatementBuilder:
-    """Builds one statement from a tenant's records, given one by one in log order. `voided`: see `BillingClassifier`."""
+class Carried(NamedTuple):
+    """A billed record that no bill has claimed yet."""
 
-    def __init__(self, cutoff: Cutoff, book: PriceBook, voided: frozenset[str]) -> None:
-        self._cutoff, self._book = cutoff, book
-        self._classifier, self._copies = BillingClassifier(voided), CopyDetector()
-        self._counts = dict.fromkeys(BILL_COUNTERS, 0)
-        self._usage: dict[Bucket, list[int]] = {}
-        self._epochs: dict[str, list[int]] = {}  # epoch -> [records counted, newest sequence]
+    effective: int
+    model: str
+    model_version: str
+    provider: str
+    quantities: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatementState:
+    """All that a builder needs to go on behind the records that it was given: what K20 says of them, in bounded space but for `ids`."""
+
+    until: int
+    counts: Mapping[str, int]
+    usage: Usage
+    bounds: tuple[int, ...]
+    """Of the book: those that `usage` was told apart by."""
+    newest_claimed: int
+    """µs UTC, as the two below."""
+    newest_append: int
+    keys_from: int
+    keys: Mapping[bytes, tuple[int, ...]]
+    """As `KeyWindows` takes them."""
+    epochs: Mapping[str, tuple[int, int]]
+    voided: frozenset[str]
+    carried: tuple[Carried, ...]
+    ids: EventIds
+
+
+CARRIED_MAX, KEYS_MAX, VOIDED_MAX = 100_000, 200_000, 100_000
+"""Of a state, about 30 MB each; a tenant who has more has none."""
+KEYS_KEPT_US = LATE_US_MAX + EARLY_US_MAX + KEY_WINDOW_US
+"""How far before the newest append time a billed key may matter to a record that is appended later."""
+NOTHING = StatementState(0, dict.fromkeys(BILL_COUNTERS, 0), {}, (), 0, 0, INT64_MIN, {}, {}, frozenset(), (), EventIds())
+
+
+class StatementBuilder:
+    """Builds one statement from a tenant's records, given one by one in log order. `voided`: see `BillingClassifier`. With `after` the records are
+    those behind the state, and so is what they void; raises ReachesBack where the records before would have to be looked at."""
+
+    def __init__(self, cutoff: Cutoff, book: PriceBook, voided: frozenset[str], after: StatementState = NOTHING) -> None:
+        self._cutoff, self._book, self._after = cutoff, book, after
+        self._voided = voided | after.voided
+        self._classifier = BillingClassifier(self._voided, KeyWindows(after.keys, after.keys_from))
+        self._copies, self._counts, self._newest_append = CopyDetector(), dict(after.counts), after.newest_append
+        self._usage = {bucket: list(sums) for bucket, sums in after.usage.items()}
+        self._newest_claimed = after.newest_claimed
+        self._epochs = {epoch: [counted, newest] for epoch, (counted, newest) in after.epochs.items()}  # records counted, newest sequence
+        self._carried: list[Carried] = []
+        if after.usage and (cutoff.until < after.until or _passed(book, after.newest_claimed) != after.bounds):
+            raise ReachesBack("what was claimed before is told apart by other instants")
+        if any(event_id in after.ids for event_id in voided - after.voided):
+            raise ReachesBack("a void names an execution before")
+        self._counts["carried"] = 0
+        for record in after.carried:
+            self._claim(record)
 
     def add(self, record: UsageRecord, place: Place = "whole") -> None:
         """`place`: what the chain of its producer says of the record at this cut-off (K13)."""
         if not self._cutoff.knows(record.partition, record.offset):
             return
+        self._newest_append = max(self._newest_append, record.append_us)
+        if place != "held" and record.event_id in self._after.ids:
+            raise ReachesBack(f"{record.partition}/{record.offset} has the event_id of a record before")
         if place == "held" or (place == "repeated" and not self._copies.is_copy(record.event_id, record.sha256)):
             self._counts["held"] += 1
             return
@@ -157,21 +223,55 @@ class StatementBuilder:
         """Claims a billed record, or carries it to a later bill."""
         effective = effective_us(record.occurred_at, record.append_us)
         self._counts["retimed"] += effective != record.occurred_at
-        if effective >= self._cutoff.until:
+        self._claim(Carried(effective, record.model, record.model_version, record.provider, record.quantities))
+
+    def _claim(self, billed: Carried) -> None:
+        if billed.effective >= self._cutoff.until:
             self._counts["carried"] += 1
+            if len(self._carried) <= CARRIED_MAX:
+                self._carried.append(billed)
             return
         self._counts["claimed"] += 1
-        passed = sum(bound <= effective for bound in self._book.bounds)
-        bucket = Bucket(record.model, record.model_version, record.provider, passed)
+        self._newest_claimed = max(self._newest_claimed, billed.effective)
+        passed = bisect_right(self._book.bounds, billed.effective)
+        bucket = Bucket(billed.model, billed.model_version, billed.provider, passed)
         sums = self._usage.setdefault(bucket, [0] * len(METERS))
-        for i, quantity in enumerate(record.quantities):
+        for i, quantity in enumerate(billed.quantities):
             sums[i] += quantity
 
     def statement(self) -> Statement:
         # Numbers used twice are no gaps; nor may one forged number make a count that no bill can hold.
-        self._counts["missing"] = sum(max(0, newest - counted) for counted, newest in self._epochs.values())
-        usage = {bucket: tuple(sums) for bucket, sums in self._usage.items()}
-        return Statement(rate(usage, self._book), BillCounts(**self._counts), frozenset(self._epochs))
+        missing = sum(max(0, newest - counted) for counted, newest in self._epochs.values())
+        return Statement(rate(self._sums(), self._book), BillCounts(**self._counts | {"missing": missing}), frozenset(self._epochs))
+
+    def state(self) -> StatementState | None:
+        """To go on from, behind the cut of this statement. None where it would hold more than the bounds allow."""
+        keys_from = max(self._classifier.windows.known_from, self._newest_append - KEYS_KEPT_US)
+        keys = self._classifier.windows.billed_from(keys_from)
+        if len(self._carried) > CARRIED_MAX or len(keys) > KEYS_MAX or len(self._voided) > VOIDED_MAX:
+            return None
+        return StatementState(
+            self._cutoff.until,
+            dict(self._counts),
+            self._sums(),
+            _passed(self._book, self._newest_claimed),
+            self._newest_claimed,
+            self._newest_append,
+            keys_from,
+            keys,
+            {epoch: (counted, newest) for epoch, (counted, newest) in self._epochs.items()},
+            self._voided,
+            tuple(self._carried),
+            self._after.ids.with_added(self._copies.event_ids),
+        )
+
+    def _sums(self) -> Usage:
+        return {bucket: tuple(sums) for bucket, sums in self._usage.items()}
+
+
+def _passed(book: PriceBook, effective: int) -> tuple[int, ...]:
+    """The bounds of a book at or before an instant."""
+    return book.bounds[: bisect_right(book.bounds, effective)]
 
 
 def statement_of(records: Iterable[UsageRecord], cutoff: Cutoff, book: PriceBook) -> Statement:

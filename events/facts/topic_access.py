@@ -66,7 +66,7 @@ class Grant:
 
 
 def grants(stack: str) -> Iterator[Grant]:
-    """All of them. `stack` is in the name of the workers' consumer group."""
+    """All of them. `stack` is in the names of the workers' and the billers' groups."""
     for role, access in ACCESS.items():
         # Everybody checks at its start that this is the right log: how many partitions each topic has (K1).
         yield Grant(role, "describe", "topic", EVERY)
@@ -74,6 +74,7 @@ def grants(stack: str) -> Iterator[Grant]:
         yield from (Grant(role, "read", "topic", topic) for topic in access.reads)
         yield from (Grant(role, "write", "topic", topic) for topic in access.writes)
     yield Grant("worker", "read", "group", worker_group(stack))
+    yield Grant("biller", "read", "group", biller_group(stack))
     # People look with Kafka's own tools, too: at topics' settings, at the lag of groups, and at records.
     yield Grant(OPERATOR, "describe_configs", "topic", EVERY)
     yield Grant(OPERATOR, "describe", "group", EVERY)
@@ -83,3 +84,8 @@ def grants(stack: str) -> Iterator[Grant]:
 def worker_group(stack: str) -> str:
     """The consumer group that the Faust workers of a stack share."""
     return f"{stack}-projections"
+
+
+def biller_group(stack: str) -> str:
+    """In which the billers of a stack divide the partitions of usage among themselves."""
+    return f"{stack}-billers"

@@ -48,7 +48,7 @@ class EpochVerifier:
 
     def __init__(self, log_id: str, epoch: str, public_key: bytes) -> None:
         self._log_id, self._epoch = log_id, epoch
-        self._keys, self._key_id = PublicKeys([public_key]), key_id_of(public_key)
+        self._keys, self.key_id = PublicKeys([public_key]), key_id_of(public_key)
         self._proven = b"", b""
         """Root and signature of the batch that was checked last: its records follow each other."""
 
@@ -65,7 +65,7 @@ class EpochVerifier:
             root = _node(beside, root) if sides >> i & 1 else _node(root, beside)
         if self._proven == (root, signature):
             return True
-        if not self._keys.verify(self._key_id, _message(self._log_id, self._epoch, root), signature):
+        if not self._keys.verify(self.key_id, _message(self._log_id, self._epoch, root), signature):
             return False
         self._proven = root, signature
         return True

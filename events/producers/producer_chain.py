@@ -49,6 +49,16 @@ class ProducerChain:
             self._waiting.setdefault(claim.previous_sha256, []).append(claim)
         self._judged: dict[int, Judged] = {}
 
+    @property
+    def key_id(self) -> str:
+        """The key of the epoch."""
+        return self._verifier.key_id
+
+    @property
+    def waiting(self) -> list[UsageClaim]:
+        """As a new chain takes them, once everything is settled."""
+        return sorted(claim for claims in self._waiting.values() for claim in claims)
+
     def add(self, claim: UsageClaim) -> None:
         """In the order of the log."""
         if not self._follows(claim):

@@ -1,4 +1,4 @@
-"""Keeps running bills fresh and issues the fixed ones. `python -m projections.bills.biller`; any number of them may run.
+"""Keeps running bills fresh and issues the fixed ones. `python -m projections.bills.biller`; any number of them may run, and divide the work.
 
 Running bills are recomputed for tenants with new usage, about once a second; a tenant whose bill takes long is recomputed less
 often, so that the largest tenant leaves time for the others.
@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, assert_never, get_args
+from functools import partial
+from itertools import product
+from typing import Any, Protocol, assert_never, get_args
 
 from events.alerts.alerts import Alerts
 from events.alerts.fact_publisher import FactPublisher
@@ -26,10 +28,14 @@ from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from events.producers.opened_epochs import OpenedEpochs, market_keys
+from events.schema.codec import Codec
 from projections.bills import issue as bill_issue
+from projections.bills.checkpoints.files import CheckpointFiles
 from projections.bills.decided_in_tables import NAMED_MAX as TENANTS_MAX
+from projections.bills.decided_in_tables import usage_partition
 from projections.bills.issue import BillNumber, Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
 from projections.bills.running import RunningBill, RunningBills
+from projections.bills.shared_partitions import SharedPartitions
 from projections.ingest.clickhouse import ClickHouse, ClickHouseUnavailable
 from projections.usage.held_decisions import HeldDecisions
 from projections.usage.verifier import UsageVerifier
@@ -55,8 +61,26 @@ HELD_REMEDY = "docs/operations.md, 'Usage is held'"
 DECIDED = "('prices', 'accounts', 'bills')"
 NAMED_MAX = 200
 """Tenants that one question names; when something was decided on more of them, all running bills are computed again."""
+ALL_PARTITIONS = frozenset(range(TOPICS["usage"].partitions))
+HELD_ALERT_OF = 0
+"""Whoever has this partition raises the one alert about held usage."""
 NOBODY = "-"
 """The tenant of calls with an unknown key: never billed."""
+
+
+class Share(Protocol):
+    """Which part of the work is this biller's; each question says that it goes on."""
+
+    def working(self) -> frozenset[int]:
+        """Partitions of `usage`: their records, and the tenants who have theirs there."""
+        ...
+
+
+class Everything:
+    """The share of a biller that is alone."""
+
+    def working(self) -> frozenset[int]:
+        return ALL_PARTITIONS
 
 
 class Biller:
@@ -69,10 +93,16 @@ class Biller:
         verifier: UsageVerifier,
         alerts: Alerts,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        share: Share | None = None,
+        restore_alerts: Callable[[], None] = lambda: None,
     ) -> None:
+        """`restore_alerts`: called when partitions of another biller become this one's, with what that one raised."""
         self._clickhouse, self._issuer, self._verifier, self._alerts, self._clock = clickhouse, issuer, verifier, alerts, clock
+        self._share, self._restore_alerts = share or Everything(), restore_alerts
+        self._mine = ALL_PARTITIONS if share is None else frozenset[int]()
         self._running, self._decisions = RunningBills(clickhouse), HeldDecisions(clickhouse)
-        self._taken = dict.fromkeys(range(TOPICS["usage"].partitions), 0)
+        self._taken = dict.fromkeys(ALL_PARTITIONS, 0)
         self._positions: dict[tuple[str, int], int] = {}
         """Topic and partition → the newest position of the store that its running bills know."""
         self._due: dict[tuple[str, int], None] = {}
@@ -91,18 +121,41 @@ class Biller:
         self.issued = 0
 
     def round(self) -> None:
+        self._take_over()
         self.verify()
         self.issue()
         self.refresh()
+
+    def _take_over(self) -> None:
+        """What is this biller's by now. What another one has done since is in the tables."""
+        mine = self._share.working()
+        lost, gained = self._mine - mine, mine - self._mine
+        if lost or gained:
+            self._mine, self._issuing = mine, None
+        for partition in lost:
+            self._verifier.forget(partition)
+            self._taken[partition] = 0
+        if lost:
+            self._retries = {k: v for k, v in self._retries.items() if usage_partition(k[0]) in mine}
+            self._due = {k: v for k, v in self._due.items() if k[1] in mine}
+            self.waiting, self.alarming = (
+                {name: why for name, why in of.items() if usage_partition(name.split("#")[0]) in mine}
+                for of in (self.waiting, self.alarming)
+            )
+        if gained:
+            self._positions = {}
+            self._restore_alerts()
 
     # --- verifying
 
     def verify(self) -> None:
         """Verifies what came since, for a bounded time; raises an alert while usage is held that nobody has decided on."""
         end = self._clock() + VERIFY_S_MAX
-        while not self._verifier.advance({p: self._issuer.ends.end(p) for p in self._taken}) and self._clock() < end:
+        while not self._verifier.advance({p: self._issuer.ends.end(p) for p in self._mine}) and self._clock() < end:
             pass
         self._due |= dict.fromkeys(self._decisions.note())
+        if HELD_ALERT_OF not in self._mine:
+            return
         held = self._verifier.held()
         if held is None:
             self._alerts.resolve(PRODUCER, "usage.held")
@@ -114,13 +167,15 @@ class Biller:
     def issue(self) -> None:
         """Goes on with the bills that are due, for a bounded time: then verifying and running bills have their turn."""
         if self._issuing is None:
-            due = [bill for bill in self._page() if self._clock() >= self._retries.get(bill, (0.0, 0.0))[0]]
+            mine = (bill for bill in self._page() if usage_partition(bill[0]) in self._mine)
+            due = [bill for bill in mine if self._clock() >= self._retries.get(bill, (0.0, 0.0))[0]]
             self._issuing = self._issuer.issue_all(due)
         began = self._clock()
         end = began + ISSUE_S_MAX
         try:
             for (tenant, number), outcome in self._issuing:
                 self._note(tenant, number, outcome, self._clock() - began)
+                self._share.working()
                 began = self._clock()
                 if began >= end:
                     break
@@ -158,15 +213,16 @@ class Biller:
                 assert_never(outcome)
 
     def _alert(self, *, whole: bool) -> None:
-        """One alert for each reason, however many bills wait for it; it is resolved when none of a whole round does."""
-        reasons = dict[str, str]()
+        """One alert for each reason and partition, however many bills wait for it; it is resolved when none of a whole round does."""
+        reasons = dict[tuple[int, str], str]()
         for bill, message in self.alarming.items():
-            reasons.setdefault(self.waiting[bill], f"bill {bill.replace('#', ', number ')} waits: {message}")
-        for reason, message in reasons.items():
-            self._alerts.raise_(PRODUCER, f"bills.{reason}", message[:1000], WAITING_REMEDY)
-        for reason in get_args(Reason):
-            if whole and reason not in reasons:
-                self._alerts.resolve(PRODUCER, f"bills.{reason}")
+            tenant, number = bill.split("#")
+            reasons.setdefault((usage_partition(tenant), self.waiting[bill]), f"bill {tenant}, number {number} waits: {message}")
+        for (partition, reason), message in reasons.items():
+            self._alerts.raise_(_subject(partition), f"bills.{reason}", message[:1000], WAITING_REMEDY)
+        for partition, reason in product(self._mine, get_args(Reason)):
+            if whole and (partition, reason) not in reasons:
+                self._alerts.resolve(_subject(partition), f"bills.{reason}")
 
     def _stays_behind(self, tenant: str, number: int, outcome: Deferred) -> bool:
         """Workers catch up by themselves; a row that is missing below what they have written since does not."""
@@ -194,6 +250,7 @@ class Biller:
         detail = {"detail": "waiting: " + ", ".join(f"{k} {v}" for k, v in list(waiting.items())[:5])} if waiting else {}
         return {
             "status": "ready",
+            "partitions": sorted(self._mine),
             "lag": len(self.waiting),
             "issued": self.issued,
             "waiting": waiting,
@@ -204,13 +261,14 @@ class Biller:
     # --- running bills
 
     def refresh(self) -> None:
-        ends = {p: self._verifier.verified(p) for p in self._taken}
+        ends = {p: self._verifier.verified(p) for p in self._mine}
         for partition, end in ends.items():
             start = self._taken[partition]
             if end > start:
                 self._due |= {(t, partition): None for t in sorted(self._tenants(partition, start, end))}
                 self._taken[partition] = end
         self._due |= dict.fromkeys(self._decided_on())
+        self._due = {(tenant, partition): None for tenant, partition in self._due if partition in self._mine}
         until = self._clock() + REFRESH_S_MAX
         while rested := [(t, p) for t, p in self._due if self._clock() >= self._rests.get(t, 0.0)]:
             partition = rested[0][1]
@@ -271,6 +329,15 @@ class Biller:
         return due
 
 
+def _subject(partition: int) -> str:
+    """Of alerts about bills of tenants who have their usage there: each biller resolves those of its own partitions."""
+    return f"{PRODUCER}, usage/{partition}"
+
+
+def _restore(alerts: Alerts, codec: Codec, reader: Reader) -> None:
+    alerts.restore(codec, (record.value for record in reader.read("alerts")))
+
+
 @ends_when_denied
 def main() -> int:
     start_logging("biller")
@@ -285,10 +352,12 @@ def main() -> int:
     clickhouse = ClickHouse(settings)
     writer = Writer(settings, PRODUCER)
     alerts = Alerts(PRODUCER, FactPublisher(writer, codec))
-    alerts.restore(codec, (record.value for record in reader.read("alerts")))
     verifier = UsageVerifier(clickhouse, reader, OpenedEpochs(codec, log_id, market_keys(settings)))
-    issuer = Issuer(clickhouse, reader, codec, verifier, commands_url=settings.commands, admin_key=admin_key(settings))
-    biller = Biller(clickhouse, issuer, verifier, alerts)
+    checkpoints = CheckpointFiles(settings.folder / "bills" / "checkpoints")
+    issuer = Issuer(clickhouse, reader, codec, verifier, checkpoints, commands_url=settings.commands, admin_key=admin_key(settings))
+    share = SharedPartitions(settings)
+    restore = partial(_restore, alerts, codec, reader)
+    biller = Biller(clickhouse, issuer, verifier, alerts, share=share, restore_alerts=restore)
     while not stop.wait(ROUND_S):
         try:
             biller.round()
@@ -296,6 +365,7 @@ def main() -> int:
         except (ClickHouseUnavailable, LogUnavailable) as e:
             logger.warning("not now: %s", e)
             state = {"status": "starting", "lag": None, "detail": str(e)[:300]}
+    share.close()
     server.shutdown()
     writer.close()
     reader.close()

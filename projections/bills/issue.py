@@ -6,19 +6,21 @@ All bills that are due are one round: the log is read once for all of them, and 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import httpx
 
-from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
 from events.log.heartbeat import Heartbeat, newest_heartbeats
 from events.log.schemas import read_schemas
 from events.schema.codec import Codec, Undecodable
-from projections.bills.bill_from_log import Due, LogRound
+from projections.bills.bill_from_log import CheckpointDiffers, Due, LogRound
 from projections.bills.bill_from_tables import TableRound, Wanted, below_of, bill_from_tables
+from projections.bills.checkpoints.files import CheckpointFiles
+from projections.bills.decided_folds import DecidedFolds
 from projections.bills.decided_for_bills import LogIncomplete
 from projections.bills.decided_in_tables import (
     LISTED_MAX,
@@ -49,7 +51,16 @@ POST_S_MAX = 60
 
 Body = Mapping[str, Any]
 T = TypeVar("T")
-_EXPECTED = (LogIncomplete, OSError, InvalidPeriod, ClickHouseError, TooManyWrittenOff, Undecodable, UnknownRatingVersion)
+_EXPECTED = (
+    LogIncomplete,
+    CheckpointDiffers,
+    OSError,
+    InvalidPeriod,
+    ClickHouseError,
+    TooManyWrittenOff,
+    Undecodable,
+    UnknownRatingVersion,
+)
 """What a bill may end with; the message says all. Anything else is a defect."""
 
 Reason = Literal[
@@ -59,6 +70,7 @@ Reason = Literal[
     "decisions_behind",
     "dead_letters",
     "sources_disagree",
+    "checkpoint_differs",
     "log_incomplete",
     "not_computable",
     "no_answer",
@@ -112,20 +124,30 @@ class _Decided:
     bills: Mapping[int, int]
     """The same, of each partition."""
 
-    def behind(self, pinned: int) -> Deferred | None:
-        """A cut may be seen before a price, or before what people decided about held usage, that was decided earlier: they travel in different
-        partitions. A heartbeat at or past the pinned position says which was the last one sent (K5)."""
+    def not_sent(self, pinned: int) -> Deferred | None:
+        """A heartbeat at or past the pinned position says that all that was decided up to it is on the log (K5)."""
         if self.heartbeat is None or self.heartbeat.position < pinned:
             return Deferred("prices_behind", "no heartbeat of the relay at or past the pinned position", alarming=False)
-        sent = self.heartbeat.sent.get("prices/0", 0)
-        if self.prices < min(sent, pinned):
-            return Deferred("prices_behind", f"prices are in the table up to position {self.prices}, the relay sent {sent}", alarming=False)
-        for partition in range(TOPICS["bills"].partitions):
-            have, sent = self.bills.get(partition, 0), self.heartbeat.sent.get(f"bills/{partition}", 0)
-            if have < min(sent, pinned):
-                message = f"bills/{partition} is in the table up to position {have}, the relay sent {sent}"
+        return None
+
+    def behind(self, pinned: int, log: LogRound, usage_partition: int) -> Deferred | None:
+        """A cut may be seen before a price, or before what people decided about records of its partition, that was decided earlier: they travel in
+        different partitions. The log says which of them there are; a partition that brings none to this bill may be behind."""
+        wanted = newest_up_to(log.prices.positions, pinned)
+        if self.prices < wanted:
+            return Deferred("prices_behind", f"prices are in the table up to position {self.prices}, not {wanted}", alarming=False)
+        for partition, positions in log.decided.records[usage_partition].positions.items():
+            have, wanted = self.bills.get(partition, 0), newest_up_to(positions, pinned)
+            if have < wanted:
+                message = f"bills/{partition} is in the table up to position {have}, a decision about records stands at {wanted}"
                 return Deferred("decisions_behind", message, alarming=False)
         return None
+
+
+def newest_up_to(positions: Sequence[int], pinned: int) -> int:
+    """The last of ascending positions that is not above the pinned one; 0 where there is none."""
+    count = bisect_right(positions, pinned)
+    return positions[count - 1] if count else 0
 
 
 def cuts_without_bill(clickhouse: ClickHouse, after: str = "") -> list[tuple[str, int]]:
@@ -142,9 +164,18 @@ class Issuer:
     """One biller. Any number of them may run: they post the same bytes, and the second one gets the answer of the first."""
 
     def __init__(
-        self, clickhouse: ClickHouse, reader: Reader, codec: Codec, verifier: UsageVerifier, *, commands_url: str, admin_key: str
+        self,
+        clickhouse: ClickHouse,
+        reader: Reader,
+        codec: Codec,
+        verifier: UsageVerifier,
+        checkpoints: CheckpointFiles,
+        *,
+        commands_url: str,
+        admin_key: str,
     ) -> None:
         self._clickhouse, self._reader, self._codec, self._schemas_end = clickhouse, reader, codec, -1
+        self._checkpoints, self._folds = checkpoints, DecidedFolds(reader, codec)
         self.ends, self._verifier, self._decisions = DenseEnds(clickhouse, "usage"), verifier, HeldDecisions(clickhouse)
         self._failed = set[str]()
         """Tenants whose questions to the tables failed: they are asked about alone."""
@@ -170,15 +201,17 @@ class Issuer:
         if not ready:
             return
         self._learn()
-        log = LogRound(self._reader, self._codec, ready)
+        log = LogRound(self._reader, self._codec, self._folds, self._checkpoints)
         tables = TableRound(self._clickhouse, {t: r.wanted for t, r in ready.items()}, self._failed)
         try:
             wanted = dict[str, Due]()
             for tenant, mine in list(ready.items()):
                 # Each source has its own cuts: a wrong row of the table must not make both agree on a wrong bill.
-                there = log.decided.tenants[tenant]
+                there = log.decided.of(tenant)
                 if wrong := [n for n in mine.cuts if not _same_cut(mine.cuts[n], there.cuts.get(n))]:
                     yield (tenant, ready.pop(tenant).number), _another_cut(tenant, wrong[0])
+                elif behind := decided.behind(int(there.cuts[mine.number]["decided_position"]), log, usage_partition(tenant)):
+                    yield (tenant, ready.pop(tenant).number), behind
                 else:
                     wanted[tenant] = Due(there, sorted(mine.cuts))
             for tenant, from_log in log.bills(wanted):
@@ -236,8 +269,12 @@ class Issuer:
             # It was computed with others, some time ago: a record may have been read again since.
             table = bill_from_tables(self._clickhouse, wanted.cut, wanted.before, log.producers.ended)
         if table.canonical() != right:
+            log.doubt(tenant)
             return self._difference(table, from_log[-1])
-        return self._post(table)
+        outcome = self._post(table)
+        if isinstance(outcome, Issued):
+            log.keep(table)
+        return outcome
 
     def _learn(self) -> None:
         """An id is on the log before it is used (K2): who has read all schemas now can read whatever lies below a cut. Without those
@@ -245,6 +282,7 @@ class Issuer:
         end = self._reader.end_offsets("schemas")["schemas", 0]
         if end != self._schemas_end:
             self._codec, self._schemas_end = Codec(read_schemas(self._reader)[0]), end
+            self._folds = DecidedFolds(self._reader, self._codec)
 
     def _post(self, bill: Bill) -> Outcome:
         cut = bill.cut
@@ -317,7 +355,7 @@ def _cut_is_known(tenant: str, number: int, cuts: Mapping[int, Body] | Exception
     if missing := [n for n in range(max(1, number - 1), number + 1) if n not in cuts]:
         return _another_cut(tenant, missing[0])
     cut = cuts[number]
-    return ends.behind(cut) or decided.behind(int(cut["decided_position"])) or _Ready(number, cuts)
+    return ends.behind(cut) or decided.not_sent(int(cut["decided_position"])) or _Ready(number, cuts)
 
 
 def _is_readable(ready: _Ready, found: Unreadable | Exception) -> _Ready | Deferred:
@@ -337,6 +375,8 @@ def _is_readable(ready: _Ready, found: Unreadable | Exception) -> _Ready | Defer
 def _deferred(e: Exception) -> Deferred:
     if isinstance(e, LogIncomplete):
         return Deferred("log_incomplete", str(e), alarming=True)
+    if isinstance(e, CheckpointDiffers):
+        return Deferred("checkpoint_differs", str(e), alarming=True)
     return Deferred("not_computable", f"{type(e).__name__}: {e}", alarming=True)
 
 

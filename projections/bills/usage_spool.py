@@ -30,6 +30,7 @@ WrittenOffHashes = Mapping[int, Set[bytes]]
 """Of one partition: offset → hashes of the bytes that were written off there."""
 Body = Mapping[str, Any]
 _RATED = attrgetter(*(f.name for f in fields(UsageRecord)))
+_OFFSET = [f.name for f in fields(UsageRecord)].index("offset")
 
 
 class UsageEntry(NamedTuple):
@@ -53,20 +54,48 @@ class UsageEntry(NamedTuple):
         return UsageClaim(record.offset, record.sequence, self.previous_sha256, record.sha256, self.proof)
 
 
+class Unread(NamedTuple):
+    """A record that nobody can read, or none that is usage. `schema_id`: of its frame where the log has no such schema, else -1."""
+
+    key: bytes | None
+    sha256: bytes
+    schema_id: int = -1
+
+
+class Wanted(NamedTuple):
+    """The records of a tenant from one offset up to another, which is left out."""
+
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class UsageSpool:
-    """What was read of one partition. `unreadable`: offset → key of what nobody can read and nobody wrote off (K9)."""
+    """What was read of one partition."""
 
-    unreadable: dict[int, bytes | None] = field(default_factory=dict[int, bytes | None])
+    decided: WrittenOffHashes = field(default_factory=dict[int, Set[bytes]])
+    """What is written off."""
+    unread: dict[int, Unread] = field(default_factory=dict[int, Unread])
+    """By offset, also of records before those that were read."""
     written_off: set[int] = field(default_factory=set[int])
-    """Offsets whose very bytes are written off, whether or not they can be read by now."""
-    excluded: set[int] = field(default_factory=set[int])
-    """Of those the ones that nobody can read: they are billed to nobody."""
+    """Of those that were read: offsets of records whose very bytes are written off, whether or not they can be read by now."""
+    records: int = 0
+    """How many were read, of all tenants."""
     _file: IO[bytes] | None = None
     _chunks: dict[str, list[tuple[int, int]]] = field(default_factory=dict[str, list[tuple[int, int]]])
     """Tenant → where its records are in the file: start and length."""
     _buffered: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict[str, list[tuple[Any, ...]]])
     _buffered_n: int = 0
+
+    @property
+    def unreadable(self) -> dict[int, bytes | None]:
+        """Offset → key of what nobody can read and nobody wrote off (K9)."""
+        return {offset: record.key for offset, record in self.unread.items() if record.sha256 not in self.decided.get(offset, ())}
+
+    @property
+    def excluded(self) -> set[int]:
+        """What nobody can read and two people wrote off: it is billed to nobody."""
+        return {offset for offset, record in self.unread.items() if record.sha256 in self.decided.get(offset, ())}
 
     def add(self, tenant: str, entry: UsageEntry) -> None:
         """In the order of the log."""
@@ -75,8 +104,12 @@ class UsageSpool:
         if self._buffered_n >= BUFFERED_MAX:
             self._write()
 
-    def of(self, tenant: str) -> Iterator[UsageEntry]:
-        """A tenant's records, in the order of the log. May be asked again, while nothing is added."""
+    def of(self, tenant: str, start: int = 0) -> Iterator[UsageEntry]:
+        """A tenant's records from an offset on, in the order of the log. May be asked again, while nothing is added."""
+        entries = self._of(tenant)
+        return (entry for entry in entries if entry.rated[_OFFSET] >= start) if start else entries
+
+    def _of(self, tenant: str) -> Iterator[UsageEntry]:
         for start, length in self._chunks.get(tenant, ()):
             assert self._file is not None
             self._file.seek(start)
@@ -98,36 +131,54 @@ class UsageSpool:
         self._buffered, self._buffered_n = {}, 0
 
 
-def read_usage(reader: Reader, codec: Codec, partition: int, below: Mapping[str, int], written_off: WrittenOffHashes) -> UsageSpool:
-    """One pass over a partition. `below`: tenant → the offset up to which its records are wanted. The caller closes what it gets. Raises OSError
-    where the folder for temporary files has no space."""
-    spool = UsageSpool()
+def read_usage(
+    reader: Reader,
+    codec: Codec,
+    partition: int,
+    wanted: Mapping[str, Wanted],
+    written_off: WrittenOffHashes,
+    before: Mapping[int, Unread] | None = None,
+    start: int = 0,
+) -> UsageSpool:
+    """One pass over a partition, from `start` to the last end that is wanted. `before`: what nobody could read below `start`. The caller closes
+    what it gets. Raises OSError where the folder for temporary files has no space."""
+    spool = UsageSpool(written_off, dict(before or {}))
     try:
-        end = max(below.values(), default=0)
-        for record in reader.read("usage", end={p: end if p == partition else 0 for p in range(TOPICS["usage"].partitions)}):
-            _take(spool, record, codec, below, written_off)
+        end = max((w.end for w in wanted.values()), default=0)
+        ends = {p: end if p == partition else 0 for p in range(TOPICS["usage"].partitions)}
+        for record in reader.read("usage", {partition: start}, ends):
+            spool.records += 1
+            _take(spool, record, codec, wanted)
     except BaseException:
         spool.close()
         raise
     return spool
 
 
-def _take(spool: UsageSpool, record: Record, codec: Codec, below: Mapping[str, int], written_off: WrittenOffHashes) -> None:
+def _take(spool: UsageSpool, record: Record, codec: Codec, wanted: Mapping[str, Wanted]) -> None:
     digest = sha256(record.value or b"").digest()
-    if digest in written_off.get(record.offset, ()):
+    if digest in spool.decided.get(record.offset, ()):
         spool.written_off.add(record.offset)
         # These very bytes are written off. What can be read is counted, written off or not.
         if why_unreadable(codec.schemas, record.value) is not None:
-            spool.excluded.add(record.offset)
+            spool.unread[record.offset] = _unread(record, digest, codec)
             return
     try:
         name, body = _usage_fact(codec, record)
     except Undecodable:
-        spool.unreadable[record.offset] = record.key
+        spool.unread[record.offset] = _unread(record, digest, codec)
         return
     tenant = str(body["tenant"])
-    if record.offset < below.get(tenant, 0):
+    if (mine := wanted.get(tenant)) is not None and mine.start <= record.offset < mine.end:
         spool.add(tenant, usage_entry(record, name, body, digest))
+
+
+def _unread(record: Record, digest: bytes, codec: Codec) -> Unread:
+    try:
+        schema_id = frame_schema_id(record.value)
+    except Undecodable:
+        schema_id = -1
+    return Unread(record.key, digest, -1 if schema_id in codec.schemas.by_id else schema_id)
 
 
 def _usage_fact(codec: Codec, record: Record) -> tuple[str, Body]:

@@ -124,13 +124,13 @@ def _issued(reader: Reader, codec: Codec, decided: TenantBills, issued: Mapping[
 
 
 def _running(reader: Reader, codec: Codec, decided: TenantBills, head: Body, rows: Sequence[Body]) -> ComparedBill:
-    log = LogRound(reader, codec, [decided.tenant])
+    log = LogRound(reader, codec)
     cutoff = Cutoff({head["usage_partition"]: head["usage_offset"]}, head["until_us"], decided_position=head["decided_position"])
-    asked = [(cutoff, log.book(head["price_book"], head["decided_position"]))]
+    asked = [(cutoff, log.prices.book(head["price_book"], head["decided_position"]))]
     base = decided.cuts.get(head["number"] - 1)
     if base:
         excluded = decided.excluded.get(base["number"], ())
-        asked.append((cutoff_of(base, excluded), log.book(base["price_book"], base["decided_position"])))
+        asked.append((cutoff_of(base, excluded), log.prices.book(base["price_book"], base["decided_position"])))
     ((_, found),) = log.statements({decided.tenant: asked})
     if isinstance(found, Exception):
         raise found

@@ -92,7 +92,7 @@ class UsageVerifier:
         """Verifies what the table has below these ends, at most RECORDS_MAX of each partition; False when there is more."""
         for partition, end in dense_ends.items():
             if end < self._verified.get(partition, 0):  # an older copy of the tables was restored: what was noted since may be gone, too
-                self._forget(partition)
+                self.forget(partition)
         starts = {p: self.verified(p) for p in dense_ends}
         ends = {p: min(end, starts[p] + RECORDS_MAX) for p, end in dense_ends.items() if end > starts[p]}
         if not ends and not self._readable_again():
@@ -255,9 +255,9 @@ class UsageVerifier:
             self._stored_epochs[name.partition].add(name.epoch)
             del self._chains[name]
 
-    def _forget(self, partition: int) -> None:
+    def forget(self, partition: int) -> None:
         """All that is known of a partition; it is read from the tables again."""
-        del self._verified[partition]
+        self._verified.pop(partition, None)
         self._chains = {name: chain for name, chain in self._chains.items() if name.partition != partition}
         self._waiting = {place: row for place, row in self._waiting.items() if place[0] != partition}
         self._unreadable = {place for place in self._unreadable if place[0] != partition}

@@ -33,6 +33,7 @@ from events.process.passwords import OPERATOR, kafka_password_file
 from events.process.settings import Settings
 from events.producers.opened_epochs import OpenedEpochs, market_keys
 from projections.bills.biller import Biller
+from projections.bills.checkpoints.files import CheckpointFiles
 from projections.bills.issue import Issuer, cuts_without_bill
 from projections.catalog.record_alerts import RecordAlerts, StallAlerts
 from projections.catalog.sink import HISTORY_TOPICS, HistorySink
@@ -76,6 +77,7 @@ class Market:
         self.usage = SignedUsage(self.settings, self.log_id)
         self.key_ids: dict[str, str] = {}
         """Tenant → the key that its calls come with."""
+        self.checkpoints = settings.folder / "bills" / "checkpoints"
         self.restart()
 
     def close(self) -> None:
@@ -224,7 +226,13 @@ class Market:
 
     def issuer(self) -> Issuer:
         return Issuer(
-            self.clickhouse_of_biller, self.reader, self.codec, self.verifier, commands_url=self.settings.commands, admin_key=self.admin
+            self.clickhouse_of_biller,
+            self.reader,
+            self.codec,
+            self.verifier,
+            CheckpointFiles(self.checkpoints),
+            commands_url=self.settings.commands,
+            admin_key=self.admin,
         )
 
     def biller(self) -> Biller:

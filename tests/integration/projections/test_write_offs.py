@@ -31,7 +31,7 @@ from projections.bills.decided_for_bills import epochs_ended, tenant_bills
 from projections.bills.decided_in_tables import cuts_of, unreadable_below
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills
-from projections.bills.usage_spool import read_usage
+from projections.bills.usage_spool import Wanted, read_usage
 from projections.bills.verify import verify
 from projections.dead_letters.forged_alerts import ForgedAlerts
 from projections.dead_letters.queries import STATES, all_dead_letters, find_dead_letters
@@ -230,7 +230,7 @@ def test_a_write_off_of_other_bytes_is_ignored_and_reported(market: Market, seco
     outcome = market.issuer().issue(tenant, 1)
     assert "other bytes" in getattr(outcome, "message", "")
     elsewhere = {at.offset: {hashlib.sha256(b"other bytes").digest()}}
-    with closing(read_usage(market.reader, market.codec, 2, {tenant: at.offset + 1}, elsewhere)) as usage:
+    with closing(read_usage(market.reader, market.codec, 2, {tenant: Wanted(0, at.offset + 1)}, elsewhere)) as usage:
         assert (usage.unreadable, usage.excluded) == ({at.offset: tenant.encode()}, set())
     give_up(market, second, at, b"garbage")
     assert issued(market, tenant, 1)["records_written_off"] == 1

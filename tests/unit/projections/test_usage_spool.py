@@ -13,7 +13,7 @@ from events.facts.usage import InvocationSettled
 from events.log.record import Record
 from events.producers.batch_proof import EPOCH_PROOF
 from projections.bills import usage_spool
-from projections.bills.usage_spool import read_usage
+from projections.bills.usage_spool import Wanted, read_usage
 from tests.support.todays_codec import todays_codec
 
 CODEC = todays_codec()
@@ -44,7 +44,8 @@ def settled(tenant: str, offset: int, key: str | None = None, **more: Any) -> Re
 
 def spooled(records: list[Record], below: Mapping[str, int], written_off: Mapping[int, set[bytes]] | None = None) -> usage_spool.UsageSpool:
     reader: Any = Recorded(records)
-    spool = read_usage(reader, CODEC, PARTITION, below, written_off or {})
+    wanted = {tenant: Wanted(0, end) for tenant, end in below.items()}
+    spool = read_usage(reader, CODEC, PARTITION, wanted, written_off or {})
     assert reader.passes == 1
     return spool
 
