@@ -19,8 +19,8 @@ from events.facts.topics import TOPICS
 from events.log import snapshot as snapshots
 from events.log.chain import STALLED_S_MAX
 from events.log.client import LogBroken, LogMismatch, LogUnavailable, Reader
-from events.log.folded_partition import Accepted, FoldedPartition
-from events.log.heartbeat import SKEW_MS_MAX, Heartbeat, relay_keys
+from events.log.folded_partition import STALL_REMEDY, STALLED, Accepted, Alarm, FoldedPartition
+from events.log.heartbeat import FORGED_HEARTBEAT, FORGED_HEARTBEAT_REMEDY, FORGED_QUIET_S, SKEW_MS_MAX, Heartbeat, relay_keys
 from events.log.record import Coordinate, Record
 from events.process.settings import Settings
 from events.schema.codec import Codec
@@ -40,18 +40,6 @@ ACCEPTED_MAX = 100_000
 NAMED_MAX = 10
 """Records that one alarm names."""
 HEARTBEAT = ("heartbeats", 0)
-STALLED, FORGED_HEARTBEAT = "stalled", "forged_heartbeat"
-"""Rules of alerts, behind the name of the fold: two processes that wait at one partition must not end each other's alert."""
-FORGED_QUIET_S = 600.0
-"""When so long no forged heartbeat came, that alert is over."""
-STALL_REMEDY = (
-    "see that the relay runs: it sends the rest of its batch, signed; if it does, this process does not know the key that it signs with: "
-    "docs/operations.md, 'A record that claims a place among the decisions'"
-)
-FORGED_HEARTBEAT_REMEDY = (
-    "find out who can write to heartbeats; or this process does not know the relay's new key: docs/operations.md, 'Signing keys'; "
-    f"the alert ends {FORGED_QUIET_S / 60:.0f} minutes after the last one"
-)
 ALARM_AGAIN_S = 5.0
 """Until an alert that Kafka did not take is tried again."""
 TP = tuple[str, int]
@@ -74,14 +62,6 @@ class Fold(Protocol):
     def load(self, state: bytes) -> None:
         """Replaces the state by the joined slices of a snapshot. When it raises, the state is unchanged."""
         ...
-
-
-class Alarm(Protocol):
-    """Where the fold says what needs a person: `events.alerts.Alerts`. Called from the fold's thread, again and again while it lasts. Raises
-    LogUnavailable or LogBroken: the fold goes on, and tries again."""
-
-    def raise_(self, subject: str, rule: str, message: str, remedy: str) -> None: ...
-    def resolve(self, subject: str, rule: str) -> None: ...
 
 
 class FoldRunner:

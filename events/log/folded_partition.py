@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from events.facts.topics import FACTS
 from events.log.chain import Chain, claim_of
@@ -16,9 +16,24 @@ from events.schema.codec import Codec, Undecodable
 
 logger = logging.getLogger(__name__)
 
+STALLED = "stalled"
+"""A rule of alerts, behind the name of the fold: two processes that wait at one partition must not end each other's alert."""
+STALL_REMEDY = (
+    "see that the relay runs: it sends the rest of its batch, signed; if it does, this process does not know the key that it signs with: "
+    "docs/operations.md, 'A record that claims a place among the decisions'"
+)
+
 Accepted = tuple[int, int, int, str, int, bytes | None]
 """(position, 0 decided | 1 observed, offset, topic, partition, frame): sorts into the order of application. A start holds a million of
 these. They hold plain values only: Python's garbage collector stops tracking such tuples, but visits decoded bodies in every pass."""
+
+
+class Alarm(Protocol):
+    """Where the fold says what needs a person: `events.alerts.Alerts`. Called from the fold's thread, again and again while it lasts. Raises
+    LogUnavailable or LogBroken: the fold goes on, and tries again."""
+
+    def raise_(self, subject: str, rule: str, message: str, remedy: str) -> None: ...
+    def resolve(self, subject: str, rule: str) -> None: ...
 
 
 class FoldedPartition:

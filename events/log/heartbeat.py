@@ -22,6 +22,14 @@ READ_BACK = 256
 """Records looked at for the newest ones."""
 SKEW_MS_MAX = 5_000
 """Brokers' clocks differ by less: append times of two partitions are compared."""
+FORGED_HEARTBEAT = "forged_heartbeat"
+"""A rule of alerts, behind the name of the fold."""
+FORGED_QUIET_S = 600.0
+"""When so long no forged heartbeat came, that alert is over."""
+FORGED_HEARTBEAT_REMEDY = (
+    "find out who can write to heartbeats; or this process does not know the relay's new key: docs/operations.md, 'Signing keys'; "
+    f"the alert ends {FORGED_QUIET_S / 60:.0f} minutes after the last one"
+)
 
 
 @dataclass(frozen=True, slots=True)

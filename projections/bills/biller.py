@@ -31,8 +31,8 @@ from events.producers.opened_epochs import OpenedEpochs, market_keys
 from events.schema.codec import Codec
 from projections.bills import issue as bill_issue
 from projections.bills.checkpoints.files import CheckpointFiles
-from projections.bills.decided_in_tables import NAMED_MAX as TENANTS_MAX
-from projections.bills.decided_in_tables import usage_partition
+from projections.bills.from_tables.decided_in_tables import NAMED_MAX as TENANTS_MAX
+from projections.bills.from_tables.decided_in_tables import usage_partition
 from projections.bills.issue import BillNumber, Deferred, Issued, Issuer, Outcome, Reason, cuts_without_bill
 from projections.bills.running import RunningBill, RunningBills
 from projections.bills.shared_partitions import SharedPartitions

@@ -18,11 +18,11 @@ from events.log.heartbeat import Heartbeat, newest_heartbeats
 from events.log.schemas import read_schemas
 from events.schema.codec import Codec, Undecodable
 from projections.bills.bill_from_log import CheckpointDiffers, Due, LogRound
-from projections.bills.bill_from_tables import TableRound, Wanted, below_of, bill_from_tables
 from projections.bills.checkpoints.files import CheckpointFiles
 from projections.bills.decided_folds import DecidedFolds
 from projections.bills.decided_for_bills import LogIncomplete
-from projections.bills.decided_in_tables import (
+from projections.bills.from_tables.bill_from_tables import TableRound, Wanted, below_of, bill_from_tables
+from projections.bills.from_tables.decided_in_tables import (
     LISTED_MAX,
     NAMED_MAX,
     TooManyWrittenOff,
@@ -31,8 +31,8 @@ from projections.bills.decided_in_tables import (
     unreadable_of,
     usage_partition,
 )
+from projections.bills.from_tables.together import together
 from projections.bills.running import newest_position
-from projections.bills.together import together
 from projections.catalog.document import plain
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.ingest.table_offsets import DenseEnds

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from projections.bills.bill_from_tables import asked_of, facts_of, groups_of
-from projections.bills.decided_in_tables import PriceBooks, cuts_of, excluded_by, usage_partition
-from projections.bills.statements_from_table import Asked, statements_of
-from projections.bills.together import together
+from projections.bills.from_tables.bill_from_tables import asked_of, facts_of, groups_of
+from projections.bills.from_tables.decided_in_tables import PriceBooks, cuts_of, excluded_by, usage_partition
+from projections.bills.from_tables.statements_from_table import Asked, statements_of
+from projections.bills.from_tables.together import together
 from projections.ingest.clickhouse import ClickHouse
 from rating.period import month_of, period_bounds
 from rating.rules import RATING_VERSION

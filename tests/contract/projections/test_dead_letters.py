@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from access.bearer import digest_of
 from events.log.partitioner import partition_of
 from events.log.record import Coordinate
-from projections.bills.decided_in_tables import unreadable_below
+from projections.bills.from_tables.decided_in_tables import unreadable_below
 from projections.catalog.tables import STATEMENTS
 from projections.dead_letters import queries as module
 from projections.dead_letters.queries import STATES, DeadLetterFilter, all_dead_letters, find_dead_letters

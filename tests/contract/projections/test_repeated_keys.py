@@ -13,8 +13,8 @@ from events.facts.usage import InvocationSettled
 from events.log.partitioner import partition_of
 from events.log.record import Record
 from events.schema.codec import Codec
-from projections.bills import statements_from_table
-from projections.bills.bill_from_tables import UsageTable
+from projections.bills.from_tables import statements_from_table
+from projections.bills.from_tables.bill_from_tables import UsageTable
 from projections.bills.usage_spool import usage_entry
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse

@@ -14,11 +14,11 @@ import pytest
 
 from events.facts.meters import METERS
 from events.log.partitioner import partition_of
-from projections.bills import bill_from_tables, statements_from_table
-from projections.bills.bill_from_tables import facts_of, groups_of
-from projections.bills.decided_in_tables import unreadable_below, unreadable_of
-from projections.bills.statements_from_table import Asked, TooManyRows, statements_of
-from projections.bills.together import together
+from projections.bills.from_tables import bill_from_tables, statements_from_table
+from projections.bills.from_tables.bill_from_tables import facts_of, groups_of
+from projections.bills.from_tables.decided_in_tables import unreadable_below, unreadable_of
+from projections.bills.from_tables.statements_from_table import Asked, TooManyRows, statements_of
+from projections.bills.from_tables.together import together
 from projections.catalog.tables import STATEMENTS
 from projections.ingest.clickhouse import ClickHouse, ClickHouseError, ClickHouseUnavailable
 from projections.usage import held

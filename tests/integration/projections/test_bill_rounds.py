@@ -17,7 +17,7 @@ from events.facts.topics import TOPICS
 from events.log.client import LogUnavailable, Reader
 from events.log.partitioner import partition_of
 from events.log.record import Record
-from projections.bills.bill_from_tables import TableRound
+from projections.bills.from_tables.bill_from_tables import TableRound
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.usage_spool import UsageEntry, UsageSpool
 from projections.bills.verify import verify

@@ -17,8 +17,8 @@ from access.bearer import first_admin_digest
 from access.codes import KEY_MALFORMED, KEY_MISSING, KEY_UNKNOWN, Refusal
 from events.facts.meters import METERS, READINGS
 from events.process.clock import now_us
-from projections.bills import statements_from_table
-from projections.bills.decided_in_tables import usage_partition
+from projections.bills.from_tables import statements_from_table
+from projections.bills.from_tables.decided_in_tables import usage_partition
 from projections.bills.running import RunningBills
 from projections.bills.verify import running_bill, verify
 from projections.catalog.queries import Catalog, Wanted

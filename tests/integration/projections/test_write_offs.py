@@ -28,7 +28,7 @@ from events.schema.codec import Schema
 from events.schema.registry import SchemaRegistry
 from projections.bills.bill_from_log import bills_from_log
 from projections.bills.decided_for_bills import epochs_ended, tenant_bills
-from projections.bills.decided_in_tables import cuts_of, unreadable_below
+from projections.bills.from_tables.decided_in_tables import cuts_of, unreadable_below
 from projections.bills.issue import Deferred, Issued, Outcome, cuts_without_bill
 from projections.bills.running import RunningBills
 from projections.bills.usage_spool import Wanted, read_usage

@@ -13,7 +13,7 @@ from events.facts.topic_access import ACCESS, ROLES, SUPER_USERS, grants
 from events.facts.topics import DECIDED_TOPICS, TOPICS
 from events.process.settings import Settings
 from infra.launcher import raynode
-from infra.launcher.jvm import SERVER_PROPERTIES, super_users, tools_file, users_file
+from infra.launcher.jvm import Broker, server_properties, tools_file, users_file
 from infra.launcher.part_secrets import KAFKA, NEEDED
 from infra.launcher.parts import parts_of
 from infra.launcher.paths import paths_of
@@ -109,7 +109,8 @@ def test_a_network_has_only_who_the_page_says_and_no_way_out_but_two() -> None:
 @pytest.mark.parametrize("name", ["kafka-1", "kafka-2", "kafka-3"])
 def test_the_brokers_of_a_production_ask_and_refuse_as_the_local_one_does(name: str) -> None:
     """Their users and rights are written once: what the tests of roles see on the local broker holds there."""
-    text = SERVER_PROPERTIES.format(host="h", port=1, controller_port=2, log_dir="d", super_users=super_users())
+    lone = Broker(node_id=1, host="h", port=1, controller_port=2, folder=Path("d"))
+    text = server_properties(lone, [lone], Path("d"))
     local = dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
     environment = SERVICES[name]["environment"]
     names = [
@@ -166,7 +167,7 @@ def test_who_writes_what() -> None:
     }
 
 
-def test_only_workers_share_a_consumer_group_and_only_set_up_changes_topics() -> None:
+def test_only_workers_and_billers_share_a_consumer_group_and_only_set_up_changes_topics() -> None:
     joined = {(grant.role, grant.name) for grant in grants("s") if (grant.resource, grant.operation) == ("group", "read")}
-    assert joined == {("worker", "s-projections"), ("operator", "console-consumer-")}
+    assert joined == {("worker", "s-projections"), ("biller", "s-billers"), ("operator", "console-consumer-")}
     assert {grant.operation for grant in grants("s")} == {"read", "write", "describe", "describe_configs"}

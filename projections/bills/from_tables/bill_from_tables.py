@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from projections.bills.decided_in_tables import (
+from projections.bills.from_tables.decided_in_tables import (
     EXCLUDED_MAX,
     NAMED_MAX,
     Body,
@@ -20,8 +20,8 @@ from projections.bills.decided_in_tables import (
     unreadable_of,
     usage_partition,
 )
-from projections.bills.statements_from_table import Asked, statements_of
-from projections.bills.together import together
+from projections.bills.from_tables.statements_from_table import Asked, statements_of
+from projections.bills.from_tables.together import together
 from projections.ingest.clickhouse import ClickHouse
 from rating.bill import Bill, make_bill
 from rating.book import PriceBook
