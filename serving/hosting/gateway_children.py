@@ -144,13 +144,13 @@ class Children:
         predecessor: Child | None = None
         while True:
             await asyncio.sleep(PAUSES_S[min(failures, len(PAUSES_S) - 1)])
+            restart.clear()  # one that is asked for from now on is for this process, too
             child = self._start()
             await child.left_starting.wait()
             if child.state != ACCEPTING:
                 failures += 1
                 continue
             accepted_at = time.monotonic()
-            restart.clear()
             if predecessor is not None:
                 predecessor.leave()
             predecessor = child

@@ -69,10 +69,8 @@ class GatewayProcess:
 
     async def run(self) -> int:
         """Until it may end: 0, or 1 when it could not go on."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled.set)
-        serving = loop.create_task(self._serve())
+        self._take_signals()
+        serving = asyncio.get_running_loop().create_task(self._serve())
         while not serving.done():
             self._report()
             await asyncio.wait([serving], timeout=LOOK_S if self._server.started else STARTED_LOOK_S)
@@ -87,8 +85,13 @@ class GatewayProcess:
 
     async def _serve(self) -> None:
         await asyncio.gather(self._state.start(), self._cluster.join())
+        self._take_signals()  # again: Ray's own handler aborts the process three seconds after a signal
         if self._state.opened:
             await self._server.serve([self._listening])
+
+    def _take_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled.set)
 
     def _leave(self, serving: asyncio.Task[None]) -> None:
         self._server.config.timeout_graceful_shutdown = round(GRACE_S + self._state.longest_call_s)

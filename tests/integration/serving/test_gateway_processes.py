@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Generator
@@ -63,6 +65,25 @@ def test_a_restart_refuses_no_call_and_closes_the_epoch(gateway: GatewayStack) -
         "Serve tells of the model",
     )
     assert (model.running, model.wanted, model.state) == (1, 1, "running")
+
+
+def test_a_call_under_way_outlives_the_restart_of_its_gateway(gateway: GatewayStack) -> None:
+    old = eventually(lambda: gateway.infer().headers["modelmarket-epoch"], "a gateway answers")
+    (replica,) = eventually(lambda: gateway.pids("ServeReplica:model-vision-core-digits-v1.0.0"), "its model runs")
+    os.kill(replica, signal.SIGSTOP)  # so that the answer takes as long as this test likes
+    try:
+        with ThreadPoolExecutor(1) as caller:
+            call = caller.submit(gateway.infer, timeout_s=120)
+            eventually(call.running, "the call is under way")
+            time.sleep(1)
+            gateway.stack.restart("gateway")
+            time.sleep(5)  # Ray's own handler of the signal would have ended the process by now
+            os.kill(replica, signal.SIGCONT)
+            answer = call.result(120)
+    finally:
+        os.kill(replica, signal.SIGCONT)
+    assert (answer.status_code, answer.headers["modelmarket-epoch"]) == (200, old)
+    eventually(lambda: closed(gateway).get(old) == written(gateway)[old], "and then its epoch is closed")
 
 
 @pytest.mark.timeout(1200)
@@ -136,7 +157,7 @@ def test_while_ray_is_away_every_caller_is_told_at_once_when_to_come_back(gatewa
     away = [answer for answer in seen if isinstance(answer, httpx.Response) and answer.status_code != 200]
     assert {(a.status_code, a.headers["retry-after"], a.headers["content-type"]) for a in away} == {(503, "2", PROBLEM_JSON)}
     assert {a.json()["code"] for a in away} <= {"gateway_away", "replica_lost", "no_replica"}
-    assert max(a.elapsed.total_seconds() for a in away) < max(5.0, refused_after)
+    assert max(a.elapsed.total_seconds() for a in away) < 30 + refused_after, "nobody waits for the whole time-out of 60 s"
     assert [error for error in seen if isinstance(error, httpx.TransportError)] == []
     rest = serve_rest(gateway)
     try:

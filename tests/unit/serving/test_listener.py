@@ -46,7 +46,7 @@ from serving.hosting.gateway_process import Channel
 from serving.hosting.shared_socket import others_listen
 
 HERE = Path(__file__).parent
-http_server.LINGER_S = 30.0
+http_server.LINGER_S = 120.0  # of a busy machine; a connection that ends itself is not waited for
 listening, channel = socket.socket(fileno=int(sys.argv[1])), Channel(int(sys.argv[2]))
 if (HERE / "fails").exists():
     sys.exit(1)
@@ -69,6 +69,7 @@ async def run():
         channel.report("starting", "it waits for the test")
         await asyncio.sleep(0.02)
     server = LeavingServer(server_config(app, "", 0, lifespan="off"))
+    server.config.timeout_graceful_shutdown = 600
     serving = asyncio.ensure_future(server.serve([listening]))
     while not serving.done():
         server.should_exit = server.should_exit or heard.is_set() or (channel.hung_up and others_listen(listening))
@@ -108,7 +109,7 @@ class Running:
 
     def answering(self) -> int:
         """The process that answers."""
-        answer = eventually(lambda: (found := self.get()).is_success and found, "a process answers")
+        (answer,) = eventually(lambda: [found for found in (self.get(),) if found.is_success], "a process answers")
         return int(answer.text)
 
     def end(self) -> None:
@@ -189,13 +190,16 @@ def test_a_restart_refuses_no_call_and_the_predecessor_finishes_its_long_ones(ru
     caller = threading.Thread(target=lambda: long.append(running.get("/long")))
     caller.start()
     eventually((running.folder / "long").exists, "a long call is under way")
-    with httpx.Client(trust_env=False) as kept, called(running) as heard:
+    kept_s = httpx.Limits(keepalive_expiry=600)
+    with httpx.Client(trust_env=False, limits=kept_s) as kept, called(running) as heard:
         assert int(kept.get(f"{running.url}/v2").text) == first
         listener.send_signal(signal.SIGHUP)
         eventually(lambda: running.state("leaving") == [first], "its successor accepts, and it leaves")
         second = running.answering()
         # The predecessor still has this connection, and gives it up.
-        left = eventually(lambda: (answer := kept.get(f"{running.url}/v2")).headers.get("connection") == "close" and answer, "it is ended")
+        (left,) = eventually(
+            lambda: [answer for answer in (kept.get(f"{running.url}/v2"),) if answer.headers.get("connection") == "close"], "it is ended"
+        )
         assert (left.status_code, int(left.text)) == (200, first)
         assert int(kept.get(f"{running.url}/v2").text) == second
     (running.folder / "enough").touch()
