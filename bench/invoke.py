@@ -1,7 +1,7 @@
 """Inference over HTTP with usage acknowledged before each answer, against the same model as a plain Ray Serve deployment.
 
 The plain one is what Serve's own documentation shows: an HTTP deployment that calls the model's deployment through a handle, one
-call per request, behind the same HAProxy; no keys, no metering. Same run, same machine, same generator (`bench.load`).
+call per request, on a Ray of its own, behind HAProxy; no keys, no metering. Same run, same machine, same generator (`bench.load`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import httpx
 import psutil
 
 from bench.load import Plan, Result
-from bench.plain import PLAIN_APP, plain_app
+from bench.plain import PLAIN_APP
+from bench.plain_stack import plain_serve
 from cli.prepare import prepare_log
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits
@@ -53,10 +54,10 @@ def run(stack: Stack, quick: bool) -> list[Row]:
         )
         answering(ours)
         metered = {n: measured(stack, with_connections(ours, n)) for n in CONNECTIONS}
-        deploy_baseline(stack, artifact)
-        plain = replace(ours, path="/plain", headers={"Content-Type": "application/json"})
-        answering(plain)
-        bare = {n: measured(stack, with_connections(plain, n)) for n in CONNECTIONS}
+        with plain_serve(stack, "acme", artifact) as baseline:
+            plain = replace(ours, port=baseline.settings.gateway_port, path="/plain", headers={"Content-Type": "application/json"})
+            answering(plain)
+            bare = {n: measured(baseline, with_connections(plain, n)) for n in CONNECTIONS}
     finally:
         facts.close()
     return [row for n in CONNECTIONS for row in rows(n, metered[n], bare[n])]
@@ -94,18 +95,6 @@ def answering(plan: Plan) -> None:
     raise TimeoutError(f"{plan.path} did not answer within {ANSWER_S_MAX} s")
 
 
-def deploy_baseline(stack: Stack, artifact: str) -> None:
-    """Adds the plain application beside the set the controller applied; a controller leaves alone what no fact took away."""
-    token = stack.paths.ray_token.read_text().strip()
-    url = f"{stack.settings.ray_dashboard}/api/serve/applications/"
-    headers = {"Authorization": f"Bearer {token}"}
-    there = httpx.get(url, headers=headers, timeout=15).json()
-    apps = [app["deployed_app_config"] for app in there["applications"].values()]
-    options = {"host": stack.settings.host, "port": stack.settings.gateway_port}
-    config = {"proxy_location": "EveryNode", "http_options": options, "applications": [*apps, plain_app("acme", artifact)]}
-    httpx.put(url, headers=headers, json=config, timeout=60).raise_for_status()
-
-
 def measured(stack: Stack, plan: Plan, *, again: int = 2) -> tuple[Result, dict[str, float]]:
     """The generator's result, and CPU µs per answer of each kind of process."""
     groups = processes(stack)
@@ -129,7 +118,7 @@ def measured(stack: Stack, plan: Plan, *, again: int = 2) -> tuple[Result, dict[
 
 def processes(stack: Stack) -> dict[str, list[psutil.Process]]:
     kinds: dict[str, Callable[[str], bool]] = {
-        "gateway": lambda c: "ServeReplica:gateway" in c,
+        "gateway": lambda c: "serving.hosting.gateway_process" in c,
         "replica": lambda c: "ServeReplica:model" in c,
         "plain ingress": lambda c: f"ServeReplica:{PLAIN_APP}:PlainIngress" in c,
         "plain replica": lambda c: f"ServeReplica:{PLAIN_APP}:PlainModel" in c,

@@ -33,7 +33,7 @@ def run(stack: Stack, quick: bool) -> list[dict[str, Any]]:
         },
     ]
     parts = [p for p in stack.status().parts if p.pss_bytes]
-    total = sum(p.pss_bytes for p in parts if stack.parts[p.name].command)  # the gateway is in Ray's figure
+    total = sum(p.pss_bytes for p in parts)
     rows += [
         {
             "metric": f"idle memory: {p.name}",

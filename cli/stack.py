@@ -94,9 +94,6 @@ def logs(
     except LaunchFailed as failure:
         exit_with(failure)
     files = {name: stack.paths.log(name) for name in names if stack.paths.log(name).exists()}
-    if part is not None and not stack.parts[part].command:  # another part starts it
-        errors.print(f"{part} runs inside Ray; its logs are in {stack.paths.ray / 'session_latest' / 'logs'}", soft_wrap=True)
-        raise typer.Exit(1)
     if not files:
         errors.print(f"no log yet in {stack.paths.logs}")
         raise typer.Exit(1)
@@ -168,7 +165,7 @@ def table_of(stack: Stack, parts: Sequence[PartStatus]) -> Table:
         lag = "" if part.lag is None else str(part.lag)
         made.add_row(part.name, f"[{colour}]{part.state}[/]", escape(part.detail[:60]), str(part.pid or ""), memory, uptime, lag)
     made.add_section()
-    own = sum(part.pss_bytes for part in parts if stack.parts[part.name].command)  # the gateway's is in Ray's
+    own = sum(part.pss_bytes for part in parts)
     made.add_row("all", "", "", "", f"{own / 1e6:.0f} MB", "", "")
     return made
 

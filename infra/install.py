@@ -55,8 +55,8 @@ STARTED = (
         *("sklearn.datasets", "sklearn.linear_model", "sklearn.neural_network", "skl2onnx"),
     ),
     (
-        *("ray.scripts.scripts", "ray.serve._private.controller", "ray.serve._private.haproxy", "serving.control.controller"),
-        *("serving.hosting.ray_gateway", "serving.replicas.ray_model", "infra.launcher.rayhead"),
+        *("ray.scripts.scripts", "ray.serve._private.controller", "serving.control.controller"),
+        *("serving.hosting.listener", "serving.hosting.gateway_process", "serving.replicas.ray_model", "infra.launcher.rayhead"),
         *("ray.dashboard.dashboard", "ray.dashboard.agent"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Three functions that Ray calls in its own processes: they keep the local stack small and off the network.
+"""Two functions that Ray calls in its own processes: they keep the local stack small and off the network.
 
 They live outside the launcher's package, so that no Ray worker loads the launcher.
 """
@@ -15,8 +15,6 @@ T = TypeVar("T")
 RAYLET_S_MAX = 60.0
 """How long this node's own raylet may take to report. Ray's own bound is 30 s, and a busy machine took longer, again at each new try. One that
 hangs is started again after this, soon enough for the parts that wait for it."""
-FALLBACK_PROXY_AFTER_S = 12.0
-"""After Serve's controller has begun."""
 
 
 class StartParameters(Protocol):
@@ -69,19 +67,3 @@ def replicas_on_loopback() -> None:
         return bind(server, address.replace("[::]", "127.0.0.1"))
 
     tls_utils.add_port_to_grpc_server = bind_to_loopback
-
-
-def fallback_proxy_later() -> None:
-    """RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH, called in Serve's controller before it starts anything. The fallback proxy is a process that
-    loads all of Serve: it takes calls while HAProxy knows no replica of a gateway that has run, so it need not delay the first one."""
-    from ray.serve._private.proxy_state import ProxyStateManager
-
-    name, began = "_start_fallback_proxy_if_needed", time.monotonic()
-    start: Callable[..., None] = getattr(ProxyStateManager, name)
-
-    @functools.wraps(start)
-    def start_later(*arguments: object, **named: object) -> None:
-        if time.monotonic() > began + FALLBACK_PROXY_AFTER_S:
-            start(*arguments, **named)
-
-    setattr(ProxyStateManager, name, start_later)

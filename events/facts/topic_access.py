@@ -40,8 +40,8 @@ ACCESS: Mapping[str, Access] = {
     "biller": Access(reads=("accounts", "bills", "prices", "producers", "usage", "alerts", "heartbeats", "schemas"), writes=("alerts",)),
     # `deployments` carries decided and observed facts: which replica is ready is observed here.
     "controller": Access(reads=("models", "deployments", "alerts", "heartbeats", "schemas"), writes=("deployments", "alerts")),
-    # Gateways and replicas. A gateway observes its own epochs, and which routes it has applied.
-    "ray": Access(
+    # A gateway observes its own epochs, and which routes it has applied.
+    "gateway": Access(
         reads=("models", "deployments", "accounts", "prices", "heartbeats", "schemas"), writes=("usage", "producers", "deployments")
     ),
     OPERATOR: Access(reads=ALL),

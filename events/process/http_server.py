@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections import Counter
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -23,6 +26,8 @@ HEADERS_BYTES_MAX = 64 << 10
 """The parser has no bound of its own."""
 KEEP_ALIVE_S, GRACE_S = 30, 10
 """A silent connection after an answer; requests under way at the end, so that a slow sender keeps no failed process alive."""
+LINGER_S = 3.0
+"""How long a server that leaves answers on connections that are open, and asks each caller to take a new one."""
 CONNECTIONS_MAX, ADDRESS_CONNECTIONS_MAX = 1024, 256
 SWITCH_S = 0.001
 """After so long a thread at work lets the event loop run, if that wants to: Python's own 5 ms, of each of eight threads in turn, are 40 ms at
@@ -38,7 +43,12 @@ _TOO_MANY = orjson.dumps(
 )
 
 
-def make_server(
+def make_server(app: Any, host: str, port: int, **options: Any) -> uvicorn.Server:
+    """`options` as of `server_config`."""
+    return uvicorn.Server(server_config(app, host, port, **options))
+
+
+def server_config(
     app: Any,
     host: str,
     port: int,
@@ -47,7 +57,7 @@ def make_server(
     address_max: int = ADDRESS_CONNECTIONS_MAX,
     headers_s_max: float = HEADERS_S_MAX,
     **more: Any,
-) -> uvicorn.Server:
+) -> uvicorn.Config:
     """`more` are settings of uvicorn. Behind a proxy every caller has its address: raise `address_max` there."""
     held: Counter[str] = Counter()
     sys.setswitchinterval(SWITCH_S)
@@ -55,7 +65,7 @@ def make_server(
     class Connection(BoundedConnection):
         connections_of, address_connections_max, headers_wait_s = held, address_max, headers_s_max
 
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         host,
         port,
@@ -68,7 +78,46 @@ def make_server(
         timeout_graceful_shutdown=GRACE_S,
         **more,
     )
-    return uvicorn.Server(config)
+
+
+class LeavingServer(uvicorn.Server):
+    """A server on a socket that others accept on, too. It refuses no call when it ends: it stops accepting, asks the caller of each further call
+    to take a new connection, and closes a connection only when it is silent. Signals are left to its owner."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        connections = self.server_state.connections
+        BoundedConnection.leave(self.config.http_protocol_class, connections)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LINGER_S
+        while connections and loop.time() < until:  # noqa: ASYNC110 - uvicorn keeps a set of them, without an event
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
+
+
+class PausingServer:
+    """Accepts on a socket that others accept on, too, whenever it is told to."""
+
+    def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
+        self._listening, self._accepting = listening, False
+        self._server = uvicorn.Server(config)
+        config.load()
+        self._server.lifespan = config.lifespan_class(config)
+
+    async def accept(self, wanted: bool) -> None:
+        """Connections that are open when it stops are answered all the same."""
+        if wanted and not self._accepting:
+            await self._server.startup(sockets=[self._listening.dup()])
+        elif self._accepting and not wanted:
+            for server in self._server.servers:
+                server.close()
+        self._accepting = wanted
+        await self._server.on_tick(0)  # the Date of its answers
 
 
 class _OncePerMinute(logging.Filter):
@@ -101,6 +150,8 @@ class BoundedConnection(HttpToolsProtocol):
     connections_of: Counter[str]
     address_connections_max: int
     headers_wait_s: float
+    leaving = False
+    """Of the whole server: each further answer ends its connection."""
     _waiting: asyncio.TimerHandle | None = None
     _address = ""
     _head_bytes = 0
@@ -134,6 +185,16 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_waiting()
         self._head_bytes = 0
         super().on_headers_complete()
+        if self.leaving:
+            self.cycle.keep_alive = False
+
+    @staticmethod
+    def leave(kind: Any, connections: Iterable[Any]) -> None:
+        """From now on every answer on a connection of this kind is its last."""
+        kind.leaving = True
+        for connection in connections:
+            if connection.cycle is not None:
+                connection.cycle.keep_alive = False
 
     def _wait_for_headers(self) -> None:
         if self._waiting is None:

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     gateway_url: str = Field(default="", description="Where callers find the gateway.")
     signer_url: str = Field(default="", description="Where gateways have the keys of their epochs certified.")
     ray_dashboard_url: str = Field(default="", description="Ray's REST address; the controller applies Serve's configuration there.")
-    ray_address: str = Field(default="", description="Ray's GCS for a gateway that runs alone; empty = the node it runs on.")
+    ray_address: str = Field(default="", description="Ray's GCS, which gateways join; empty = that of the node it runs on.")
     ray_auth_token: SecretStr = Field(
         default=SecretStr(""), description="Token of Ray's REST address and cluster; empty = minted into the data folder."
     )
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
 
     # --- sizes and bounds
     workers: int = Field(default=1, ge=1, le=64, description="Faust workers the launcher starts.")
-    gateways_per_node: int = Field(default=1, ge=1, le=16, description="Gateway replicas on each Ray node.")
+    gateways_per_node: int = Field(default=1, ge=1, le=16, description="Gateway processes behind one listener.")
     ray_node_cpus: int = Field(default=16, ge=1, description="Logical CPUs of a Ray node; a replica reserves a tenth by default.")
     artifact_bytes_max: int = Field(default=512 << 20, ge=1, description="Largest upload the command API takes.")
     address_connections_max: int = Field(
@@ -191,11 +191,6 @@ class Settings(BaseSettings):
         return self.port(10)
 
     @property
-    def standalone_gateway_port(self) -> int:
-        """A standalone gateway."""
-        return self.port(11)
-
-    @property
     def signer_port(self) -> int:
         return self.port(12)
 
@@ -210,6 +205,11 @@ class Settings(BaseSettings):
     @cached_property
     def folder(self) -> Path:
         return self.data.expanduser().resolve()
+
+    @property
+    def gateway_state_file(self) -> Path:
+        """Which gateway processes start, accept, leave: written by their listener."""
+        return self.folder / "run" / "gateways.json"
 
     @property
     def kafka(self) -> str:

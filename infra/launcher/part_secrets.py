@@ -24,8 +24,10 @@ NEEDED: Mapping[str, frozenset[str]] = {
     "biller": frozenset({KAFKA, CLICKHOUSE, ADMIN}),
     "controller": frozenset({KAFKA, RAY}),
     "signer": frozenset({MARKET, SIGNER}),
-    # Gateways write usage, and have the keys of their epochs certified; replicas read artifacts. Ray's own token comes in Ray's own variables.
-    "ray": frozenset({KAFKA, ARTIFACTS, SIGNER}),
+    # Replicas read artifacts, and models run in them. Ray's own token comes in Ray's own variables, here and for the gateways.
+    "ray": frozenset({ARTIFACTS}),
+    # Gateways write usage, and have the keys of their epochs certified.
+    "gateway": frozenset({KAFKA, SIGNER}),
 }
 
 

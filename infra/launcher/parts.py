@@ -17,14 +17,9 @@ from infra.launcher.probes import ExitProbe, HttpProbe, KafkaProbe, Probe
 class Part:
     name: str
     command: tuple[str, ...]
-    """Empty: not started by the supervisor but by another part (the gateway runs inside Ray)."""
     probe: Probe
     after: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
-    title: str = ""
-    """How the title of its processes begins, if another part starts them."""
-    proxy: str = ""
-    """In the command of the program that listens on its port for them, if there is one."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     before: Callable[[], None] | None = None
     """Done by the launcher each time before it starts the part."""
@@ -45,10 +40,7 @@ def parts_of(settings: Settings, paths: StackPaths) -> dict[str, Part]:
     """All parts of this stack by name, in an order in which each comes after what it needs."""
     own = [clickhouse(settings), prepare(), *processes(settings), gateway(settings, paths)]
     parts = [kafka(settings, paths), registry(settings, paths), ray(settings, paths), signer(settings), *own]
-    return {
-        part.name: replace(part, environment=common(part.name, settings) | dict(part.environment)) if part.command else part
-        for part in parts
-    }
+    return {part.name: replace(part, environment=common(part.name, settings) | dict(part.environment)) for part in parts}
 
 
 def common(part: str, settings: Settings) -> dict[str, str]:
@@ -96,7 +88,6 @@ def ray(settings: Settings, paths: StackPaths) -> Part:
         probe=HttpProbe(raynode.health_url(settings)),
         ports=raynode.fixed_ports(settings),
         environment=raynode.environment(settings, paths),
-        before=lambda: raynode.write_haproxy(paths),
         healthy_s_max=180.0,
         stop_s_max=15,
         stops_its_own=True,
@@ -150,7 +141,16 @@ def processes(settings: Settings) -> list[Part]:
 
 
 def gateway(settings: Settings, paths: StackPaths) -> Part:
-    proxy = f"{raynode.haproxy_folder(paths)}/"
-    port, title = settings.gateway_port, "ray::ServeReplica:gateway:"
-    after = ("controller", "ray", "signer")
-    return Part("gateway", (), healthz(settings, port), after=after, ports=(port,), title=title, proxy=proxy, healthy_s_max=180.0)
+    """Its listener, which starts the gateways. Each is a driver of the Ray cluster, so they have its environment."""
+    environment = {**raynode.environment(settings, paths), "MODELMARKET_RAY_ADDRESS": raynode.address(settings)}
+    return Part(
+        "gateway",
+        module("serving.hosting.listener"),
+        healthz(settings, settings.gateway_port),
+        after=("prepare", "ray", "signer"),
+        ports=(settings.gateway_port,),
+        environment=environment,
+        healthy_s_max=180.0,
+        stop_s_max=40,
+        stops_its_own=True,
+    )

@@ -16,7 +16,7 @@ import orjson
 
 from events.process.settings import Settings
 from infra.launcher.paths import StackPaths
-from serving.serve_names import GATEWAY_APP
+from serving.serve_names import APPLIED_APP
 
 ANSWER_S_MAX = 2.0
 """A healthy part answers in milliseconds; on a machine that is just starting everything, in a second."""
@@ -134,6 +134,14 @@ def check_kafka(probe: KafkaProbe) -> Health:
     return Health(ok=len(answer) == 10 and answer[8:] == b"\0\0", detail="" if answer else "the broker closed the connection")
 
 
+def accepting_gateways(settings: Settings) -> set[int]:
+    """Ids of the gateway processes that accept calls, as their listener writes them down."""
+    try:
+        return set(orjson.loads(settings.gateway_state_file.read_bytes())["accepting"])
+    except (OSError, orjson.JSONDecodeError):
+        return set()
+
+
 # --- replicas of models, as Ray Serve says over its REST interface
 
 
@@ -173,7 +181,7 @@ def ask_serve(settings: Settings, paths: StackPaths) -> tuple[ModelReplicas, ...
 def models_of(document: Mapping[str, Any]) -> tuple[ModelReplicas, ...]:
     """The applications of a Serve details document that are versions of models."""
     apps = cast("Mapping[str, Mapping[str, Any]]", document.get("applications") or {})
-    return tuple(_replicas(name, app) for name, app in sorted(apps.items()) if name != GATEWAY_APP)
+    return tuple(_replicas(name, app) for name, app in sorted(apps.items()) if name != APPLIED_APP)
 
 
 def _replicas(name: str, app: Mapping[str, Any]) -> ModelReplicas:

@@ -55,14 +55,6 @@ class ProcessTable:
         """As the function of this name."""
         return self.carriers(f"{MARK_VARIABLE}={mark}", *also)
 
-    def titled(self, mark: str, title: str) -> set[int]:
-        """Marked processes whose command begins like this."""
-        return {pid for pid in self.marked(mark) if command_of(pid).startswith(title)}
-
-    def running(self, mark: str, word: str) -> bool:
-        """Whether the command of a marked process has this in it."""
-        return any(word in command_of(pid) for pid in self.marked(mark))
-
 
 def marked(mark: str, *also: str) -> set[int]:
     """Ids of all processes that carry this stack's mark, and of all that descend from one; never this process or its ancestors.

@@ -40,8 +40,6 @@ def wait_until_healthy(supervisor: Supervisor, paths: StackPaths, part: Part, ti
 
 def _health(supervisor: Supervisor, paths: StackPaths, part: Part, starts: set[int]) -> Health:
     """Asks the part only while its process runs, so that the answer of another process on its port does not count."""
-    if not part.command:
-        return check(part.probe)
     process = supervisor.recent(part.name)
     if process.started:
         starts.add(process.started)

@@ -22,8 +22,9 @@ from infra.launcher.keys import read_or_create_secret, write_secret
 from infra.launcher.parts import Part, parts_of
 from infra.launcher.paths import paths_of
 from infra.launcher.ports import is_free
+from infra.launcher.probes import accepting_gateways
 from infra.launcher.readiness import POLL_S, tail, wait_until_healthy
-from infra.launcher.status import PartStatus, StackStatus, StatusReader, oldest
+from infra.launcher.status import PartStatus, StackStatus, StatusReader
 from infra.launcher.supervision import Supervised, Supervisor, fingerprint, stack_environment
 
 LEFT_OVER_S_MAX = 3.0
@@ -153,13 +154,12 @@ class Stack:
         if self.part_status(part.name).healthy:
             progress(part.name, "already healthy")
             return
-        fresh = bool(part.command) and not self.supervised(part.name).pid
+        fresh = not self.supervised(part.name).pid
         if fresh:
             self.check_ports(part)
             if part.before:
                 part.before()
-        if part.command:
-            self.supervisor.start(part.name)
+        self.supervisor.start(part.name)
         progress(part.name, "starting")
         wait_until_healthy(self.supervisor, self.paths, part, part.healthy_s_max, cancelled)
         if part.name == "ray" and fresh and not self.supervised("controller").pid:
@@ -193,22 +193,12 @@ class Stack:
     # --- what is there
 
     def pid(self, part: str) -> int | None:
-        """The main process of a part, the oldest one of several; None while it has none."""
-        if self.supervisor.pid() is None:
-            return None
-        if self.parts[part].command:
-            return self.supervised(part).pid or None
-        return oldest(self.titled(part))
-
-    def titled(self, part: str) -> set[int]:
-        """Processes of a part that another one starts."""
-        title = self.parts[part].title
-        assert title, f"{part} has neither a command nor a title"
-        return processes.ProcessTable.read().titled(self.paths.mark, title)
+        """The main process of a part; None while it has none."""
+        return None if self.supervisor.pid() is None else self.supervised(part).pid or None
 
     def kill9(self, part: str) -> int:
-        """Kill the main process of a part as a crash would, and say which it was."""
-        pid = self.pid(part)
+        """Kill the main process of a part as a crash would, and say which it was. Of the gateway: a process that accepts calls."""
+        pid = min(accepting_gateways(self.settings), default=None) if part == "gateway" else self.pid(part)
         if pid is None:
             raise LaunchFailed("not-running", f"{part} has no process to kill", part=part, remedy="start it with `modelmarket up`")
         os.kill(pid, signal.SIGKILL)
@@ -244,44 +234,33 @@ class Stack:
             if self.supervisor.pid() is None:
                 raise LaunchFailed("not-running", "the stack does not run", remedy="start it with `modelmarket up`")
             self.check_same_settings()
-            if not part.command:
-                self.replace_replicas(part, progress)
+            if name == "gateway" and accepting_gateways(self.settings) and self.supervised(name).pid:
+                self.replace_gateways(part, progress)
                 return
             again = {name: part}
-            if name == "ray":  # its gateways close their epochs first, and no controller starts them again meanwhile
-                if self.supervised("controller").pid:
-                    again |= {part: self.parts[part] for part in ("controller", "gateway")}
-                    self.stop_parts([self.parts["controller"]], progress)
-                raynode.end_serve(self.settings, self.paths)
+            if name == "ray" and self.supervised("gateway").pid:  # its processes leave with Ray's node, and others come when it is back
+                again |= {"gateway": self.parts["gateway"]}
             self.stop_parts([part], progress)
             self.start_in_order(again, progress)
 
-    def replace_replicas(self, part: Part, progress: Progress) -> None:
-        """A rolling restart of the gateways: the controller tells Serve, as it tells it everything (K18)."""
-        controller = self.part_status("controller")
-        if not controller.healthy:  # it would not hear the signal, or could not act on it
-            why = ": ".join(filter(None, (f"the controller, which restarts it, is {controller.state}", controller.detail)))
-            raise LaunchFailed("controller-away", why, part=part.name, remedy="see to the controller first: `modelmarket logs controller`")
-        before, began = self.titled(part.name), time.monotonic()
-        self.supervisor.signal("controller", "USR1")
-        progress(part.name, f"replacing {len(before)} replica{'' if len(before) == 1 else 's'}")
+    def replace_gateways(self, part: Part, progress: Progress) -> None:
+        """A successor starts beside each gateway, which leaves when that accepts calls: none is refused."""
+        before, began = accepting_gateways(self.settings), time.monotonic()
+        self.supervisor.signal(part.name, "HUP")
+        progress(part.name, f"replacing {len(before)} process{'' if len(before) == 1 else 'es'}")
         deadline = began + part.healthy_s_max
-        while before & self.titled(part.name):
+        while before & (now := accepting_gateways(self.settings)) or not now:
             if time.monotonic() > deadline:
-                why = f"not all replicas of {part.name} were replaced within {part.healthy_s_max:.0f} s"
+                why = f"not all processes of {part.name} were replaced within {part.healthy_s_max:.0f} s"
                 raise LaunchFailed(
-                    "part-not-healthy", why, part=part.name, remedy="`modelmarket status`, and `modelmarket logs controller`"
+                    "part-not-healthy", why, part=part.name, remedy=f"`modelmarket status`, and `modelmarket logs {part.name}`"
                 )
             time.sleep(POLL_S)
-        self.wait_healthy(part.name)
         progress(part.name, f"healthy after {time.monotonic() - began:.1f} s")
 
     def stop_in_order(self, progress: Progress) -> None:
         """What is needed by others stops after them; those that need nothing of each other stop together."""
-        remaining = {name: part for name, part in self.parts.items() if part.command}
-        if (ray := self.supervisor.known().get("ray")) is not None and ray.pid:
-            self.stop_parts([remaining.pop("controller")], progress)  # else it would set up again what is ended here
-            raynode.end_serve(self.settings, self.paths)
+        remaining = dict(self.parts)
         while remaining:
             needed = {need for part in remaining.values() for need in part.after}
             last = [part for part in remaining.values() if part.name not in needed]

@@ -116,7 +116,7 @@ class StatusReader:
         table = ProcessTable.read()
         supervision = asked.by(time.monotonic() + SUPERVISOR_S_MAX, _Supervision(None, SUPERVISOR_HANGS))
         found = [self._ask(self._parts[name], supervision, table) for name in names]
-        return tuple(self._status(one, supervision, table, deadline) for one in found)
+        return tuple(self._status(one, supervision, deadline) for one in found)
 
     def _ask_supervisor(self) -> _Supervision:
         try:
@@ -125,9 +125,7 @@ class StatusReader:
             return _Supervision(None, WITHOUT_SUPERVISOR)  # no socket, or nobody behind it
 
     def _ask(self, part: Part, supervision: _Supervision, table: ProcessTable) -> _Members:
-        if not part.command:
-            members = table.titled(self._paths.mark, part.title)
-        elif supervision.known is None:
+        if supervision.known is None:
             members = table.marked(self._paths.mark, f"{PART_VARIABLE}={part.name}")
         else:
             process = supervision.known.get(part.name)
@@ -137,7 +135,7 @@ class StatusReader:
         health = None if part.runs_once else Asked(partial(check, part.probe))
         return _Members(part, members, health, Asked(partial(processes.pss_bytes, members)))
 
-    def _status(self, found: _Members, supervision: _Supervision, table: ProcessTable, deadline: float) -> PartStatus:
+    def _status(self, found: _Members, supervision: _Supervision, deadline: float) -> PartStatus:
         part, main = found.part, oldest(found.members) or 0
         health = found.health.by(deadline, NO_ANSWER) if found.health else NOT_ASKED
         memory = found.memory.by(deadline, 0) if found.memory else 0
@@ -147,26 +145,10 @@ class StatusReader:
                 return PartStatus(part.name, "stopped", "", 0, 0, 0, None)
             detail = " ".join(filter(None, (supervision.trouble, health.detail)))
             return PartStatus(part.name, "unsupervised", detail, main, memory, uptime, health.lag)
-        if part.command:
-            process = supervision.known.get(part.name)
-            if process is None:
-                return PartStatus(part.name, "stopped", OTHER_SETTINGS, 0, 0, 0, None)
-            return PartStatus(part.name, state_of(part, process, health), health.detail, process.pid, memory, process.uptime_s, health.lag)
-        expected = any(supervision.known[need].pid for need in part.after)
-        state = "healthy" if health.ok else "unhealthy" if found.members else "starting" if expected else "stopped"
-        gone = "" if health.ok or not expected else self._gone(found, supervision.known, table)
-        return PartStatus(part.name, state, gone or health.detail, main, memory, uptime, health.lag)
-
-    def _gone(self, found: _Members, known: Mapping[str, Supervised], table: ProcessTable) -> str:
-        """What is missing of a part that others start; empty when it is all there."""
-        away = [need for need in found.part.after if not known[need].pid]
-        if away:
-            return f"{' and '.join(away)} stopped, which it needs"
-        if not found.members:
-            return "no replica of it runs yet: `modelmarket logs controller`"
-        if found.part.proxy and not table.running(self._paths.mark, found.part.proxy):
-            return f"the proxy before it is gone; replicas that run: {len(found.members)}"
-        return ""
+        process = supervision.known.get(part.name)
+        if process is None:
+            return PartStatus(part.name, "stopped", OTHER_SETTINGS, 0, 0, 0, None)
+        return PartStatus(part.name, state_of(part, process, health), health.detail, process.pid, memory, process.uptime_s, health.lag)
 
 
 def oldest(members: set[int]) -> int | None:

@@ -72,7 +72,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
     if os.getuid() != 0:
         head = head.replace("user=root\n", "")
-    return "\n".join([head, *(section(part, paths) for part in parts if part.command)])
+    return "\n".join([head, *(section(part, paths) for part in parts)])
 
 
 def section(part: Part, paths: StackPaths) -> str:

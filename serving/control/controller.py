@@ -27,12 +27,12 @@ from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
 from serving.control.retries import Retries, attempts_exhausted
-from serving.control.serve_plan import ApplyConfig, Blocked, ClusterShape, ConfigVersion, KeepConfig, attempt_of, plan
+from serving.control.serve_plan import ApplyConfig, Blocked, ConfigVersion, KeepConfig, attempt_of, plan
 from serving.control.serve_rest import DEPLOY_FAILED, ConfigRefused, ServeRest, ServeStatus, ServeUnavailable
 from serving.control.version_reports import VersionReports, failure_of
 from serving.gateway.routes import Routes
 from serving.gateway.served_models import Version
-from serving.serve_names import GATEWAY_APP
+from serving.serve_names import APPLIED_APP
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Controller:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._stop, self._restart_gateways = threading.Event(), threading.Event()
+        self._stop = threading.Event()
         self._routes = Routes()
         self._health: dict[str, Any] = {"status": "starting", "lag": None, "detail": "starting"}
         self._fold_runner: FoldRunner | None = None
@@ -70,10 +70,6 @@ class Controller:
 
     def stop(self) -> None:
         self._stop.set()
-
-    def restart_gateways(self) -> None:
-        """In the next round, one after another or the new before the old: see `build_gateway`."""
-        self._restart_gateways.set()
 
     def run(self) -> None:
         """Until stopped. Raises what stops the fold: the supervisor starts a new process."""
@@ -127,7 +123,7 @@ class Controller:
             self._set_health("starting", "folding the log")
             return 0.05
         try:
-            busy, status, detail = rounds.run(runner.store, runner.position, self._restart_gateways)
+            busy, status, detail = rounds.run(runner.store, runner.position)
         except ServeUnavailable as e:
             self._set_health("starting", f"Ray does not answer: {e}")
             return BUSY_S
@@ -155,27 +151,22 @@ class Rounds:
         self._withdrawn_since: dict[str, float] = {}
         self._applied: ConfigVersion | None = None
 
-    def run(self, store: str, position: int, restart_gateways: threading.Event) -> tuple[bool, str, str]:
-        """Whether something is loading, and the controller's health: status and detail. `restart_gateways` is cleared when Serve has been
-        told. Raises ServeUnavailable, ConfigRefused."""
+    def run(self, store: str, position: int) -> tuple[bool, str, str]:
+        """Whether something is loading, and the controller's health: status and detail. Raises ServeUnavailable, ConfigRefused."""
         serve = self._rest.status()
-        busy, status, detail = self._reconcile(ConfigVersion(self._log_id, store, position), serve, restart_gateways)
+        busy, status, detail = self._reconcile(ConfigVersion(self._log_id, store, position), serve)
         for version in self._deployed():
             busy |= self._reports.report(version, serve.apps.get(version.address), position)
         return busy, status, detail
 
-    def _reconcile(self, now: ConfigVersion, serve: ServeStatus, restart_gateways: threading.Event) -> tuple[bool, str, str]:
-        settings, restarting = self._settings, restart_gateways.is_set()
-        shape = ClusterShape(settings.host, settings.gateway_port, settings.gateways_per_node, self._rest.nodes())
+    def _reconcile(self, now: ConfigVersion, serve: ServeStatus) -> tuple[bool, str, str]:
         decided = plan(
             self._routes.versions(),
             now,
             serve.applied,
-            shape,
             draining=self._draining(),
-            approved_position=settings.removals_approved_position,
+            approved_position=self._settings.removals_approved_position,
             retried=self._due_for_retry(serve),
-            restart_gateways=restarting,
         )
         match decided:
             case Blocked(code, message, remedy):
@@ -186,9 +177,6 @@ class Rounds:
                 logger.info("applying position %d: %d applications, removing %s", now.position, apps, list(removed) or "none")
                 self._rest.apply(config)
                 self._applied = now
-                if restarting:
-                    logger.info("the gateways are replaced, as was asked")
-                    restart_gateways.clear()
             case KeepConfig(unknown_apps, blocked):
                 self._applied = serve.applied.version
             case _:
@@ -206,7 +194,7 @@ class Rounds:
 
     def _due_for_retry(self, serve: ServeStatus) -> frozenset[str]:
         """Applications that Ray gave up on and that are to be started once more; an alert for those that had all their attempts."""
-        ours = {GATEWAY_APP, *(v.address for v in self._deployed())}
+        ours = {APPLIED_APP, *(v.address for v in self._deployed())}
         failed = {n: attempt_of(serve.applied.apps.get(n)) for n, s in serve.apps.items() if s.status == DEPLOY_FAILED and n in ours}
         for name in attempts_exhausted(failed):
             code, message = failure_of(serve.apps[name])
@@ -214,7 +202,7 @@ class Rounds:
             self._alerts.raise_(name, DEPLOY_RULE, f"{failed[name]} attempts to start {name} failed; the last: {code}: {message}", remedy)
         not_running = frozenset(n for n, s in serve.apps.items() if s.status != "RUNNING" and n in ours)
         self._alerts.resolve_other_subjects(DEPLOY_RULE, not_running)
-        due = self._retries.due(failed, time.monotonic(), endless=GATEWAY_APP)
+        due = self._retries.due(failed, time.monotonic(), endless=APPLIED_APP)
         for name in due:
             logger.warning("starting %s again: attempt %d failed", name, failed[name])
         return due
@@ -238,10 +226,6 @@ def main() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         controller.stop()
 
-    def restart_gateways(number: int, frame: FrameType | None) -> None:
-        controller.restart_gateways()
-
-    signal.signal(signal.SIGUSR1, restart_gateways)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     server = serve_health(settings.host, settings.controller_health_port, controller.health)

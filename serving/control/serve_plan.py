@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.gateway.served_models import Version
 from serving.model_interface import Tensor
-from serving.serve_names import BUILD_GATEWAY, BUILD_MODEL, GATEWAY_APP, GATEWAY_DEPLOYMENT
+from serving.serve_names import APPLIED_APP, APPLIED_DEPLOYMENT, BUILD_APPLIED, BUILD_MODEL
 
 REMOVED_SHARE_MAX = 0.2
 """A larger share of the models removed at once needs the approval of a person; one at a time may always go. Draining ones count too."""
@@ -22,21 +22,11 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ConfigVersion:
-    """The facts that a configuration was made of. It is the gateway's `user_config`, so Ray keeps it with the configuration."""
+    """The facts that a configuration was made of. It is the `user_config` of an application of its own, so Ray keeps it with the configuration."""
 
     log_id: str
     store: str
     position: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterShape:
-    """What the configuration needs besides the facts."""
-
-    host: str
-    gateway_port: int
-    gateways_per_node: int
-    nodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +90,13 @@ def _tensors(tensors: Sequence[Tensor]) -> list[Config]:
     return [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
 
 
-def gateway_app(shape: ClusterShape, version: ConfigVersion, restarts: int = 0) -> Config:
-    """`restarts`: how often a person had the gateways replaced; Ray replaces them when their arguments change."""
-    args = {"replicas": shape.gateways_per_node * shape.nodes, "per_node": shape.gateways_per_node}
+def applied_app(version: ConfigVersion) -> Config:
     return {
-        "name": GATEWAY_APP,
-        "route_prefix": "/",
-        "import_path": BUILD_GATEWAY,
-        "args": args | ({"restarts": restarts} if restarts else {}),
-        "deployments": [{"name": GATEWAY_DEPLOYMENT, "user_config": asdict(version)}],
+        "name": APPLIED_APP,
+        "route_prefix": None,
+        "import_path": BUILD_APPLIED,
+        "args": {},
+        "deployments": [{"name": APPLIED_DEPLOYMENT, "user_config": asdict(version)}],
     }
 
 
@@ -116,19 +104,17 @@ def plan(
     versions: Sequence[Version],
     now: ConfigVersion,
     applied: AppliedConfig,
-    shape: ClusterShape,
     *,
     draining: frozenset[str] = frozenset(),
     approved_position: int = 0,
     retried: frozenset[str] = frozenset(),
-    restart_gateways: bool = False,
 ) -> Plan:
     """`versions`: all that facts know. `draining`: withdrawn applications that stay for now, until every gateway has folded that they take
     no calls. `approved_position`: a person approved the removals decided up to there, and no later ones. `retried`: failed applications to
-    start once more. `restart_gateways`: replace them although nothing about them changed."""
+    start once more."""
     if (blocked := _blocked_by_applied(now, applied.version)) is not None:
         return blocked
-    running = {name: app for name, app in applied.apps.items() if name != GATEWAY_APP}
+    running = {name: app for name, app in applied.apps.items() if name != APPLIED_APP}
     wanted = {v.address: _with_attempt(model_app(v), applied, retried) for v in versions if v.deployed}
     withdrawn = {v.address: v.withdrawn_at for v in versions if v.withdrawn_at is not None and v.address in running}
     unknown_apps = tuple(sorted(running.keys() - wanted.keys() - withdrawn.keys()))
@@ -137,21 +123,16 @@ def plan(
     kept = {*unknown_apps, *(draining & withdrawn.keys()), *(unapproved if mass_removal else ())}
     removed = tuple(sorted(withdrawn.keys() - kept))
     apps = wanted | {name: running[name] for name in kept}
-    restarts = int(applied.apps.get(GATEWAY_APP, {}).get("args", {}).get("restarts", 0)) + restart_gateways
-    gateway = _with_attempt(gateway_app(shape, now, restarts), applied, retried)
-    if not removed and _already_applied(apps, gateway, applied):
+    version = _with_attempt(applied_app(now), applied, retried)
+    if not removed and _already_applied(apps, version, applied):
         return KeepConfig(unknown_apps, mass_removal)
-    config = serve_config(shape.host, shape.gateway_port, [gateway, *(apps[name] for name in sorted(apps))])
+    config = serve_config([version, *(apps[name] for name in sorted(apps))])
     return ApplyConfig(config, removed, unknown_apps, mass_removal)
 
 
-def serve_config(host: str, gateway_port: int, applications: Sequence[Config]) -> Config:
-    """The whole of it. Serve keeps the first options for HTTP that it is given."""
-    return {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": host, "port": gateway_port},
-        "applications": list(applications),
-    }
+def serve_config(applications: Sequence[Config]) -> Config:
+    """The whole of it. Gateways call replicas through handles: Serve has no HTTP server."""
+    return {"proxy_location": "Disabled", "applications": list(applications)}
 
 
 def attempt_of(app: Config | None) -> int:
@@ -196,9 +177,9 @@ def _mass_removal(unapproved: Mapping[str, int], running: Mapping[str, Config]) 
     return Blocked("mass_removal", message, remedy)
 
 
-def _already_applied(apps: Mapping[str, Config], gateway: Config, applied: AppliedConfig) -> bool:
+def _already_applied(apps: Mapping[str, Config], version: Config, applied: AppliedConfig) -> bool:
     """Whether Ray has this configuration. A newer position alone is no change: it goes with the next one."""
-    if {*apps, GATEWAY_APP} != set(applied.apps):
+    if {*apps, APPLIED_APP} != set(applied.apps):
         return False
     there = applied.apps
-    return there[GATEWAY_APP]["args"] == gateway["args"] and all(there[name]["args"] == app["args"] for name, app in apps.items())
+    return there[APPLIED_APP]["args"] == version["args"] and all(there[name]["args"] == app["args"] for name, app in apps.items())

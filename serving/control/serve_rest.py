@@ -10,7 +10,7 @@ import httpx
 
 from events.process.settings import Settings
 from serving.control.serve_plan import AppliedConfig, Config, ConfigVersion
-from serving.serve_names import GATEWAY_APP
+from serving.serve_names import APPLIED_APP
 
 DEPLOY_FAILED = "DEPLOY_FAILED"
 """Serve's status of an application that it does not start again by itself."""
@@ -62,14 +62,9 @@ class ServeRest:
             running = [r for d in deployments.values() for r in d.get("replicas", []) if r.get("state") == "RUNNING"]
             trouble = [d["message"] for d in deployments.values() if d.get("message") and d.get("status") != "HEALTHY"]
             statuses[name] = AppStatus(app.get("status", ""), (trouble or [app.get("message", "")])[0], len(running))
-            if name == GATEWAY_APP:
+            if name == APPLIED_APP:
                 version = _version_of(config)
         return ServeStatus(AppliedConfig(version, configs), statuses)
-
-    def nodes(self) -> int:
-        """Nodes alive, at least one."""
-        summary = cast(list[dict[str, Any]], self._get("/nodes?view=summary").get("data", {}).get("summary", []))
-        return max(1, sum(1 for node in summary if node.get("raylet", {}).get("state") == "ALIVE"))
 
     def apply(self, config: Config) -> None:
         """Raises ServeUnavailable, ConfigRefused."""

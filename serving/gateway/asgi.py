@@ -1,6 +1,6 @@
 """The gateway as a bare ASGI application: HTTP in, one pipeline for all protocols, HTTP out.
 
-It runs as a Ray Serve deployment behind HAProxy, or standalone under uvicorn. No framework: this path is taken thousands of times a
+No framework: this path is taken thousands of times a
 second. What happens to a call is in `pipeline.py`; what stands at which path, in `serving.protocols`.
 """
 
@@ -18,6 +18,7 @@ from serving.gateway.request import Message, Receive, Request
 from serving.gateway.state import GatewayState
 from serving.http import JSON, Answer, refusal_answer
 from serving.metering.refusal_counts import UNKNOWN, RefusalKey
+from serving.protocols.errors import protocol_error
 from serving.protocols.open_inference import operations as open_inference
 from serving.protocols.openai import operations as openai
 from serving.protocols.operations import Operation
@@ -28,14 +29,13 @@ logger = logging.getLogger(__name__)
 Send = Callable[[Message], Awaitable[None]]
 
 PROTOCOLS: dict[str, Callable[[list[str]], Operation | None]] = {"v2": open_inference.operation, "v1": openai.operation}
-ERRORS: dict[str, Callable[[Refused], object]] = {"v1": openai.error_object}
-"""By the first segment of the path: the operation at the rest of it, and what a refusal's member `error` is where it is not the message."""
+"""By the first segment of the path: the operation at the rest of it."""
 EXECUTED = frozenset({"inference_failed", "replica_lost", "timed_out", "not_acknowledged", "caller_disconnected", "answer_not_written"})
 """Refusals of calls that were executed: each has settled facts of its own."""
 
 
 class Gateway:
-    """The ASGI application. `state` is opened at lifespan start and closed at its end."""
+    """The ASGI application. Its owner starts `state` before, and closes the gateway after the last call."""
 
     def __init__(self, state: GatewayState) -> None:
         self.state = state
@@ -45,23 +45,13 @@ class Gateway:
         if scope["type"] == "http":
             request = Request(scope["method"], scope["path"], dict(scope["headers"]), receive, now_us())
             await _send(send, await self._respond(request), request.method == "HEAD")
-        elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
         else:  # a WebSocket: no protocol here uses it
             await receive()
             await send({"type": "websocket.close", "code": 1008})
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self.state.start()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self._pipeline.close()
-                await self.state.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+    async def close(self) -> None:
+        await self._pipeline.close()
+        await self.state.stop()
 
     async def _respond(self, request: Request) -> Answer:
         try:
@@ -101,8 +91,7 @@ class Gateway:
 
 
 def _refusal(request: Request, refused: Refused) -> Answer:
-    error = ERRORS.get(request.path.lstrip("/").partition("/")[0])
-    return refusal_answer(refused, error(refused) if error else None)
+    return refusal_answer(refused, protocol_error(request.path, refused))
 
 
 async def _send(send: Send, answer: Answer, head_only: bool) -> None:

@@ -23,7 +23,7 @@ from serving.gateway.version_queue import CallResult
 from serving.inference import Inference, PredictionFailed
 from serving.metering.meter import NotAcknowledged, PendingFact
 from serving.refused import Headers, Refused, unavailable
-from serving.replicas.model_replicas import ReplicaLost
+from serving.replicas.model_replicas import NoReplica, ReplicaLost
 
 ATTEMPTS_MAX = 2
 """An inference has no effects, so one that lost its replica is sent to another once; a second loss is likely its own doing."""
@@ -69,6 +69,8 @@ class Execution:
                 losses += 1
                 if losses >= ATTEMPTS_MAX:
                     raise unavailable("replica_lost", f"the model's replica was lost, {ATTEMPTS_MAX} times: {str(e)[:200]}", 2) from e
+            except NoReplica as e:
+                raise unavailable("no_replica", f"no replica of the model runs now: {str(e)[:200]}", 2) from e
             except TimeoutError:
                 self.record(Outcome("timed_out", 504, "timed_out"))
                 remedy = "send fewer rows, or ask for a longer time-out of the deployment"

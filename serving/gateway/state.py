@@ -32,7 +32,6 @@ REPORT_S = 0.2
 """How soon a route that changed is reported as applied (K19)."""
 DROP_QUEUES_TURNS = 50
 """Every tenth second the queues of unloaded versions are dropped: that looks at every version there is."""
-START_S_MAX = 30.0
 CERTIFIED_S_MAX = 30.0
 """How long a gateway waits for the market's signer before it ends and starts anew."""
 GARBAGE_MAX = 20_000
@@ -55,12 +54,9 @@ class GatewayState:
     # --- start and stop
 
     async def start(self) -> None:
-        """Returns when the gateway is open, so that a new one replaces an old one without a gap; or after `START_S_MAX`, so that
-        callers get 503 and health gives the reason while Kafka or the relay is unavailable."""
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._run())
-        until = loop.time() + START_S_MAX
-        while not self.opened and self.failure is None and loop.time() < until:  # noqa: ASYNC110 - the task has many steps
+        """Returns when the gateway is open, or broken."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        while not self.opened and self.failure is None:  # noqa: ASYNC110 - the task has many steps
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -150,6 +146,11 @@ class GatewayState:
             why = "; ".join(self._fold_runner.troubles) or "does the relay run?"
             return {"status": "starting", **detail, "log": "available", "detail": f"the newest heartbeat is old: {why}"}
         return {"status": "ready", **detail, "log": "available"}
+
+    @property
+    def longest_call_s(self) -> float:
+        """How long a call that is under way may still take."""
+        return max((queue.timeout_s for _, queue in self._queues.values()), default=0.0) + self.settings.acknowledge_s_max
 
     def require_fresh_keys(self) -> None:
         """Raises Refused (503) when keys cannot be checked: not yet folded, or no heartbeat for longer than the bound (K5)."""

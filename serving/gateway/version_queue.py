@@ -19,7 +19,7 @@ from events.process.fairness.fair_queue import FairQueue, QueueFull
 from serving.inference import Inference, Prediction
 from serving.refused import Refused
 from serving.replicas.batch_codec import pack, unpack_reply
-from serving.replicas.model_replicas import ModelReplicas, ReplicaLost
+from serving.replicas.model_replicas import ModelReplicas, NoReplica, ReplicaLost
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class VersionQueue:
 
     def __init__(self, address: str, replicas: ModelReplicas, *, batch_max: int, batches_max: int, timeout_s: float) -> None:
         self._address, self._replicas = address, replicas
-        self._batch_max, self._batches_max, self._timeout_s = batch_max, batches_max, timeout_s
+        self._batch_max, self._batches_max, self.timeout_s = batch_max, batches_max, timeout_s
         self._waiting = FairQueue[QueuedCall](QUEUE_CALLS_MAX, QUEUE_BYTES_MAX)
         self._batches: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -124,19 +124,19 @@ class VersionQueue:
         sent_at_ns = time.monotonic_ns()
         blob, order = pack([queued.inference for queued in batch])
         try:
-            reply = unpack_reply(await asyncio.wait_for(self._replicas.call(self._address, blob), self._timeout_s))
+            reply = unpack_reply(await asyncio.wait_for(self._replicas.call(self._address, blob), self.timeout_s))
             if len(reply.predictions) != len(batch):
                 raise ValueError(f"{len(reply.predictions)} predictions for {len(batch)} calls")
         except TimeoutError:
             return  # each call has its own timer
         except (Exception, asyncio.CancelledError) as e:  # whatever it was, no caller may be left waiting for it
-            if not isinstance(e, ReplicaLost):
+            if not isinstance(e, ReplicaLost | NoReplica):
                 logger.exception("a batch for %s failed", self._address)
-            elif batch[0].isolated:
+            elif batch[0].isolated and isinstance(e, ReplicaLost):
                 self._suspects.add(batch[0].inference)
             for queued in batch:
                 if not queued.future.done():
-                    queued.future.set_exception(ReplicaLost(str(e)))
+                    queued.future.set_exception(NoReplica(str(e)) if isinstance(e, NoReplica) else ReplicaLost(str(e)))
             return
         for index, prediction in zip(order, reply.predictions, strict=True):
             queued = batch[index]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from tests.support.usage_oracle import Schemas, decoded, read_topic
 M = "model-vision-core-digits"
 V1 = f"{M}-v1.0.0"
 SECRET = "mm_a-callers-key"
+GATEWAY, LISTENER = "serving.hosting.gateway_process", "serving.hosting.listener"
+"""In the command of a gateway process, and of the process that starts it."""
 STALENESS_S_MAX = 12.0
 """Short, so that a test sees the bound."""
 PIXELS = [float(n) for n in range(64)]
@@ -96,6 +99,31 @@ class GatewayStack:
     @cached_property
     def schemas(self) -> Schemas:
         return Schemas(self.settings)
+
+
+def facts(gateway: GatewayStack, topic: str) -> list[tuple[str, dict[str, Any]]]:
+    return [gateway.facts.codec.decode(record.value) for record in read_topic(gateway.settings, topic)]
+
+
+def closed(gateway: GatewayStack) -> dict[str, dict[str, int]]:
+    """Epoch → the last sequence of each tenant, as its producer said at the end."""
+    return {body["epoch"]: body["last"] for name, body in facts(gateway, "producers") if name == "ProducerClosed"}
+
+
+def written(gateway: GatewayStack) -> dict[str, dict[str, int]]:
+    """Epoch → the last sequence of each tenant that is on the log."""
+    last: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for _, body, _ in gateway.usage():
+        last[body["epoch"]][body["tenant"]] = max(body["sequence"], last[body["epoch"]].get(body["tenant"], 0))
+    return dict(last)
+
+
+def opened(gateway: GatewayStack) -> list[str]:
+    return [body["epoch"] for name, body in facts(gateway, "producers") if name == "ProducerOpened"]
+
+
+def newest_epoch(gateway: GatewayStack) -> str:
+    return opened(gateway)[-1]
 
 
 def check_chains(records: list[tuple[str, dict[str, Any], bytes]]) -> None:

@@ -92,13 +92,13 @@ def test_a_role_reads_and_writes_what_the_table_says_and_nothing_else(kafka: Sta
 
 def test_a_gateway_decides_nothing_and_a_worker_writes_no_usage(kafka: Stack) -> None:
     """Our own clients say so in a sentence: who, where, and what to do."""
-    for role, topic in (("ray", "accounts"), ("ray", "heartbeats"), ("worker", "usage")):
+    for role, topic in (("gateway", "accounts"), ("gateway", "heartbeats"), ("worker", "usage")):
         writer = Writer(signed_in(kafka.settings, role), "test")
         with pytest.raises(LogBroken, match=rf"does not let {role} do this: .*{topic}.*authorization failed.*modelmarket topics apply"):
             writer.append(topic, b"k", b"x").result(ANSWER_S_MAX)
         writer.close(0)
-    reader = Reader(signed_in(kafka.settings, "ray"), "test")
-    with pytest.raises(LogDenied, match=r"does not let ray do this: usage: .*Topic authorization failed.*modelmarket topics apply"):
+    reader = Reader(signed_in(kafka.settings, "gateway"), "test")
+    with pytest.raises(LogDenied, match=r"does not let gateway do this: usage: .*Topic authorization failed.*modelmarket topics apply"):
         list(reader.read("usage", timeout_s=ANSWER_S_MAX))
     reader.close()
 

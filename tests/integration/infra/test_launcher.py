@@ -148,10 +148,9 @@ def test_one_part_is_started_again_while_the_others_go_on(log_stack: Stack) -> N
     after = {name: log_stack.pid(name) for name in LOG}
     assert after["kafka"] not in (None, before["kafka"])
     assert after["registry"] == before["registry"]
-    for part, reason in (("gateway", "the controller, which restarts it, is stopped"), ("kafak", "there is no part kafak")):
-        restart = command_line(log_stack, "restart", part)
-        assert reason in restart.communicate(timeout=120)[0]
-        assert restart.returncode == 1
+    restart = command_line(log_stack, "restart", "kafak")
+    assert "there is no part kafak" in restart.communicate(timeout=120)[0]
+    assert restart.returncode == 1
 
 
 def test_the_signer_needs_no_other_part_and_signs_with_its_own_key_after_a_restart(stack: Stack) -> None:

@@ -40,7 +40,7 @@ def modules_of(service: dict[str, Any]) -> list[str]:
 
 
 def test_every_part_of_the_market_is_a_service() -> None:
-    ours = {"prepare", "commands", "relay", "worker-0", "worker-1", "queries", "biller", "controller", "signer"}
+    ours = {"prepare", "commands", "relay", "worker-0", "worker-1", "queries", "biller", "controller", "signer", "gateway"}
     engines = {
         "kafka-1",
         "kafka-2",
@@ -181,7 +181,7 @@ def test_no_secret_stands_in_the_file() -> None:
 
 def test_ports_are_published_on_loopback_unless_the_caller_says_otherwise() -> None:
     published = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
-    assert set(published) == {"commands", "queries", "ray-head"}
+    assert set(published) == {"commands", "queries", "gateway"}
     for port in published.values():
         assert interpolated(port).startswith("127.0.0.1:")
 
@@ -199,6 +199,7 @@ def test_the_health_check_asks_the_port_on_which_the_process_answers(monkeypatch
         "biller": settings.biller_health_port,
         "controller": settings.controller_health_port,
         "signer": settings.signer_port,
+        "gateway": settings.gateway_port,
     }
     asked = {name: int(SERVICES[name]["healthcheck"]["test"][-1]) for name in expected}
     assert asked == expected
@@ -213,6 +214,6 @@ def test_only_the_gpu_worker_reserves_a_gpu() -> None:
 
 def test_a_private_key_is_in_the_environment_of_its_signer_alone_and_the_signers_password_in_those_of_gateways_too() -> None:
     holders = {"MODELMARKET_SETUP_KEY": {"prepare"}, "MODELMARKET_RELAY_KEY": {"relay"}, "MODELMARKET_MARKET_KEY": {"signer"}}
-    holders["MODELMARKET_SIGNER_PASSWORD"] = {"signer", "ray-head", "ray-gpu-worker"}
+    holders["MODELMARKET_SIGNER_PASSWORD"] = {"signer", "gateway"}
     for variable, wanted in holders.items():
         assert {name for name, service in SERVICES.items() if variable in settings_of(service)} == wanted

@@ -45,7 +45,7 @@ def test_each_process_signs_in_at_the_local_clickhouse_as_what_it_is(parts: dict
 
 def test_each_process_signs_in_at_kafka_as_what_it_is(parts: dict[str, Part]) -> None:
     roles = {name: part.environment.get("MODELMARKET_KAFKA_SASL_USERNAME") for name, part in parts.items()}
-    same = {name: name for name in ("prepare", "commands", "relay", "queries", "biller", "controller", "ray")}
+    same = {name: name for name in ("prepare", "commands", "relay", "queries", "biller", "controller", "gateway")}
     assert {name: role for name, role in roles.items() if role} == same | {f"worker-{n}": "worker" for n in range(3)}
 
 
@@ -61,28 +61,20 @@ def test_each_part_comes_after_what_it_needs(parts: dict[str, Part]) -> None:
         seen.add(part.name)
 
 
-def test_each_part_is_started_by_the_supervisor_or_known_by_its_title(parts: dict[str, Part]) -> None:
-    assert [part.name for part in parts.values() if bool(part.command) == bool(part.title)] == []
-
-
 def test_no_two_parts_share_a_port_and_all_are_in_the_block(settings: Settings, parts: dict[str, Part]) -> None:
     ports = [port for part in parts.values() for port in part.ports]
     assert len(ports) == len(set(ports))
-    chosen = [settings.port(offset) for span in (raynode.WORKERS, raynode.REPLICA_HTTP, raynode.REPLICA_GRPC) for offset in span]
+    chosen = [settings.port(offset) for offset in raynode.WORKERS]
     assert not set(ports) & set(chosen)
     assert set(ports) | set(chosen) <= set(range(settings.base_port, settings.base_port + PORTS_PER_STACK))
 
 
-def test_sockets_stay_below_the_length_that_the_kernel_and_haproxy_take(tmp_path: Path) -> None:
+def test_sockets_stay_below_the_length_that_the_kernel_takes(tmp_path: Path) -> None:
     deep = tmp_path / ("folder-" * 30)
     paths = paths_of(Settings(data=deep))
     ray_socket = paths.ray / "session_2026-11-20_16-52-54_256430_1155800" / "sockets" / "plasma_store"
     assert len(str(ray_socket)) <= 107
     assert len(str(paths.supervisor_socket)) <= 107
-    per_node = "0" * 56
-    for name in ("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", "RAY_SERVE_HAPROXY_SOCKET_PATH"):
-        socket = Path(raynode.environment(Settings(data=deep), paths)[name])
-        assert len(str(socket.parent / per_node / socket.name)) <= 97
 
 
 def test_the_supervisor_reads_back_exactly_the_command_and_the_environment(settings: Settings) -> None:
@@ -109,17 +101,17 @@ def test_processes_get_the_settings_that_were_chosen_and_none_of_the_callers(set
 
 def test_a_part_is_given_the_secrets_it_needs_and_no_other(parts: dict[str, Part]) -> None:
     assert {name.upper() for name, field in Settings.model_fields.items() if field.annotation is SecretStr} == set(SECRETS)
-    for part in filter(lambda part: part.command, parts.values()):
+    for part in parts.values():
         withheld = {name for name, value in part.environment.items() if value == ""}
         needed = NEEDED[part.name.partition("-")[0]]
         assert {f"MODELMARKET_{secret}" for secret in SECRETS if secret not in needed} <= withheld
         assert not any(f"MODELMARKET_{secret}" in part.environment for secret in needed)
     assert parts["ray"].environment["MODELMARKET_ADMIN_KEY"] == ""
     given = {
-        secret: {part.name for part in parts.values() if part.command and f"MODELMARKET_{secret}" not in part.environment}
+        secret: {part.name for part in parts.values() if f"MODELMARKET_{secret}" not in part.environment}
         for secret in ("MARKET_KEY", "SIGNER_PASSWORD")
     }
-    assert given == {"MARKET_KEY": {"signer"}, "SIGNER_PASSWORD": {"signer", "ray"}}
+    assert given == {"MARKET_KEY": {"signer"}, "SIGNER_PASSWORD": {"signer", "gateway"}}
 
 
 def test_settings_survive_the_environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,7 @@ def test_each_port_of_a_local_stack_has_a_lock(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, workers=64)
     locks = local_locks(settings)
     parts = parts_of(settings, paths_of(settings))
-    chosen = {settings.port(offset) for span in (raynode.WORKERS, raynode.REPLICA_HTTP, raynode.REPLICA_GRPC) for offset in span}
-    used = {port for part in parts.values() for port in part.ports} | chosen | {settings.standalone_gateway_port}
+    used = {port for part in parts.values() for port in part.ports} | {settings.port(offset) for offset in raynode.WORKERS}
     assert used - locks.keys() == set()
 
 
@@ -154,12 +153,12 @@ def test_who_writes_what() -> None:
     writers = {topic: {role for role, access in ACCESS.items() if topic in access.writes} for topic in TOPICS}
     assert writers == {
         "models": {"relay"},
-        "deployments": {"relay", "controller", "ray"},
+        "deployments": {"relay", "controller", "gateway"},
         "accounts": {"relay"},
         "prices": {"relay"},
         "bills": {"relay"},
-        "producers": {"relay", "ray"},
-        "usage": {"ray"},
+        "producers": {"relay", "gateway"},
+        "usage": {"gateway"},
         "alerts": {"worker", "biller", "controller"},
         "schemas": set(),
         "heartbeats": {"relay"},

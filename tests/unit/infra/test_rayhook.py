@@ -16,12 +16,11 @@ import orjson
 import pytest
 
 from events.process.settings import Settings
-from infra import rayhook
 from infra.launcher import raynode
 from infra.launcher.paths import ROOT, paths_of
 from infra.launcher.ports import free_block
 from infra.rayhook import patient
-from serving.control.serve_plan import AppliedConfig, ApplyConfig, ClusterShape, ConfigVersion, plan
+from serving.control.serve_plan import AppliedConfig, ApplyConfig, ConfigVersion, plan
 
 
 def test_a_node_that_reports_late_is_waited_for() -> None:
@@ -99,8 +98,7 @@ def test_serve_is_begun_empty_and_with_the_options_of_the_controller(
     paths.ray_token.write_text("secret")
     raynode.begin_serve(settings, paths).close()
     path, authorization, body = asked.get(timeout=5)
-    shape = ClusterShape(settings.host, settings.gateway_port, gateways_per_node=1, nodes=1)
-    applied = plan((), ConfigVersion("log", "store", 0), AppliedConfig(None), shape)
+    applied = plan((), ConfigVersion("log", "store", 0), AppliedConfig(None))
     assert isinstance(applied, ApplyConfig)
     assert (path, authorization) == ("/api/serve/applications/", "Bearer secret")
     assert orjson.loads(body) == applied.config | {"applications": []}
@@ -114,22 +112,8 @@ def test_a_ray_that_does_not_answer_does_not_stop_a_start(settings: Settings) ->
     raynode.begin_serve(settings, paths).close()
 
 
-def test_the_fallback_proxy_is_started_when_the_first_start_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.serve._private.proxy_state import ProxyStateManager
-
-    started, now = list[str](), [100.0]
-    method = "_start_fallback_proxy_if_needed"
-    monkeypatch.setattr(ProxyStateManager, method, lambda self, node_id: started.append(node_id))
-    monkeypatch.setattr(rayhook.time, "monotonic", lambda: now[0])
-    rayhook.fallback_proxy_later()
-    getattr(ProxyStateManager, method)(None, "early")
-    now[0] += rayhook.FALLBACK_PROXY_AFTER_S + 0.1
-    getattr(ProxyStateManager, method)(None, "head")
-    assert started == ["head"]
-
-
 def test_serve_calls_what_its_environment_names(settings: Settings) -> None:
     environment = raynode.environment(settings, paths_of(settings))
-    for name in ("RAY_START_HOOK", "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR", "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH"):
-        module, _, function = environment[name].replace(":", ".").rpartition(".")
+    for name in ("RAY_START_HOOK", "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"):
+        module, _, function = environment[name].rpartition(".")
         assert callable(getattr(importlib.import_module(module), function))

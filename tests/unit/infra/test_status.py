@@ -91,7 +91,7 @@ def app(state: str, *replicas: str, wanted: int = 1, **more: Any) -> dict[str, A
 
 def test_a_model_without_a_replica_is_not_healthy_unless_it_is_being_brought_up() -> None:
     def one(application: dict[str, Any]) -> ModelReplicas:
-        (model,) = models_of({"applications": {"gateway": app("RUNNING", "RUNNING"), "digits-v1.0.0": application}})
+        (model,) = models_of({"applications": {"applied": app("RUNNING", wanted=0), "digits-v1.0.0": application}})
         return model
 
     healthy = one(app("RUNNING", "RUNNING", "STARTING", wanted=2))

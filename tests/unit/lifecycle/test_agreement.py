@@ -27,9 +27,9 @@ from projections.catalog.documents import evolve as document_after
 from projections.catalog.lifecycle_documents import model_in, status_in
 from projections.catalog.parts import join, split
 from projections.catalog.queries import _model  # pyright: ignore[reportPrivateUsage]
-from serving.control.serve_plan import AppliedConfig, ApplyConfig, ClusterShape, ConfigVersion, plan
+from serving.control.serve_plan import AppliedConfig, ApplyConfig, ConfigVersion, plan
 from serving.gateway.routes import Routes
-from serving.serve_names import GATEWAY_APP
+from serving.serve_names import APPLIED_APP
 
 MODEL = ModelId("model-vision-core-digits")
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
@@ -99,10 +99,9 @@ class Market:
         return _model(copy("models"), copy("deployments"), {"position": 0, "changed_at": 0})
 
     def planned(self) -> set[str]:
-        nothing, shape = AppliedConfig(None), ClusterShape("127.0.0.1", 1, 1, 1)
-        decided = plan(self.routes.versions(), ConfigVersion("log", "store", self.position), nothing, shape)
+        decided = plan(self.routes.versions(), ConfigVersion("log", "store", self.position), AppliedConfig(None))
         assert isinstance(decided, ApplyConfig)
-        return {app["args"]["model_version"] for app in decided.config["applications"] if app["name"] != GATEWAY_APP}
+        return {app["args"]["model_version"] for app in decided.config["applications"] if app["name"] != APPLIED_APP}
 
     def check(self) -> None:
         known = self.decided.model

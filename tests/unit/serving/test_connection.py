@@ -12,7 +12,6 @@ import pytest
 import uvicorn
 
 from serving.gateway.request import Request
-from serving.hosting.ray_direct_ingress import FinishesAlways
 from serving.http import refusal_answer
 from serving.refused import Refused
 
@@ -60,39 +59,6 @@ async def _two_callers(http: Any) -> None:
         server.should_exit = True
         await serving
     assert received == [(False, False), (False, True), (False, False)]
-
-
-def test_a_call_whose_task_is_cancelled_goes_on_to_its_end_and_is_sent_the_disconnect() -> None:
-    """Serve's proxy cancels a request when its caller hangs up; the model runs all the same."""
-    ended: list[bool] = []
-    received: list[Message] = []
-
-    async def run() -> None:
-        executed, begun = asyncio.Event(), asyncio.Event()
-
-        async def gateway(scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
-            begun.set()
-            await executed.wait()
-            ended.append(disconnected(receive))
-            await send({"type": "http.response.start", "status": 200})
-
-        async def receive() -> Message:
-            await asyncio.Event().wait()
-            return {}
-
-        async def send(message: Message) -> None:
-            received.append(message)
-
-        calls = [asyncio.create_task(FinishesAlways(gateway)({"type": "http"}, receive, send)) for _ in range(2)]  # pyright: ignore[reportArgumentType]
-        await begun.wait()
-        calls[0].cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await calls[0]
-        executed.set()
-        await calls[1]
-
-    asyncio.run(asyncio.wait_for(run(), 10))
-    assert sorted(ended) == [False, True] and len(received) == 1
 
 
 def test_a_status_without_a_standard_name_has_its_problem_document() -> None:

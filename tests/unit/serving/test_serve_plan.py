@@ -12,20 +12,18 @@ from serving.control.serve_plan import (
     AppliedConfig,
     ApplyConfig,
     Blocked,
-    ClusterShape,
     ConfigVersion,
     KeepConfig,
+    applied_app,
     attempt_of,
-    gateway_app,
     model_app,
     plan,
 )
 from serving.gateway.routes import Routes
 from serving.gateway.served_models import Version
-from serving.serve_names import GATEWAY_APP
+from serving.serve_names import APPLIED_APP, APPLIED_DEPLOYMENT
 from tests.support.lifecycle_facts import body
 
-SHAPE = ClusterShape("127.0.0.1", 24000, 1, 1)
 NOW = ConfigVersion("log-1", "store-1", 50)
 
 
@@ -48,7 +46,7 @@ def respecified(versions: list[Version], model: str) -> list[Version]:
 
 def applied(*models: str, version: ConfigVersion = NOW) -> AppliedConfig:
     configs = {v.address: model_app(v) for v in routes(*models)}
-    return AppliedConfig(version, configs | {GATEWAY_APP: gateway_app(SHAPE, version)})
+    return AppliedConfig(version, configs | {APPLIED_APP: applied_app(version)})
 
 
 EMPTY = AppliedConfig(None)
@@ -64,62 +62,62 @@ def held(decided: object) -> str:
     return decided.code
 
 
-def test_an_empty_ray_gets_the_whole_set_gateway_included() -> None:
-    decided = plan(routes("m1", "m2"), NOW, EMPTY, SHAPE)
-    assert names(decided) == {"gateway", "m1-v1.0.0", "m2-v1.0.0"}
+def test_an_empty_ray_gets_the_whole_set_and_the_version_of_it() -> None:
+    decided = plan(routes("m1", "m2"), NOW, EMPTY)
+    assert names(decided) == {APPLIED_APP, "m1-v1.0.0", "m2-v1.0.0"}
 
 
-def test_models_are_never_public_and_the_gateway_is() -> None:
-    decided = plan(routes("m1"), NOW, EMPTY, SHAPE)
+def test_nothing_in_serve_is_public() -> None:
+    decided = plan(routes("m1"), NOW, EMPTY)
     assert isinstance(decided, ApplyConfig)
     prefixes = {app["name"]: app["route_prefix"] for app in decided.config["applications"]}
-    assert prefixes == {"gateway": "/", "m1-v1.0.0": None}
-    assert decided.config["http_options"] == {"host": "127.0.0.1", "port": 24000}
+    assert prefixes == {APPLIED_APP: None, "m1-v1.0.0": None}
+    assert decided.config["proxy_location"] == "Disabled"
 
 
 def test_the_set_carries_its_own_version() -> None:
-    decided = plan(routes("m1"), NOW, EMPTY, SHAPE)
+    decided = plan(routes("m1"), NOW, EMPTY)
     assert isinstance(decided, ApplyConfig)
-    assert decided.config["applications"][0]["deployments"] == [{"name": "gateway", "user_config": asdict(NOW)}]
+    assert decided.config["applications"][0]["deployments"] == [{"name": APPLIED_DEPLOYMENT, "user_config": asdict(NOW)}]
 
 
 def test_a_set_that_ray_already_has_is_not_sent_again() -> None:
-    assert plan(routes("m1"), replace(NOW, position=90), applied("m1"), SHAPE) == KeepConfig()
+    assert plan(routes("m1"), replace(NOW, position=90), applied("m1")) == KeepConfig()
 
 
 def test_a_changed_spec_is_sent() -> None:
     changed = respecified(routes("m1"), "m1")
-    assert names(plan(changed, NOW, applied("m1"), SHAPE)) == {"gateway", "m1-v1.0.0"}
+    assert names(plan(changed, NOW, applied("m1"))) == {APPLIED_APP, "m1-v1.0.0"}
 
 
 def test_a_fold_behind_the_applied_set_sends_nothing() -> None:
-    assert held(plan(routes(), replace(NOW, position=3), applied("m1", "m2"), SHAPE)) == "behind"
-    assert held(plan([], ConfigVersion("log-1", "", 0), applied("m1"), SHAPE)) == "behind"
+    assert held(plan(routes(), replace(NOW, position=3), applied("m1", "m2"))) == "behind"
+    assert held(plan([], ConfigVersion("log-1", "", 0), applied("m1"))) == "behind"
 
 
 def test_another_log_sends_nothing() -> None:
-    assert held(plan(routes("m9"), replace(NOW, log_id="log-2", position=99), applied("m1"), SHAPE)) == "wrong_log"
+    assert held(plan(routes("m9"), replace(NOW, log_id="log-2", position=99), applied("m1"))) == "wrong_log"
 
 
 def test_an_application_that_no_fact_withdrew_stays_and_is_named() -> None:
-    decided = plan(routes("m2"), NOW, applied("m1"), SHAPE)
-    assert names(decided) == {"gateway", "m1-v1.0.0", "m2-v1.0.0"}
+    decided = plan(routes("m2"), NOW, applied("m1"))
+    assert names(decided) == {APPLIED_APP, "m1-v1.0.0", "m2-v1.0.0"}
     assert isinstance(decided, ApplyConfig) and decided.unknown_apps == ("m1-v1.0.0",)
-    assert plan(routes(), NOW, applied("m1"), SHAPE) == KeepConfig(("m1-v1.0.0",))
+    assert plan(routes(), NOW, applied("m1")) == KeepConfig(("m1-v1.0.0",))
 
 
 def test_a_withdrawn_version_is_removed_after_the_gateways_had_time_to_know() -> None:
     facts = routes("m2", withdrawn=("m1",))
-    assert plan(facts, NOW, applied("m1", "m2"), SHAPE, draining=frozenset({"m1-v1.0.0"})) == KeepConfig()
-    decided = plan(facts, NOW, applied("m1", "m2"), SHAPE)
-    assert names(decided) == {"gateway", "m2-v1.0.0"}
+    assert plan(facts, NOW, applied("m1", "m2"), draining=frozenset({"m1-v1.0.0"})) == KeepConfig()
+    decided = plan(facts, NOW, applied("m1", "m2"))
+    assert names(decided) == {APPLIED_APP, "m2-v1.0.0"}
     assert isinstance(decided, ApplyConfig) and decided.removed == ("m1-v1.0.0",)
 
 
 def test_one_model_or_a_fifth_of_many_is_removed_without_confirmation() -> None:
     many = [f"m{i}" for i in range(10)]
-    assert isinstance(plan(routes(withdrawn=("m0",)), NOW, applied("m0"), SHAPE), ApplyConfig)
-    assert isinstance(plan(routes(*many[2:], withdrawn=("m0", "m1")), NOW, applied(*many), SHAPE), ApplyConfig)
+    assert isinstance(plan(routes(withdrawn=("m0",)), NOW, applied("m0")), ApplyConfig)
+    assert isinstance(plan(routes(*many[2:], withdrawn=("m0", "m1")), NOW, applied(*many)), ApplyConfig)
 
 
 MANY = tuple(f"m{i}" for i in range(10))
@@ -133,17 +131,17 @@ def waits(decided: object, position: int) -> None:
 
 def test_more_than_a_fifth_at_once_waits_for_a_person_and_stays_loaded() -> None:
     facts = routes(*MANY[3:], withdrawn=MANY[:3])
-    decided = plan(facts, NOW, applied(*MANY), SHAPE)
+    decided = plan(facts, NOW, applied(*MANY))
     assert isinstance(decided, KeepConfig)
     waits(decided, 42)
-    assert isinstance(plan(facts, NOW, applied(*MANY), SHAPE, approved_position=42), ApplyConfig)
+    assert isinstance(plan(facts, NOW, applied(*MANY), approved_position=42), ApplyConfig)
 
 
 def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() -> None:
     facts = respecified(routes(*MANY[3:], "new", withdrawn=MANY[:3]), "m5")
-    decided = plan(facts, NOW, applied(*MANY), SHAPE)
+    decided = plan(facts, NOW, applied(*MANY))
     waits(decided, 42)
-    assert names(decided) == {GATEWAY_APP, *(f"{m}-v1.0.0" for m in (*MANY, "new"))}
+    assert names(decided) == {APPLIED_APP, *(f"{m}-v1.0.0" for m in (*MANY, "new"))}
     assert isinstance(decided, ApplyConfig) and decided.removed == ()
     (changed,) = [a for a in decided.config["applications"] if a["name"] == "m5-v1.0.0"]
     assert changed["args"]["spec"]["replicas_min"] == 2
@@ -151,23 +149,23 @@ def test_while_a_mass_removal_waits_everybody_elses_deployments_are_applied() ->
 
 def test_a_confirmation_covers_what_was_withdrawn_by_then_and_nothing_later() -> None:
     facts = routes(*MANY[5:], withdrawn=MANY[:5])  # at 40 … 44
-    decided = plan(facts, NOW, applied(*MANY), SHAPE, approved_position=41)
+    decided = plan(facts, NOW, applied(*MANY), approved_position=41)
     assert isinstance(decided, ApplyConfig) and decided.removed == ("m0-v1.0.0", "m1-v1.0.0")
     waits(decided, 44)
     late = replace(NOW, position=10_000)
-    assert isinstance(plan(facts, late, applied(*MANY), SHAPE, approved_position=44), ApplyConfig)
-    waits(plan(facts, late, applied(*MANY), SHAPE, approved_position=39), 44)
+    assert isinstance(plan(facts, late, applied(*MANY), approved_position=44), ApplyConfig)
+    waits(plan(facts, late, applied(*MANY), approved_position=39), 44)
 
 
 def test_draining_versions_count_so_that_a_mass_removal_cannot_happen_one_by_one() -> None:
     facts = routes(*MANY[3:], withdrawn=MANY[:3])
-    decided = plan(facts, NOW, applied(*MANY), SHAPE, draining=frozenset({"m1-v1.0.0", "m2-v1.0.0"}))
+    decided = plan(facts, NOW, applied(*MANY), draining=frozenset({"m1-v1.0.0", "m2-v1.0.0"}))
     assert isinstance(decided, KeepConfig)
     waits(decided, 42)
 
 
 def test_an_empty_fold_that_is_not_behind_removes_nothing() -> None:
-    assert plan(routes(), NOW, applied(*MANY), SHAPE) == KeepConfig(tuple(f"{m}-v1.0.0" for m in MANY))
+    assert plan(routes(), NOW, applied(*MANY)) == KeepConfig(tuple(f"{m}-v1.0.0" for m in MANY))
 
 
 # --- what Ray gave up on
@@ -179,30 +177,30 @@ def attempts(decided: object) -> dict[str, int]:
 
 
 def test_an_application_is_tried_again_under_a_new_number_and_the_others_are_left_alone() -> None:
-    decided = plan(routes("m1", "m2"), NOW, applied("m1", "m2"), SHAPE, retried=frozenset({"m1-v1.0.0"}))
-    assert attempts(decided) == {GATEWAY_APP: 1, "m1-v1.0.0": 2, "m2-v1.0.0": 1}
+    decided = plan(routes("m1", "m2"), NOW, applied("m1", "m2"), retried=frozenset({"m1-v1.0.0"}))
+    assert attempts(decided) == {APPLIED_APP: 1, "m1-v1.0.0": 2, "m2-v1.0.0": 1}
     assert isinstance(decided, ApplyConfig)
     there = AppliedConfig(NOW, {app["name"]: app for app in decided.config["applications"]})
-    assert plan(routes("m1", "m2"), NOW, there, SHAPE) == KeepConfig()  # its number stays, also for the next controller
-    assert attempts(plan(routes("m1", "m2"), NOW, there, SHAPE, retried=frozenset({"m1-v1.0.0"})))["m1-v1.0.0"] == 3
+    assert plan(routes("m1", "m2"), NOW, there) == KeepConfig()  # its number stays, also for the next controller
+    assert attempts(plan(routes("m1", "m2"), NOW, there, retried=frozenset({"m1-v1.0.0"})))["m1-v1.0.0"] == 3
     changed = respecified(routes("m1", "m2"), "m1")
-    assert attempts(plan(changed, NOW, there, SHAPE))["m1-v1.0.0"] == 1  # something else is to be started
+    assert attempts(plan(changed, NOW, there))["m1-v1.0.0"] == 1  # something else is to be started
 
 
-def test_the_gateway_is_tried_again_too() -> None:
-    assert attempts(plan(routes("m1"), NOW, applied("m1"), SHAPE, retried=frozenset({GATEWAY_APP})))[GATEWAY_APP] == 2
+def test_the_version_is_tried_again_too() -> None:
+    assert attempts(plan(routes("m1"), NOW, applied("m1"), retried=frozenset({APPLIED_APP})))[APPLIED_APP] == 2
 
 
-def test_pauses_grow_and_attempts_end_but_not_those_of_the_gateway() -> None:
+def test_pauses_grow_and_attempts_end_but_not_those_of_the_version() -> None:
     retries, tried = Retries(), dict[str, list[float]]()
-    attempt = {"m1": 1, GATEWAY_APP: 1}
+    attempt = {"m1": 1, APPLIED_APP: 1}
     for second in range(600):
-        for name in retries.due(attempt, second, endless=GATEWAY_APP):
+        for name in retries.due(attempt, second, endless=APPLIED_APP):
             tried.setdefault(name, []).append(second)
             attempt[name] += 1
     assert tried["m1"] == [10, 41, 162]  # a second passes until the failure of the next attempt is seen
-    assert tried[GATEWAY_APP] == [10, 41, 162, 283, 404, 525]
-    assert attempts_exhausted(attempt) == {"m1", GATEWAY_APP} and attempts_exhausted({"m1": 3}) == set()
+    assert tried[APPLIED_APP] == [10, 41, 162, 283, 404, 525]
+    assert attempts_exhausted(attempt) == {"m1", APPLIED_APP} and attempts_exhausted({"m1": 3}) == set()
 
 
 def test_an_application_that_recovered_starts_its_pauses_anew() -> None:
@@ -216,19 +214,5 @@ def test_an_application_that_recovered_starts_its_pauses_anew() -> None:
 def test_arguments_are_plain_json() -> None:
     import json
 
-    decided: Any = plan(routes("m1"), NOW, EMPTY, SHAPE)
+    decided: Any = plan(routes("m1"), NOW, EMPTY)
     assert json.loads(json.dumps(decided.config)) == decided.config
-
-
-def test_a_restart_changes_the_gateways_arguments_and_nothing_else_until_the_next_one() -> None:
-    def gateway(decided: object) -> dict[str, Any]:
-        assert isinstance(decided, ApplyConfig)
-        return decided.config["applications"][0]
-
-    before = applied("m1")
-    once = gateway(plan(routes("m1"), NOW, before, SHAPE, restart_gateways=True))
-    assert once["args"] == before.apps["gateway"]["args"] | {"restarts": 1}
-    after = replace(before, apps={**before.apps, "gateway": once})
-    assert plan(routes("m1"), NOW, after, SHAPE) == KeepConfig()
-    assert gateway(plan(routes("m1", "m2"), NOW, after, SHAPE))["args"] == once["args"]
-    assert gateway(plan(routes("m1"), NOW, after, SHAPE, restart_gateways=True))["args"]["restarts"] == 2

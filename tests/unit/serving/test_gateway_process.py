@@ -1,4 +1,4 @@
-"""How a standalone gateway ends."""
+"""How a gateway process ends."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import subprocess
 import sys
 
 ENDING = """
-import atexit, sys, threading, types
+import atexit, socket, sys, threading, types
 
 ray_client = types.ModuleType("serving.replicas.ray_client")
-ray_client.RayReplicas, ray_client.join_cluster = object, lambda address: None
+ray_client.RayReplicas = ray_client.Cluster = object
 sys.modules["serving.replicas.ray_client"] = ray_client
 
-from serving.hosting import gateway_standalone
+from serving.hosting import gateway_process
 
-async def served(settings):
+async def run(settings, listening, channel):
     threading.Thread(target=threading.Event().wait).start()  # as Ray's own, which start a cluster while the process ends
     atexit.register(threading.Event().wait)
     return 3
 
-gateway_standalone.serve = served
-gateway_standalone.main()
+listening, (ours, theirs) = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
+sys.argv = ["gateway", str(listening.detach()), str(theirs.detach())]
+gateway_process._run = run
+gateway_process.main()
 """
 
 
