@@ -21,7 +21,7 @@ import psutil
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bench.bare_broker import HOST, broker_without_security
+from bench.baselines.bare_broker import HOST, broker_without_security
 from bench.invoke import used
 from events.log.chain import FIRST, ChainPosition
 from events.log.client import Reader, Writer

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import psutil
 
+from bench.baselines.plain import PLAIN_APP
+from bench.baselines.plain_stack import plain_serve
 from bench.load import Plan, Result
-from bench.plain import PLAIN_APP
-from bench.plain_stack import plain_serve
 from cli.prepare import prepare_log
 from examples.decided_facts import DecidedFactWriter
 from examples.digits_model import TECHNICAL, write_digits

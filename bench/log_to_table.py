@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bench.stock_faust import TABLE as STOCK_TABLE
+from bench.baselines.stock_faust import TABLE as STOCK_TABLE
 from events.facts.usage import InvocationSettled
 from events.log.client import LogFull, Reader, Writer
 from events.log.record import Coordinate
@@ -157,7 +157,7 @@ def _stock(stack: Stack, clickhouse: ClickHouse, seconds: float) -> float:
     # The same columns; hashes as the hex that JSON can carry, and no collapsing, since the agent has no offsets to offer.
     clickhouse.command(create_table(STOCK_TABLE).replace("FixedString(32)", "String").replace("ReplacingMergeTree(readable)", "MergeTree"))
     with (stack.paths.logs / "stock-faust.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "bench.stock_faust"], env=stack.environment(), stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", "bench.baselines.stock_faust"], env=stack.environment(), stdout=log, stderr=log)
     try:
         end, first, at_first, seen = time.monotonic() + WAIT_S_MAX, 0.0, 0, 0
         while time.monotonic() < end and (not first or time.monotonic() - first < seconds):

@@ -374,8 +374,7 @@ class FoldRunner:
         snapshots.write(self._snapshot, self._head(), self._state())
 
     def _state(self) -> Iterable[bytes]:
-        state = self._fold.dump()
-        return (state,) if isinstance(state, bytes) else state
+        return (state,) if isinstance(state := self._fold.dump(), bytes) else state
 
     def _head(self) -> dict[str, Any]:
         partitions = {f"{t}/{p}": partition.head() for (t, p), partition in self._partitions.items()}
@@ -387,11 +386,8 @@ class FoldRunner:
             return
         try:
             head, state = snapshots.read(self._snapshot)
-            if (
-                head["code"] != self._fold.code_version
-                or head["log_id"] != self._log_id
-                or set(head["partitions"]) != {f"{t}/{p}" for t, p in self._partitions}
-            ):
+            ours = self._fold.code_version, self._log_id, {f"{t}/{p}" for t, p in self._partitions}
+            if (head["code"], head["log_id"], set(head["partitions"])) != ours:
                 logger.info("snapshot of %s is of other code or another log: folding from the start", self._name)
                 return
             found = {(t, p): FoldedPartition(t, p, self._codec, self._relay_keys) for t, p in self._partitions}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from events.facts.topics import TOPICS
 from events.log.chain import Chain, ChainPosition, Claim, claim_of, is_proof
 from events.log.client import LogFull
 from events.log.decided_records import ChainBroken, DecidedRecords
@@ -494,8 +495,11 @@ class _Reading:
     def __init__(self, by_partition: dict[tuple[str, int], list[Record]]) -> None:
         self._by_partition = by_partition
 
-    def read(self, topic: str, **_: Any) -> list[Record]:
+    def read(self, topic: str, *_from_and_to: Any) -> list[Record]:
         return [r for (t, _), rs in self._by_partition.items() if t == topic for r in rs]
+
+    def end_offsets(self, topic: str) -> dict[tuple[str, int], int]:
+        return {(topic, p): len(self._by_partition.get((topic, p), ())) for p in range(TOPICS[topic].partitions)}
 
     settings = settings_with_keys()
 

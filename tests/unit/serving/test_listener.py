@@ -195,7 +195,7 @@ def test_a_restart_refuses_no_call_and_the_predecessor_finishes_its_long_ones(ru
         assert int(kept.get(f"{running.url}/v2").text) == first
         listener.send_signal(signal.SIGHUP)
         eventually(lambda: running.state("leaving") == [first], "its successor accepts, and it leaves")
-        second = running.answering()
+        (second,) = eventually(lambda: [pid for pid in (running.answering(),) if pid != first], "its successor answers new connections")
         # The predecessor still has this connection, and gives it up.
         (left,) = eventually(
             lambda: [answer for answer in (kept.get(f"{running.url}/v2"),) if answer.headers.get("connection") == "close"], "it is ended"

