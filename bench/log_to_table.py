@@ -1,6 +1,6 @@
 """Usage facts per second from Kafka through one worker into ClickHouse, guard and hash included, and how soon a fact can be queried.
 
-Baseline: the stock Faust agent of `bench/stock_faust.py` on the same log, broker and engine in the same run.
+Baseline: the stock Faust agent of `bench/baselines/stock_faust.py` on the same log, broker and engine in the same run.
 """
 
 from __future__ import annotations
