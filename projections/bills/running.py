@@ -47,14 +47,15 @@ class RunningBills:
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
-        self._bases: dict[str, tuple[int, Statement]] = {}
+        self._bases: dict[str, tuple[int, int, Statement]] = {}
 
     def compute(self, tenant: str, offset: int, now_us: int, period: str = "") -> RunningBill:
         """`offset`: the table is dense below it. `period`: the month that runs now, if empty. Raises InvalidPeriod."""
         account = account_of(self._clickhouse, tenant)
         period = period or month_of(now_us, account["timezone"])
-        _, until = period_bounds(period, account["timezone"])
-        number, before = self._base(tenant)
+        _, end = period_bounds(period, account["timezone"])
+        number, last_until, before = self._base(tenant)
+        until = max(end, last_until)  # as the next cut: ends only grow (K20)
         position = max(newest_position(self._clickhouse, topic) for topic in ("prices", "bills"))
         table = UsageTable(self._clickhouse, tenant)
         cutoff = Cutoff({table.partition: offset}, until, RATING_VERSION, decided_position=position)
@@ -94,16 +95,17 @@ class RunningBills:
         }
         self._clickhouse.insert_rows("bills_running_rows", [head])
 
-    def _base(self, tenant: str) -> tuple[int, Statement]:
-        """(number, statement) of the tenant's last issued bill; (0, nothing) before the first."""
+    def _base(self, tenant: str) -> tuple[int, int, Statement]:
+        """(number, `until`, statement) of the tenant's last issued bill; (0, 0, nothing) before the first."""
         number = last_issued_number(self._clickhouse, tenant)
         if not number:
-            return 0, Statement()
+            return 0, 0, Statement()
         known = self._bases.get(tenant)
         if known and known[0] == number:
             return known
         (cut,) = cuts_of(self._clickhouse, tenant, [number])
-        self._bases[tenant] = number, statement_of_cut(self._clickhouse, cut, excluded_by(self._clickhouse, tenant, number))
+        statement = statement_of_cut(self._clickhouse, cut, excluded_by(self._clickhouse, tenant, number))
+        self._bases[tenant] = number, cut["until"], statement
         return self._bases[tenant]
 
 
