@@ -194,7 +194,7 @@ def main() -> None:
     # uvicorn stops by itself and then raises the signal once more: without a handler of ours that would end us before close().
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignored)
-    # Our own processes share one address: it may hold every connection, but a silent one only for seconds.
+    # Our own processes share one address: it may hold every connection, but a silent one only while nobody else wants it.
     server = make_server(application, settings.host, settings.clickhouse_port, connections_max=CONNECTIONS_MAX, address_max=CONNECTIONS_MAX)
     logger.info("ClickHouse over HTTP at %s", settings.clickhouse)
     try:
