@@ -28,11 +28,11 @@ def test_every_line_of_a_part_that_finds_no_kafka_is_json_and_only_the_last_is_w
             }
             started.append(subprocess.Popen([sys.executable, "-m", part], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
         try:
-            said = [process.communicate(timeout=300)[1] for process in started]
+            outputs = [process.communicate(timeout=300)[1] for process in started]
         finally:
             for process in started:
                 process.kill()
-    for part, process, text in zip(PARTS, started, said, strict=True):
+    for part, process, text in zip(PARTS, started, outputs, strict=True):
         *before, last = [json.loads(line) for line in text.splitlines()]
         assert process.returncode == 1, part
         assert [line for line in before if line["level"] not in ("info", "warning")] == [], part
