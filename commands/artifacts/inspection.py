@@ -87,8 +87,10 @@ def _tensor(what: str, described: TensorSpec, datatype: str, shape: tuple[int, .
         return [f"{what} '{described.name}' is a sequence or map in the file, which no caller can get: export with zipmap=False"]
     if datatype != described.datatype:
         return [f"{what} '{described.name}' is {datatype} in the file, {described.datatype} in the description"]
-    # What is free in the file may be fixed in the description, which callers are held to; never the other way round.
-    if len(shape) != len(described.shape) or any(in_file not in (-1, n) for in_file, n in zip(shape, described.shape, strict=True)):
+    # An input that is free in the file may be fixed in the description, which callers are held to. Nothing holds the model's answers to the
+    # description, so of an output it may only promise what the file does, or less.
+    narrow, wide = (described.shape, shape) if what == "input" else (shape, described.shape)
+    if len(narrow) != len(wide) or any(bound not in (-1, n) for n, bound in zip(narrow, wide, strict=True)):
         return [f"{what} '{described.name}' has shape {list(shape)} in the file, {list(described.shape)} in the description"]
     return []
 

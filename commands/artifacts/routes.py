@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -36,7 +37,9 @@ UPLOADS_MAX = 8
 TENANT_UPLOADS_MAX = 3
 UPLOAD_S_MAX = 900.0
 """Longest an upload may take. One of which nothing comes for seconds is ended before (`events/process/http_admission.py`)."""
-
+RATE_S, RATE_BYTES = 30.0, 30 * (64 << 10)
+"""In each so many seconds so many bytes must come, 64 KiB a second: a byte now and then would hold a slot for all of `UPLOAD_S_MAX`, and three
+tenants all slots."""
 
 DigestPath = Annotated[str, PathParameter(json_schema_extra={"pattern": _DIGEST.pattern})]
 
@@ -116,9 +119,15 @@ class Artifacts:
 async def _receive(request: Request, call: AuthorizedCall, file: IO[bytes], digest: str, bytes_max: int) -> int:
     """Writes the body to the file; its size. Raises HttpProblem unless it is the file of that digest, whole, small enough and in time."""
     size, found = 0, hashlib.sha256()
+    began, before = time.monotonic(), 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
+            if time.monotonic() - began >= RATE_S:
+                if size - before < RATE_BYTES:
+                    message = f"{size - before} bytes came in {RATE_S:.0f} s, at least {RATE_BYTES} must"
+                    raise _failed(408, call, Violation("upload_too_slow", message, "", "send it over a faster connection"))
+                began, before = time.monotonic(), size
             if size > bytes_max:
                 remedy = "make the model smaller, or raise artifact_bytes_max"
                 raise _failed(413, call, Violation("artifact_too_large", f"more than {bytes_max} bytes", "", remedy))

@@ -1,7 +1,8 @@
 """A tenant's bills, one after another: fix the cut, then issue exactly that bill (K20, K21).
 
 A bill covers everything below its cut and before `until`; both only grow, so late usage falls into the next bill by itself.
-The period is the caller's name for `until`: the end of the period in the tenant's zone, or now while the period runs.
+The period is the caller's name for `until`: the end of the period in the tenant's zone, or now while the period runs, and never before the
+end of the last bill.
 There is no grace after a period's end: what arrives late is late, and the next bill of the same or a later period has it.
 """
 
@@ -82,12 +83,9 @@ def _fix(state: BillState, c: FixCut, o: CommandContext) -> Decision:
             return conflict("cut_open", message, "period", "wait for the biller; see the workers' and the biller's health")
         case Issued():
             last = state.cut
-            # A clock that was fast when the last bill was cut moved its end ahead: the next one ends no earlier, and is not refused for it.
-            until = min(c.period_end, max(o.now, last.until))
-            if until < last.until:
-                return conflict(
-                    "period_already_billed", f"bill {last.number} covers everything until {last.until}", "period", "bill a later period"
-                )
+            # Ends only grow (K20), and no period is closed. A bill of a period that ended before the last bill's end has the late usage up
+            # to that end. So a cut that a fast clock made, of this period or a later one, holds up no bill: each has what the log has got since.
+            until = max(until, last.until)
             ends = {x.partition: x.offset for x in pins.cuts}
             # The log never shrinks. If its end lies below an earlier cut, this is another log, and billing from it would bill twice.
             if pins.log_id != last.log_id or any(ends.get(x.partition, -1) < x.offset for x in last.cuts):

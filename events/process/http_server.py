@@ -1,4 +1,5 @@
-"""The HTTP server of an API: a silent or slow client keeps a connection for seconds only; one address keeps a part of them.
+"""The HTTP server of an API: a silent or slow client keeps a connection for seconds only, and only while nobody else wants it; one address keeps
+a part of them.
 
 The only file of the rooms that imports uvicorn. Time-outs and shares are ours: uvicorn waits for ever for the first header of a request.
 """
@@ -59,11 +60,11 @@ def server_config(
     **more: Any,
 ) -> uvicorn.Config:
     """`more` are settings of uvicorn. Behind a proxy every caller has its address: raise `address_max` there."""
-    held: Counter[str] = Counter()
     sys.setswitchinterval(SWITCH_S)
 
     class Connection(BoundedConnection):
-        connections_of, address_connections_max, headers_wait_s = held, address_max, headers_s_max
+        connections_of, silent, idle = Counter[str](), dict[BoundedConnection, None](), dict[BoundedConnection, None]()
+        address_connections_max, headers_wait_s = address_max, headers_s_max
 
     return uvicorn.Config(
         app,
@@ -145,33 +146,60 @@ logging.getLogger("uvicorn.error").addFilter(_OncePerMinute())
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """One connection. Each server has a class of its own, which holds its bounds and counts."""
+    """One connection. Each server has a class of its own, which holds its bounds and counts.
+
+    Where an address or the server has no connection left, a new one takes the place of the oldest whose headers are not complete, or else of the
+    longest idle: all callers behind a proxy have one address, and sockets that say nothing must not refuse those who do.
+    """
 
     connections_of: Counter[str]
+    silent: dict[BoundedConnection, None]
+    """Without complete headers, the oldest first."""
+    idle: dict[BoundedConnection, None]
+    """After an answer, the longest idle first."""
     address_connections_max: int
     headers_wait_s: float
     leaving = False
     """Of the whole server: each further answer ends its connection."""
     _waiting: asyncio.TimerHandle | None = None
-    _address = ""
+    _address: str | None = None
+    """None before the connection is made, and again when it is no longer counted."""
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        self._address = self.client[0] if self.client else ""
-        self.connections_of[self._address] += 1
-        if self.connections_of[self._address] > self.address_connections_max:
+        self._address = address = self.client[0] if self.client else ""
+        self.connections_of[address] += 1
+        if self.connections_of[address] > self.address_connections_max and not self._takes_place(address):
             transport.write(_REFUSED % (len(_TOO_MANY), _TOO_MANY))
             transport.close()
-        else:
-            self._wait_for_headers()
+            return
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
+            self._takes_place(None)  # if there is none, the library answers 503
+        self._wait_for_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        self.connections_of[self._address] -= 1
-        if not self.connections_of[self._address]:
-            del self.connections_of[self._address]
+        self._uncount()
         super().connection_lost(exc)
+
+    def _takes_place(self, address: str | None) -> bool:
+        """Whether another connection, of this address unless it is None, was closed for this one."""
+        for other in (*self.silent, *self.idle):
+            if address in (None, other._address) and not other.transport.get_write_buffer_size():
+                other._uncount()
+                other.transport.abort()
+                return True
+        return False
+
+    def _uncount(self) -> None:
+        self._stop_waiting()
+        self.idle.pop(self, None)
+        self.connections.discard(self)
+        if self._address is not None:
+            self.connections_of[self._address] -= 1
+            if not self.connections_of[self._address]:
+                del self.connections_of[self._address]
+            self._address = None
 
     def data_received(self, data: bytes) -> None:
         if self.cycle is None or self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison] (None before the first request)
@@ -196,11 +224,19 @@ class BoundedConnection(HttpToolsProtocol):
             if connection.cycle is not None:
                 connection.cycle.keep_alive = False
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self.idle[self] = None
+
     def _wait_for_headers(self) -> None:
         if self._waiting is None:
+            self.idle.pop(self, None)
+            self.silent[self] = None
             self._waiting = self.loop.call_later(self.headers_wait_s, self.transport.abort)
 
     def _stop_waiting(self) -> None:
+        self.silent.pop(self, None)
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from projections.bills.from_tables.bill_from_tables import asked_of, facts_of, groups_of
 from projections.bills.from_tables.decided_in_tables import PriceBooks, cuts_of, excluded_by, usage_partition
@@ -45,12 +45,20 @@ class RunningBill:
         return sum(line.amount_micros for line in self.lines)
 
 
+class _Base(NamedTuple):
+    """A tenant's last issued bill: its number, the instant its claims end before, and its statement."""
+
+    number: int
+    until: int
+    statement: Statement
+
+
 class RunningBills:
     """Computes and stores running bills. Keeps the statement of each tenant's last issued bill, which does not change."""
 
     def __init__(self, clickhouse: ClickHouse) -> None:
         self._clickhouse = clickhouse
-        self._bases: dict[str, tuple[int, Statement]] = {}
+        self._bases: dict[str, _Base] = {}
 
     def compute(self, tenant: str, offset: int, now_us: int, period: str = "") -> RunningBill:
         """`offset`: the table is dense below it. `period`: the month that runs now, if empty. Raises InvalidPeriod."""
@@ -73,19 +81,21 @@ class RunningBills:
         accounts, books, partition = accounts_of(self._clickhouse, tenants), PriceBooks(self._clickhouse), usage_partition(tenants[0])
         numbers = last_issued_numbers(self._clickhouse, tenants)
         asked: list[Asked] = []
+        bases = {one.tenant: one for one in self._missing_bases(numbers, books)}
+        last_until = {t: bases[t].cutoff.until if t in bases else self._bases[t].until for t in numbers}
         periods = {t: period or month_of(now_us, accounts[t]["timezone"]) for t in tenants}
         for tenant in tenants:
-            _, until = period_bounds(periods[tenant], accounts[tenant]["timezone"])
+            _, end = period_bounds(periods[tenant], accounts[tenant]["timezone"])
+            until = max(end, last_until.get(tenant, 0))  # as the next cut: ends only grow (K20)
             cutoff = Cutoff({partition: offset}, until, RATING_VERSION, decided_position=position)
             asked.append(Asked(tenant, cutoff, books.at(accounts[tenant]["price_book"], position)))
-        bases = self._missing_bases(numbers, books)
-        statements = statements_of(self._clickhouse, partition, [*asked, *bases])
-        for one, base in zip(bases, statements[len(asked) :], strict=True):
-            self._bases[one.tenant] = numbers[one.tenant], base
+        statements = statements_of(self._clickhouse, partition, [*asked, *bases.values()])
+        for one, base in zip(bases.values(), statements[len(asked) :], strict=True):
+            self._bases[one.tenant] = _Base(numbers[one.tenant], one.cutoff.until, base)
         found: dict[str, RunningBill] = {}
         for one, now in zip(asked, statements, strict=False):
             tenant = one.tenant
-            before = self._bases[tenant][1] if tenant in numbers else Statement()
+            before = self._bases[tenant].statement if tenant in numbers else Statement()
             found[tenant] = RunningBill(
                 tenant=tenant,
                 period=periods[tenant],
@@ -128,7 +138,7 @@ class RunningBills:
 
     def _missing_bases(self, numbers: Mapping[str, int], books: PriceBooks) -> list[Asked]:
         """The statements of last issued bills that are not kept yet."""
-        missing = {t: number for t, number in numbers.items() if t not in self._bases or self._bases[t][0] != number}
+        missing = {t: number for t, number in numbers.items() if t not in self._bases or self._bases[t].number != number}
         if not missing:
             return []
         cuts = cuts_of(self._clickhouse, {tenant: [number] for tenant, number in missing.items()})

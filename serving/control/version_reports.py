@@ -1,9 +1,12 @@
-"""Reports as facts what became of each deployed version: `VersionReady` or `VersionFailed`, once per change."""
+"""Reports as facts what became of each deployed version: `VersionReady` or `VersionFailed`, once per change, and again
+where the log has said something else since."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
+from collections.abc import Callable
 
 from events.alerts.fact_publisher import FactPublisher
 from events.facts.deployments import VersionFailed, VersionReady
@@ -16,15 +19,17 @@ from serving.gateway.served_models import Version
 logger = logging.getLogger(__name__)
 
 MESSAGE_CHARS_MAX = 500
+REPEATED_S = 30.0
+"""The fold has read a report long before. Where it still says otherwise, another program wrote since: nothing proves observed facts."""
 
 
 class VersionReports:
     """Remembers what was published, since the fold reads it only later."""
 
-    def __init__(self, producer: str, publisher: FactPublisher) -> None:
-        self._producer, self._publisher = producer, publisher
-        self._published: dict[str, object] = {}
-        """Address of a version → its state in the last report."""
+    def __init__(self, producer: str, publisher: FactPublisher, clock: Callable[[], float] = time.monotonic) -> None:
+        self._producer, self._publisher, self._clock = producer, publisher, clock
+        self._published: dict[str, tuple[object, float]] = {}
+        """Address of a version → its state in the last report, and when that was."""
 
     def report(self, version: Version, status: AppStatus | None, position: int) -> bool:
         """Publishes a change. True while the version is loading, or was asked for after `position`: a report of this round would be
@@ -43,10 +48,11 @@ class VersionReports:
         return True
 
     def _publish(self, version: Version, state: object, fact: VersionReady | VersionFailed) -> None:
-        if self._published.get(version.address) == state:
+        before, at = self._published.get(version.address, (None, 0.0))
+        if before == state and self._clock() - at < REPEATED_S:
             return
         self._publisher.publish("deployments", version.model, fact)
-        self._published[version.address] = state
+        self._published[version.address] = state, self._clock()
         logger.info("%s: %s", version.address, type(fact).__name__)
 
     def _ready(self, version: Version, status: AppStatus, position: int) -> VersionReady:

@@ -32,35 +32,40 @@ from tests.support.market import MODEL, Market
 from tests.support.polling import WITHIN_S, eventually
 from tests.support.stacks import running_stack
 
-PROCESSES = ("commands", "relay", "queries", "worker-0", "biller")
-PARTS = {"kafka", "registry", "clickhouse", "prepare", *PROCESSES}
+PROCESSES = ("signer", "commands", "relay", "queries", "worker-0", "biller")
+ALL_PROCESSES = (*PROCESSES, "controller", "gateway")
+BELOW = {"kafka", "registry", "clickhouse", "prepare"}
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    with running_stack(tmp_path, PARTS) as stack:
+def stack(tmp_path: Path, processes: tuple[str, ...]) -> Iterator[Stack]:
+    with running_stack(tmp_path, {*BELOW, *processes} | ({"ray"} if "gateway" in processes else set())) as stack:
         yield stack
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("mutants", [300, pytest.param(110_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("mutants", "processes"), [(300, PROCESSES), pytest.param(110_000, ALL_PROCESSES, marks=pytest.mark.soak)])
 def test_after_mutants_on_every_topic_everything_starts_keys_work_and_bills_verify(
-    stack: Stack, mutants: int, tmp_path: Path, record_property: Callable[[str, object], None]
+    stack: Stack, mutants: int, processes: tuple[str, ...], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     market, chance = Market(stack.settings), random.Random(mutants)
     book = market.prices({(MODEL, "calls"): (1_000, 1)})
-    tenant, _ = market.tenant(book)
+    scopes = ("read", "invoke")
+    tenant, old = market.tenant(book, scopes)
     market.append(tenant, [market.settled(tenant) for _ in range(20)])
     _issue(market, tenant, 1)
 
-    counts = _write_mutants(market, chance, mutants, spared=partition_of(tenant.encode(), TOPICS["usage"].partitions))
+    counts = _write_mutants(market, chance, mutants, tenant)
     assert set(counts) == set(TOPICS)
-    for part in PROCESSES:
+    for part in processes:
         stack.restart(part)
     prepare(stack.settings)
 
-    late, key = market.tenant(book)
-    eventually(lambda: _works(market, key), "a new key works")
+    late, key = market.tenant(book, scopes)
+    for one, whose in ((old, tenant), (key, late)):
+        eventually(lambda one=one, whose=whose: _works(market, one, whose), "keys from before and after work at both APIs")
+        if "gateway" in processes:
+            eventually(lambda one=one: _asked(market.settings.gateway, "/v1/models", one).is_success, "and at the gateway")
     market.append(tenant, [market.settled(tenant) for _ in range(5)])
     _issue(market, tenant, 2)
     market.codec, log_id = open_codec(stack.settings, market.reader)
@@ -77,7 +82,9 @@ def test_after_mutants_on_every_topic_everything_starts_keys_work_and_bills_veri
         eventually(lambda: routes.lag == 0 and routes.ready, "what no relay sent is set aside, and the fold is fresh")
     finally:
         routes.stop()
-    eventually(lambda: not [s.name for s in stack.status().parts if s.name in PARTS and not s.healthy], "every part is healthy")
+    eventually(
+        lambda: not [s.name for s in stack.status().parts if s.name in {*BELOW, *processes} and not s.healthy], "every part is healthy"
+    )
     codes = "SELECT code, count() AS n FROM dead_letters GROUP BY code ORDER BY code"
     wanted = {"not_sent", "not_signed", "not_framed", "no_value"}
     eventually(lambda: wanted <= {r["code"] for r in market.clickhouse.rows(codes)}, "mutants are named")
@@ -106,8 +113,15 @@ def _month() -> str:
     return datetime.now(UTC).astimezone(ZoneInfo("Asia/Shanghai")).strftime("%Y-%m")
 
 
-def _works(market: Market, key: str) -> bool:
-    return httpx.get(f"{market.settings.queries}/v1/bills", headers={"Authorization": f"Bearer {key}"}, timeout=30).is_success
+def _asked(url: str, path: str, key: str) -> httpx.Response:
+    return httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {key}"}, timeout=30)
+
+
+def _works(market: Market, key: str, tenant: str) -> bool:
+    """Each API knows the key and whose it is: the command API answers 404 `no_bill` where there is none yet, and 401 to no key."""
+    decided = _asked(market.settings.commands, f"/v1/bills/{tenant}", key)
+    known = decided.is_success or decided.json()["code"] == "no_bill"
+    return known and _asked(market.settings.queries, "/v1/bills", key).is_success
 
 
 def _issue(market: Market, tenant: str, number: int) -> None:
@@ -116,8 +130,8 @@ def _issue(market: Market, tenant: str, number: int) -> None:
     eventually(lambda: {"number": number} in market.clickhouse.rows(issued, {"tenant": tenant}), f"bill {number} is issued")
 
 
-def _write_mutants(market: Market, chance: random.Random, mutants: int, spared: int) -> Counter[str]:
-    """`spared`: the partition of usage that the tenant's bills are made of: an unreadable record there holds them, which is right (K9)."""
+def _write_mutants(market: Market, chance: random.Random, mutants: int, tenant: str) -> Counter[str]:
+    """To every partition. Usage of this tenant's key is the only exception: what nobody can read there holds its bills, which is right (K9)."""
     bases = {topic: list(market.reader.read(topic)) for topic in TOPICS}
     every = [record for records in bases.values() for record in records]
     topics, counts, futures = list(TOPICS), Counter[str](), []
@@ -125,11 +139,14 @@ def _write_mutants(market: Market, chance: random.Random, mutants: int, spared: 
         topic = topics[n % len(topics)]
         base = chance.choice(bases[topic] or every) if chance.random() < 0.8 else chance.choice(every)
         key, value, headers = _mutant(market, chance, base)
-        partition = chance.choice([p for p in range(TOPICS[topic].partitions) if (topic, p) != ("usage", spared)])
-        if base.topic == topic and (topic, base.partition) != ("usage", spared):
-            partition = base.partition
+        partition = base.partition if base.topic == topic else chance.randrange(TOPICS[topic].partitions)
+        if topic == "usage" and key == tenant.encode():
+            key = chance.choice([None, b"another", str(uuid.uuid4()).encode()])
         futures.append(market.writer.append(topic, key, value, headers, partition))
         counts[topic] += 1
+    for another in (None, b"another"):  # where the tenant's own usage is, whatever chance did
+        futures.append(market.writer.append("usage", another, b"unreadable", {}, partition_of(tenant.encode(), TOPICS["usage"].partitions)))
+        counts["usage"] += 1
     for claim in [
         c for r in every if (c := claim_of(r, r.headers)) is not None
     ]:  # the next position behind every decision, and so the next one

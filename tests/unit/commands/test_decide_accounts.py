@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from commands.bills import decide as bill_decide
 from commands.bills.decide import CompleteBill, FixCut
 from commands.bills.state import BILLS, BillState, Issued, NoBills
@@ -196,7 +198,8 @@ def test_the_next_bill_names_the_one_before() -> None:
 
 def test_cuts_and_instants_only_grow() -> None:
     state = issued()
-    given(bill, state).when(fix(end=NOW - 1), now=NOW + DAY).then_rejected("period_already_billed")
+    earlier = given(bill, state).when(fix(period="2026-12", end=NOW - 1, ends=11), now=NOW + DAY)
+    assert earlier.facts[0].until == NOW  # late usage of a period that ended before the last bill's end
     given(bill, state).when(fix(ends=9), now=NOW + 1).then_rejected("log_shrunk")
     given(bill, state).when(fix(log="another"), now=NOW + 1).then_rejected("log_shrunk")
     given(bill, state).when(fix(end=NOW), now=NOW + 1).then_accepted()  # late usage of the same period
@@ -206,6 +209,27 @@ def test_a_cut_made_with_a_fast_clock_blocks_no_later_bill() -> None:
     fast = issued(given(bill, NoBills(), fix(end=NOW + DAY), now=NOW + 600_000_000).state)
     later = given(bill, fast).when(fix(ends=20, end=NOW + DAY), now=NOW + 1)
     assert later.facts[0].until == NOW + 600_000_000
+
+
+@pytest.mark.parametrize("ahead_us", [600_000_000, 40 * DAY], ids=["ten minutes over midnight", "forty days"])
+def test_a_fast_clock_that_began_a_later_period_blocks_no_bill_of_this_one_or_the_next(ahead_us: int) -> None:
+    midnight = NOW + 300_000_000  # where this period ends
+    later_end = NOW + 50 * DAY
+    fast = issued(given(bill, NoBills(), fix(period="2027-02", start=midnight, end=later_end), now=NOW + ahead_us).state)
+    assert fixed(fast).until == NOW + ahead_us
+    # With the clock put right, this period is billed while it runs and when it is over, and then the later one.
+    state, ends = fast, 20
+    for period, start, end, now in (
+        ("2027-01", NOW - DAY, midnight, NOW + 1),
+        ("2027-01", NOW - DAY, midnight, midnight + 1),
+        ("2027-02", midnight, later_end, midnight + DAY),
+        ("2027-02", midnight, later_end, later_end + 1),
+    ):
+        before = fixed(state)
+        state = issued(given(bill, state, fix(period=period, start=start, end=end, ends=ends), now=now).state)
+        assert fixed(state).number == before.number + 1 and fixed(state).until >= before.until
+        ends += 10
+    assert fixed(state).until == later_end
 
 
 def test_a_bill_is_issued_as_it_was_computed() -> None:

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from commands.api import build
+from commands.artifacts import routes
 from commands.artifacts.routes import TENANT_UPLOADS_MAX, UPLOADS_MAX
 from commands.http.command_app import CommandApp
 from commands.store.event_store import open_store
@@ -87,5 +88,31 @@ def test_uploads_are_bounded_per_tenant_and_in_total_and_an_ended_one_frees_its_
         for upload in [*of_a, *others]:
             assert await upload.answer(goes_on=True) == (422, "digest_mismatch")
         assert await (await begun("a")).answer(goes_on=True) == (422, "digest_mismatch")
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("chunk", "answer"), [(b"x", (408, "upload_too_slow")), (b"x" * 4096, (422, "digest_mismatch"))], ids=["slow", "fast enough"]
+)
+def test_an_upload_that_trickles_frees_its_slot_long_before_its_time_is_over(
+    side: tuple[Any, dict[str, str]], monkeypatch: pytest.MonkeyPatch, chunk: bytes, answer: tuple[int, str]
+) -> None:
+    api, keys = side
+    monkeypatch.setattr(routes, "RATE_S", 0.2)
+    monkeypatch.setattr(routes, "RATE_BYTES", 4096)  # one of the larger chunks: however slow this machine is, one begins each span
+
+    class Trickling(Upload):
+        """Sends what is fast enough for a second, and what is not for ever."""
+
+        sent = 0
+
+        async def _receive(self) -> dict[str, Any]:
+            await asyncio.sleep(0.05)
+            self.sent += 1
+            return {"type": "http.request", "body": chunk, "more_body": len(chunk) == 1 or self.sent < 20}
+
+    async def test() -> None:
+        assert await Trickling(api, keys["a"]).answer(goes_on=False) == answer
 
     asyncio.run(test())

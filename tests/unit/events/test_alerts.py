@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from events.alerts.alerts import Alerts
 from events.alerts.fact_publisher import FactPublisher
 from events.schema.codec import Codec
 from serving.control.serve_rest import AppStatus
-from serving.control.version_reports import VersionReports
+from serving.control.version_reports import REPEATED_S, VersionReports
 from serving.gateway.served_models import Version
 from serving.model_interface import Interface
 from tests.support.todays_codec import RecordedLog
@@ -48,6 +49,23 @@ def test_a_version_is_reported_only_by_a_round_that_knew_it_was_asked_for(log: R
     assert frames == []
     assert reports.report(version, running, 7) is False
     assert [codec.decode(f)[0] for f in frames] == ["VersionReady"]
+
+
+def test_what_another_program_said_of_a_version_is_contradicted_within_half_a_minute(log: RecordedLog) -> None:
+    writer: Any = log
+    codec = log._codec  # pyright: ignore[reportPrivateUsage]
+    version = Version("m", "1.0.0", "m-v1.0.0", "acme", Interface((), ()), "sha256:0", "onnx", deployed=True, since=7)
+    running, frames, now = AppStatus("RUNNING", "", 1), list[bytes](), [100.0]
+    writer.append = lambda topic, key, value, headers: frames.append(value)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    reports = VersionReports("controller", FactPublisher(writer, codec), lambda: now[0])
+    reports.report(version, running, 7)
+    forged = replace(version, ready=False, failure=("load_failed", "says who?"))
+    now[0] += REPEATED_S / 2
+    reports.report(forged, running, 8)
+    assert len(frames) == 1, "the fold may not have read the report yet"
+    now[0] += REPEATED_S / 2
+    reports.report(forged, running, 9)
+    assert [codec.decode(f)[0] for f in frames] == ["VersionReady"] * 2
 
 
 def test_another_remedy_is_another_alert(alerts: Alerts, log: RecordedLog) -> None:

@@ -152,15 +152,60 @@ def test_endless_headers_end_the_connection() -> None:
 def test_one_address_has_its_share_of_the_connections_and_gets_it_back() -> None:
     async def test() -> None:
         async with running(Api(headers_s_max=60, address_max=3)) as api:
-            held = [await api.open() for _ in range(2)]
-            head = b"authorization: one\r\ncontent-length: 0\r\nconnection: close\r\n"
-            assert await api.status(head) == 200
-            held += [await api.open()]
-            statuses = {await api.status(head)}
-            held[0][1].close()
-            while (status := await api.status(head)) == 429:
+            head = b"content-length: 0\r\nconnection: close\r\n"
+            api.go_on.clear()
+            held = [await api.send(b"authorization: %b\r\n" % key + head) for key in (b"one", b"two", b"three")]
+            for _ in held:
+                await api.asked.get()
+            assert await api.status(b"authorization: one\r\n" + head) == 429, "requests under way keep their connections"
+            api.go_on.set()
+            assert [await status_of(reader) for reader, _ in held] == [200] * 3
+            while (status := await api.status(b"authorization: one\r\n" + head)) == 429:
                 await asyncio.sleep(0.01)
-            assert (statuses, status) == ({429}, 200)
+            assert status == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize("bounds", [{"address_max": 4}, {"connections_max": 4, "address_max": 4}], ids=["one address", "the whole server"])
+@pytest.mark.parametrize("answered", [False, True], ids=["silent", "idle after an answer"])
+def test_connections_that_ask_nothing_refuse_nobody(bounds: dict[str, int], answered: bool) -> None:
+    async def test() -> None:
+        async with running(Api(headers_s_max=60, **bounds)) as api:
+            held = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
+            for _ in range(8):  # the newest take the places of the oldest
+                held.append(await api.open())
+                if answered:
+                    held[-1][1].write(b"POST /echo HTTP/1.1\r\nhost: x\r\nauthorization: one\r\ncontent-length: 2\r\n\r\nhi")
+                    assert await status_of(held[-1][0]) == 200
+            for _ in range(3):
+                reader, writer = await api.send(b"authorization: one\r\ncontent-length: 2\r\n", b"hi")
+                assert await status_of(reader) == 200
+                held.append((reader, writer))
+
+    run(test)
+
+
+def test_the_oldest_silent_connection_gives_way_before_any_other() -> None:
+    async def test() -> None:
+        async with running(Api(headers_s_max=60, address_max=4)) as api:
+            idle, idle_writer = await api.send(b"authorization: one\r\ncontent-length: 2\r\n", b"hi")
+            assert await status_of(idle) == 200
+            await idle.readuntil(b'{"size":2}')
+            api.go_on.clear()
+            busy, _ = await api.send(b"authorization: one\r\ncontent-length: 2\r\n", b"hi")
+            assert [await api.asked.get() for _ in range(2)] == [""] * 2
+            oldest, _ = await api.open()
+            younger, younger_writer = await api.open()
+            new, _ = await api.send(b"authorization: three\r\ncontent-length: 2\r\n", b"hi")
+            with suppress(ConnectionResetError):
+                assert await oldest.read() == b""
+            await api.asked.get()
+            api.go_on.set()
+            assert [await status_of(reader) for reader in (busy, new)] == [200] * 2
+            for reader, writer in ((idle, idle_writer), (younger, younger_writer)):
+                writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\nauthorization: one\r\ncontent-length: 2\r\n\r\nhi")
+                assert await status_of(reader) == 200
 
     run(test)
 

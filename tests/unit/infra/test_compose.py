@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from events.facts.topic_access import ACCESS, SUPER_USERS
 from events.process.settings import Settings
 from infra.clickhouse_local.grants import OWN_ROLES, ROLES, server_role_user, server_statements
 from infra.install import LOCK, UV_LOCK, python_install
@@ -170,6 +171,33 @@ def test_nodes_where_models_run_may_only_read_artifacts_and_nobody_is_given_the_
         values = " ".join(map(str, service.get("environment", {}).values()))
         assert ("S3_ROOT" in values) == (name in ("minio", "bucket")), name
         assert not name.startswith("ray-") or ("S3_READER_SECRET_KEY" in values and "S3_SECRET_KEY" not in values), name
+
+
+BROKERS = frozenset(f"KAFKA_{role.upper()}_PASSWORD" for role in (*ACCESS, *SUPER_USERS))
+IMAGES_SECRETS = {
+    **dict.fromkeys(("kafka-1", "kafka-2", "kafka-3"), BROKERS),
+    # It makes the registry's user, and is told the password at its first start.
+    "postgres": {"POSTGRES_PASSWORD", "REGISTRY_DATABASE_PASSWORD"},
+    "registry": {"REGISTRY_DATABASE_PASSWORD"},
+    "clickhouse": {"CLICKHOUSE_ADMIN_PASSWORD", *(f"CLICKHOUSE_{role.upper()}_PASSWORD" for role in OWN_ROLES)},
+    "minio": {"S3_ROOT_USER", "S3_ROOT_PASSWORD"},
+    "bucket": {
+        *("S3_ROOT_USER", "S3_ROOT_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "S3_READER_ACCESS_KEY", "S3_READER_SECRET_KEY"),
+    },
+    "redis": {"REDIS_PASSWORD"},
+}
+
+
+def secrets_in(name: str) -> set[str]:
+    """Variables that a service is given, in its environment, its command or a file."""
+    files = [CONFIGS[config["source"]].get("content", "") for config in SERVICES[name].get("configs", [])]
+    return {found[1] for text in (str(SERVICES[name]), *files) for found in VARIABLE.finditer(text) if found[2] == "?"}
+
+
+def test_an_image_of_others_is_given_its_own_secrets_only_and_the_event_stores_password_is_with_those_who_use_it() -> None:
+    others = {name for name, service in SERVICES.items() if not service["image"].startswith("modelmarket:")}
+    assert {name: secrets_in(name) for name in others} == IMAGES_SECRETS
+    assert {name for name in SERVICES if "POSTGRES_PASSWORD" in secrets_in(name)} == {"postgres", "commands", "relay"}
 
 
 def test_no_secret_stands_in_the_file() -> None:
