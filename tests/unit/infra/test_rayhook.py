@@ -114,6 +114,17 @@ def test_a_ray_that_does_not_answer_does_not_stop_a_start(settings: Settings) ->
     raynode.begin_serve(settings, paths).close()
 
 
+def test_a_nodes_workers_are_started_by_the_program_that_forks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = subprocess.list2cmdline([sys.executable, "setup_worker.py", "default_worker.py", "--node-id=1"])  # as Ray writes it
+    command = ["raylet", f"--python_worker_command={worker}", "--head"]
+    monkeypatch.delenv(rayhook.FOLDER, raising=False)
+    assert rayhook.forking(command) == command
+    monkeypatch.setenv(rayhook.FOLDER, "/nowhere")
+    forks = f"--python_worker_command={sys.executable} -S -E {rayhook.LAUNCH} setup_worker.py default_worker.py --node-id=1"
+    assert rayhook.forking(command) == ["raylet", forks, "--head"]
+    assert rayhook.LAUNCH.exists()
+
+
 def test_the_fallback_proxy_is_started_when_the_first_start_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve._private.proxy_state import ProxyStateManager
 
