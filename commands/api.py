@@ -164,8 +164,7 @@ def main() -> int:
     try:
         commands = open_command_app(settings)
     except (LogMismatch, LogDenied, StoreMismatch) as e:
-        logger.error("the command API does not start: %s", e)
-        return 1
+        raise SystemExit(f"the command API does not start: {e}") from e
     server = make_server(build(commands), settings.host, settings.command_port, address_max=settings.address_connections_max)
 
     def stop() -> None:

@@ -163,7 +163,7 @@ def _write_access(folder: Path, database: str) -> Path:
 def _own(path: Path) -> FileLock:
     lock = FileLock(path)
     if not lock.acquire():
-        raise RuntimeError(f"{path}: another process owns this folder")
+        raise SystemExit(f"{path}: another process owns this folder")
     return lock
 
 
