@@ -94,8 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", type=int, default=0, help="which worker of this stack, from 0")
     index = parser.parse_args().index
-    settings, name = Settings(), f"worker-{index}"
+    name = f"worker-{index}"
     start_logging(name)
+    settings = Settings()
     for chatty in ("faust", "mode"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     reader = Reader(settings, name)
