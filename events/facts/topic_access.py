@@ -74,6 +74,7 @@ def grants(stack: str) -> Iterator[Grant]:
         yield from (Grant(role, "read", "topic", topic) for topic in access.reads)
         yield from (Grant(role, "write", "topic", topic) for topic in access.writes)
     yield Grant("worker", "read", "group", worker_group(stack))
+    yield Grant("controller", "read", "group", leader_group(stack, "controller"))
     # People look with Kafka's own tools, too: at topics' settings, at the lag of groups, and at records.
     yield Grant(OPERATOR, "describe_configs", "topic", EVERY)
     yield Grant(OPERATOR, "describe", "group", EVERY)
@@ -83,3 +84,8 @@ def grants(stack: str) -> Iterator[Grant]:
 def worker_group(stack: str) -> str:
     """The consumer group that the Faust workers of a stack share."""
     return f"{stack}-projections"
+
+
+def leader_group(stack: str, name: str) -> str:
+    """The consumer group whose one partition the leader among the processes of this name has."""
+    return f"{stack}-{name}"
