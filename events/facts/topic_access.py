@@ -75,6 +75,7 @@ def grants(stack: str) -> Iterator[Grant]:
         yield from (Grant(role, "write", "topic", topic) for topic in access.writes)
     yield Grant("worker", "read", "group", worker_group(stack))
     yield Grant("biller", "read", "group", biller_group(stack))
+    yield Grant("controller", "read", "group", leader_group(stack, "controller"))
     # People look with Kafka's own tools, too: at topics' settings, at the lag of groups, and at records.
     yield Grant(OPERATOR, "describe_configs", "topic", EVERY)
     yield Grant(OPERATOR, "describe", "group", EVERY)
@@ -89,3 +90,8 @@ def worker_group(stack: str) -> str:
 def biller_group(stack: str) -> str:
     """In which the billers of a stack divide the partitions of usage among themselves."""
     return f"{stack}-billers"
+
+
+def leader_group(stack: str, name: str) -> str:
+    """The consumer group whose one partition the leader among the processes of this name has."""
+    return f"{stack}-{name}"

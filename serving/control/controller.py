@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, assert_never
@@ -26,6 +26,8 @@ from events.process.file_lock import FileLock
 from events.process.health import serve_health
 from events.process.json_logging import start_logging
 from events.process.settings import Settings
+from events.schema.codec import Codec
+from serving.control.leadership import Leadership, NotLeader
 from serving.control.retries import Retries, attempts_exhausted
 from serving.control.serve_plan import ApplyConfig, Blocked, ConfigVersion, KeepConfig, attempt_of, plan
 from serving.control.serve_rest import DEPLOY_FAILED, ConfigRefused, ServeRest, ServeStatus, ServeUnavailable
@@ -37,6 +39,7 @@ from serving.serve_names import APPLIED_APP
 logger = logging.getLogger(__name__)
 
 TOPICS = ("models", "deployments")
+FOLLOW_S = 0.25
 BUSY_S, IDLE_S = 0.25, 1.0
 """How often Ray is asked: while something loads, and while nothing does."""
 DRAIN_S = 5.0
@@ -46,7 +49,7 @@ DEPLOY_RULE = "controller.deploy_failed"
 
 
 class Controller:
-    """The process: opens the log, waits until it is the only one, and runs rounds until it is stopped."""
+    """The process: folds the log, and while it leads, it runs rounds, until it is stopped."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -54,6 +57,8 @@ class Controller:
         self._routes = Routes()
         self._health: dict[str, Any] = {"status": "starting", "lag": None, "detail": "starting"}
         self._fold_runner: FoldRunner | None = None
+        self._alerts: Alerts | None = None
+        """While this process leads."""
 
     def health(self) -> Mapping[str, Any]:
         """For /healthz."""
@@ -73,41 +78,68 @@ class Controller:
 
     def run(self) -> None:
         """Until stopped. Raises what stops the fold: the supervisor starts a new process."""
-        with self._only_one() as only_one:
+        with self._only_one_here() as only_one:
             if not only_one:
                 return
+            codec, log_id = self._schemas()
             writer, rest = Writer(self.settings, PRODUCER), ServeRest(self.settings)
-            runner, rounds = self._open(writer, rest)
+            snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
+            runner = FoldRunner(
+                self.settings,
+                codec,
+                log_id,
+                TOPICS,
+                self._routes,
+                name=PRODUCER,
+                snapshot=snapshot,
+                alarm=LeadersAlarm(lambda: self._alerts),
+            )
             self._fold_runner = runner
             runner.start()
             try:
-                while not self._stop.is_set():
-                    if runner.failure is not None:
-                        raise runner.failure
-                    self._stop.wait(self._round(runner, rounds))
+                with Leadership(self.settings, PRODUCER) as leadership:
+                    self._lead_forever(runner, leadership, lambda: self._rounds(codec, log_id, writer, rest, leadership))
             finally:
                 runner.stop()
                 writer.close()
                 rest.close()
 
-    def _open(self, writer: Writer, rest: ServeRest) -> tuple[FoldRunner, Rounds]:
+    def _lead_forever(self, runner: FoldRunner, leadership: Leadership, new_rounds: Callable[[], Rounds]) -> None:
+        """Rounds begin anew each time that this process comes to lead: another one may have done some meanwhile."""
+        rounds: Rounds | None = None
+        while not self._stop.is_set():
+            if runner.failure is not None:
+                raise runner.failure
+            if not leadership.leads:
+                rounds = self._alerts = None
+                self._set_health("starting", "another controller leads, or none yet; this one folds the log")
+                self._stop.wait(FOLLOW_S)
+                continue
+            rounds = rounds or new_rounds()
+            self._stop.wait(self._round(runner, rounds))
+
+    def _schemas(self) -> tuple[Codec, str]:
         reader = Reader(self.settings, "controller-start")
         try:
-            codec, log_id = open_codec(self.settings, reader)
-            publisher = FactPublisher(writer, codec)
-            alerts = Alerts(PRODUCER, publisher)
+            return open_codec(self.settings, reader)
+        finally:
+            reader.close()
+
+    def _rounds(self, codec: Codec, log_id: str, writer: Writer, rest: ServeRest, leadership: Leadership) -> Rounds:
+        reader, publisher = Reader(self.settings, "controller-start"), FactPublisher(writer, codec)
+        alerts = Alerts(PRODUCER, publisher)
+        try:
             with suppress(LogUnavailable):  # an alert that stays open does less harm than a controller that does not start
                 alerts.restore(codec, (record.value for record in reader.read("alerts")))
         finally:
             reader.close()
-        snapshot = self.settings.folder / "snapshots" / "controller.snapshot"
-        runner = FoldRunner(self.settings, codec, log_id, TOPICS, self._routes, name=PRODUCER, snapshot=snapshot, alarm=alerts)
-        rounds = Rounds(self.settings, log_id, self._routes, rest, alerts=alerts, reports=VersionReports(PRODUCER, publisher))
-        return runner, rounds
+        self._alerts, reports = alerts, VersionReports(PRODUCER, publisher)
+        return Rounds(self.settings, log_id, self._routes, rest, alerts=alerts, reports=reports, leadership=leadership)
 
     @contextmanager
-    def _only_one(self) -> Generator[bool]:
-        """One controller per stack: a second waits until the first has ended, with which its lock goes. False when stopped meanwhile."""
+    def _only_one_here(self) -> Generator[bool]:
+        """One controller per data folder: a second waits until the first has ended, with which its lock goes. False when stopped meanwhile.
+        Those of other hosts, which have folders of their own, wait for the leader (`Leadership`)."""
         with FileLock(self.settings.folder / "controller.lock") as lock:
             while not self._stop.is_set():
                 if lock.acquire():
@@ -130,6 +162,9 @@ class Controller:
         except ConfigRefused as e:
             self._set_health("failed", f"Ray refused the configuration: {e}")
             return IDLE_S
+        except NotLeader as e:
+            self._set_health("starting", str(e))
+            return FOLLOW_S
         self._set_health(status, detail)
         return BUSY_S if busy else IDLE_S
 
@@ -139,20 +174,44 @@ class Controller:
         self._health = {"status": status, "lag": None, "detail": detail}
 
 
+class LeadersAlarm:
+    """The fold's alarm: a process that does not lead leaves it to the one that does, which meets the same records."""
+
+    def __init__(self, alerts: Callable[[], Alerts | None]) -> None:
+        self._alerts = alerts
+
+    def raise_(self, subject: str, rule: str, message: str, remedy: str) -> None:
+        if (alerts := self._alerts()) is not None:
+            alerts.raise_(subject, rule, message, remedy)
+
+    def resolve(self, subject: str, rule: str) -> None:
+        if (alerts := self._alerts()) is not None:
+            alerts.resolve(subject, rule)
+
+
 class Rounds:
     """What one round does: reconcile Ray with the facts, then report what became of each version."""
 
     def __init__(
-        self, settings: Settings, log_id: str, routes: Routes, rest: ServeRest, *, alerts: Alerts, reports: VersionReports
+        self,
+        settings: Settings,
+        log_id: str,
+        routes: Routes,
+        rest: ServeRest,
+        *,
+        alerts: Alerts,
+        reports: VersionReports,
+        leadership: Leadership,
     ) -> None:
         self._settings, self._log_id, self._routes, self._rest = settings, log_id, routes, rest
-        self._alerts, self._reports = alerts, reports
+        self._alerts, self._reports, self._leadership = alerts, reports, leadership
         self._retries = Retries()
         self._withdrawn_since: dict[str, float] = {}
         self._applied: ConfigVersion | None = None
 
     def run(self, store: str, position: int) -> tuple[bool, str, str]:
-        """Whether something is loading, and the controller's health: status and detail. Raises ServeUnavailable, ConfigRefused."""
+        """Whether something is loading, and the controller's health: status and detail. Raises ServeUnavailable, ConfigRefused, NotLeader."""
+        self._leadership.ensure()  # else it would report, and alert, beside the one that leads
         serve = self._rest.status()
         busy, status, detail = self._reconcile(ConfigVersion(self._log_id, store, position), serve)
         for version in self._deployed():
@@ -175,7 +234,7 @@ class Rounds:
             case ApplyConfig(config, removed, unknown_apps, blocked):
                 apps = len(config["applications"])
                 logger.info("applying position %d: %d applications, removing %s", now.position, apps, list(removed) or "none")
-                self._rest.apply(config)
+                self._rest.apply(config, until=self._leadership.ensure())
                 self._applied = now
             case KeepConfig(unknown_apps, blocked):
                 self._applied = serve.applied.version

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -66,10 +69,13 @@ class ServeRest:
                 version = _version_of(config)
         return ServeStatus(AppliedConfig(version, configs), statuses)
 
-    def apply(self, config: Config) -> None:
-        """Raises ServeUnavailable, ConfigRefused."""
+    def apply(self, config: Config, *, until: float = math.inf) -> None:
+        """`until` (`time.monotonic`): later, another controller may have applied one. Raises ServeUnavailable, ConfigRefused."""
+        body = json.dumps(config).encode()
+        if time.monotonic() > until:
+            raise ServeUnavailable("this process was paused; it asks again who leads")
         try:
-            response = self._client.put("/api/serve/applications/", json=config)
+            response = self._client.put("/api/serve/applications/", content=body, headers={"Content-Type": "application/json"})
         except httpx.HTTPError as e:
             raise ServeUnavailable(f"{type(e).__name__}: {e}") from e
         if response.status_code >= 500:

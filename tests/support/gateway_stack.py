@@ -172,6 +172,7 @@ def settings_of_another_log(gateway: GatewayStack, other: Settings, folder: Path
     change: dict[str, Any] = {
         **signers,
         **reached_from_elsewhere(other, "controller"),
+        "stack": other.stack,
         "registry_url": other.registry,
         "data": folder,
         "ray_dashboard_url": gateway.settings.ray_dashboard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +11,12 @@ import pytest
 
 from events.log import fold_runner
 from events.log.chain import ChainPosition, Claim, claim_of
-from events.log.client import Writer
 from events.log.heartbeat import TOPIC as HEARTBEATS
 from events.log.record import Coordinate, Record
 from projections.catalog import sink
 from projections.catalog.record_alerts import RecordAlerts, StallAlerts
 from projections.dead_letters.forged_alerts import ForgedAlerts
 from serving.control.controller import Controller
-from serving.control.serve_rest import ServeRest
 from tests.support.market import MODEL, Market, running_market
 from tests.support.polling import eventually
 
@@ -88,14 +87,15 @@ def test_a_worker_raises_an_alert_for_a_partition_that_waits_and_resolves_it_whe
 def test_the_controller_raises_alerts_for_a_partition_that_waits_and_for_forged_heartbeats(
     market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """There is no Ray: the controller leads, and has nothing to write to."""
     market.tenant("standard")
-    writer = Writer(market.settings, "test-controller")
     controller = Controller(market.settings)
-    runner, _ = controller._open(writer, ServeRest(market.settings))  # pyright: ignore[reportPrivateUsage]
-    controller._fold_runner = runner  # pyright: ignore[reportPrivateUsage]
-    runner.start()
+    thread = threading.Thread(target=controller.run)
+    thread.start()
     try:
-        assert runner.wait_caught_up(60)
+        eventually(lambda: "Ray does not answer" in str(controller.health()["detail"]), "it leads")
+        runner = controller._fold_runner  # pyright: ignore[reportPrivateUsage]
+        assert runner is not None
         first = unproven(market, "models")
         subject, rule = f"{first.topic}/{first.partition}", "controller.stalled"
         eventually(lambda: names(market, subject, rule) == ["AlertRaised"], "the partition waits")
@@ -113,8 +113,9 @@ def test_the_controller_raises_alerts_for_a_partition_that_waits_and_for_forged_
         )
         assert "did not sign" not in str(controller.health()["detail"])
     finally:
-        runner.stop()
-        writer.close()
+        controller.stop()
+        thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("code", ["misplaced", "no_place"])
