@@ -6,7 +6,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -90,7 +90,7 @@ class Server:
 
 
 @contextmanager
-def serving(engine: ClickHouseProcess, *answers: Answer) -> Iterator[Server]:
+def serving(engine: ClickHouseProcess, *answers: Answer) -> Generator[Server]:
     server = Server(engine, *answers)
     try:
         yield server

@@ -98,7 +98,8 @@ def cut(market: Market, tenant: str, number: int) -> None:
 
     def ready() -> bool:
         decided = issuer._decided_so_far()  # pyright: ignore[reportPrivateUsage]
-        return not isinstance(issuer._ready(tenant, number, decided), Deferred)  # pyright: ignore[reportPrivateUsage]
+        ((_, found),) = issuer._ready([(tenant, number)], decided)  # pyright: ignore[reportPrivateUsage]
+        return not isinstance(found, Deferred)
 
     market.fold_until(ready, "what was decided is in the tables")
 

@@ -169,7 +169,7 @@ def test_one_address_has_its_share_of_the_connections_and_gets_it_back() -> None
 
 @pytest.mark.parametrize("bounds", [{"address_max": 4}, {"connections_max": 4, "address_max": 4}], ids=["one address", "the whole server"])
 @pytest.mark.parametrize("answered", [False, True], ids=["silent", "idle after an answer"])
-def test_connections_that_ask_nothing_refuse_nobody(bounds: dict[str, int], answered: bool) -> None:
+def test_connections_that_ask_nothing_refuse_nobody(bounds: dict[str, Any], answered: bool) -> None:
     async def test() -> None:
         async with running(Api(headers_s_max=60, **bounds)) as api:
             held = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
