@@ -166,7 +166,12 @@ def test_who_writes_what() -> None:
     }
 
 
-def test_only_workers_and_billers_share_a_consumer_group_and_only_set_up_changes_topics() -> None:
+def test_only_workers_billers_and_controllers_share_a_consumer_group_and_only_set_up_changes_topics() -> None:
     joined = {(grant.role, grant.name) for grant in grants("s") if (grant.resource, grant.operation) == ("group", "read")}
-    assert joined == {("worker", "s-projections"), ("biller", "s-billers"), ("operator", "console-consumer-")}
+    assert joined == {
+        ("worker", "s-projections"),
+        ("biller", "s-billers"),
+        ("controller", "s-controller"),
+        ("operator", "console-consumer-"),
+    }
     assert {grant.operation for grant in grants("s")} == {"read", "write", "describe", "describe_configs"}
