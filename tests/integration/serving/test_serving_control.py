@@ -223,10 +223,10 @@ def reads_all_that_was_there(gateway: GatewayStack, new: str, tmp_path: Path, mo
     applied: list[bool] = []
     send = ServeRest.apply
 
-    def watched(rest: ServeRest, config: dict[str, Any]) -> None:
+    def watched(rest: ServeRest, config: dict[str, Any], **until: float) -> None:
         partitions = controller._fold_runner._partitions  # pyright: ignore
         applied.append(all(partitions[tp].next_offset >= end for tp, end in ends.items()))
-        send(rest, config)
+        send(rest, config, **until)
 
     monkeypatch.setattr(ServeRest, "apply", watched)
     thread = threading.Thread(target=controller.run)
