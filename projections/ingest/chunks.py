@@ -41,8 +41,8 @@ from projections.ingest.sink import Chunk, Sink
 logger = logging.getLogger(__name__)
 AWAY = ("Unable ", "Error sending ", "Heartbeat ", "Group Coordinator Request ", "OffsetCommit ", "LeaveGroup ")
 """How the messages of aiokafka begin while a broker is away; a session that is over ends the process here (K8)."""
-for name in ("client", "consumer.group_coordinator"):
-    logging.getLogger(f"aiokafka.{name}").addFilter(ConnectionWarnings(*AWAY))
+for name in ("aiokafka", "aiokafka.consumer.group_coordinator"):  # the loggers of its client and its coordinator
+    logging.getLogger(name).addFilter(ConnectionWarnings(*AWAY))
 
 FETCH_BYTES_MIN, FETCH_WAIT_MS_MAX = 1 << 18, 100
 """The broker answers with a quarter megabyte or after 100 ms: else a fetch every few ms for a handful of facts."""
