@@ -1,4 +1,4 @@
-"""Functions that Ray calls in its own processes: they keep the local stack small and off the network.
+"""Two functions that Ray calls in its own processes: they keep the local stack small and off the network.
 
 They live outside the launcher's package, so that no Ray worker loads the launcher.
 """
@@ -6,15 +6,11 @@ They live outside the launcher's package, so that no Ray worker loads the launch
 from __future__ import annotations
 
 import functools
-import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 T = TypeVar("T")
-FOLDER, LAUNCH = "MODELMARKET_WORKER_FORKS", Path(__file__).parent / "worker_forks" / "launch.py"
 
 RAYLET_S_MAX = 60.0
 """How long this node's own raylet may take to report. Ray's own bound is 30 s, and a busy machine took longer, again at each new try. One that
@@ -36,20 +32,10 @@ def small_head(parameters: StartParameters, head: bool) -> None:
     def start_small(command: list[str], process_type: str, *arguments: object, **named: object) -> object:
         if process_type == "dashboard":  # of its modules, each a process, only these two are used
             command = [*command, "--modules-to-load=ServeHead,NodeHead"]
-        if process_type == "raylet":
-            command = forking(command)
         return start(command, process_type, *arguments, **named)
 
     setattr(services, "start_ray_process", start_small)  # noqa: B010, it has a type of its own
     services.get_node = patient(services.get_node, RAYLET_S_MAX)
-
-
-def forking(command: list[str]) -> list[str]:
-    """The command of a node, so that its workers are forks (`infra/worker_forks`) where MODELMARKET_WORKER_FORKS names a folder."""
-    ordinary = f"--python_worker_command={sys.executable} "
-    if FOLDER not in os.environ:
-        return command
-    return [f"{ordinary}-S -E {LAUNCH} {c.removeprefix(ordinary)}" if c.startswith(ordinary) else c for c in command]
 
 
 def patient(ask: Callable[..., T], seconds: float, pause_s: float = 0.2) -> Callable[..., T]:

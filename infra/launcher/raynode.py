@@ -74,7 +74,6 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
         # Off, Ray takes loopback for the node's own address, as it does on a Mac; on, it replaces it by the machine's public one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_START_HOOK": "infra.rayhook.small_head",
-        "MODELMARKET_WORKER_FORKS": str(paths.short),
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "infra.rayhook.replicas_on_loopback",
         "AUTOSCALER_METRIC_PORT": str(settings.port(MONITOR_METRICS)),
         "DASHBOARD_METRIC_PORT": str(settings.port(DASHBOARD_METRICS)),

@@ -16,7 +16,6 @@ import orjson
 import pytest
 
 from events.process.settings import Settings
-from infra import rayhook
 from infra.launcher import raynode
 from infra.launcher.paths import ROOT, paths_of
 from infra.launcher.ports import free_block
@@ -111,17 +110,6 @@ def test_a_ray_that_does_not_answer_does_not_stop_a_start(settings: Settings) ->
     paths.ray_token.parent.mkdir(parents=True, exist_ok=True)
     paths.ray_token.write_text("secret")
     raynode.begin_serve(settings, paths).close()
-
-
-def test_a_nodes_workers_are_started_by_the_program_that_forks_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = subprocess.list2cmdline([sys.executable, "setup_worker.py", "default_worker.py", "--node-id=1"])  # as Ray writes it
-    command = ["raylet", f"--python_worker_command={worker}", "--head"]
-    monkeypatch.delenv(rayhook.FOLDER, raising=False)
-    assert rayhook.forking(command) == command
-    monkeypatch.setenv(rayhook.FOLDER, "/nowhere")
-    forks = f"--python_worker_command={sys.executable} -S -E {rayhook.LAUNCH} setup_worker.py default_worker.py --node-id=1"
-    assert rayhook.forking(command) == ["raylet", forks, "--head"]
-    assert rayhook.LAUNCH.exists()
 
 
 def test_serve_calls_what_its_environment_names(settings: Settings) -> None:

@@ -1,1 +1,0 @@
-"""Ray's worker processes as forks of one process that has imported what all of them need."""
