@@ -27,7 +27,10 @@ from events.process.settings import Settings
 from infra.launcher import Stack
 from infra.launcher.ports import free_block
 
-NAMES = ("stack", "log_to_table", "fold", "commands", "invoke", "catalog", "checks", "month_end", "next_bill", "noisy_neighbour")
+NAMES = (
+    *("stack", "log_to_table", "fold", "commands", "invoke", "catalog", "checks", "month_end", "next_bill", "noisy_neighbour"),
+    "many_models",
+)
 console = Console()
 
 

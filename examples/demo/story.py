@@ -153,18 +153,18 @@ class Story:
                 "compliance": {"licence": "BSD-3-Clause", "data_sources": ["scikit-learn digits (UCI)"], "data_level": "public"},
             },
         )
-        self._add_version(model, [])
+        self.add_version(MODEL, model, [])
         path = f"/v1/models/{MODEL}/versions/{model.version}/reviews"
         refused = self.alice.command("POST", path, {"review": "business", "verdict": "approved"}, expect=403)
         self.narrate(f"alice may not approve her own model: [yellow]{refused['code']}[/], {refused['detail']}")
-        self._approve(model)
+        self.approve(MODEL, model)
         self.written()
 
-    def _add_version(self, model: Trained, parents: list[str]) -> None:
+    def add_version(self, name: str, model: Trained, parents: list[str]) -> None:
         self.alice.command("PUT", f"/v1/artifacts/{model.digest}", model.onnx)
         self.alice.command(
             "POST",
-            f"/v1/models/{MODEL}/versions",
+            f"/v1/models/{name}/versions",
             {
                 "version": model.version,
                 "artifact": model.digest,
@@ -180,10 +180,10 @@ class Story:
                 "lineage": {"parents": parents, "data_sets": ["sklearn.datasets.load_digits"], "hyperparameters": model.hyperparameters},
             },
         )
-        self.alice.command("POST", f"/v1/models/{MODEL}/versions/{model.version}/submit")
+        self.alice.command("POST", f"/v1/models/{name}/versions/{model.version}/submit")
 
-    def _approve(self, model: Trained) -> None:
-        path = f"/v1/models/{MODEL}/versions/{model.version}/reviews"
+    def approve(self, name: str, model: Trained) -> None:
+        path = f"/v1/models/{name}/versions/{model.version}/reviews"
         self.bob.command("POST", path, {"review": "business", "verdict": "approved", "comment": "useful"})
         self.carol.command("POST", path, {"review": "security", "verdict": "approved", "comment": "no external data"})
 
@@ -240,8 +240,8 @@ class Story:
 
     def canary(self, first: Trained, second: Trained) -> None:
         self.chapter(f"Version {second.version} takes {CANARY_PERCENT} % of the calls")
-        self._add_version(second, [first.version])
-        self._approve(second)
+        self.add_version(MODEL, second, [first.version])
+        self.approve(MODEL, second)
         self.alice.command("POST", f"/v1/models/{MODEL}/rollouts", {"version": second.version, "weight_percent": CANARY_PERCENT})
         until(f"{second.version} ready", lambda: self.globex.ready(MODEL, second.version))
         answers = self._call(CALLER, self.globex, [i % 1797 for i in range(CANARY_CALLS)], "canary")

@@ -70,7 +70,7 @@ class Gateway:
 
     def __init__(self, cluster: KafkaCluster) -> None:
         self.load, self._go_on = Load(), True
-        self._writer = Writer(cluster.settings_of("ray"), "gateway")
+        self._writer = Writer(cluster.settings_of("gateway"), "gateway")
         epoch = ProducerEpoch("gateway", f"epoch-{new_id()}", "log", "local")
         self.epoch = epoch.epoch_id
         self._meter = Meter(self._writer, todays_codec(), epoch, SigningKey.new(), acknowledge_s_max=ACKNOWLEDGE_S_MAX)
