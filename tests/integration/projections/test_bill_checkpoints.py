@@ -297,7 +297,7 @@ def test_two_billers_divide_the_tenants_and_a_killed_ones_are_the_others(market:
         one.kill()
         for tenant in tenants:
             assert verified(market, tenant) == [3]
-        eventually(lambda: set(two.state()["partitions"]) == PARTITIONS, lambda: f"it has all partitions: {two.state()}")
+        eventually(lambda: frozenset[int](two.state()["partitions"]) == PARTITIONS, lambda: f"it has all partitions: {two.state()}")
         two.process.terminate()
         assert two.process.wait(60) == 0
     for tenant in tenants:
