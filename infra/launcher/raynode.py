@@ -80,6 +80,8 @@ def environment(settings: Settings, paths: StackPaths) -> dict[str, str]:
         # At `down` no other node can take anything over, so draining is of no use (default 30 s).
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Which would give each replica an HTTP server of its own, on every interface.
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     }
 
 
